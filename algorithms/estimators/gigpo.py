@@ -43,7 +43,7 @@ def gigpo(
     *,
     gamma: float = 0.95,
     step_weight: float = 1.0,
-    mode: str = "mean_std_norm",
+    mode: str = "mean_norm",
     statistics: str = "turns",
     invalid_penalty: float = 0.1,
     similarity: float | None = None,
