@@ -1,8 +1,9 @@
 """Warm start: clone a scripted expert before reinforcement learning, so that a small policy succeeds now and then.
 
-Episodes are played by the expert with a share of its moves replaced by other ones (`noise`); the expert, who sees what
-came of it, says at every turn what it would do, and that is the target. Without the detours a cloned policy has never
-seen a refused action, and repeats one for ever once it makes it.
+Episodes are played by the expert with a share of its moves (`noise`) replaced by actions that the environment refuses;
+the expert, who sees what came of it, says at every turn what it would do, and that is the target. Without them a cloned
+policy has never seen a refusal, and repeats a refused action for ever once it makes it. They change nothing, so that
+nothing has to be learnt about mending what they did.
 
 A lesson is one episode as one sequence. Where another action was played than the expert wanted, the ids hold what
 was played and the target, at the first id that differs, is what was wanted; the rest of that action has no target.
@@ -35,6 +36,8 @@ from envs.pool import EnvPool
 
 logger = logging.getLogger(__name__)
 
+REPEAT = 0.5  # probability that a refused action is played once more
+REFUSED_TRIES = 20  # draws for an action that is not admissible
 NO_TARGET = -100  # the index that torch.nn.functional.cross_entropy skips
 
 
@@ -53,7 +56,7 @@ class WarmStart:
     """How much to clone."""
 
     episodes: int  # played by the expert
-    noise: float  # share of the expert's moves that are replaced by others
+    noise: float  # share of the expert's moves that are replaced by refused actions
     steps: int  # optimiser steps
     tokens_per_step: int
     max_turns: int  # of an episode that is played to learn from
@@ -97,15 +100,18 @@ def make_lesson(sample: Sample, wanted: Sequence[Sequence[int]], observation_wei
 class Demonstrator:
     """An agent that plays to be learnt from: `wanted` collects what the teacher would have done, turn by turn.
 
-    It plays that, or with probability `noise` an action that was admissible at some turn of the episode: those of now
-    are detours, older ones are often refused.
+    It plays that, or with probability `noise` an action that is not admissible now, but was earlier in the episode or
+    in another one; and a refused action again with probability `REPEAT`, because how to end a loop is learnt inside of
+    loops. Where an environment does not tell what is admissible, or that is always the same, it plays no other action.
     """
 
     def __init__(self, teacher: Agent, prompter: Prompter, tokenizer: Any, noise: float, seed: int) -> None:
         self.teacher, self.prompter, self.tokenizer, self.noise = teacher, prompter, tokenizer, noise
         self.rng = np.random.default_rng(seed)
         self.wanted: dict[int, list[list[int]]] = {}  # key of the episode -> ids wanted at each turn
-        self._admissible: dict[int, list[str]] = {}
+        self._admissible: dict[int, list[str]] = {}  # key of the episode -> what was admissible at each turn
+        self._anywhere: list[str] = []  # the same of all episodes
+        self._refused: dict[int, str | None] = {}  # key of the episode -> what was refused at the last turn
 
     def act(self, views: Sequence[View]) -> list[Decision]:
         """What the teacher would do, most of the time."""
@@ -114,16 +120,27 @@ class Demonstrator:
 
     def _demonstrate(self, view: View, want: str) -> Decision:
         self.wanted.setdefault(view.key, []).append(self.prompter.action_ids(self.tokenizer, want))
-        seen = self._admissible.setdefault(view.key, [])
-        seen += view.info["admissible"] or []
-        other = bool(seen) and self.rng.random() < self.noise
-        action = seen[int(self.rng.integers(len(seen)))] if other else want
+        admissible = view.info["admissible"] or []
+        self._admissible.setdefault(view.key, []).extend(admissible)
+        self._anywhere.extend(admissible)
+        refused = self._refused.get(view.key)
+        if refused is None or refused in admissible or self.rng.random() >= REPEAT:
+            refused = self._draw_refused(view.key, admissible) if self.rng.random() < self.noise else None
+        self._refused[view.key] = refused
+        action = want if refused is None else refused
         ids = self.prompter.action_ids(self.tokenizer, action)
         prompt = self.prompter.prompt_ids(self.tokenizer, view.episode.turns, view.observation, view.info)
         return Decision(action, prompt_ids=prompt, completion_ids=ids, logprobs=[0.0] * len(ids))
 
+    def _draw_refused(self, key: int, admissible: Sequence[str]) -> str | None:
+        """An action that the environment will refuse now; None where none is found."""
+        seen = self._admissible[key] if self.rng.random() < 0.5 else self._anywhere
+        draws = self.rng.integers(len(seen), size=REFUSED_TRIES) if seen else ()
+        return next((seen[i] for i in draws if seen[i] not in admissible), None)
+
     def finish(self, key: int) -> None:
         self._admissible.pop(key, None)
+        self._refused.pop(key, None)
         self.teacher.finish(key)
 
     def lessons(self, episodes: Sequence[Episode], observation_weight: float) -> list[Lesson]:

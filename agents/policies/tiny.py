@@ -64,13 +64,16 @@ def build_tokenizer(texts: Iterable[str], min_phrase: int = 20, max_phrases: int
 
 
 def _all_numbers(names: Iterable[str]) -> set[str]:
-    """The names seen, and those of the same kind with every smaller number: " drawer 3" brings " drawer 1"."""
+    """The names seen, those of the same kind with a smaller number, and one more: " drawer 3" brings " drawer 1" to 4.
+
+    A kind seen with numbers up to n comes with n + 1 in some game that was not read; then it should not be spelled.
+    """
     largest: dict[str, int] = {}
     for name in names:
         kind, number = name.rsplit(" ", 1)
         if len(number) <= 2:  # a longer number is an amount, not a name
             largest[kind] = max(largest.get(kind, 1), int(number))
-    return {f"{kind} {i}" for kind, top in largest.items() for i in range(1, top + 1)}
+    return {f"{kind} {i}" for kind, top in largest.items() for i in range(1, top + 2)}
 
 
 def build_model(
