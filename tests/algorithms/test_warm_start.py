@@ -1,7 +1,16 @@
 """What becomes a target when another action was played than the expert wanted."""
 
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from agents.agent import Decision, View
+from agents.episode import Episode
+from agents.prompts import Transcript
 from agents.samples import Sample
-from algorithms.warm_start import NO_TARGET, make_lesson
+from algorithms.warm_start import NO_TARGET, Demonstrator, make_lesson
+from tests.agents.toys import corridor, random_policy
 
 # observation [7, 8], played [3, 4, 1], observation [9], played [5, 1]
 SAMPLE = Sample(
@@ -31,3 +40,39 @@ def test_a_wanted_action_that_is_shorter_ends_where_it_should() -> None:
 def test_turns_that_touch_are_told_apart() -> None:
     touching = Sample(ids=[7, 3, 4], mask=[False, True, True], logprobs=[0.0] * 3, turn=[-1, 0, 1])
     assert make_lesson(touching, [[3], [6]], 0.5).targets == [7, 3, 6]
+
+
+class GoesRight:
+    """A teacher with one idea."""
+
+    def act(self, views: Sequence[View]) -> list[Decision]:
+        return [Decision("go right") for _ in views]
+
+    def finish(self, key: int) -> None: ...
+
+
+def demonstrate(noise: float, admissible: Sequence[Sequence[str]], turns: int = 400) -> list[tuple[str, Sequence[str]]]:
+    """What is played, and what was admissible then, where the admissible actions change at every turn."""
+    demonstrator = Demonstrator(GoesRight(), Transcript(), random_policy().tokenizer, noise, seed=3)
+    played = []
+    for turn in range(turns):
+        known = admissible[turn % len(admissible)]
+        view = View(0, Episode(corridor(), 0), "You are in room 1.", {"admissible": list(known)})
+        played.append((demonstrator.act([view])[0].action, known))
+    return played
+
+
+def test_noise_is_refused_and_repeats_itself() -> None:
+    rooms = [["go right", "open door 1"], ["go right", "go left"], ["go right"]]
+    played = demonstrate(0.1, rooms)
+    refused = [action not in known for action, known in played]
+    assert all(action == "go right" for (action, _), no in zip(played, refused, strict=True) if not no)
+    assert {action for (action, _), no in zip(played, refused, strict=True) if no} == {"open door 1", "go left"}
+    assert 0.05 < np.mean(refused) < 0.25
+    again = np.mean([b for a, b in pairwise(refused) if a])
+    assert again > 2 * np.mean(refused)  # where it is still refused a turn later
+
+
+def test_there_is_no_noise_where_nothing_is_refused() -> None:
+    assert {action for action, _ in demonstrate(0.9, [["go right", "go left"]])} == {"go right"}
+    assert {action for action, _ in demonstrate(0.9, [[]])} == {"go right"}
