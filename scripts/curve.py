@@ -38,6 +38,7 @@ def draw_curve(run: Path, title: str) -> Path:
         axes.errorbar(update, rate, [rate - low, high - rate], marker="o", capsize=3, label=f"{label} (95 % interval)")
     axes.set(xlabel="update", ylabel="success", ylim=(0, 1), title=title)
     axes.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
+    axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right", frameon=False)
     target = run / "curve.png"

@@ -181,9 +181,26 @@ def _report(cfg: DictConfig, run: Path, task_set: TaskSet, trainer: Trainer, jud
         f"## {split}, {trainer.update} updates, temperature {cfg.eval.temperature:g}\n\n{evaluation.to_markdown()}"
         for split, evaluation in judge.evaluations.items()
     )
+    text = f"{_history(trainer.metrics_file, [f'eval/{judge.name}/{split}' for split in judge.evaluations])}\n{text}"
     write_whole(run / "evaluation.md", f"# {title}\n\n{text}")
     console.print(text, markup=False)
     console.print(f"curve: {curve}\nnewest checkpoint: {checkpoints(run)[-1]}", soft_wrap=True)
+
+
+def _history(metrics_file: Path, prefixes: list[str]) -> str:
+    """A table of the success of every evaluation of the run, with 95 % intervals."""
+    rows = [
+        f"| update | {' | '.join(prefix.rpartition('/')[2] for prefix in prefixes)} |",
+        f"|---:{'|---:' * len(prefixes)}|",
+    ]
+    for line in map(json.loads, metrics_file.read_text(encoding="utf-8").splitlines()):
+        if all(f"{prefix}/success" in line for prefix in prefixes):
+            cells = [
+                f"{line[f'{p}/success']:.1%} ({line[f'{p}/success_low']:.1%} – {line[f'{p}/success_high']:.1%})"
+                for p in prefixes
+            ]
+            rows.append(f"| {line['update']} | {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -54,6 +55,7 @@ def test_a_run_leaves_what_the_readme_promises(whole: tuple[Path, str]) -> None:
     assert (run / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert "games generated from floor plans" in said
     assert "update 4/4" in said
+    assert re.search(r"\| update \| valid_seen \|\n\|---:\|---:\|\n\| 0 \| .*%\) \|\n\| 4 \| .*%\) \|\n", said)
     record = json.loads((run / "evaluation.json").read_text())
     assert record["evaluations"]["valid_seen"]["success"]["n"] == 8
     assert set(record["manifests"]) == {"train", "valid_seen"}
