@@ -233,7 +233,7 @@ def _read_goal(goal: str) -> tuple[str, str, str]:
     raise _ForeignError(f"its goal is none of {', '.join(TASK_TYPES)}")
 
 
-def _display_names(ids: Iterable[str]) -> dict[str, str]:
+def display_names(ids: Iterable[str]) -> dict[str, str]:
     """What players read for each PDDL name: "mug_bar__plus_1" -> "mug 2", numbers falling in the order of the names."""
     names = {}
     left: Counter[str] = Counter()
@@ -278,7 +278,7 @@ def _read_facts(text: str, cleaner_types: tuple[str, ...]) -> dict[str, Any]:
     contents = _masks(facts["inreceptacle"], bits)
     lying = _masks(facts["objectatlocation"], bits)
     inside = _masks(facts["inreceptacleobject"], bits)
-    names = _display_names(objects + receptacles)
+    names = display_names(objects + receptacles)
     return {
         "type": task_type,
         "goal": (sys.intern(goal_type), sys.intern(target_type)),

@@ -21,7 +21,6 @@ import json
 import math
 import random
 import runpy
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -30,6 +29,7 @@ from typing import Any
 
 import numpy as np
 
+from envs.alfworld.game import display_names
 from envs.core import UnknownNameError
 
 # Part of the identity of generated games: it changes whenever a seed would give another game.
@@ -464,20 +464,9 @@ def _problem(seed: int, goal: _Goal, room: _Room, goal_pddl: str) -> str:
     )
 
 
-def _numbered_names(ids: Iterable[str]) -> dict[str, str]:
-    """What a game calls its things: "mug 2". Within a class the first id in sorted order gets the highest number."""
-    names = {}
-    numbers: Counter[str] = Counter()
-    for name in sorted(ids, key=str.lower, reverse=True):
-        kind = name.split("_bar_")[0].lower() + ("basin" if "basin" in name.lower() else "")
-        numbers[kind] += 1
-        names[name] = f"{kind} {numbers[kind]}"
-    return names
-
-
 def _walkthrough(goal: _Goal, room: _Room) -> list[str]:
     """Commands that win: fetch each object, treat it where the task says so, bring it to the target."""
-    names = _numbered_names([r.id for r in room.receptacles] + [o.id for o in room.objects])
+    names = display_names([thing.id.lower() for thing in (*room.receptacles, *room.objects)])
     openable = _package().openable_types
     first = {r.type: r for r in reversed(room.receptacles)}
     commands: list[str] = []
@@ -485,7 +474,7 @@ def _walkthrough(goal: _Goal, room: _Room) -> list[str]:
 
     def visit(receptacle: _Receptacle, reach_in: bool) -> str:
         nonlocal place
-        name = names[receptacle.id]
+        name = names[receptacle.id.lower()]
         if receptacle.place != place:  # the game refuses to go where one stands
             commands.append(f"go to {name}")
             place = receptacle.place
@@ -494,7 +483,7 @@ def _walkthrough(goal: _Goal, room: _Room) -> list[str]:
         return name
 
     for item in room.objects[: goal.count]:
-        name = names[item.id]
+        name = names[item.id.lower()]
         commands.append(f"take {name} from {visit(item.at, reach_in=True)}")
         if goal.tool:
             tool = visit(first[goal.tool], reach_in=False)
@@ -502,7 +491,7 @@ def _walkthrough(goal: _Goal, room: _Room) -> list[str]:
         if goal.target == _LAMP:
             lamp = next(o for o in room.objects if o.type == _LAMP)
             visit(lamp.at, reach_in=False)
-            commands.append(f"use {names[lamp.id]}")
+            commands.append(f"use {names[lamp.id.lower()]}")
         else:
             commands.append(f"move {name} to {visit(first[goal.target], reach_in=True)}")
     return commands
