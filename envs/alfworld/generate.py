@@ -466,7 +466,7 @@ def _problem(seed: int, goal: _Goal, room: _Room, goal_pddl: str) -> str:
 
 def _walkthrough(goal: _Goal, room: _Room) -> list[str]:
     """Commands that win: fetch each object, treat it where the task says so, bring it to the target."""
-    names = display_names([thing.id.lower() for thing in (*room.receptacles, *room.objects)])
+    names = display_names([r.id.lower() for r in room.receptacles] + [o.id.lower() for o in room.objects])
     openable = _package().openable_types
     first = {r.type: r for r in reversed(room.receptacles)}
     commands: list[str] = []
