@@ -2,21 +2,27 @@
 
 Observations are what ALFWorld shows to agents, the reward is 1.0 on the winning action and 0.0 before, and the episode
 ends there or after `max_turns` actions. `info["type"]` is the type of task.
+
+`info["state_key"]` is the last observation that told something, and what the agent holds. A refused action changes
+nothing, so what is done after "Nothing happens." is compared with what others did in the state before; and to stand at
+the sink with a mug is not the state of standing there without.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 from typing import Any
 
-from envs.alfworld.engine import Engine
+from envs.alfworld.engine import NOTHING_HAPPENS, Engine
 from envs.alfworld.game import GAME_FILE, Game, load_game
 from envs.alfworld.reference import ReferenceEngine
 from envs.core import Info, Task, TextEnv, UnknownNameError
 
 ENGINES = ("native", "textworld")
 _log = logging.getLogger(__name__)
+_PICKED_UP = re.compile(r"You pick up the (.+) from the ")
 _said: set[str] = set()  # paths of foreign games that were warned of
 
 
@@ -39,6 +45,8 @@ class ALFWorldEnv(TextEnv):
         self._game: Game | None = None
         self._engine: Engine | ReferenceEngine | None = None
         self._goal = ""
+        self._told = ""  # the last observation but refusals
+        self._held = ""
 
     def _begin(self, task: Any, seed: int | None) -> tuple[str, Info]:
         del seed  # there is no chance in these games
@@ -51,7 +59,8 @@ class ALFWorldEnv(TextEnv):
         engine = self._choose(load_game(os.fspath(path)))
         observation = engine.reset()
         self._goal = observation.partition("Your task is to: ")[2]
-        return observation, self._tell(engine)
+        self._held = ""
+        return observation, self._tell(engine, observation)
 
     def _choose(self, game: Game) -> Engine | ReferenceEngine:
         """The engine for a game: the one at hand where it is the same game."""
@@ -68,25 +77,32 @@ class ALFWorldEnv(TextEnv):
     def _act(self, action: str) -> tuple[str, float, bool, Info]:
         assert self._engine is not None  # there is no step before a reset
         text, reward, done = self._engine.step(action)
-        return text, reward, done, self._tell(self._engine)
+        return text, reward, done, self._tell(self._engine, text)
 
-    def _tell(self, engine: Engine | ReferenceEngine) -> Info:
+    def _tell(self, engine: Engine | ReferenceEngine, observation: str) -> Info:
         assert self._game is not None
+        if observation != NOTHING_HAPPENS:
+            self._told = observation
+        if picked := _PICKED_UP.match(observation):
+            self._held = picked[1]
+        elif observation.startswith(f"You move the {self._held} to "):
+            self._held = ""
         return {
             "goal": self._goal,
             "type": self._game.type,
             "admissible": engine.admissible,
             "score": float(engine.won),
             "success": engine.won,
+            "state_key": f"{self._told}\n{self._held}",
         }
 
     def _save(self) -> Any:
         if self._game is None or not isinstance(self._engine, Engine):
             raise NotImplementedError(f"snapshots need the native engine and a game; here it is {self.playing}")
-        return self._game.path, self._goal, self._engine.snapshot()
+        return self._game.path, self._goal, self._told, self._held, self._engine.snapshot()
 
     def _load(self, saved: Any) -> None:
-        path, self._goal, state = saved
+        path, self._goal, self._told, self._held, state = saved
         engine = self._choose(load_game(path))
         if not isinstance(engine, Engine):
             raise NotImplementedError(f"snapshots need the native engine; here it is {self.playing}")

@@ -585,6 +585,36 @@ def test_winning_pays_one_and_ends_the_episode(tmp_path: Path) -> None:
         assert "take apple 1 from fridge 1" in steps[-1][4]["admissible"]
 
 
+def test_state_key_is_what_was_told_last_and_what_is_held(tmp_path: Path) -> None:
+    env = ALFWorldEnv()
+    _, info = env.reset(options={"task": write(tmp_path, house())})
+    keys = [info["state_key"]]
+
+    def after(action: str) -> str:
+        keys.append(env.step(action)[4]["state_key"])
+        return keys[-1]
+
+    assert after("go to drawer 1") != keys[0]
+    assert after("take apple 1 from drawer 1") == keys[1]  # it is closed: nothing happens, nothing changes
+    assert after("go to fridge 1") not in keys[:-1]
+    empty_handed = keys[-1]
+    after("go to drawer 1")
+    after("open drawer 1")
+    taken = after("take apple 1 from drawer 1")
+    assert after("open drawer 1") == taken
+    snapshot = env.snapshot()
+    holding = after("go to fridge 1")
+    assert holding != empty_handed
+    env.restore(snapshot)
+    assert after("fly") == taken
+    assert after("go to fridge 1") == holding
+    after("open fridge 1")
+    after("move apple 1 to fridge 1")
+    after("go to drawer 1")
+    after("close drawer 1")
+    assert after("go to fridge 1").endswith("\n")  # nothing is held again
+
+
 def test_snapshot_goes_to_another_environment(tmp_path: Path) -> None:
     env, other = ALFWorldEnv(max_turns=8), ALFWorldEnv(max_turns=8)
     env.reset(options={"task": write(tmp_path / "a", house())})
