@@ -36,7 +36,6 @@ from envs.pool import EnvPool
 
 logger = logging.getLogger(__name__)
 
-REPEAT = 0.5  # probability that a refused action is played once more
 REFUSED_TRIES = 20  # draws for an action that is not admissible
 NO_TARGET = -100  # the index that torch.nn.functional.cross_entropy skips
 
@@ -101,8 +100,7 @@ class Demonstrator:
     """An agent that plays to be learnt from: `wanted` collects what the teacher would have done, turn by turn.
 
     It plays that, or with probability `noise` an action that is not admissible now, but was earlier in the episode or
-    in another one; and a refused action again with probability `REPEAT`, because how to end a loop is learnt inside of
-    loops. Where an environment does not tell what is admissible, or that is always the same, it plays no other action.
+    in another one. There are none where an environment does not tell what is admissible, or that is always the same.
     """
 
     def __init__(self, teacher: Agent, prompter: Prompter, tokenizer: Any, noise: float, seed: int) -> None:
@@ -111,7 +109,6 @@ class Demonstrator:
         self.wanted: dict[int, list[list[int]]] = {}  # key of the episode -> ids wanted at each turn
         self._admissible: dict[int, list[str]] = {}  # key of the episode -> what was admissible at each turn
         self._anywhere: list[str] = []  # the same of all episodes
-        self._refused: dict[int, str | None] = {}  # key of the episode -> what was refused at the last turn
 
     def act(self, views: Sequence[View]) -> list[Decision]:
         """What the teacher would do, most of the time."""
@@ -123,10 +120,7 @@ class Demonstrator:
         admissible = view.info["admissible"] or []
         self._admissible.setdefault(view.key, []).extend(admissible)
         self._anywhere.extend(admissible)
-        refused = self._refused.get(view.key)
-        if refused is None or refused in admissible or self.rng.random() >= REPEAT:
-            refused = self._draw_refused(view.key, admissible) if self.rng.random() < self.noise else None
-        self._refused[view.key] = refused
+        refused = self._draw_refused(view.key, admissible) if self.rng.random() < self.noise else None
         action = want if refused is None else refused
         ids = self.prompter.action_ids(self.tokenizer, action)
         prompt = self.prompter.prompt_ids(self.tokenizer, view.episode.turns, view.observation, view.info)
@@ -140,7 +134,6 @@ class Demonstrator:
 
     def finish(self, key: int) -> None:
         self._admissible.pop(key, None)
-        self._refused.pop(key, None)
         self.teacher.finish(key)
 
     def lessons(self, episodes: Sequence[Episode], observation_weight: float) -> list[Lesson]:

@@ -1,8 +1,9 @@
 """A causal language model of transformers on this machine, with a KV cache that lives as long as the episode.
 
 `LocalPolicy.generate` computes only the tokens that are new since the session's last request: the observation that
-came in, then one token at a time. Sessions own rows of one preallocated cache; rows in use are kept together at the
-front, so that a step is a view and not a copy.
+came in, then one token at a time. Sessions own rows of one preallocated cache. Those asked about together are kept
+together at the front, so that a step of all of them is a view and not a copy; a step of some copies theirs, which costs
+less than to compute the others too.
 """
 
 from __future__ import annotations
@@ -34,14 +35,16 @@ def find_device() -> torch.device:
 class SlotCache(Cache):  # type: ignore[misc]
     """Keys and values of many sessions, one row each, of different lengths.
 
-    Before a forward pass `positions` [B, Q] says where each new token goes in rows 0…B-1, and `length` how much of
-    the rows to attend to. Tokens that only pad a row are written behind its end, where the next real token
-    overwrites them before anything attends to them.
+    Before a forward pass `active` [B] says which rows it is about, `front` whether these are the first B, `positions`
+    [B, Q] where each new token goes in them, and `length` how much of them to attend to. Tokens that only pad a row
+    are written behind its end, where the next real token overwrites them before anything attends to them.
     """
 
     def __init__(self, layers: int, heads: int, head_dim: int, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__(layers=[])
         self.rows, self.capacity, self.length = 0, 0, 0
+        self.active = torch.zeros(0, dtype=torch.long, device=device)
+        self.front = True
         self.positions = torch.zeros(0, 0, dtype=torch.long, device=device)
         empty = torch.zeros(0, heads, 0, head_dim, device=device, dtype=dtype)
         self.keys = [empty for _ in range(layers)]  # each [rows, H, capacity, D]
@@ -73,12 +76,13 @@ class SlotCache(Cache):  # type: ignore[misc]
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
         """Write the new tokens' keys and values [B, H, Q, D]; return those of the rows up to `length`."""
-        batch = key_states.shape[0]
-        rows = torch.arange(batch, device=key_states.device)[:, None]
         keys, values = self.keys[layer_idx], self.values[layer_idx]
-        keys[rows, :, self.positions] = key_states.transpose(1, 2)
-        values[rows, :, self.positions] = value_states.transpose(1, 2)
-        return keys[:batch, :, : self.length], values[:batch, :, : self.length]
+        keys[self.active[:, None], :, self.positions] = key_states.transpose(1, 2)
+        values[self.active[:, None], :, self.positions] = value_states.transpose(1, 2)
+        keys, values = keys[:, :, : self.length], values[:, :, : self.length]
+        if self.front:
+            return keys[: len(self.active)], values[: len(self.active)]
+        return keys.index_select(0, self.active), values.index_select(0, self.active)
 
 
 class LocalPolicy:
@@ -126,53 +130,59 @@ class LocalPolicy:
         temperature: float,
         generator: torch.Generator,
     ) -> list[Completion]:
-        n = len(prompts)
         kept = [_common_prefix(self._cached[s], p) for s, p in zip(sessions, prompts, strict=True)]
         # At least one token is computed again, since its output is the distribution of the next.
         kept = [min(k, len(p) - 1) for k, p in zip(kept, prompts, strict=True)]
-        fresh = [p[k:] for k, p in zip(kept, prompts, strict=True)]
-        logits = self._forward(kept, fresh)  # [n, V]
-        lengths = [len(p) for p in prompts]
-        ids: list[list[int]] = [[] for _ in range(n)]
-        logprobs: list[list[float]] = [[] for _ in range(n)]
-        alive = [True] * n
+        logits = self._prefill(kept, [p[k:] for k, p in zip(kept, prompts, strict=True)])  # [n, V]
+        ids: list[list[int]] = [[] for _ in prompts]
+        logprobs: list[list[float]] = [[] for _ in prompts]
         stops = set(self.stop_ids)
-        while True:
+        running = list(range(len(prompts)))
+        while running:
             sampled, sampled_logprobs = _sample(logits, temperature, generator)
-            for row, (token, logprob) in enumerate(zip(sampled.tolist(), sampled_logprobs.tolist(), strict=True)):
-                if alive[row]:
-                    ids[row].append(token)
-                    logprobs[row].append(logprob)
-                    alive[row] = token not in stops and len(ids[row]) < limits[row]
-            if not any(alive):
-                break
-            # Rows that are done ride along: their token lands behind their end and is overwritten later.
-            last = [row[-1:] for row in ids]
-            logits = self._forward(lengths, last)
-            lengths = [length + on for length, on in zip(lengths, alive, strict=True)]
-        for session, prompt, sampled_ids, length in zip(sessions, prompts, ids, lengths, strict=True):
-            self._cached[session] = (prompt + sampled_ids)[:length]
+            for row, token, logprob in zip(running, sampled.tolist(), sampled_logprobs.tolist(), strict=True):
+                ids[row].append(token)
+                logprobs[row].append(logprob)
+            running = [row for row in running if ids[row][-1] not in stops and len(ids[row]) < limits[row]]
+            if running:
+                lengths = [len(prompts[row]) + len(ids[row]) - 1 for row in running]
+                logits = self._forward(running, lengths, [ids[row][-1:] for row in running])
+        for session, prompt, sampled_ids in zip(sessions, prompts, ids, strict=True):
+            self._cached[session] = prompt + sampled_ids[:-1]  # nothing was asked about the last
         return [
             Completion(row_ids, row_logprobs, finished=row_ids[-1] in stops)
             for row_ids, row_logprobs in zip(ids, logprobs, strict=True)
         ]
 
-    def _forward(self, starts: list[int], tokens: list[list[int]]) -> Tensor:
-        """Put `tokens[b]` at position `starts[b]` of row b; the next-token logits [B, V] after each row's last."""
+    def _prefill(self, starts: list[int], tokens: list[list[int]]) -> Tensor:
+        """`_forward` of all rows: those with about as many tokens at a time, for padding would be most of the work."""
+        parts: dict[int, list[int]] = {}  # number of tokens, rounded to a power of two -> rows
+        for row, fresh in enumerate(tokens):
+            parts.setdefault(len(fresh).bit_length(), []).append(row)
+        logits = [self._forward(rows, [starts[r] for r in rows], [tokens[r] for r in rows]) for rows in parts.values()]
+        return torch.cat(logits)[torch.tensor([row for rows in parts.values() for row in rows]).argsort()]
+
+    def _forward(self, rows: list[int], starts: list[int], tokens: list[list[int]]) -> Tensor:
+        """Put `tokens[b]` at position `starts[b]` of `rows[b]`; the next-token logits [B, V] after each row's last."""
         counts = torch.tensor([len(t) for t in tokens], device=self.device)
         width = max(len(t) for t in tokens)
         ids = torch.tensor([t + [0] * (width - len(t)) for t in tokens], device=self.device)  # (B, Q)
         start = torch.tensor(starts, device=self.device)
         positions = start[:, None] + torch.arange(width, device=self.device)  # (B, Q)
         end = max(s + len(t) for s, t in zip(starts, tokens, strict=True))
-        cache = self._room(len(tokens), max(starts) + width)
+        cache = self._room(max(rows) + 1, max(starts) + width)
+        cache.active = torch.tensor(rows, device=self.device)
+        cache.front = rows == list(range(len(rows)))
         cache.positions = positions
         cache.length = min(-(-end // LENGTH_STEP) * LENGTH_STEP, cache.capacity)
-        visible = torch.arange(cache.length, device=self.device) <= positions[:, None, :, None]  # (B, 1, Q, KV)
+        hidden_from = torch.arange(cache.length, device=self.device) > positions[:, None, :, None]  # (B, 1, Q, KV)
+        # Added to the scores of every layer; a mask of booleans would be made into this one in each of them.
+        mask = torch.zeros(hidden_from.shape, dtype=self.model.dtype, device=self.device)
+        mask.masked_fill_(hidden_from, -torch.inf)
         hidden = self.model.base_model(
             input_ids=ids,
             position_ids=positions.clamp(max=self.context_length - 1),
-            attention_mask=visible,
+            attention_mask=mask,
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state  # (B, Q, E)

@@ -1,7 +1,6 @@
 """What becomes a target when another action was played than the expert wanted."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import numpy as np
 
@@ -62,15 +61,13 @@ def demonstrate(noise: float, admissible: Sequence[Sequence[str]], turns: int = 
     return played
 
 
-def test_noise_is_refused_and_repeats_itself() -> None:
+def test_noise_is_refused() -> None:
     rooms = [["go right", "open door 1"], ["go right", "go left"], ["go right"]]
     played = demonstrate(0.1, rooms)
     refused = [action not in known for action, known in played]
     assert all(action == "go right" for (action, _), no in zip(played, refused, strict=True) if not no)
     assert {action for (action, _), no in zip(played, refused, strict=True) if no} == {"open door 1", "go left"}
-    assert 0.05 < np.mean(refused) < 0.25
-    again = np.mean([b for a, b in pairwise(refused) if a])
-    assert again > 2 * np.mean(refused)  # where it is still refused a turn later
+    assert 0.05 < np.mean(refused) < 0.15
 
 
 def test_there_is_no_noise_where_nothing_is_refused() -> None:
