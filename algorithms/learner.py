@@ -85,29 +85,24 @@ class Learner:
         """Learn from all samples once. `advantages` [N] has one entry for each turn that the samples were made of.
 
         Returns the metrics of the update. The first minibatch is seen by the weights that sampled it, so there the
-        difference of log-probabilities is the mismatch between sampling and training.
+        difference of log-probabilities is the mismatch between sampling and training. Where no advantage differs from
+        zero nothing is trained on, and the means over tokens are left out.
         """
         order = rng.permutation(len(samples))
         sums: dict[str, float] = {}
         for number, part in enumerate(np.array_split(order, min(self.config.minibatches, len(samples)))):
             chosen = [samples[i] for i in part]
             totals = self._step(chosen, advantages)
-            if number == 0:
-                sums["mismatch_kl"] = totals["approx_kl"] / totals["tokens"]
-                sums["mismatch_max"] = totals["max_log_ratio"]
+            if number == 0 and totals["tokens"]:
+                sums["mismatch/kl"] = totals["approx_kl"] / totals["tokens"]
+                sums["mismatch/max_ratio"] = math.exp(totals["max_log_ratio"])
             for name in ("loss", "kl", "entropy", "clip_fraction", "tokens", "grad_norm", "steps", "trained_tokens"):
                 sums[name] = sums.get(name, 0.0) + totals[name]
-        tokens = max(sums["tokens"], 1.0)
-        return {
-            "train/loss": sums["loss"] / sums["steps"],
-            "train/kl": sums["kl"] / tokens,
-            "train/entropy": sums["entropy"] / tokens,
-            "train/clip_fraction": sums["clip_fraction"] / tokens,
-            "train/grad_norm": sums["grad_norm"] / sums["steps"],
-            "mismatch/kl": sums["mismatch_kl"],
-            "mismatch/max_ratio": math.exp(sums["mismatch_max"]),
-            "tokens/trained": sums["trained_tokens"],
-        }
+        metrics = {f"train/{name}": sums[name] / sums["steps"] for name in ("loss", "grad_norm")}
+        if sums["tokens"]:
+            metrics |= {f"train/{name}": sums[name] / sums["tokens"] for name in ("kl", "entropy", "clip_fraction")}
+        metrics |= {name: value for name, value in sums.items() if name.startswith("mismatch/")}
+        return {**metrics, "tokens/trained": sums["trained_tokens"]}
 
     def _step(self, samples: Sequence[Sample], advantages: NDArray[np.float64]) -> dict[str, float]:
         """One optimiser step. The divisor is that of all samples, also of those that need no pass of their own."""
@@ -125,7 +120,7 @@ class Learner:
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return {**totals, "grad_norm": float(norm), "steps": 1.0, "tokens": max(totals["tokens"], 1.0)}
+        return {**totals, "grad_norm": float(norm), "steps": 1.0}
 
     def _micro_batches(self, samples: Sequence[Sample], advantages: NDArray[np.float64]) -> list[list[Sample]]:
         """Samples of similar length together, at most `micro_batch_tokens` padded tokens (or one sample) at a time.

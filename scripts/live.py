@@ -85,7 +85,8 @@ class LiveReporter:
         """Add a row for an update, and say an evaluation in a line."""
         self._end_phase(quiet=True)
         if "rollout/success" in metrics:
-            self.rows.append([f"{update}/{self.updates}"] + [f.format(metrics[m]) for m, f in COLUMNS.values()])
+            cells = [form.format(metrics[m]) if m in metrics else "–" for m, form in COLUMNS.values()]
+            self.rows.append([f"{update}/{self.updates}", *cells])
             if not self.console.is_terminal:
                 self.say(
                     f"update {self.rows[-1][0]}  "
