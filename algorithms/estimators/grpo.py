@@ -26,7 +26,7 @@ def grpo(
     *,
     normalize_by_std: bool = True,
     statistics: str = "turns",
-    invalid_penalty: float = 0.1,
+    invalid_penalty: float = 0.01,
     epsilon: float = 1e-6,
 ) -> NDArray[np.float64]:
     """One advantage per turn, [N].
