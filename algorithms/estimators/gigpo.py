@@ -45,7 +45,7 @@ def gigpo(
     step_weight: float = 1.0,
     mode: str = "mean_norm",
     statistics: str = "turns",
-    invalid_penalty: float = 0.01,
+    invalid_penalty: float = 0.1,
     similarity: float | None = None,
     epsilon: float = 1e-6,
 ) -> NDArray[np.float64]:
