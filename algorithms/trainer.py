@@ -128,7 +128,7 @@ class Trainer:
             raise RuntimeError(f"not one turn was played in {len(played)} episodes: {dict(reasons)}\n{first}")
         with _timed(seconds, "time/learn_s"):
             self.reporter.phase("learn")
-            learned = self.learner.update(samples, advantages, self.rng)
+            learned = self.learner.update(samples, advantages, self.rng, self.update / self.config.updates)
             self.policy.reset_cache()  # its keys and values belong to the old weights
         self.update += 1
         if self.update % self.config.checkpoint_every == 0:

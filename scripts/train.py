@@ -36,7 +36,10 @@ from scripts.common import Terminal, command, versions, write_whole
 from scripts.curve import draw_curve
 from scripts.live import LiveReporter
 
-LEARNER_KEYS = ("minibatches", "micro_batch_tokens", "learning_rate", "weight_decay", "grad_clip", "precision")
+LEARNER_KEYS = (
+    "minibatches", "micro_batch_tokens", "learning_rate", "final_learning_rate", "weight_decay", "grad_clip",
+    "precision",
+)  # fmt: skip
 
 
 @command("config")

@@ -25,13 +25,13 @@ def samples() -> tuple[list[Sample], np.ndarray]:
     return made, rng.normal(size=10)
 
 
-def weights_after(**changes) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+def weights_after(done: float = 0.0, **changes) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
     policy = random_policy()
     batch, advantages = samples()
-    learner = Learner(policy.model, learner_config(minibatches=1, **changes))
+    learner = Learner(policy.model, learner_config(minibatches=1, learning_rate=1.0, **changes))
     # Plain steps show the gradient; Adam would blow up the rounding of gradients that are nearly zero.
-    learner.optimizer = torch.optim.SGD(policy.model.parameters(), lr=1.0)
-    metrics = learner.update(batch, advantages, np.random.default_rng(0))
+    learner.optimizer = torch.optim.SGD(policy.model.parameters())
+    metrics = learner.update(batch, advantages, np.random.default_rng(0), done)
     return policy.model.state_dict(), metrics
 
 
@@ -41,6 +41,13 @@ def test_micro_batches_change_nothing(aggregation: str) -> None:
     parts, _ = weights_after(micro_batch_tokens=1, aggregation=aggregation)
     for name, weight in whole.items():
         torch.testing.assert_close(weight, parts[name], atol=1e-6, rtol=0)
+
+
+def test_the_learning_rate_goes_to_its_end_in_a_line() -> None:
+    start, _ = weights_after()
+    quarter, _ = weights_after(done=0.25, final_learning_rate=0.2)
+    for name, weight in random_policy().model.state_dict().items():
+        torch.testing.assert_close(quarter[name] - weight, 0.8 * (start[name] - weight), atol=1e-6, rtol=1e-4)
 
 
 def test_on_policy_the_ratio_is_one() -> None:
