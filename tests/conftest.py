@@ -7,5 +7,6 @@ import signal
 # Subprocesses inherit it. Set before torch is imported, which reads it then.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# A shell that starts tests in the background has them ignore Ctrl-C, and subprocesses inherit that too.
+# A shell has what it starts in the background ignore Ctrl-C, and nohup the end of the terminal; that is inherited.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
