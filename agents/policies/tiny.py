@@ -2,7 +2,7 @@
 
 It is an ordinary Hugging Face model and tokenizer, saved and loaded as a folder like any other; in the form of Qwen3,
 which is a Llama that normalises queries and keys. That, and positions that turn slowly, teach it sooner to find a thing
-by its name far back in the episode: 95 % of the expert's tokens instead of 93 % after the same minutes.
+by its name far back in the episode: 95 % of the expert's tokens instead of 93 % after as many steps.
 
 What makes it learn within minutes on two cores is the tokenizer: a numbered thing ("drawer 3") is one token, so that
 naming a thing that was seen means copying one token; and a phrase that the environment uses between such names ("You

@@ -120,6 +120,7 @@ def test_k_and_k_updates_equal_2k(tmp_path: Path, pool: EnvPool, kl_coef: float)
     resumed.resume()
     assert resumed.update == 2
     resumed.train()
+    assert resumed.learner.optimizer.param_groups[0]["lr"] == pytest.approx(1.2e-3)  # a fifth before 1e-3, from 2e-3
     assert without_times(tmp_path / "parts/metrics.jsonl") == without_times(tmp_path / "whole/metrics.jsonl")
     for name, weight in whole.model.state_dict().items():
         assert torch.equal(weight, resumed.policy.model.state_dict()[name]), name
