@@ -205,10 +205,17 @@ def _grouped(episodes: Iterable[Episode], key: Callable[[Episode], K]) -> dict[K
 def _rate(episodes: Sequence[Episode]) -> Rate:
     tasks = _grouped(episodes, lambda e: e.task.id).values()
     counts = [(sum(e.success for e in of), len(of)) for of in tasks]
-    successes, n = sum(k for k, _ in counts), len(episodes)
-    effective = effective_trials(counts)
-    low, high = wilson(successes / n, effective)
-    return Rate(successes, n, successes / n, low, high, effective)
+    return _interval(sum(k for k, _ in counts), len(episodes), effective_trials(counts))
+
+
+def pooled(rates: Sequence[Rate]) -> Rate:
+    """The share over the episodes of all `rates`, which are of different tasks."""
+    return _interval(sum(r.successes for r in rates), sum(r.n for r in rates), sum(r.effective_n for r in rates))
+
+
+def _interval(successes: int, n: int, effective_n: float) -> Rate:
+    low, high = wilson(successes / n, effective_n)
+    return Rate(successes, n, successes / n, low, high, effective_n)
 
 
 def effective_trials(counts: Sequence[tuple[int, int]]) -> float:

@@ -43,14 +43,21 @@ class LearnerConfig:
     aggregation: str
     loss_divisor: float | None  # the constant of "seq-mean-token-sum-norm"; None: counted in each minibatch
     kl_coef: float  # weight of KL(policy ‖ reference) in the loss, estimator k3; 0 keeps no reference
-    learning_rate: float  # at the start of the run
-    final_learning_rate: float  # at its end; it goes there in a line
+    learning_rate: float
+    final_learning_rate: float  # at the end of the run; it goes there in a line
+    warmup_updates: int  # over which the rate rises from nothing, in a line too
     weight_decay: float
     grad_clip: float
     minibatches: int
     micro_batch_tokens: int  # padded tokens in one forward and backward pass
     precision: str
     temperature: float  # of sampling: log-probabilities are those of what was sampled from
+
+    def rate(self, update: int, updates: int) -> float:
+        """The learning rate of update number `update`, from 0, of `updates`."""
+        share = update / updates
+        line = (1 - share) * self.learning_rate + share * self.final_learning_rate
+        return line * min(1.0, (update + 1) / max(self.warmup_updates, 1))
 
 
 @dataclass(frozen=True)
@@ -81,18 +88,16 @@ class Learner:
         )
 
     def update(
-        self, samples: Sequence[Sample], advantages: NDArray[np.float64], rng: np.random.Generator, done: float = 0.0
+        self, samples: Sequence[Sample], advantages: NDArray[np.float64], rng: np.random.Generator, learning_rate: float
     ) -> dict[str, float]:
         """Learn from all samples once. `advantages` [N] has one entry for each turn that the samples were made of.
-
-        `done` is the share of the run's updates that came before this one.
 
         Returns the metrics of the update. The first minibatch is seen by the weights that sampled it, so there the
         difference of log-probabilities is the mismatch between sampling and training. Where no advantage differs from
         zero nothing is trained on, and the means over tokens are left out.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = (1 - done) * self.config.learning_rate + done * self.config.final_learning_rate
+            group["lr"] = learning_rate
         order = rng.permutation(len(samples))
         sums: dict[str, float] = {}
         for number, part in enumerate(np.array_split(order, min(self.config.minibatches, len(samples)))):

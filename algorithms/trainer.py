@@ -128,7 +128,8 @@ class Trainer:
             raise RuntimeError(f"not one turn was played in {len(played)} episodes: {dict(reasons)}\n{first}")
         with _timed(seconds, "time/learn_s"):
             self.reporter.phase("learn")
-            learned = self.learner.update(samples, advantages, self.rng, self.update / self.config.updates)
+            rate = self.learner.config.rate(self.update, self.config.updates)
+            learned = self.learner.update(samples, advantages, self.rng, rate)
             self.policy.reset_cache()  # its keys and values belong to the old weights
         self.update += 1
         if self.update % self.config.checkpoint_every == 0:
@@ -137,6 +138,7 @@ class Trainer:
         return {
             **rollout_metrics(played),
             "groups/uniform": _uniform_groups(played),
+            "train/learning_rate": rate,
             "tokens/sampled": float(sampled),
             "tokens/prefix_breaks": float(len(samples) - sum(bool(e.turns) for e in episodes)),
             **learned,

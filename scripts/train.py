@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 from transformers.utils.logging import disable_progress_bar
 
 from agents.agent import PolicyAgent
-from agents.evaluation import Evaluation, evaluate
+from agents.evaluation import Evaluation, evaluate, pooled
 from agents.policies.base import Sampling
 from agents.policies.local import LocalPolicy, load_policy
 from agents.prompts import Prompter
@@ -33,12 +33,13 @@ from envs.core import TaskSet, UnknownNameError
 from envs.pool import EnvPool
 from scripts.agents import model_folder
 from scripts.common import Terminal, command, versions, write_whole
-from scripts.curve import draw_curve
+from scripts.curve import draw_curve, is_success
 from scripts.live import LiveReporter
 
+ALL_SPLITS = "all"  # the evaluations of all splits in one, beside those of each
 LEARNER_KEYS = (
-    "minibatches", "micro_batch_tokens", "learning_rate", "final_learning_rate", "weight_decay", "grad_clip",
-    "precision",
+    "minibatches", "micro_batch_tokens", "learning_rate", "final_learning_rate", "warmup_updates",
+    "weight_decay", "grad_clip", "precision",
 )  # fmt: skip
 
 
@@ -140,8 +141,15 @@ class _Judge:
             )
             self.evaluations[split] = evaluation
             metrics |= evaluation.metrics(f"eval/{self.name}/{split}")
-        rates = [evaluation.success.rate for evaluation in self.evaluations.values()]
-        return metrics, sum(rates) / max(len(rates), 1)
+        rates = [evaluation.success for evaluation in self.evaluations.values()]
+        if len(rates) > 1:
+            every = pooled(rates)
+            metrics |= {
+                f"eval/{self.name}/{ALL_SPLITS}/success": every.rate,
+                f"eval/{self.name}/{ALL_SPLITS}/success_low": every.low,
+                f"eval/{self.name}/{ALL_SPLITS}/success_high": every.high,
+            }
+        return metrics, sum(rate.rate for rate in rates) / max(len(rates), 1)
 
 
 @contextmanager
@@ -184,19 +192,21 @@ def _report(cfg: DictConfig, run: Path, task_set: TaskSet, trainer: Trainer, jud
         f"## {split}, {trainer.update} updates, temperature {cfg.eval.temperature:g}\n\n{evaluation.to_markdown()}"
         for split, evaluation in judge.evaluations.items()
     )
-    text = f"{_history(trainer.metrics_file, [f'eval/{judge.name}/{split}' for split in judge.evaluations])}\n{text}"
+    text = f"{_history(trainer.metrics_file)}\n{text}"
     write_whole(run / "evaluation.md", f"# {title}\n\n{text}")
     console.print(text, markup=False)
     console.print(f"curve: {curve}\nnewest checkpoint: {checkpoints(run)[-1]}", soft_wrap=True)
 
 
-def _history(metrics_file: Path, prefixes: list[str]) -> str:
+def _history(metrics_file: Path) -> str:
     """A table of the success of every evaluation of the run, with 95 % intervals."""
+    lines = [json.loads(line) for line in metrics_file.read_text(encoding="utf-8").splitlines()]
+    prefixes = list(dict.fromkeys(key.removesuffix("/success") for line in lines for key in line if is_success(key)))
     rows = [
         f"| update | {' | '.join(prefix.rpartition('/')[2] for prefix in prefixes)} |",
         f"|---:{'|---:' * len(prefixes)}|",
     ]
-    for line in map(json.loads, metrics_file.read_text(encoding="utf-8").splitlines()):
+    for line in lines:
         if all(f"{prefix}/success" in line for prefix in prefixes):
             cells = [
                 f"{line[f'{p}/success']:.1%} ({line[f'{p}/success_low']:.1%} – {line[f'{p}/success_high']:.1%})"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from agents.agent import Decision
 from agents.episode import Episode, ParseStatus, Turn
-from agents.evaluation import UNTYPED, effective_trials, evaluate, plan, summarise, wilson
+from agents.evaluation import UNTYPED, effective_trials, evaluate, plan, pooled, summarise, wilson
 from agents.scripted import ExpertAgent, RandomAgent
 from envs.core import StopReason, Task
 from envs.pool import EnvPool
@@ -183,3 +183,9 @@ def test_metrics_json_and_table_say_the_same() -> None:
     assert "| heat | 50.0% |" in table
     assert "Over the" not in table
     assert "Endings: success 2, failure 1." in table
+
+
+def test_rates_of_different_tasks_are_pooled_by_their_episodes() -> None:
+    seen = [episode(f"seen {i}", success=i < 3) for i in range(10)]
+    unseen = [episode(f"unseen {i}", success=i < 21) for i in range(30)]
+    assert pooled([summarise(seen).success, summarise(unseen).success]) == summarise([*seen, *unseen]).success

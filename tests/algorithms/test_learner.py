@@ -1,5 +1,7 @@
 """One update: the gradient is that of the formula, whatever the batch is cut into."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -25,13 +27,13 @@ def samples() -> tuple[list[Sample], np.ndarray]:
     return made, rng.normal(size=10)
 
 
-def weights_after(done: float = 0.0, **changes) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+def weights_after(learning_rate: float = 1.0, **changes) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
     policy = random_policy()
     batch, advantages = samples()
-    learner = Learner(policy.model, learner_config(minibatches=1, learning_rate=1.0, **changes))
+    learner = Learner(policy.model, learner_config(minibatches=1, **changes))
     # Plain steps show the gradient; Adam would blow up the rounding of gradients that are nearly zero.
     learner.optimizer = torch.optim.SGD(policy.model.parameters())
-    metrics = learner.update(batch, advantages, np.random.default_rng(0), done)
+    metrics = learner.update(batch, advantages, np.random.default_rng(0), learning_rate)
     return policy.model.state_dict(), metrics
 
 
@@ -43,11 +45,18 @@ def test_micro_batches_change_nothing(aggregation: str) -> None:
         torch.testing.assert_close(weight, parts[name], atol=1e-6, rtol=0)
 
 
-def test_the_learning_rate_goes_to_its_end_in_a_line() -> None:
-    start, _ = weights_after()
-    quarter, _ = weights_after(done=0.25, final_learning_rate=0.2)
+def test_the_learning_rate_is_that_of_the_update() -> None:
+    whole, _ = weights_after()
+    part, _ = weights_after(learning_rate=0.8)
     for name, weight in random_policy().model.state_dict().items():
-        torch.testing.assert_close(quarter[name] - weight, 0.8 * (start[name] - weight), atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(part[name] - weight, 0.8 * (whole[name] - weight), atol=1e-6, rtol=1e-4)
+
+
+def test_the_learning_rate_warms_up_and_goes_to_its_end_in_a_line() -> None:
+    config = learner_config(learning_rate=1.0, final_learning_rate=0.2, warmup_updates=0)
+    assert [config.rate(update, 4) for update in range(4)] == pytest.approx([1.0, 0.8, 0.6, 0.4])
+    config = replace(config, warmup_updates=2)
+    assert [config.rate(update, 4) for update in range(4)] == pytest.approx([0.5, 0.8, 0.6, 0.4])
 
 
 def test_on_policy_the_ratio_is_one() -> None:
@@ -61,9 +70,9 @@ def test_on_policy_the_ratio_is_one() -> None:
 def test_good_actions_become_likelier_and_bad_ones_less() -> None:
     policy = random_policy()
     batch, advantages = samples()
-    learner = Learner(policy.model, learner_config(minibatches=1, learning_rate=1e-3))
+    learner = Learner(policy.model, learner_config(minibatches=1))
     before = [policy.score([s.ids])[0] for s in batch]
-    learner.update(batch, advantages, np.random.default_rng(0))
+    learner.update(batch, advantages, np.random.default_rng(0), 1e-3)
     gains = []
     for i, sample in enumerate(batch):
         change = policy.score([sample.ids])[0] - before[i]
@@ -76,7 +85,7 @@ def test_good_actions_become_likelier_and_bad_ones_less() -> None:
 def test_without_advantage_and_without_kl_nothing_moves() -> None:
     policy, fresh = random_policy(), random_policy()
     batch, advantages = samples()
-    metrics = Learner(policy.model, learner_config()).update(batch, advantages * 0, np.random.default_rng(0))
+    metrics = Learner(policy.model, learner_config()).update(batch, advantages * 0, np.random.default_rng(0), 1.0)
     assert metrics == {"train/loss": 0.0, "train/grad_norm": 0.0, "tokens/trained": 0.0}  # no mean over nothing
     for name, weight in policy.model.state_dict().items():
         assert torch.equal(weight, fresh.model.state_dict()[name])
@@ -86,11 +95,11 @@ def test_kl_pulls_back_to_the_reference() -> None:
     """After the policy was moved away, updates without advantage but with KL bring it nearer again."""
     policy = random_policy()
     batch, advantages = samples()
-    learner = Learner(policy.model, learner_config(minibatches=1, kl_coef=1.0, learning_rate=1e-3))
+    learner = Learner(policy.model, learner_config(minibatches=1, kl_coef=1.0))
     with torch.no_grad():
         for p in policy.model.parameters():
             p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(1)) * 0.02)
-    kls = [learner.update(batch, advantages * 0, np.random.default_rng(0))["train/kl"] for _ in range(15)]
+    kls = [learner.update(batch, advantages * 0, np.random.default_rng(0), 1e-3)["train/kl"] for _ in range(15)]
     assert kls[0] > 1e-4
     assert kls[-1] < kls[0] / 2
 
