@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -12,6 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from agents.policies.local import pad
 from agents.samples import Sample
@@ -21,7 +25,10 @@ from envs.core import UnknownNameError
 # (logprobs, old_logprobs, advantages, mask), each [B, T] -> loss per token [B, T] and statistics per token
 PolicyLoss: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
 
+logger = logging.getLogger(__name__)
+
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+MOST_LOGITS = 2**26  # at a time: 256 MB in float32, and as much again in the backward pass
 LENGTH_STEP = 64  # widths are padded to a multiple: in bf16 every new shape costs a CPU a new kernel
 
 
@@ -50,6 +57,7 @@ class LearnerConfig:
     grad_clip: float
     minibatches: int
     micro_batch_tokens: int  # padded tokens in one forward and backward pass
+    gradient_checkpointing: bool  # keep the layers' inputs alone and compute the rest again: less memory, more time
     precision: str
     temperature: float  # of sampling: log-probabilities are those of what was sampled from
 
@@ -80,6 +88,10 @@ class Learner:
         if config.minibatches < 1 or config.micro_batch_tokens < 1:
             raise ValueError("trainer.minibatches and trainer.micro_batch_tokens must be at least 1")
         self.model, self.config = model, config
+        self.micro_batch_tokens = config.micro_batch_tokens  # halved where the memory does not suffice
+        self.checkpointed = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+        if config.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
         self.device = next(model.parameters()).device
         self.dtype = check_precision(config.precision, self.device)
         self.reference = copy.deepcopy(model).requires_grad_(False) if config.kl_coef else None
@@ -115,22 +127,61 @@ class Learner:
         return {**metrics, "tokens/trained": sums["trained_tokens"]}
 
     def _step(self, samples: Sequence[Sample], advantages: NDArray[np.float64]) -> dict[str, float]:
-        """One optimiser step. The divisor is that of all samples, also of those that need no pass of their own."""
+        """One optimiser step."""
+        totals = self._gradients(samples, advantages)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return {**totals, "grad_norm": float(norm), "steps": 1.0}
+
+    def _gradients(self, samples: Sequence[Sample], advantages: NDArray[np.float64]) -> dict[str, float]:
+        """The gradients of all samples, and what was counted on the way.
+
+        Where the memory does not suffice, all of it is done again with micro-batches of half the size, which is said
+        and kept; the error comes through once a micro-batch is a single sample.
+        """
+        while True:
+            micro_batches = self._micro_batches(samples, advantages)
+            try:
+                with self._layers_checkpointed():
+                    return self._accumulate(samples, micro_batches, advantages)
+            except RuntimeError as error:
+                if not _out_of_memory(error) or max(map(len, micro_batches)) == 1:
+                    raise
+            # Outside of the handler, whose traceback holds on to the tensors of the pass that failed.
+            self.model.zero_grad(set_to_none=True)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self.micro_batch_tokens //= 2
+            logger.warning("out of memory: going on with micro-batches of %d tokens", self.micro_batch_tokens)
+
+    @contextmanager
+    def _layers_checkpointed(self) -> Iterator[None]:
+        """Layers are checkpointed in training mode alone; what is inside them stays as it sampled, without dropout."""
+        for layer in self.checkpointed:
+            layer.training = self.config.gradient_checkpointing
+        try:
+            yield
+        finally:
+            for layer in self.checkpointed:
+                layer.training = False
+
+    def _accumulate(
+        self, samples: Sequence[Sample], micro_batches: Sequence[Sequence[Sample]], advantages: NDArray[np.float64]
+    ) -> dict[str, float]:
+        """Gradients of one pass. The divisor is that of all samples, also of those that need no pass of their own."""
         masks = pad([s.mask for s in samples], self.device).bool()
         divisor = self.config.loss_divisor or aggregation_divisor(masks, self.config.aggregation)
         totals = dict.fromkeys(
             ("loss", "kl", "entropy", "clip_fraction", "approx_kl", "tokens", "max_log_ratio", "trained_tokens"), 0.0
         )
-        for micro_batch in self._micro_batches(samples, advantages):
+        for micro_batch in micro_batches:
             batch = self._tensors(micro_batch, advantages)
             loss = self._loss(batch, divisor, totals)
             loss.backward()  # type: ignore[no-untyped-call]
             totals["loss"] += float(loss.detach())
             totals["trained_tokens"] += sum(len(s.ids) for s in micro_batch)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return {**totals, "grad_norm": float(norm), "steps": 1.0}
+        return totals
 
     def _micro_batches(self, samples: Sequence[Sample], advantages: NDArray[np.float64]) -> list[list[Sample]]:
         """Samples of similar length together, at most `micro_batch_tokens` padded tokens (or one sample) at a time.
@@ -143,7 +194,7 @@ class Learner:
         batches: list[list[Sample]] = []
         for sample in sorted(useful, key=lambda s: -len(s.ids)):  # the first of a batch is its longest
             width = -(-len((batches[-1][0] if batches else sample).ids) // LENGTH_STEP) * LENGTH_STEP
-            if not batches or width * (len(batches[-1]) + 1) > self.config.micro_batch_tokens:
+            if not batches or width * (len(batches[-1]) + 1) > self.micro_batch_tokens:
                 batches.append([])
             batches[-1].append(sample)
         return batches
@@ -187,7 +238,39 @@ class Learner:
         """
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             hidden = model.base_model(input_ids=batch.ids[:, :-1], use_cache=False).last_hidden_state  # (B, T, E)
-            logits = model.get_output_embeddings()(hidden[batch.mask]).float() / (self.config.temperature or 1.0)
-        chosen = logits.log_softmax(-1).gather(-1, batch.ids[:, 1:][batch.mask][:, None])[:, 0]  # (M,)
+            chosen, entropies = chosen_logprobs(
+                model.get_output_embeddings(),
+                hidden[batch.mask],
+                batch.ids[:, 1:][batch.mask],
+                self.config.temperature or 1.0,
+            )
         logprobs = torch.zeros(batch.mask.shape, device=self.device).masked_scatter(batch.mask, chosen)
-        return logprobs, entropy(logits.detach())
+        return logprobs, entropies
+
+
+def chosen_logprobs(
+    head: Any, hidden: Tensor, chosen: Tensor, temperature: float, most_logits: int = MOST_LOGITS
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the ids `chosen` [M] after the states `hidden` [M, E], and the entropies [M], in nats.
+
+    Never more than `most_logits` logits exist at a time: where M states make more, they are done in parts, and the
+    backward pass makes each part's again. `head` maps [M, E] to logits [M, V].
+    """
+
+    def part(states: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        logits = head(states).float() / temperature
+        return logits.log_softmax(-1).gather(-1, ids[:, None])[:, 0], entropy(logits.detach())
+
+    size = max(1, most_logits // head.weight.shape[0])
+    if len(chosen) <= size:
+        return part(hidden, chosen)
+    parts = [
+        checkpoint(part, states, ids, use_reentrant=False)
+        for states, ids in zip(torch.split(hidden, size), torch.split(chosen, size), strict=True)
+    ]
+    return torch.cat([logprobs for logprobs, _ in parts]), torch.cat([entropies for _, entropies in parts])
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """CUDA has a class for it, the allocator of CPUs only a sentence."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

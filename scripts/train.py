@@ -27,6 +27,7 @@ from agents.policies.local import LocalPolicy, load_policy
 from agents.prompts import Prompter
 from algorithms.checkpoint import checkpoints
 from algorithms.learner import Learner, LearnerConfig
+from algorithms.memory import describe_memory
 from algorithms.start import Tiny, tiny_policy
 from algorithms.trainer import Metrics, Trainer, TrainerConfig
 from envs.core import TaskSet, UnknownNameError
@@ -38,8 +39,8 @@ from scripts.live import LiveReporter
 
 ALL_SPLITS = "all"  # the evaluations of all splits in one, beside those of each
 LEARNER_KEYS = (
-    "minibatches", "micro_batch_tokens", "learning_rate", "final_learning_rate", "warmup_updates",
-    "weight_decay", "grad_clip", "precision",
+    "minibatches", "micro_batch_tokens", "gradient_checkpointing", "learning_rate", "final_learning_rate",
+    "warmup_updates", "weight_decay", "grad_clip", "precision",
 )  # fmt: skip
 
 
@@ -75,6 +76,7 @@ def main(cfg: DictConfig) -> None:
         LiveReporter(config.updates, console) as reporter,
     ):
         policy = _start(cfg, task_set, prompter, pool, reporter)
+        console.print(describe_memory(policy.model, learner_config, cfg.pool.size))
         judge = _Judge(cfg, task_set, policy, prompter, sampling, pool, reporter)
         trainer = Trainer(
             run, task_set, cfg.split, pool, policy, prompter, sampling, algo.estimator,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from agents.samples import Sample
-from algorithms.learner import Learner, check_precision
+from algorithms.learner import Learner, check_precision, chosen_logprobs
 from tests.agents.toys import random_policy
 from tests.algorithms.test_trainer import learner_config
 
@@ -110,3 +110,93 @@ def test_bfloat16_is_refused_where_it_would_be_emulated(monkeypatch) -> None:
         check_precision("bfloat16", torch.device("cpu"))
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     assert check_precision("bfloat16", torch.device("cpu")) is torch.bfloat16
+
+
+# -- memory -----------------------------------------------------------------------------------------------------------
+def test_log_probabilities_in_parts_are_those_of_the_whole() -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(37, 16, generator=generator, requires_grad=True)
+    chosen = torch.randint(0, 50, (37,), generator=generator)
+    rows: list[int] = []
+
+    class Head(torch.nn.Linear):
+        def forward(self, states: torch.Tensor) -> torch.Tensor:
+            rows.append(len(states))
+            return super().forward(states)
+
+    head = Head(16, 50, bias=False)
+
+    def made(most_logits: int) -> tuple[torch.Tensor, ...]:
+        rows.clear()
+        logprobs, entropies = chosen_logprobs(head, hidden, chosen, 0.7, most_logits)
+        weight = torch.linspace(-1, 1, 37)
+        gradients = torch.autograd.grad((logprobs * weight).sum(), [hidden, head.weight])
+        return logprobs, entropies, *gradients
+
+    whole = made(10_000)
+    assert rows == [37]
+    for mine, expected in zip(made(450), whole, strict=True):
+        torch.testing.assert_close(mine, expected, atol=1e-5, rtol=1e-5)
+    assert max(rows) == 9  # 450 logits are 9 rows of 50
+    expected = torch.log_softmax(head(hidden) / 0.7, -1)[torch.arange(37), chosen]
+    torch.testing.assert_close(whole[0], expected)
+
+
+def test_gradient_checkpointing_computes_layers_twice_and_changes_nothing() -> None:
+    calls = 0
+
+    def count(*_) -> None:
+        nonlocal calls
+        calls += 1
+
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(
+        lambda module, *_: count() if type(module).__name__.endswith("Attention") else None
+    )
+    try:
+        plain, _ = weights_after(micro_batch_tokens=100_000)
+        without, calls = calls, 0
+        kept, _ = weights_after(micro_batch_tokens=100_000, gradient_checkpointing=True)
+    finally:
+        handle.remove()
+    assert calls - without == random_policy().model.config.num_hidden_layers
+    for name, weight in plain.items():
+        torch.testing.assert_close(weight, kept[name], atol=1e-6, rtol=0)
+
+
+def test_out_of_memory_goes_on_with_smaller_micro_batches(monkeypatch, caplog) -> None:
+    """Whatever was added up before the error is thrown away, and the update is that of the smaller micro-batches."""
+    expected, _ = weights_after(micro_batch_tokens=100_000)
+    tensors = Learner._tensors
+
+    def greedy(self, micro_batch, advantages):
+        if len(micro_batch) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return tensors(self, micro_batch, advantages)
+
+    monkeypatch.setattr(Learner, "_tensors", greedy)
+    got, _ = weights_after(micro_batch_tokens=1024)
+    assert "micro-batches of 512 tokens" in caplog.text
+    for name, weight in expected.items():
+        torch.testing.assert_close(weight, got[name], atol=1e-6, rtol=0)
+
+
+def test_out_of_memory_for_a_single_sample_comes_through(monkeypatch) -> None:
+    def never(self, micro_batch, advantages):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(Learner, "_tensors", never)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        weights_after(micro_batch_tokens=100_000)
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch) -> None:
+    calls = []
+
+    def broken(self, micro_batch, advantages):
+        calls.append(len(micro_batch))
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(Learner, "_tensors", broken)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        weights_after(micro_batch_tokens=100_000)
+    assert len(calls) == 1

@@ -42,7 +42,7 @@ def learner_config(**changes) -> LearnerConfig:
     settings = {
         "loss": clip_loss, "aggregation": "token-mean", "loss_divisor": None, "kl_coef": 0.0, "learning_rate": 2e-3,
         "final_learning_rate": 1e-3, "warmup_updates": 0, "weight_decay": 0.0, "grad_clip": 1.0, "minibatches": 2,
-        "micro_batch_tokens": 2048, "precision": "float32", "temperature": 1.0,
+        "micro_batch_tokens": 2048, "gradient_checkpointing": False, "precision": "float32", "temperature": 1.0,
     }  # fmt: skip
     return LearnerConfig(**{**settings, **changes})
 

@@ -1,0 +1,63 @@
+"""How much memory a run will take, told before it starts rather than by an error after an hour."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from algorithms.learner import MOST_LOGITS, PRECISIONS, LearnerConfig
+
+GIGA = 2**30
+
+
+def estimate_memory(model: Any, config: LearnerConfig, episodes: int) -> dict[str, float]:
+    """Bytes by purpose, about: what is exact (weights, gradients, AdamW's two moments, the reference, keys and
+    values) and what depends on the kind of layer (activations: right to a factor of two for Llama's and its kin).
+
+    "cache" is for 1,000 tokens in each of `episodes` that run at a time, so that it can be scaled in the head.
+    """
+    shape = model.config
+    weights = float(sum(p.numel() * p.element_size() for p in model.parameters()))
+    trained = float(sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad))
+    width, layers = shape.hidden_size, shape.num_hidden_layers
+    heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
+    head_dim = getattr(shape, "head_dim", None) or width // shape.num_attention_heads
+    feed_forward = getattr(shape, "intermediate_size", None) or 4 * width
+    computed = PRECISIONS[config.precision].itemsize
+    tokens = config.micro_batch_tokens
+    of_a_layer = tokens * computed * (10 * width + 4 * heads * head_dim + 4 * feed_forward)
+    activations = (
+        tokens * computed * width * layers + of_a_layer if config.gradient_checkpointing else of_a_layer * layers
+    )
+    # In float32: the logits, their log-softmax and the gradient of either.
+    logits = 4 * 4 * min(tokens * shape.vocab_size, MOST_LOGITS)
+    return {
+        "weights": weights,
+        "gradients": trained,
+        "optimizer": 2 * trained,
+        "reference": weights if config.kl_coef else 0.0,
+        "activations": float(activations + logits),
+        "cache": 2.0 * episodes * 1000 * layers * heads * head_dim * model.dtype.itemsize,
+    }
+
+
+def describe_memory(model: Any, config: LearnerConfig, episodes: int) -> str:
+    """One line for a person: the parts, their sum, and what the device has."""
+    parts = estimate_memory(model, config, episodes)
+    listed = ", ".join(f"{name} {_size(value)}" for name, value in parts.items() if value)
+    return (
+        f"memory, about: {listed} (for 1,000 tokens in each of {episodes} episodes); "
+        f"together {_size(sum(parts.values()))}{_available(next(model.parameters()).device)}"
+    )
+
+
+def _available(device: torch.device) -> str:
+    if device.type != "cuda":
+        return ""
+    free, total = torch.cuda.mem_get_info(device)
+    return f", of {_size(free)} free on a device of {_size(total)}"
+
+
+def _size(value: float) -> str:
+    return f"{value / GIGA:.1f} GB" if value >= GIGA else f"{value / 2**20:.0f} MB"

@@ -1,0 +1,62 @@
+"""What a run is said to take, beside what it takes."""
+
+from dataclasses import replace
+
+import torch
+
+from algorithms.learner import Learner, LearnerConfig
+from algorithms.memory import describe_memory, estimate_memory
+from tests.agents.toys import random_policy
+from tests.algorithms.test_learner import samples
+from tests.algorithms.test_trainer import learner_config
+
+
+def test_what_is_counted_is_exact() -> None:
+    policy = random_policy()
+    learner = Learner(policy.model, learner_config(kl_coef=0.1))
+    batch, advantages = samples()
+    learner._gradients(batch, advantages)
+    parts = estimate_memory(policy.model, learner.config, episodes=3)
+    tensors = list(policy.model.parameters())
+    assert parts["weights"] == sum(t.nbytes for t in tensors)
+    assert parts["gradients"] == sum(t.grad.nbytes for t in tensors)
+    assert parts["reference"] == sum(t.nbytes for t in learner.reference.parameters())
+    learner.optimizer.step()
+    moments = [v for state in learner.optimizer.state.values() for v in state.values() if v.ndim]
+    assert parts["optimizer"] == sum(t.nbytes for t in moments)
+
+
+def kept_for_backward(config: LearnerConfig) -> int:
+    """Bytes that one forward pass over five sequences keeps for its backward pass, weights apart."""
+    policy = random_policy(layers=4)
+    batch, advantages = samples()
+    learner = Learner(policy.model, config)
+    own = {t.data_ptr() for t in policy.model.parameters()}
+    sizes: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.data_ptr() not in own:
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    data = learner._tensors(batch, advantages)
+    names = ("kl", "entropy", "tokens", "max_log_ratio", "clip_fraction", "approx_kl")
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), learner._layers_checkpointed():
+        learner._loss(data, 1.0, dict.fromkeys(names, 0.0))
+    return sum(sizes.values())
+
+
+def test_activations_are_right_to_a_factor_of_two() -> None:
+    model = random_policy(layers=4).model
+    config = learner_config(micro_batch_tokens=5 * 64)  # five sequences, padded to 64
+    whole = estimate_memory(model, config, 1)["activations"]
+    assert whole / 2 < kept_for_backward(config) < whole * 2
+    checkpointed = replace(config, gradient_checkpointing=True)
+    assert kept_for_backward(checkpointed) < estimate_memory(model, checkpointed, 1)["activations"] < whole
+
+
+def test_a_person_reads_the_parts_and_the_sum() -> None:
+    said = describe_memory(random_policy().model, learner_config(), episodes=7)
+    for part in ("weights", "gradients", "optimizer", "activations", "cache", "together", "7 episodes"):
+        assert part in said
+    assert "reference" not in said  # without KL there is none
