@@ -12,6 +12,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 SMOOTH = 10  # updates of the moving average
+DODGE = 0.008  # of the width, between the intervals of one evaluation
 
 
 def is_success(metric: str) -> bool:
@@ -29,11 +30,13 @@ def draw_curve(run: Path, title: str) -> Path:
         axes.plot(updates, success, color="0.85", linewidth=0.8)
         window = np.array([success[max(0, i - SMOOTH + 1) : i + 1].mean() for i in range(len(success))])
         axes.plot(updates, window, color="0.5", label=f"training episodes, sampled (mean of {SMOOTH} updates)")
-    for name in sorted({key for line in lines for key in line if is_success(key)}):
+    names = list(dict.fromkeys(key for line in lines for key in line if is_success(key)))
+    for number, name in enumerate(names):
         points = np.array(
             [[line["update"], line[name], line[f"{name}_low"], line[f"{name}_high"]] for line in lines if name in line]
         )
         update, rate, low, high = points.T
+        update = update + (number - (len(names) - 1) / 2) * DODGE * lines[-1]["update"]  # or intervals hide each other
         label = name.removeprefix("eval/").removesuffix("/success").split("/", 1)[-1]
         axes.errorbar(update, rate, [rate - low, high - rate], marker="o", capsize=3, label=f"{label} (95 % interval)")
     axes.set(xlabel="update", ylabel="success", ylim=(0, 1), title=title)
