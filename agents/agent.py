@@ -60,7 +60,8 @@ class PolicyAgent:
         """Prompt, sample and parse, in one batch."""
         tokenizer = self.policy.tokenizer
         prompts = [self.prompter.prompt_ids(tokenizer, v.episode.turns, v.observation, v.info) for v in views]
-        fits = [i for i, prompt in enumerate(prompts) if len(prompt) < self.policy.context_length]
+        most = min(self.policy.context_length - 1, self.prompter.max_prompt_tokens or self.policy.context_length)
+        fits = [i for i, prompt in enumerate(prompts) if len(prompt) <= most]
         requests = [Request(views[i].key, prompts[i]) for i in fits]
         decisions = [Decision("", None, prompt) for prompt in prompts]
         for i, done in zip(fits, self.policy.generate(requests, self.sampling, self.generator), strict=True):

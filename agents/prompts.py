@@ -23,6 +23,8 @@ from envs.core import Info, UnknownNameError
 class Prompter(Protocol):
     """How an agent talks to its policy."""
 
+    max_prompt_tokens: int | None  # longer prompts end the episode, as those do that the policy's context cannot hold
+
     def prompt_ids(self, tokenizer: Any, turns: Sequence[Turn], observation: str, info: Info) -> list[int]:
         """The ids to continue, given the finished turns and what the environment says now."""
 
@@ -35,6 +37,8 @@ class Prompter(Protocol):
 
 class Transcript:
     """`<bos> observation <act> action <eos> observation <act> action <eos> …`: one sequence an episode."""
+
+    max_prompt_tokens = None
 
     def __init__(self) -> None:
         self._encode = lru_cache(maxsize=100_000)(_encode)  # environments repeat themselves, and encoding is slow
@@ -65,6 +69,8 @@ class Template:
     With `name="gigpo_alfworld"` these are the prompts of GiGPO (arXiv 2505.10978; `langfengQ/verl-agent`,
     `agent_system/environments/prompts/alfworld.py`): the admissible actions are listed, and reasoning is asked for.
     """
+
+    max_prompt_tokens = None
 
     def __init__(self, name: str, history: int = 2) -> None:
         """`name` is a file `agents/templates/<name>.jinja`. Raises `UnknownNameError` with those that exist."""

@@ -6,8 +6,9 @@ the file it gets the task set to play, the `model` that the command was given, a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -17,12 +18,18 @@ from agents.scripted import ExpertAgent, RandomAgent
 from envs.core import Expert, TaskSet
 
 if TYPE_CHECKING:  # torch takes seconds to import, and only policies need it
+    from agents.chat import Chat
+    from agents.endpoint import EndpointAgent
     from agents.policies.base import Sampling
     from agents.prompts import Prompter
 
 
 def make_agent(config: DictConfig, task_set: TaskSet, model: str | None, seed: int) -> Agent:
     """The agent of a configuration. Raises `ValueError` for a model that is missing, or that does not belong to it."""
+    missing = OmegaConf.missing_keys(config)
+    if missing:
+        name = sorted(missing)[0].removeprefix("agent.")
+        raise ValueError(f"agent.{name} has no value; give it one: agent.{name}=…")
     if model and "prompter" in config:
         _check_prompter(config, Path(model).expanduser())
     agent: Agent = instantiate(config, _partial_=True)(task_set=task_set, model=model, seed=seed)
@@ -72,6 +79,25 @@ def policy(
     return PolicyAgent(loaded, prompter, sampling, torch.Generator(loaded.device).manual_seed(seed))
 
 
+def endpoint(
+    task_set: TaskSet,  # noqa: ARG001
+    model: str | None,
+    seed: int,  # noqa: ARG001
+    name: str,
+    prompter: Chat,
+    sampling: Sampling,
+    prices: Sequence[float] | None,
+    **connection: Any,
+) -> EndpointAgent:
+    """The model `name` behind an OpenAI-compatible endpoint, which draws by seeds of its own."""
+    from agents.endpoint import EndpointAgent
+
+    _refuse("agent=openai", model, "name it by agent.name")
+    if prices is not None and len(prices) != 2:
+        raise ValueError(f"agent.prices are two, of a million prompt and completion tokens, got {prices}")
+    return EndpointAgent(name, prompter, sampling, prices=(prices[0], prices[1]) if prices else None, **connection)
+
+
 def model_folder(path: Path) -> Path:
     """The folder itself, or in the folder of a training run the checkpoint that its evaluations ranked best."""
     if not (path / "checkpoints").is_dir():
@@ -94,6 +120,6 @@ def _check_prompter(config: DictConfig, run: Path) -> None:
         raise ValueError(f"{run} was trained with the prompter {before}, and agent has {config.prompter}; set agent=…")
 
 
-def _refuse(agent: str, model: str | None) -> None:
+def _refuse(agent: str, model: str | None, instead: str = "a model is played by agent=transcript") -> None:
     if model:
-        raise ValueError(f"{agent} plays without a model, got model={model}; a model is played by agent=transcript")
+        raise ValueError(f"{agent} plays without a model folder, got model={model}; {instead}")

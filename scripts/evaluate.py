@@ -70,6 +70,9 @@ def main(cfg: DictConfig) -> None:
             agent, task_set, cfg.split, pool,
             seeds=cfg.seeds, limit=cfg.limit, max_turns=cfg.max_turns, played=played, on_episode=keep,
         )  # fmt: skip
+    usage = getattr(agent, "usage", None)
+    if usage is not None:
+        console.print(usage.describe())
     if errors:
         console.print(f"{len(errors)} episodes ended by an error, the first by: {errors[0].strip().splitlines()[-1]}")
     _write(run, facts, evaluation, console)

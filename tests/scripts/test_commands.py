@@ -24,6 +24,8 @@ from envs.core import StopReason, Task
 from scripts import common, doctor
 from scripts.agents import model_folder
 from scripts.play import find_task
+from tests.agents.endpoint_server import Server, said
+from tests.agents.test_chat import CHATML
 from tests.agents.toys import Corridors, random_policy
 
 ROOT = Path(__file__).parents[2]
@@ -118,6 +120,33 @@ def test_a_failing_job_of_a_sweep_does_not_stop_the_others(cli: Cli) -> None:
     code, _, err = cli("evaluate", *CORRIDOR, "-m", "agent=transcript,expert", "hydra.sweep.dir=sweep")
     assert (code, "needs a model" in err) == (2, True)
     assert result_of(cli.folder / "sweep" / "1")["success"]["rate"] == 1.0
+
+
+def test_a_model_behind_an_endpoint_is_evaluated_and_its_tokens_are_told(cli: Cli) -> None:
+    server = Server(lambda _: said("I go.\\n<action>go right</action>"))
+    endpoint = ["agent=openai", f"agent.base_url={server.url}", "agent.prompter.system=gym", "limit=2"]
+    code, out, _ = cli("evaluate", *CORRIDOR, *endpoint, "agent.name=m", "agent.prices=[1,2]")
+    assert (code, "16 requests, 1,600 prompt tokens, 112 completion tokens, cost 0.001824" in out) == (0, True)
+    code, _, err = cli("evaluate", *CORRIDOR, *endpoint)
+    assert (code, "agent.name has no value" in err) == (2, True)
+    server.close()
+    code, _, err = cli("evaluate", *CORRIDOR, *endpoint, "agent.name=m", "agent.max_retries=0", "agent.timeout=1")
+    assert (code, "APIConnectionError" in err, "Traceback" in err) == (2, True, False)
+
+
+def test_an_instruction_tuned_model_is_played_through_its_chat_template(cli: Cli) -> None:
+    policy = random_policy(context=4096)
+    for name, template in (("tuned", CHATML), ("plain", None)):
+        policy.tokenizer.chat_template = template
+        save_checkpoint(cli.folder / name, policy.model, policy.tokenizer)
+    cli.capsys.readouterr()
+    arguments = ["agent=chat", "agent.prompter.system=gym", "limit=1"]
+    run = cli.evaluate(*arguments, f"model={cli.folder / 'tuned'}")
+    (episode,) = read_episodes(run / "episodes.jsonl")
+    assert all(turn.completion_ids for turn in episode.turns)
+    assert len(episode.turns) == Corridors.max_turns
+    code, _, err = cli("evaluate", *CORRIDOR, *arguments, f"model={cli.folder / 'plain'}")
+    assert (code, "has no chat template" in err, "Traceback" in err) == (2, True, False)
 
 
 def test_a_policy_is_played_from_the_best_checkpoint_of_a_run(cli: Cli) -> None:

@@ -1,0 +1,111 @@
+"""From the text that a policy wrote to an action, or to none. What became of it is a status, kept apart from rewards.
+
+A parser has two sides: `parse` reads an action, and `request` is the sentence that asks a model to write it so.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+class Parser(Protocol):
+    """How actions are written."""
+
+    request: str  # asks for this form, in a system prompt
+
+    def parse(self, text: str) -> str | None:
+        """The action in `text`, without surrounding blanks; None where there is none."""
+
+    def write(self, action: str) -> str:
+        """`action` in this form: `parse` gives it back."""
+
+
+@dataclass(frozen=True)
+class Tagged:
+    """`<action>go to desk 1</action>`, the last of them: what comes before may weigh others."""
+
+    tag: str = "action"
+
+    @property
+    def request(self) -> str:
+        return f"End your answer with the action between tags: <{self.tag}>…</{self.tag}>"
+
+    def parse(self, text: str) -> str | None:
+        found = re.findall(rf"<{self.tag}>(.*?)</{self.tag}>", text, flags=re.DOTALL | re.IGNORECASE)
+        return (found[-1].strip() or None) if found else None
+
+    def write(self, action: str) -> str:
+        return f"<{self.tag}>{action}</{self.tag}>"
+
+
+@dataclass(frozen=True)
+class Line:
+    """The last line that is not blank, whatever it is."""
+
+    request: str = "Answer with the action alone, on one line."
+
+    def parse(self, text: str) -> str | None:
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        return lines[-1] if lines else None
+
+    def write(self, action: str) -> str:
+        return action
+
+
+@dataclass(frozen=True)
+class Json:
+    """The last JSON object with the key, alone or as the arguments of a tool call.
+
+    `{"action": "look"}`, `{"name": "act", "arguments": {"action": "look"}}`, and both in a sentence or in tags such as
+    `<tool_call>`; arguments may be JSON in a string, as OpenAI's are.
+    """
+
+    key: str = "action"
+
+    @property
+    def request(self) -> str:
+        return f'End your answer with the action as JSON: {{"{self.key}": "…"}}'
+
+    def parse(self, text: str) -> str | None:
+        found = None
+        place = text.find("{")
+        decoder = json.JSONDecoder()
+        while place >= 0:
+            try:
+                value, end = decoder.raw_decode(text, place)
+            except json.JSONDecodeError:
+                end = place + 1
+            else:
+                found = self._action(value) or found
+            place = text.find("{", end)
+        return found
+
+    def _action(self, value: dict[str, Any]) -> str | None:
+        arguments = value.get("arguments", value)
+        if isinstance(arguments, str):
+            try:
+                arguments = json.loads(arguments)
+            except json.JSONDecodeError:
+                return None
+        action = arguments.get(self.key) if isinstance(arguments, dict) else None
+        return action.strip() or None if isinstance(action, str) else None
+
+    def write(self, action: str) -> str:
+        return json.dumps({self.key: action}, ensure_ascii=False)
+
+
+THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+
+
+def answer_part(text: str, prefilled: bool = False) -> str | None:
+    """What comes after the reasoning: all of `text` where there is none, None where reasoning has no end.
+
+    `prefilled`: the prompt had opened the block already, so that `text` starts inside of it.
+    """
+    _, closed, after = text.rpartition(THINK_CLOSE)
+    if closed:
+        return after
+    return None if prefilled or THINK_OPEN in text else text

@@ -1,0 +1,50 @@
+"""A server on this machine that speaks OpenAI's protocol as a test wants it to."""
+
+import json
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+Reply = tuple[int, dict[str, str], str]
+
+
+def said(text: str | None, finish: str = "stop") -> Reply:
+    message = {"role": "assistant", "content": text}
+    usage = {"prompt_tokens": 100, "completion_tokens": 7, "total_tokens": 107}
+    choice = {"index": 0, "message": message, "finish_reason": finish}
+    return (
+        200,
+        {},
+        json.dumps(
+            {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice], "usage": usage}
+        ),
+    )
+
+
+class Server:
+    """Answers each request with `reply(request)`, and keeps what was asked."""
+
+    def __init__(self, reply: Callable[[dict], Reply]) -> None:
+        self.asked: list[dict] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                outer.asked.append(request)
+                status, headers, body = reply(request)
+                self.send_response(status)
+                for name, value in {"Content-Type": "application/json", **headers}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(body.encode())
+
+            def log_message(self, *_) -> None: ...
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self.http.shutdown()
+        self.http.server_close()
