@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from algorithms.learner import MOST_LOGITS, PRECISIONS, LearnerConfig
+from algorithms.learner import MOST_LOGITS, LearnerConfig, check_precision
 
 GIGA = 2**30
 
@@ -15,7 +15,8 @@ def estimate_memory(model: Any, config: LearnerConfig, episodes: int) -> dict[st
     """Bytes by purpose, about: what is exact (weights, gradients, AdamW's two moments, the reference, keys and
     values) and what depends on the kind of layer (activations: right to a factor of two for Llama's and its kin).
 
-    "cache" is for 1,000 tokens in each of `episodes` that run at a time, so that it can be scaled in the head.
+    "cache" is for 1,000 tokens in each of `episodes` that run at a time, so that it can be scaled in the head. Raises
+    what `check_precision` does.
     """
     shape = model.config
     weights = float(sum(p.numel() * p.element_size() for p in model.parameters()))
@@ -24,7 +25,7 @@ def estimate_memory(model: Any, config: LearnerConfig, episodes: int) -> dict[st
     heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
     head_dim = getattr(shape, "head_dim", None) or width // shape.num_attention_heads
     feed_forward = getattr(shape, "intermediate_size", None) or 4 * width
-    computed = PRECISIONS[config.precision].itemsize
+    computed = check_precision(config.precision, model.device).itemsize
     tokens = config.micro_batch_tokens
     of_a_layer = tokens * computed * (10 * width + 4 * heads * head_dim + 4 * feed_forward)
     activations = (
