@@ -18,10 +18,9 @@ from functools import lru_cache
 from importlib import resources
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-
 from agents.episode import Turn
 from agents.parsing import THINK_OPEN, Parser, answer_part
+from agents.prompts import encode, read_template
 from envs.core import Info, UnknownNameError
 
 KINDS = ("full", "last_k", "summary")
@@ -73,19 +72,14 @@ class Chat:
         the newest message lists the actions that are possible now. `template_options` go to the chat template, for
         example `{"enable_thinking": False}`. Raises `UnknownNameError` with the system prompts that exist.
         """
-        folder = resources.files("agents") / "templates" / "system"
-        known = sorted(f.name.removesuffix(".jinja") for f in folder.iterdir() if f.name.endswith(".jinja"))
-        if system not in known:
-            raise UnknownNameError("system prompt", system, known)
-        source = (folder / f"{system}.jinja").read_text(encoding="utf-8")
-        template = Environment(undefined=StrictUndefined).from_string(source)
+        template = read_template("system prompt", resources.files("agents") / "templates" / "system", system)
         self.system = template.render(answer=parser.request).strip()
         self.parser, self.history = parser, history
         self.keep_reasoning, self.admissible = keep_reasoning, admissible
         self.template_options = dict(template_options or {})
         self.max_prompt_tokens = history.max_tokens
         self._prefilled = False  # whether the template opens the reasoning, seen when a prompt is made
-        self._encode = lru_cache(maxsize=100_000)(_encode)
+        self._encode = lru_cache(maxsize=100_000)(encode)
         self._pieces = lru_cache(maxsize=100_000)(self._make_piece)
         self._answers = lru_cache(maxsize=100_000)(_after_reasoning)
 
@@ -194,18 +188,16 @@ class Chat:
 
 def _after_reasoning(tokenizer: Any, ids: tuple[int, ...], prefilled: bool) -> tuple[int, ...]:
     """The ids of a completion from the end of its reasoning on, without leading blanks; none where it has no end."""
-    if answer_part(tokenizer.decode(ids), prefilled) == (whole := tokenizer.decode(ids)):
+    whole = tokenizer.decode(ids)
+    after = answer_part(whole, prefilled)
+    if after == whole:
         return ids
     # The shortest rest that still decodes to the answer: every id before it belongs to the reasoning.
-    answer = (answer_part(whole, prefilled) or "").lstrip()
+    answer = (after or "").lstrip()
     kept = len(ids)
     while kept and not tokenizer.decode(ids[kept:]).endswith(answer):
         kept -= 1
     return ids[kept:]
-
-
-def _encode(tokenizer: Any, text: str) -> tuple[int, ...]:
-    return tuple(tokenizer.encode(text, add_special_tokens=False))
 
 
 def _shorten(text: str) -> str:

@@ -13,9 +13,8 @@ from typing import Any
 
 import openai
 
-from agents.agent import Decision, View
+from agents.agent import Decision, View, judge
 from agents.chat import Chat
-from agents.episode import ParseStatus
 from agents.policies.base import Sampling
 
 
@@ -113,15 +112,7 @@ class EndpointAgent:
         choice = reply.choices[0]
         text = choice.message.content or ""
         self._answers[view.key].append(text)
-        action = self.prompter.parse(text)
-        admissible = view.info["admissible"]
-        if choice.finish_reason == "length":
-            status = ParseStatus.TRUNCATED
-        elif action is None:
-            status = ParseStatus.MALFORMED
-        else:
-            status = ParseStatus.OK if admissible is None or action in admissible else ParseStatus.ILLEGAL
-        return Decision(text if action is None else action, status)
+        return Decision(*judge(text, self.prompter.parse(text), choice.finish_reason != "length", view.info))
 
     def finish(self, key: int) -> None:
         """The episode is over."""

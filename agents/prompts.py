@@ -11,9 +11,10 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib import resources
+from importlib.resources.abc import Traversable
 from typing import Any, Protocol
 
-from jinja2 import Environment, StrictUndefined
+import jinja2
 
 from agents.episode import Turn
 from agents.policies.tiny import ACT
@@ -41,7 +42,7 @@ class Transcript:
     max_prompt_tokens = None
 
     def __init__(self) -> None:
-        self._encode = lru_cache(maxsize=100_000)(_encode)  # environments repeat themselves, and encoding is slow
+        self._encode = lru_cache(maxsize=100_000)(encode)  # environments repeat themselves, and encoding is slow
 
     def prompt_ids(self, tokenizer: Any, turns: Sequence[Turn], observation: str, info: Info) -> list[int]:  # noqa: ARG002
         """What was there, plus the new observation and the token that asks for an action."""
@@ -59,8 +60,18 @@ class Transcript:
         return text.strip() or None
 
 
-def _encode(tokenizer: Any, text: str) -> tuple[int, ...]:
+def encode(tokenizer: Any, text: str) -> tuple[int, ...]:
+    """The ids of `text`, without those that a tokenizer puts around a whole document."""
     return tuple(tokenizer.encode(text, add_special_tokens=False))
+
+
+def read_template(kind: str, folder: Traversable, name: str) -> jinja2.Template:
+    """`<name>.jinja` in `folder`. Raises `UnknownNameError`, which calls it a `kind`, with those that exist."""
+    known = sorted(f.name.removesuffix(".jinja") for f in folder.iterdir() if f.name.endswith(".jinja"))
+    if name not in known:
+        raise UnknownNameError(kind, name, known)
+    source = (folder / f"{name}.jinja").read_text(encoding="utf-8")
+    return jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True).from_string(source)
 
 
 class Template:
@@ -74,14 +85,9 @@ class Template:
 
     def __init__(self, name: str, history: int = 2) -> None:
         """`name` is a file `agents/templates/<name>.jinja`. Raises `UnknownNameError` with those that exist."""
-        folder = resources.files("agents") / "templates"
-        known = sorted(f.name.removesuffix(".jinja") for f in folder.iterdir() if f.name.endswith(".jinja"))
-        if name not in known:
-            raise UnknownNameError("prompt template", name, known)
+        self.template = read_template("prompt template", resources.files("agents") / "templates", name)
         if history < 0:
             raise ValueError(f"history must be at least 0, got {history}")
-        source = (folder / f"{name}.jinja").read_text(encoding="utf-8")
-        self.template = Environment(undefined=StrictUndefined, keep_trailing_newline=True).from_string(source)
         self.history = history
 
     def render(self, turns: Sequence[Turn], observation: str, info: Info) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from agents.policies.local import cache_shape
 from algorithms.learner import MOST_LOGITS, LearnerConfig, check_precision
 
 GIGA = 2**30
@@ -21,9 +22,8 @@ def estimate_memory(model: Any, config: LearnerConfig, episodes: int) -> dict[st
     shape = model.config
     weights = float(sum(p.numel() * p.element_size() for p in model.parameters()))
     trained = float(sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad))
-    width, layers = shape.hidden_size, shape.num_hidden_layers
-    heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
-    head_dim = getattr(shape, "head_dim", None) or width // shape.num_attention_heads
+    width = shape.hidden_size
+    layers, heads, head_dim = cache_shape(shape)
     feed_forward = getattr(shape, "intermediate_size", None) or 4 * width
     computed = check_precision(config.precision, model.device).itemsize
     tokens = config.micro_batch_tokens

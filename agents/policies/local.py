@@ -192,10 +192,7 @@ class LocalPolicy:
     # -- rows of the cache ------------------------------------------------------------------------------------------
     def _room(self, rows: int, capacity: int) -> SlotCache:
         if self._cache is None:
-            config = self.model.config
-            heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-            head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-            self._cache = SlotCache(config.num_hidden_layers, heads, head_dim, self.device, self.model.dtype)
+            self._cache = SlotCache(*cache_shape(self.model.config), self.device, self.model.dtype)
         self._cache.reserve(max(rows, len(self._slots)), capacity)
         return self._cache
 
@@ -250,6 +247,13 @@ def load_policy(folder: str | Path, device: torch.device | None = None) -> Local
     model = AutoModelForCausalLM.from_pretrained(path, dtype="auto", local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
     return LocalPolicy(model.to(device or find_device()).eval(), tokenizer)
+
+
+def cache_shape(config: Any) -> tuple[int, int, int]:
+    """Layers, heads and width of a head of the keys and values that a model of this configuration keeps."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return config.num_hidden_layers, heads, head_dim
 
 
 def pad(sequences: Sequence[Sequence[int]], device: torch.device) -> Tensor:
