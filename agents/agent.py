@@ -83,7 +83,7 @@ class PolicyAgent:
 
     def _decide(self, prompt: list[int], done: Completion, info: Info) -> Decision:
         # Special tokens stay in the text, all but the one that ended it: an action with one inside is no action.
-        text = self.policy.tokenizer.decode(done.ids[: len(done.ids) - done.finished], skip_special_tokens=False)
+        text = self.policy.tokenizer.decode(done.text_ids, skip_special_tokens=False)
         action, status = judge(text, self.prompter.parse(text), done.finished, info)
         return Decision(action, status, prompt, done.ids, done.logprobs)
 

@@ -1,6 +1,7 @@
 """Checkpoints: a Hugging Face folder with the weights, and beside it the state that a run needs to go on.
 
     RUN/checkpoints/update-000010/model.safetensors, config.json, tokenizer.json, …   any tool loads these
+                                  adapter_model.safetensors, adapter_config.json      where adapters are trained
                                   trainer.pt    optimiser, generators, task cursor, best score
 
 A checkpoint appears under its name only when it is whole: it is written beside it, flushed to the disk, and renamed.
@@ -15,6 +16,8 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+
+from agents.policies.lora import has_adapters, read_adapters
 
 PREFIX = "update-"
 
@@ -41,8 +44,11 @@ def save_checkpoint(folder: Path, model: Any, tokenizer: Any, state: dict[str, A
 
 
 def load_weights(folder: Path, model: Any) -> None:
-    """Put the weights of a checkpoint into a model that is already there."""
-    weights = load_file(folder / "model.safetensors")
+    """Put the weights of a checkpoint into a model that is already there; of one with adapters, theirs alone."""
+    if has_adapters(model):
+        read_adapters(model, folder)
+        return
+    weights = {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
     missing, unexpected = model.load_state_dict(weights, strict=False)
     tied = set(getattr(model, "_tied_weights_keys", None) or ())  # saved once, under their first name
     if unexpected or set(missing) - tied:

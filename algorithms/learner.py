@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from agents.policies.local import pad
+from agents.policies.lora import has_adapters, without_adapters
+from agents.policies.models import head_logits, pad
 from agents.samples import Sample
 from algorithms.losses import aggregate, aggregation_divisor, entropy, kl_estimate
 from envs.core import UnknownNameError
@@ -79,9 +80,10 @@ class _Batch:
 
 
 class Learner:
-    """AdamW on a policy's model, whose weights it changes in place.
+    """AdamW on what can be trained of a policy's model, which it changes in place.
 
-    `reference` is a copy of the weights that KL is measured to, taken when the learner is made.
+    `reference` is a copy of the weights that KL is measured to, taken when the learner is made. A model with adapters
+    needs none: without them it is its own.
     """
 
     def __init__(self, model: Any, config: LearnerConfig) -> None:
@@ -94,9 +96,13 @@ class Learner:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         self.device = next(model.parameters()).device
         self.dtype = check_precision(config.precision, self.device)
-        self.reference = copy.deepcopy(model).requires_grad_(False) if config.kl_coef else None
+        copied = config.kl_coef and not has_adapters(model)
+        self.reference = copy.deepcopy(model).requires_grad_(False) if copied else None
         self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=config.learning_rate, betas=(0.9, 0.999), weight_decay=config.weight_decay
+            [p for p in model.parameters() if p.requires_grad],
+            lr=config.learning_rate,
+            betas=(0.9, 0.999),
+            weight_decay=config.weight_decay,
         )
 
     def update(
@@ -217,9 +223,9 @@ class Learner:
     def _loss(self, batch: _Batch, divisor: float, totals: dict[str, float]) -> Tensor:
         logprobs, entropies = self._sampled_logprobs(self.model, batch)
         per_token, stats = self.config.loss(logprobs, batch.old_logprobs, batch.advantages, batch.mask)
-        if self.reference is not None:
+        if self.config.kl_coef:
             with torch.no_grad():
-                reference, _ = self._sampled_logprobs(self.reference, batch)
+                reference = self._reference_logprobs(batch)
             kl = kl_estimate(logprobs, reference)
             per_token = per_token + self.config.kl_coef * kl
             totals["kl"] += float(kl.detach()[batch.mask].sum())
@@ -231,6 +237,12 @@ class Learner:
             totals[name] += float(values[batch.mask].sum())
         return aggregate(per_token, batch.mask, self.config.aggregation, divisor)
 
+    def _reference_logprobs(self, batch: _Batch) -> Tensor:
+        if self.reference is not None:
+            return self._sampled_logprobs(self.reference, batch)[0]
+        with without_adapters(self.model):
+            return self._sampled_logprobs(self.model, batch)[0]
+
     def _sampled_logprobs(self, model: Any, batch: _Batch) -> tuple[Tensor, Tensor]:
         """Log-probabilities [B, T] of the sampled ids (0 elsewhere) and the entropies [M] they were sampled at.
 
@@ -239,7 +251,7 @@ class Learner:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             hidden = model.base_model(input_ids=batch.ids[:, :-1], use_cache=False).last_hidden_state  # (B, T, E)
             chosen, entropies = chosen_logprobs(
-                model.get_output_embeddings(),
+                model,
                 hidden[batch.mask],
                 batch.ids[:, 1:][batch.mask],
                 self.config.temperature or 1.0,
@@ -249,19 +261,19 @@ class Learner:
 
 
 def chosen_logprobs(
-    head: Any, hidden: Tensor, chosen: Tensor, temperature: float, most_logits: int = MOST_LOGITS
+    model: Any, hidden: Tensor, chosen: Tensor, temperature: float, most_logits: int = MOST_LOGITS
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the ids `chosen` [M] after the states `hidden` [M, E], and the entropies [M], in nats.
 
     Never more than `most_logits` logits exist at a time: where M states make more, they are done in parts, and the
-    backward pass makes each part's again. `head` maps [M, E] to logits [M, V].
+    backward pass makes each part's again.
     """
 
     def part(states: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        logits = head(states).float() / temperature
+        logits = head_logits(model, states) / temperature
         return logits.log_softmax(-1).gather(-1, ids[:, None])[:, 0], entropy(logits.detach())
 
-    size = max(1, most_logits // head.weight.shape[0])
+    size = max(1, most_logits // model.config.get_text_config().vocab_size)
     if len(chosen) <= size:
         return part(hidden, chosen)
     parts = [

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from agents.policies.local import cache_shape
+from agents.policies.lora import has_adapters
+from agents.policies.models import cache_shape
 from algorithms.learner import MOST_LOGITS, LearnerConfig, check_precision
 
 GIGA = 2**30
@@ -19,11 +20,11 @@ def estimate_memory(model: Any, config: LearnerConfig, episodes: int) -> dict[st
     "cache" is for 1,000 tokens in each of `episodes` that run at a time, so that it can be scaled in the head. Raises
     what `check_precision` does.
     """
-    shape = model.config
+    shape = model.config.get_text_config()
     weights = float(sum(p.numel() * p.element_size() for p in model.parameters()))
     trained = float(sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad))
     width = shape.hidden_size
-    layers, heads, head_dim = cache_shape(shape)
+    layers, heads, head_dim = cache_shape(model.config)
     feed_forward = getattr(shape, "intermediate_size", None) or 4 * width
     computed = check_precision(config.precision, model.device).itemsize
     tokens = config.micro_batch_tokens
@@ -37,7 +38,7 @@ def estimate_memory(model: Any, config: LearnerConfig, episodes: int) -> dict[st
         "weights": weights,
         "gradients": trained,
         "optimizer": 2 * trained,
-        "reference": weights if config.kl_coef else 0.0,
+        "reference": weights if config.kl_coef and not has_adapters(model) else 0.0,
         "activations": float(activations + logits),
         "cache": 2.0 * episodes * 1000 * layers * heads * head_dim * model.dtype.itemsize,
     }

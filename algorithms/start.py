@@ -13,7 +13,9 @@ from pathlib import Path
 
 import torch
 
-from agents.policies.local import LocalPolicy, find_device, load_policy
+from agents.policies.local import LocalPolicy
+from agents.policies.models import find_device
+from agents.policies.pretrained import Pretrained
 from agents.policies.tiny import build_model, build_tokenizer, vocabulary_size
 from agents.prompts import Prompter
 from agents.rollout import Job, rollout
@@ -65,7 +67,7 @@ def tiny_policy(
         if config.warm_start is not None:
             warm_start(policy, prompter, task_set, tasks, pool, config.warm_start, seed, progress)
         save_checkpoint(folder, model, tokenizer)
-    return load_policy(folder), folder
+    return Pretrained().load(folder), folder
 
 
 def _key(config: Tiny, task_set: TaskSet, split: str, prompter: Prompter, seed: int) -> str:

@@ -25,8 +25,7 @@ from numpy.typing import NDArray
 
 from agents.agent import PolicyAgent
 from agents.episode import Episode, ParseStatus, write_episodes
-from agents.policies.base import Sampling
-from agents.policies.local import LocalPolicy
+from agents.policies.base import Policy, Sampling
 from agents.prompts import Prompter
 from agents.rollout import Job, rollout
 from agents.samples import build_samples
@@ -77,7 +76,7 @@ class Trainer:
         task_set: TaskSet,
         split: str,
         pool: EnvPool,
-        policy: LocalPolicy,
+        policy: Policy,
         prompter: Prompter,
         sampling: Sampling,
         estimator: Estimator,
@@ -103,6 +102,7 @@ class Trainer:
     # -- the loop ---------------------------------------------------------------------------------------------------
     def train(self) -> None:
         """Train until `updates` are done or `stopping` is set, and leave a checkpoint of what was reached."""
+        self.policy.sync()  # an engine may have been started with other weights
         if not checkpoints(self.run):
             self._evaluate()
         while self.update < self.config.updates and not self.stopping:
@@ -129,8 +129,10 @@ class Trainer:
         with _timed(seconds, "time/learn_s"):
             self.reporter.phase("learn")
             rate = self.learner.config.rate(self.update, self.config.updates)
+            self.policy.pause()
             learned = self.learner.update(samples, advantages, self.rng, rate)
-            self.policy.reset_cache()  # its keys and values belong to the old weights
+        with _timed(seconds, "time/sync_s"):
+            learned |= self.policy.sync()
         self.update += 1
         if self.update % self.config.checkpoint_every == 0:
             self._write_episodes(episodes, advantages)
@@ -225,7 +227,7 @@ class Trainer:
             "sampling_rng": self.generator.get_state(),
             "sample_order_rng": json.dumps(self.rng.bit_generator.state),
         }
-        save_checkpoint(checkpoint_folder(self.run, self.update), self.policy.model, self.policy.tokenizer, state)
+        save_checkpoint(checkpoint_folder(self.run, self.update), self.learner.model, self.policy.tokenizer, state)
         # The first is the reference of KL, the best is what evaluations of this run take.
         prune(self.run, {checkpoint_folder(self.run, 0), checkpoint_folder(self.run, self.best[1])})
 
@@ -233,7 +235,7 @@ class Trainer:
         """Go back to the newest checkpoint of the run; metrics that were logged after it are taken back."""
         folder = checkpoints(self.run)[-1]
         state = load_state(folder)
-        load_weights(folder, self.policy.model)
+        load_weights(folder, self.learner.model)
         if self.learner.reference is not None:
             load_weights(checkpoint_folder(self.run, 0), self.learner.reference)
         self.learner.optimizer.load_state_dict(state["optimizer"])

@@ -121,7 +121,8 @@ class TurnTable:
     @cached_property
     def _place(self) -> NDArray[np.int64]:
         """[N] in `order`: the number of the episode, counted from 0 without gaps."""
-        return np.cumsum(self.opens[self.order]) - 1
+        place: NDArray[np.int64] = np.cumsum(self.opens[self.order]) - 1
+        return place
 
     def episode_rewards(self) -> NDArray[np.float64]:
         """[N] the sum of the rewards of the row's episode, undiscounted."""

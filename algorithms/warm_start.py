@@ -26,7 +26,8 @@ from torch import Tensor
 
 from agents.agent import Agent, Decision, View
 from agents.episode import Episode
-from agents.policies.local import LocalPolicy, next_token_logits
+from agents.policies.local import LocalPolicy
+from agents.policies.models import next_token_logits
 from agents.prompts import Prompter
 from agents.rollout import Job, rollout
 from agents.samples import Sample, build_samples
@@ -241,4 +242,4 @@ def warm_start(
     lessons = demonstrator.lessons(episodes, config.observation_weight)
     progress.phase("clone them", config.steps)
     Cloner(policy.model, config, rng).run(lessons, progress)
-    policy.reset_cache()
+    policy.pause()

@@ -1,12 +1,14 @@
 """The agents of the configuration group `agent`.
 
 Each file `conf/agent/<name>.yaml` names one of these functions, or anyone's, in `_target_`. Beside the other keys of
-the file it gets the task set to play, the `model` that the command was given, and a seed.
+the file it gets the task set to play, the `Model` that the command was given or None, and a seed.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,23 +22,66 @@ from envs.core import Expert, TaskSet
 if TYPE_CHECKING:  # torch takes seconds to import, and only policies need it
     from agents.chat import Chat
     from agents.endpoint import EndpointAgent
-    from agents.policies.base import Sampling
+    from agents.policies.base import Policy, Sampling
     from agents.prompts import Prompter
 
 
-def make_agent(config: DictConfig, task_set: TaskSet, model: str | None, seed: int) -> Agent:
+IN_PLACE = "agents.policies.local.in_place"
+
+
+@dataclass(frozen=True)
+class Model:
+    """The model of a command: its name (see `agents.policies.pretrained`), and how it is loaded and sampled."""
+
+    name: str
+    policy: DictConfig  # conf/policy: an `agents.policies.pretrained.Pretrained`
+    rollout: DictConfig  # conf/rollout
+
+    def load(self) -> Policy:
+        """The policy. An engine beside the trained weights gets them from the CPU, whose memory it does not need."""
+        import torch
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()  # of loading, which takes no time that would need one
+        engine = instantiate(self.rollout)
+        device = None if self.rollout._target_ == IN_PLACE else torch.device("cpu")
+        policy: Policy = engine(instantiate(self.policy).load(self.name, device))
+        policy.sync()
+        return policy
+
+    def facts(self) -> dict[str, Any]:
+        """What its answers depend on: its name, the hash of its weights, how it is loaded and sampled."""
+        from agents.policies.pretrained import locate
+
+        found = locate(self.name)
+        files = sorted(found.glob("*.safetensors")) if isinstance(found, Path) else []
+        return {
+            "name": self.name,
+            "weights_sha256": {file.name: _sha256(file) for file in files},
+            "policy": OmegaConf.to_container(self.policy),
+            "rollout": OmegaConf.to_container(self.rollout),
+        }
+
+
+def model_of(config: DictConfig) -> Model | None:
+    """The model that a command's configuration asks for."""
+    return Model(checkpoint_of(config.model), config.policy, config.rollout) if config.model else None
+
+
+def make_agent(command: DictConfig, task_set: TaskSet, seed: int) -> Agent:
     """The agent of a configuration. Raises `ValueError` for a model that is missing, or that does not belong to it."""
+    config, model = command.agent, model_of(command)
     missing = OmegaConf.missing_keys(config)
     if missing:
         name = sorted(missing)[0].removeprefix("agent.")
         raise ValueError(f"agent.{name} has no value; give it one: agent.{name}=…")
     if model and "prompter" in config:
-        _check_prompter(config, Path(model).expanduser())
+        _check_prompter(config, Path(command.model).expanduser())
     agent: Agent = instantiate(config, _partial_=True)(task_set=task_set, model=model, seed=seed)
     return agent
 
 
-def expert(task_set: TaskSet, model: str | None, seed: int) -> ExpertAgent:  # noqa: ARG001
+def expert(task_set: TaskSet, model: Model | None, seed: int) -> ExpertAgent:  # noqa: ARG001
     """The scripted expert of the environment, which draws nothing. Raises `ValueError` where there is none."""
     _refuse("agent=expert", model)
 
@@ -50,7 +95,7 @@ def expert(task_set: TaskSet, model: str | None, seed: int) -> ExpertAgent:  # n
     return ExpertAgent(make)
 
 
-def random(task_set: TaskSet, model: str | None, seed: int) -> RandomAgent:  # noqa: ARG001
+def random(task_set: TaskSet, model: Model | None, seed: int) -> RandomAgent:  # noqa: ARG001
     """Random admissible actions."""
     _refuse("agent=random", model)
     return RandomAgent(seed)
@@ -58,30 +103,26 @@ def random(task_set: TaskSet, model: str | None, seed: int) -> RandomAgent:  # n
 
 def policy(
     task_set: TaskSet,  # noqa: ARG001
-    model: str | None,
+    model: Model | None,
     seed: int,
     prompter: Prompter,
     sampling: Sampling,
 ) -> PolicyAgent:
-    """A language model: `model` is its folder, or that of a training run, whose best checkpoint is taken."""
+    """A language model behind a prompter."""
     import torch
-    from transformers.utils.logging import disable_progress_bar
 
-    from agents.policies.local import load_policy
-
-    if not model:
+    if model is None:
         raise ValueError(
             "this agent needs a model: model=FOLDER, of a Hugging Face model or of a training run; "
             "agent=expert and agent=random play without one"
         )
-    disable_progress_bar()  # of loading, which takes no time that would need one
-    loaded = load_policy(model_folder(Path(model).expanduser()))
+    loaded = model.load()
     return PolicyAgent(loaded, prompter, sampling, torch.Generator(loaded.device).manual_seed(seed))
 
 
 def endpoint(
     task_set: TaskSet,  # noqa: ARG001
-    model: str | None,
+    model: Model | None,
     seed: int,  # noqa: ARG001
     name: str,
     prompter: Chat,
@@ -98,16 +139,18 @@ def endpoint(
     return EndpointAgent(name, prompter, sampling, prices=(prices[0], prices[1]) if prices else None, **connection)
 
 
-def model_folder(path: Path) -> Path:
-    """The folder itself, or in the folder of a training run the checkpoint that its evaluations ranked best."""
+def checkpoint_of(name: str) -> str:
+    """The model called `name`; of a training run's folder, the checkpoint that its evaluations ranked best."""
+    path = Path(name).expanduser()
     if not (path / "checkpoints").is_dir():
-        return path
+        return str(path.resolve()) if path.exists() else name
+    path = path.resolve()
     from algorithms.checkpoint import checkpoint_folder, checkpoints, load_state
 
     saved = checkpoints(path)
     if not saved:
         raise FileNotFoundError(f"the run {path} has no checkpoint yet")
-    return checkpoint_folder(path, load_state(saved[-1])["best"][1])
+    return str(checkpoint_folder(path, load_state(saved[-1])["best"][1]))
 
 
 def _check_prompter(config: DictConfig, run: Path) -> None:
@@ -120,6 +163,11 @@ def _check_prompter(config: DictConfig, run: Path) -> None:
         raise ValueError(f"{run} was trained with the prompter {before}, and agent has {config.prompter}; set agent=…")
 
 
-def _refuse(agent: str, model: str | None, instead: str = "a model is played by agent=transcript") -> None:
+def _refuse(agent: str, model: Model | None, instead: str = "a model is played by agent=transcript") -> None:
     if model:
-        raise ValueError(f"{agent} plays without a model folder, got model={model}; {instead}")
+        raise ValueError(f"{agent} plays without a model folder, got model={model.name}; {instead}")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -93,7 +93,7 @@ def machine() -> Iterator[Finding]:
     try:
         import torch
 
-        from agents.policies.local import find_device
+        from agents.policies.models import find_device
     except Exception as error:  # a broken build can raise anything, and that is what to tell
         yield Finding("bad", f"torch or transformers cannot be imported: {error!r}", INSTALL)
         return

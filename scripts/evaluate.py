@@ -8,7 +8,6 @@ A model is played by `agent=transcript model=FOLDER`, FOLDER being a model's or 
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -31,7 +30,7 @@ from agents.episode import Episode, read_episodes, write_episodes
 from agents.evaluation import Evaluation, episode_key, evaluate, plan
 from envs.core import TaskSet
 from envs.pool import EnvPool
-from scripts.agents import make_agent, model_folder
+from scripts.agents import make_agent, model_of
 from scripts.common import Terminal, command, versions, write_whole
 
 
@@ -46,7 +45,7 @@ def main(cfg: DictConfig) -> None:
     if not OmegaConf.is_list(cfg.seeds):
         raise ValueError(f"seeds is a list, as in seeds=[0,1,2]; got {cfg.seeds!r}")
     jobs = plan(task_set, cfg.split, cfg.seeds, cfg.limit)
-    agent = make_agent(cfg.agent, task_set, cfg.model, cfg.seeds[0])
+    agent = make_agent(cfg, task_set, cfg.seeds[0])
     facts = _facts(cfg, task_set)
     _keep_facts(run / "run.json", facts)
     file = run / "episodes.jsonl"
@@ -66,13 +65,14 @@ def main(cfg: DictConfig) -> None:
             errors.extend([episode.error] if episode.error else [])
             advance(episode)
 
-        evaluation = evaluate(
-            agent, task_set, cfg.split, pool,
-            seeds=cfg.seeds, limit=cfg.limit, max_turns=cfg.max_turns, played=played, on_episode=keep,
-        )  # fmt: skip
-    usage = getattr(agent, "usage", None)
-    if usage is not None:
-        console.print(usage.describe())
+        try:
+            evaluation = evaluate(
+                agent, task_set, cfg.split, pool,
+                seeds=cfg.seeds, limit=cfg.limit, max_turns=cfg.max_turns, played=played, on_episode=keep,
+            )  # fmt: skip
+        finally:
+            if (usage := getattr(agent, "usage", None)) is not None:
+                console.print(usage.describe())
     if errors:
         console.print(f"{len(errors)} episodes ended by an error, the first by: {errors[0].strip().splitlines()[-1]}")
     _write(run, facts, evaluation, console)
@@ -82,7 +82,7 @@ def main(cfg: DictConfig) -> None:
 def _facts(cfg: DictConfig, task_set: TaskSet) -> dict[str, Any]:
     """What makes the episodes of a run comparable, as plain data."""
     manifest = task_set.manifest(cfg.split)
-    model = model_folder(Path(cfg.model).expanduser().resolve()) if cfg.model else None
+    model = model_of(cfg)
     return {
         "env": manifest.env,
         "split": manifest.split,
@@ -91,16 +91,10 @@ def _facts(cfg: DictConfig, task_set: TaskSet) -> dict[str, Any]:
         "manifest_sha256": manifest.content_hash,
         "agent": HydraConfig.get().runtime.choices["agent"],
         "agent_config": OmegaConf.to_container(cfg.agent),
-        "model": str(model) if model else None,
-        "weights_sha256": {f.name: _sha256(f) for f in sorted(model.glob("*.safetensors"))} if model else {},
+        "model": model.facts() if model else None,
         "max_turns": cfg.max_turns or task_set.max_turns,
         "versions": versions(),
     }
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _keep_facts(file: Path, facts: dict[str, Any]) -> None:

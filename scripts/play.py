@@ -34,7 +34,7 @@ def main(cfg: DictConfig) -> None:
     task_set: TaskSet = instantiate(cfg.env)
     task = find_task(task_set, cfg.split, str(cfg.task))
     if cfg.get("agent"):
-        agent, delay = make_agent(cfg.agent, task_set, cfg.model, cfg.seed), float(cfg.delay)
+        agent, delay = make_agent(cfg, task_set, cfg.seed), float(cfg.delay)
     else:
         agent, delay = HumanAgent(lambda view: ask(view, console)), 0.0
         console.print(HELP, style="dim")

@@ -22,8 +22,9 @@ from transformers.utils.logging import disable_progress_bar
 
 from agents.agent import PolicyAgent
 from agents.evaluation import Evaluation, evaluate, pooled
-from agents.policies.base import Sampling
-from agents.policies.local import LocalPolicy, load_policy
+from agents.policies.base import Policy, Sampling
+from agents.policies.local import LocalPolicy
+from agents.policies.pretrained import Pretrained
 from agents.prompts import Prompter
 from algorithms.checkpoint import checkpoints
 from algorithms.learner import Learner, LearnerConfig
@@ -32,7 +33,7 @@ from algorithms.start import Tiny, tiny_policy
 from algorithms.trainer import Metrics, Trainer, TrainerConfig
 from envs.core import TaskSet, UnknownNameError
 from envs.pool import EnvPool
-from scripts.agents import model_folder
+from scripts.agents import checkpoint_of
 from scripts.common import Terminal, command, versions, write_whole
 from scripts.curve import draw_curve, is_success
 from scripts.live import LiveReporter
@@ -75,12 +76,13 @@ def main(cfg: DictConfig) -> None:
         EnvPool(task_set.make, cfg.pool.size, cfg.pool.workers, cfg.pool.step_timeout) as pool,
         LiveReporter(config.updates, console) as reporter,
     ):
-        policy = _start(cfg, task_set, prompter, pool, reporter)
-        console.print(describe_memory(policy.model, learner_config, cfg.pool.size))
+        trained = _start(cfg, task_set, prompter, pool, reporter)
+        console.print(describe_memory(trained.model, learner_config, cfg.pool.size))
+        policy: Policy = instantiate(cfg.rollout)(trained)
         judge = _Judge(cfg, task_set, policy, prompter, sampling, pool, reporter)
         trainer = Trainer(
             run, task_set, cfg.split, pool, policy, prompter, sampling, algo.estimator,
-            Learner(policy.model, learner_config), config, cfg.seed, judge, reporter,
+            Learner(trained.model, learner_config), config, cfg.seed, judge, reporter,
         )  # fmt: skip
         if cfg.resume is not None:
             trainer.resume()
@@ -93,12 +95,14 @@ def main(cfg: DictConfig) -> None:
 def _start(
     cfg: DictConfig, task_set: TaskSet, prompter: Prompter, pool: EnvPool, reporter: LiveReporter
 ) -> LocalPolicy:
-    """The policy to train: of the run that is resumed, of a folder, or a warm-started small one."""
-    folder = checkpoints(Path(cfg.resume))[-1] if cfg.resume else model_folder(Path(cfg.model)) if cfg.model else None
-    if folder is not None:
-        return load_policy(folder)
-    tiny: Tiny = instantiate(cfg.policy)
-    policy, kept = tiny_policy(tiny, task_set, cfg.split, prompter, pool, cfg.seed, reporter)
+    """The policy to train: of the run that is resumed, a model that is there, or a warm-started small one."""
+    start: Tiny | Pretrained = instantiate(cfg.policy)
+    name = str(checkpoints(Path(cfg.resume))[-1]) if cfg.resume else checkpoint_of(cfg.model) if cfg.model else None
+    if name is not None:
+        return (start if isinstance(start, Pretrained) else Pretrained()).load(name)
+    if isinstance(start, Pretrained):
+        raise ValueError("this policy needs a model to start from: model=FOLDER, or policy=tiny for one made here")
+    policy, kept = tiny_policy(start, task_set, cfg.split, prompter, pool, cfg.seed, reporter)
     reporter.say(f"starting from {kept}")
     return policy
 
@@ -110,7 +114,7 @@ class _Judge:
         self,
         cfg: DictConfig,
         task_set: TaskSet,
-        policy: LocalPolicy,
+        policy: Policy,
         prompter: Prompter,
         sampling: Sampling,
         pool: EnvPool,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -22,23 +23,44 @@ class Request:
     prompt_ids: Sequence[int]  # [P]
 
 
+class End(StrEnum):
+    """What ended a completion."""
+
+    TOKEN = "token"  # a stop token, the last of the ids
+    STRING = "string"  # a stop string, with which the text of the ids ends
+    LENGTH = "length"  # the limit of tokens, or of the context
+
+
 @dataclass(frozen=True)
 class Completion:
-    """What was sampled: ids with the stop token, and the log-probability (nats) of each when it was sampled."""
+    """What was sampled: ids with whatever ended them, and the log-probability (nats) of each when it was sampled."""
 
     ids: list[int]  # [C]
     logprobs: list[float]  # [C]
-    finished: bool  # a stop token ended it; False: the token limit did
+    end: End
+
+    @property
+    def finished(self) -> bool:
+        """Whether the policy came to an end by itself."""
+        return self.end is not End.LENGTH
+
+    @property
+    def text_ids(self) -> list[int]:
+        """The ids without the stop token, which is no text."""
+        return self.ids[:-1] if self.end is End.TOKEN else self.ids
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample: `temperature` 0 is greedy; `max_tokens` is per completion."""
+    """How to sample: `temperature` 0 is greedy; `max_tokens` is per completion; `stop` are texts that end it."""
 
     temperature: float = 1.0
     max_tokens: int = 24
+    stop: Sequence[str] = ()
 
     def __post_init__(self) -> None:
+        if isinstance(self.stop, str) or not all(self.stop):
+            raise ValueError(f"stop is a list of texts, as in stop=['</action>']; got {self.stop!r}")
         if self.temperature < 0:
             raise ValueError(f"temperature must be at least 0, got {self.temperature}")
         if self.max_tokens < 1:
@@ -56,6 +78,10 @@ class Policy(Protocol):
     def context_length(self) -> int:
         """How many ids, prompt and completion together, fit."""
 
+    @property
+    def device(self) -> torch.device:
+        """Where the generator that it samples with lives."""
+
     def generate(self, requests: Sequence[Request], sampling: Sampling, generator: torch.Generator) -> list[Completion]:
         """Continue every request. The same weights, requests and generator state give the same ids."""
 
@@ -64,3 +90,9 @@ class Policy(Protocol):
 
     def release(self, session: int) -> None:
         """The session will not come back: forget what was kept for it."""
+
+    def pause(self) -> None:
+        """The weights are about to be trained: forget what was kept for sessions, and free the memory that it took."""
+
+    def sync(self) -> dict[str, float]:
+        """The weights have been trained: sample from the new ones. Returns metrics of how that went."""

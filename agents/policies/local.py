@@ -14,22 +14,22 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.cache_utils import Cache
 
-from agents.policies.base import Completion, Request, Sampling
+from agents.policies.base import Completion, End, Request, Sampling
+from agents.policies.models import (
+    cache_shape,
+    context_length,
+    head_logits,
+    next_token_logits,
+    pad,
+    stop_ids,
+    token_logprobs,
+)
 
 # Key/value lengths are rounded up to this, so that kernels see few different shapes.
 LENGTH_STEP = 32
-
-
-def find_device() -> torch.device:
-    """The best device there is: cuda, then mps, then cpu. Found, not asked for."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    if torch.backends.mps.is_available():
-        return torch.device("mps")
-    return torch.device("cpu")
+MOST_PREFILL = 2**14  # tokens in one forward pass
 
 
 class SlotCache(Cache):  # type: ignore[misc]
@@ -88,13 +88,12 @@ class SlotCache(Cache):  # type: ignore[misc]
 class LocalPolicy:
     """See `agents.policies.base.Policy`. `model` is any decoder-only model of transformers, kept in eval mode."""
 
-    def __init__(self, model: Any, tokenizer: Any, stop_ids: Sequence[int] | None = None) -> None:
-        """`stop_ids` end a completion; default: the tokenizer's end-of-sequence token."""
-        self.model = model
-        self.tokenizer = tokenizer
-        self.stop_ids = list(stop_ids) if stop_ids is not None else [int(tokenizer.eos_token_id)]
+    def __init__(self, model: Any, tokenizer: Any, source: Path | str | None = None) -> None:
+        """`source` is the folder (or hub id) that the model was loaded from, for those who need it there."""
+        self.model, self.tokenizer, self.source = model, tokenizer, source
+        self.stop_ids = stop_ids(model, tokenizer)
         self.device = next(model.parameters()).device
-        self.context_length = int(model.config.max_position_embeddings)
+        self.context_length = context_length(model.config)
         self._cache: SlotCache | None = None
         self._slots: list[int | None] = []  # row of the cache -> session
         self._cached: dict[int, list[int]] = {}  # session -> the ids whose keys and values are in its row
@@ -118,7 +117,7 @@ class LocalPolicy:
         sessions = [requests[i].session for i in order]
         limits = [min(sampling.max_tokens, self.context_length - len(p)) for p in prompts]
         completions: list[Completion | None] = [None] * len(requests)
-        for row, done in enumerate(self._decode(sessions, prompts, limits, sampling.temperature, generator)):
+        for row, done in enumerate(self._decode(sessions, prompts, limits, sampling, generator)):
             completions[order[row]] = done
         return cast(list[Completion], completions)
 
@@ -127,7 +126,7 @@ class LocalPolicy:
         sessions: list[int],
         prompts: list[list[int]],
         limits: list[int],
-        temperature: float,
+        sampling: Sampling,
         generator: torch.Generator,
     ) -> list[Completion]:
         kept = [_common_prefix(self._cached[s], p) for s, p in zip(sessions, prompts, strict=True)]
@@ -136,31 +135,48 @@ class LocalPolicy:
         logits = self._prefill(kept, [p[k:] for k, p in zip(kept, prompts, strict=True)])  # [n, V]
         ids: list[list[int]] = [[] for _ in prompts]
         logprobs: list[list[float]] = [[] for _ in prompts]
-        stops = set(self.stop_ids)
+        ends: list[End | None] = [None] * len(prompts)
         running = list(range(len(prompts)))
         while running:
-            sampled, sampled_logprobs = _sample(logits, temperature, generator)
+            sampled, sampled_logprobs = _sample(logits, sampling.temperature, generator)
             for row, token, logprob in zip(running, sampled.tolist(), sampled_logprobs.tolist(), strict=True):
                 ids[row].append(token)
                 logprobs[row].append(logprob)
-            running = [row for row in running if ids[row][-1] not in stops and len(ids[row]) < limits[row]]
+                ends[row] = self._end(ids[row], limits[row], sampling.stop)
+            running = [row for row in running if ends[row] is None]
             if running:
                 lengths = [len(prompts[row]) + len(ids[row]) - 1 for row in running]
                 logits = self._forward(running, lengths, [ids[row][-1:] for row in running])
         for session, prompt, sampled_ids in zip(sessions, prompts, ids, strict=True):
             self._cached[session] = prompt + sampled_ids[:-1]  # nothing was asked about the last
         return [
-            Completion(row_ids, row_logprobs, finished=row_ids[-1] in stops)
-            for row_ids, row_logprobs in zip(ids, logprobs, strict=True)
+            Completion(row_ids, row_logprobs, cast(End, end))
+            for row_ids, row_logprobs, end in zip(ids, logprobs, ends, strict=True)
         ]
+
+    def _end(self, ids: list[int], limit: int, stop: Sequence[str]) -> End | None:
+        """What ends a completion that has come to `ids`; None where it goes on."""
+        if ids[-1] in self.stop_ids:
+            return End.TOKEN
+        if stop:
+            # A token is a byte or more, so what was completed just now lies within as many tokens as it has bytes.
+            tail = self.tokenizer.decode(ids[-max(len(text.encode()) for text in stop) :])
+            if any(text in tail for text in stop):
+                return End.STRING
+        return End.LENGTH if len(ids) == limit else None
 
     def _prefill(self, starts: list[int], tokens: list[list[int]]) -> Tensor:
         """`_forward` of all rows: those with about as many tokens at a time, for padding would be most of the work."""
-        parts: dict[int, list[int]] = {}  # number of tokens, rounded to a power of two -> rows
+        alike: dict[int, list[int]] = {}  # number of tokens, rounded to a power of two -> rows
         for row, fresh in enumerate(tokens):
-            parts.setdefault(len(fresh).bit_length(), []).append(row)
-        logits = [self._forward(rows, [starts[r] for r in rows], [tokens[r] for r in rows]) for rows in parts.values()]
-        return torch.cat(logits)[torch.tensor([row for rows in parts.values() for row in rows]).argsort()]
+            alike.setdefault(len(fresh).bit_length(), []).append(row)
+        parts = [
+            rows[i : i + max(1, MOST_PREFILL >> bits)]
+            for bits, rows in alike.items()
+            for i in range(0, len(rows), max(1, MOST_PREFILL >> bits))
+        ]
+        logits = [self._forward(rows, [starts[r] for r in rows], [tokens[r] for r in rows]) for rows in parts]
+        return torch.cat(logits)[torch.tensor([row for rows in parts for row in rows]).argsort()]
 
     def _forward(self, rows: list[int], starts: list[int], tokens: list[list[int]]) -> Tensor:
         """Put `tokens[b]` at position `starts[b]` of `rows[b]`; the next-token logits [B, V] after each row's last."""
@@ -187,7 +203,7 @@ class LocalPolicy:
             use_cache=True,
         ).last_hidden_state  # (B, Q, E)
         last = hidden[torch.arange(len(tokens), device=self.device), counts - 1]
-        return cast(Tensor, self.model.get_output_embeddings()(last)).float()
+        return head_logits(self.model, last)
 
     # -- rows of the cache ------------------------------------------------------------------------------------------
     def _room(self, rows: int, capacity: int) -> SlotCache:
@@ -224,9 +240,32 @@ class LocalPolicy:
         if self._cached.pop(session, None) is not None:
             self._slots[self._slots.index(session)] = None
 
-    def reset_cache(self) -> None:
-        """Forget every session: what is cached belongs to weights that have changed."""
-        self._slots, self._cached = [], {}
+    def pause(self) -> None:
+        """See `Policy.pause`."""
+        self._slots, self._cached, self._cache = [], {}, None
+
+    def sync(self) -> dict[str, float]:
+        """See `Policy.sync`; the weights are the same tensors, so that there is nothing to do."""
+        return {}
+
+    @torch.inference_mode()
+    def check(self) -> None:
+        """Raise `ValueError` where reading ids in two parts, as turns do, gives other logits than reading them at once.
+
+        Models with their own ideas of positions, masks or caches would sample from something else than is trained.
+        """
+        ids = torch.arange(24, device=self.device) * 7919 % self.model.config.get_text_config().vocab_size
+        whole = next_token_logits(self.model, ids[None])[0, -1].log_softmax(-1)
+        logits = torch.empty(0)
+        for start, end in ((0, 11), (11, 23), (23, 24)):
+            logits = self._forward([0], [start], [ids[start:end].tolist()])
+        self._cache = None
+        error = float((logits[0].log_softmax(-1) - whole).abs().max())
+        if not error <= (1e-3 if self.model.dtype == torch.float32 else 0.5):
+            raise ValueError(
+                f"{type(self.model).__name__}: its log-probabilities differ by {error:.2g} where its keys and values "
+                "are kept; this kind of model cannot be sampled here (rollout=vllm may)"
+            )
 
     # -- scoring ----------------------------------------------------------------------------------------------------
     @torch.inference_mode()
@@ -237,41 +276,9 @@ class LocalPolicy:
         return [row[: len(s) - 1].cpu() for row, s in zip(scores, sequences, strict=True)]
 
 
-def load_policy(folder: str | Path, device: torch.device | None = None) -> LocalPolicy:
-    """The model and tokenizer of a Hugging Face folder. Raises `FileNotFoundError` saying what is there instead."""
-    path = Path(folder).expanduser()
-    if not (path / "config.json").is_file():
-        near = sorted(p.parent for p in path.glob("**/config.json")) or sorted(path.parent.glob("*/config.json"))
-        seen = ", ".join(str(p) for p in near[:5]) or "no model folder near it"
-        raise FileNotFoundError(f"no model in {path}: expected a folder with config.json; found {seen}")
-    model = AutoModelForCausalLM.from_pretrained(path, dtype="auto", local_files_only=True)
-    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    return LocalPolicy(model.to(device or find_device()).eval(), tokenizer)
-
-
-def cache_shape(config: Any) -> tuple[int, int, int]:
-    """Layers, heads and width of a head of the keys and values that a model of this configuration keeps."""
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return config.num_hidden_layers, heads, head_dim
-
-
-def pad(sequences: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    """Ids padded on the right with 0, as a tensor [B, L]. Behind a causal mask the padding touches nothing."""
-    width = max(len(s) for s in sequences)
-    return torch.tensor([[*s, *([0] * (width - len(s)))] for s in sequences], device=device)
-
-
-def next_token_logits(model: Any, ids: Tensor) -> Tensor:
-    """Logits of the token after each of `ids` [B, L] that are padded on the right: [B, L, V] in float32."""
-    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-    return cast(Tensor, model.get_output_embeddings()(hidden)).float()
-
-
-def token_logprobs(model: Any, ids: Tensor, temperature: float = 1.0) -> Tensor:
-    """Log-probability of each token of `ids` [B, L] given those before it: [B, L - 1], in nats."""
-    logits = next_token_logits(model, ids[:, :-1]) / temperature
-    return torch.log_softmax(logits, dim=-1).gather(-1, ids[:, 1:, None])[..., 0]
+def in_place(policy: LocalPolicy) -> LocalPolicy:
+    """Sample from the weights where they are: the policy itself."""
+    return policy
 
 
 def _sample(logits: Tensor, temperature: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from agents.agent import PolicyAgent, View
 from agents.chat import Chat, ChatTemplateError, History
 from agents.episode import Episode, ParseStatus, Turn
 from agents.parsing import Line, Tagged
-from agents.policies.base import Completion, Sampling
+from agents.policies.base import Completion, End, Sampling
 from agents.samples import build_samples
 from envs.core import Task, UnknownNameError
 
@@ -180,7 +180,7 @@ class Endless:
 
     def generate(self, requests, sampling, generator) -> list[Completion]:
         ids = self.tokenizer.encode("<action>look</action><|im_end|>")
-        return [Completion(ids, [0.0] * len(ids), finished=True) for _ in requests]
+        return [Completion(ids, [0.0] * len(ids), End.TOKEN) for _ in requests]
 
     def release(self, session: int) -> None: ...
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from agents.policies.base import Request, Sampling
-from agents.policies.local import load_policy
+from agents.policies.pretrained import ModelError, Pretrained
 from algorithms.checkpoint import save_checkpoint
 from tests.agents.toys import random_policy
 
@@ -75,7 +75,7 @@ def test_sampling_follows_the_distribution() -> None:
 def test_a_model_folder_is_loaded_as_it_was_saved(tmp_path) -> None:
     policy = random_policy()
     save_checkpoint(tmp_path / "model", policy.model, policy.tokenizer)
-    loaded = load_policy(tmp_path / "model", torch.device("cpu"))
+    loaded = Pretrained().load(tmp_path / "model", torch.device("cpu"))
     ids = policy.tokenizer.encode("You are in room 2.")
     assert loaded.tokenizer.encode("You are in room 2.") == ids
     torch.testing.assert_close(loaded.score([ids]), policy.score([ids]), rtol=0, atol=0)
@@ -84,5 +84,5 @@ def test_a_model_folder_is_loaded_as_it_was_saved(tmp_path) -> None:
 def test_a_missing_model_folder_is_said_with_those_that_are_near(tmp_path) -> None:
     policy = random_policy()
     save_checkpoint(tmp_path / "run" / "update-000002", policy.model, policy.tokenizer)
-    with pytest.raises(FileNotFoundError, match="update-000002"):
-        load_policy(tmp_path / "run")
+    with pytest.raises(ModelError, match="update-000002"):
+        Pretrained().load(tmp_path / "run")

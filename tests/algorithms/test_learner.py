@@ -125,10 +125,13 @@ def test_log_probabilities_in_parts_are_those_of_the_whole() -> None:
             return super().forward(states)
 
     head = Head(16, 50, bias=False)
+    model = random_policy().model
+    model.set_output_embeddings(head)
+    model.config.vocab_size = 50
 
     def made(most_logits: int) -> tuple[torch.Tensor, ...]:
         rows.clear()
-        logprobs, entropies = chosen_logprobs(head, hidden, chosen, 0.7, most_logits)
+        logprobs, entropies = chosen_logprobs(model, hidden, chosen, 0.7, most_logits)
         weight = torch.linspace(-1, 1, 37)
         gradients = torch.autograd.grad((logprobs * weight).sum(), [hidden, head.weight])
         return logprobs, entropies, *gradients

