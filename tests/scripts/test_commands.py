@@ -22,7 +22,7 @@ from agents.episode import Episode, Turn, read_episodes, write_episodes
 from algorithms.checkpoint import checkpoint_folder, save_checkpoint
 from envs.core import StopReason, Task
 from scripts import common, doctor
-from scripts.agents import model_folder
+from scripts.agents import checkpoint_of
 from scripts.play import find_task
 from tests.agents.endpoint_server import Server, said
 from tests.agents.test_chat import CHATML
@@ -154,12 +154,12 @@ def test_a_policy_is_played_from_the_best_checkpoint_of_a_run(cli: Cli) -> None:
     for update in (0, 2, 4):
         state = {"best": [0.5, 2]}
         save_checkpoint(checkpoint_folder(trained, update), policy.model, policy.tokenizer, state)
-    assert model_folder(trained) == checkpoint_folder(trained, 2)
+    assert checkpoint_of(str(trained)) == str(checkpoint_folder(trained, 2))
     cli.capsys.readouterr()
     run = cli.evaluate(f"model={trained}", "agent.sampling.temperature=0")
     facts = json.loads((run / "run.json").read_text())
-    assert facts["model"] == str(checkpoint_folder(trained, 2).resolve())
-    assert len(facts["weights_sha256"]["model.safetensors"]) == 64
+    assert facts["model"]["name"] == str(checkpoint_folder(trained, 2).resolve())
+    assert len(facts["model"]["weights_sha256"]["model.safetensors"]) == 64
     assert next(read_episodes(run / "episodes.jsonl")).turns[0].completion_ids
     again = cli.evaluate(f"model={trained}", "agent.sampling.temperature=0", "pool.size=1")
     assert result_of(again) == result_of(run)
