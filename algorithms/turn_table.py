@@ -109,7 +109,8 @@ class TurnTable:
         step = np.diff(self.episode)
         if np.all((step > 0) | ((step == 0) & (np.diff(self.turn) > 0))):
             return np.arange(len(self))  # as `from_episodes` leaves them: sorting a million rows takes a while
-        return np.lexsort((self.turn, self.episode))
+        order: NDArray[np.int64] = np.lexsort((self.turn, self.episode))
+        return order
 
     @cached_property
     def opens(self) -> NDArray[np.bool_]:

@@ -67,6 +67,17 @@ class Sampling:
             raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}")
 
 
+def token_limits(requests: Sequence[Request], sampling: Sampling, context_length: int) -> list[int]:
+    """How many ids each completion may have. Raises `ValueError` for a prompt that leaves no room."""
+    for request in requests:
+        if not 1 <= len(request.prompt_ids) < context_length:
+            raise ValueError(
+                f"a prompt needs 1 to {context_length - 1} ids to leave room for an answer, "
+                f"session {request.session} has {len(request.prompt_ids)}"
+            )
+    return [min(sampling.max_tokens, context_length - len(request.prompt_ids)) for request in requests]
+
+
 class Policy(Protocol):
     """Anything that continues token ids."""
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from agents.policies.base import Completion, End, Request, Sampling
+from agents.policies.base import Completion, End, Request, Sampling, token_limits
 from agents.policies.models import (
     cache_shape,
     context_length,
@@ -104,20 +104,13 @@ class LocalPolicy:
         """Continue every request; see `Policy.generate`. Raises `ValueError` for a prompt that leaves no room."""
         if not requests:
             return []
-        for request in requests:
-            room = self.context_length - len(request.prompt_ids)
-            if room < 1 or not request.prompt_ids:
-                raise ValueError(
-                    f"a prompt needs 1 to {self.context_length - 1} ids to leave room for an answer, "
-                    f"session {request.session} has {len(request.prompt_ids)}"
-                )
+        limits = token_limits(requests, sampling, self.context_length)
         slots = self._arrange([request.session for request in requests])
         order = sorted(range(len(requests)), key=slots.__getitem__)  # requests by row
         prompts = [list(requests[i].prompt_ids) for i in order]
         sessions = [requests[i].session for i in order]
-        limits = [min(sampling.max_tokens, self.context_length - len(p)) for p in prompts]
         completions: list[Completion | None] = [None] * len(requests)
-        for row, done in enumerate(self._decode(sessions, prompts, limits, sampling, generator)):
+        for row, done in enumerate(self._decode(sessions, prompts, [limits[i] for i in order], sampling, generator)):
             completions[order[row]] = done
         return cast(list[Completion], completions)
 

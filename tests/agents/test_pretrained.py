@@ -1,0 +1,208 @@
+"""Models of many families load, sample what they say, and are trained by adapters; what cannot be loaded says why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from agents.policies import lora
+from agents.policies.base import End, Request, Sampling
+from agents.policies.local import LocalPolicy
+from agents.policies.lora import Lora, merged_weights, without_adapters
+from agents.policies.pretrained import ModelError, Pretrained
+from algorithms.checkpoint import load_weights, save_checkpoint
+from envs.core import UnknownNameError
+from tests.agents.toys import random_policy
+
+SHAPE = {
+    "vocab_size": 320,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "Llama": {"tie_word_embeddings": False},
+    "Qwen2": {"tie_word_embeddings": True},
+    "Qwen3": {"head_dim": 8},
+    "Mistral": {"sliding_window": 64},
+    "Gemma2": {"head_dim": 8, "sliding_window": 64, "final_logit_softcapping": 5.0},
+    "Gemma3": {"head_dim": 8, "sliding_window": 64},
+    "Cohere": {"logit_scale": 0.25},
+    "Granite": {"logits_scaling": 3.0},
+    "Olmo2": {},
+    "Phi3": {},
+    "GPTNeoX": {"num_key_value_heads": 4},
+}
+
+
+def family(name: str) -> Any:
+    """A small random model of a family, with logits far from flat."""
+    classes = {"Gemma3": ("Gemma3TextConfig", "Gemma3ForCausalLM")}
+    config, model = classes.get(name, (f"{name}Config", f"{name}ForCausalLM"))
+    torch.manual_seed(0)
+    made = getattr(transformers, model)(getattr(transformers, config)(**{**SHAPE, **FAMILIES[name]}))
+    with torch.no_grad():
+        made.get_output_embeddings().weight.mul_(20)
+    return made.eval()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_samples_from_its_own_distribution(name: str) -> None:
+    """Over turns with kept keys and values, log-probabilities are those of the model's own forward pass."""
+    policy, rng = LocalPolicy(family(name), random_policy().tokenizer), np.random.default_rng(0)
+    policy.check()
+    generator = torch.Generator().manual_seed(0)
+    history: list[list[int]] = [rng.integers(2, 300, size).tolist() for size in (3, 20)]
+    for _ in range(3):
+        requests = [Request(session, ids) for session, ids in enumerate(history)]
+        for ids, done in zip(history, policy.generate(requests, Sampling(1.0, 5), generator), strict=True):
+            whole = torch.tensor([ids + done.ids])
+            with torch.no_grad():
+                expected = policy.model(whole).logits[0].float().log_softmax(-1)
+            rows = torch.arange(len(ids) - 1, whole.shape[1] - 1)
+            np.testing.assert_allclose(done.logprobs, expected[rows, whole[0, rows + 1]], atol=1e-5)
+            ids += [*done.ids, *rng.integers(2, 300, 4).tolist()]
+    np.testing.assert_allclose(policy.score([whole[0].tolist()])[0][rows], done.logprobs, atol=1e-5)
+
+
+def test_the_context_is_no_longer_than_the_window() -> None:
+    assert LocalPolicy(family("Gemma3"), random_policy().tokenizer).context_length == 64
+    assert LocalPolicy(family("Llama"), random_policy().tokenizer).context_length == 256
+
+
+def test_a_model_whose_cache_says_something_else_is_refused(monkeypatch) -> None:
+    policy = random_policy()
+    policy.check()
+    forward = policy.model.model.forward
+    monkeypatch.setattr(  # a model that counts positions by itself
+        policy.model.model, "forward", lambda position_ids=None, **rest: forward(**rest)
+    )
+    with pytest.raises(ValueError, match=r"Qwen3ForCausalLM: its log-probabilities differ by"):
+        policy.check()
+
+
+def test_the_ids_of_the_generation_settings_end_a_completion_too() -> None:
+    policy = random_policy()
+    policy.model.generation_config.eos_token_id = [1, 7]
+    assert LocalPolicy(policy.model, policy.tokenizer).stop_ids == [1, 7]
+
+
+def test_a_stop_string_ends_a_completion_with_the_ids_that_wrote_it() -> None:
+    policy, generator = random_policy(), torch.Generator().manual_seed(0)
+    policy.stop_ids = []
+    (free,) = policy.generate([Request(0, [5, 6])], Sampling(0.0, 30), generator)
+    text = policy.tokenizer.decode(free.ids)
+    stop = text[len(text) // 2 : len(text) // 2 + 3]
+    (done,) = policy.generate([Request(1, [5, 6])], Sampling(0.0, 30, [stop]), generator)
+    assert done.end is End.STRING
+    assert done.ids == free.ids[: len(done.ids)]
+    assert stop in policy.tokenizer.decode(done.ids)
+    assert stop not in policy.tokenizer.decode(done.ids[:-1])
+    assert done.text_ids == done.ids
+    assert free.end is End.LENGTH
+    with pytest.raises(ValueError, match="stop is a list of texts"):
+        Sampling(stop="</action>")
+
+
+# -- adapters ---------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    policy = random_policy()
+    save_checkpoint(tmp_path / "model", policy.model, policy.tokenizer)
+    return tmp_path / "model"
+
+
+def trained_adapters(folder: Path) -> LocalPolicy:
+    """A policy whose adapters say something."""
+    pytest.importorskip("peft")
+    policy = Pretrained(lora=Lora(rank=4)).load(folder)
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in policy.model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(0, 0.3, generator=generator)
+    return policy
+
+
+IDS = list(range(3, 40))
+
+
+def test_fresh_adapters_change_nothing_and_are_all_that_is_trained(folder: Path) -> None:
+    pytest.importorskip("peft")
+    plain, policy = Pretrained().load(folder), Pretrained(lora=Lora(rank=4)).load(folder)
+    torch.testing.assert_close(policy.score([IDS]), plain.score([IDS]))
+    trained = [name for name, p in policy.model.named_parameters() if p.requires_grad]
+    assert len(trained) == 2 * 7 * 2  # A and B of seven projections in two layers
+    assert all(".lora_" in name for name in trained)
+    again = Pretrained(lora=Lora(rank=4)).load(folder)
+    for a, b in zip(policy.model.parameters(), again.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_merged_weights_are_those_of_a_plain_model(folder: Path) -> None:
+    policy, plain = trained_adapters(folder), Pretrained().load(folder)
+    before = plain.score([IDS])[0]
+    with without_adapters(policy.model):
+        torch.testing.assert_close(policy.score([IDS])[0], before)
+    merged = dict(merged_weights(policy.model))
+    assert set(merged) == {name for name, _ in plain.model.named_parameters()}
+    plain.model.load_state_dict(merged, strict=False)
+    assert (policy.score([IDS])[0] - before).abs().max() > 0.01
+    torch.testing.assert_close(policy.score([IDS])[0], plain.score([IDS])[0], atol=1e-5, rtol=1e-5)
+
+
+def test_a_checkpoint_holds_the_adapters_and_finds_the_model(folder: Path, tmp_path: Path) -> None:
+    policy = trained_adapters(folder)
+    save_checkpoint(tmp_path / "adapters", policy.model, policy.tokenizer)
+    assert not (tmp_path / "adapters" / "model.safetensors").exists()
+    loaded = Pretrained().load(tmp_path / "adapters")
+    torch.testing.assert_close(loaded.score([IDS]), policy.score([IDS]), rtol=0, atol=0)
+    assert lora.has_adapters(loaded.model)
+    fresh = Pretrained(lora=Lora(rank=4)).load(folder)
+    load_weights(tmp_path / "adapters", fresh.model)
+    torch.testing.assert_close(fresh.score([IDS]), policy.score([IDS]), rtol=0, atol=0)
+
+
+# -- what cannot be loaded --------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("nowhere/at/all", "expected a folder with config.json"),
+        ("package:no_such_package/model.gguf", "'no_such_package' is not installed"),
+        ("nobody/no-such-model", "it is no folder here, and the hub does not give it"),
+    ],
+)
+def test_what_is_not_there_is_said(name: str, said: str, monkeypatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError, match=said):
+        Pretrained().load(name)
+
+
+def test_files_that_hold_no_model_are_said(tmp_path: Path, folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        Pretrained().load(folder)
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF nothing")
+    with pytest.raises(ModelError, match=r"broken\.gguf"):
+        Pretrained().load(tmp_path / "broken.gguf")
+    with pytest.raises(ModelError, match=r"found .*broken\.gguf"):
+        Pretrained().load(tmp_path)
+
+
+def test_settings_that_do_not_exist_are_said_with_those_that_do() -> None:
+    with pytest.raises(UnknownNameError, match="bfloat16"):
+        Pretrained(dtype="bf16")
+    with pytest.raises(UnknownNameError, match="4bit"):
+        Pretrained(quantization="8bit")
+    with pytest.raises(ValueError, match="rank"):
+        Lora(rank=0)
