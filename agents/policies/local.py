@@ -18,7 +18,6 @@ from transformers.cache_utils import Cache
 
 from agents.policies.base import Completion, End, Request, Sampling, token_limits
 from agents.policies.models import (
-    cache_shape,
     context_length,
     head_logits,
     next_token_logits,
@@ -40,15 +39,14 @@ class SlotCache(Cache):  # type: ignore[misc]
     are written behind its end, where the next real token overwrites them before anything attends to them.
     """
 
-    def __init__(self, layers: int, heads: int, head_dim: int, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, device: torch.device) -> None:
         super().__init__(layers=[])
         self.rows, self.capacity, self.length = 0, 0, 0
         self.active = torch.zeros(0, dtype=torch.long, device=device)
         self.front = True
         self.positions = torch.zeros(0, 0, dtype=torch.long, device=device)
-        empty = torch.zeros(0, heads, 0, head_dim, device=device, dtype=dtype)
-        self.keys = [empty for _ in range(layers)]  # each [rows, H, capacity, D]
-        self.values = [empty for _ in range(layers)]
+        self.keys: list[Tensor] = []  # of each layer [rows, H, capacity, D]
+        self.values: list[Tensor] = []
 
     def reserve(self, rows: int, capacity: int) -> None:
         """Make room, keeping what is there. Grows by half, so that growing is rare."""
@@ -76,6 +74,9 @@ class SlotCache(Cache):  # type: ignore[misc]
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
         """Write the new tokens' keys and values [B, H, Q, D]; return those of the rows up to `length`."""
+        if layer_idx == len(self.keys):  # the first pass
+            for store, states in ((self.keys, key_states), (self.values, value_states)):
+                store.append(states.new_zeros(self.rows, states.shape[1], self.capacity, states.shape[3]))
         keys, values = self.keys[layer_idx], self.values[layer_idx]
         keys[self.active[:, None], :, self.positions] = key_states.transpose(1, 2)
         values[self.active[:, None], :, self.positions] = value_states.transpose(1, 2)
@@ -201,7 +202,7 @@ class LocalPolicy:
     # -- rows of the cache ------------------------------------------------------------------------------------------
     def _room(self, rows: int, capacity: int) -> SlotCache:
         if self._cache is None:
-            self._cache = SlotCache(*cache_shape(self.model.config), self.device, self.model.dtype)
+            self._cache = SlotCache(self.device)
         self._cache.reserve(max(rows, len(self._slots)), capacity)
         return self._cache
 
