@@ -6,8 +6,9 @@ get in the end is an `EndpointError`, which stops the evaluation; episodes that 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,17 @@ from agents.policies.base import Sampling
 
 class EndpointError(OSError):
     """The endpoint cannot be reached, refuses, or answers with what is no answer."""
+
+
+@contextmanager
+def endpoint_errors(who: str) -> Iterator[None]:
+    """What the client raises in this block, and what comes of reading an answer that is none, is an `EndpointError`."""
+    try:
+        yield
+    except openai.OpenAIError as error:
+        raise EndpointError(f"{who}: {type(error).__name__}: {error}") from error
+    except (ValueError, TypeError, AttributeError, LookupError) as error:  # no JSON, or without what was asked for
+        raise EndpointError(f"{who} answers nonsense: {type(error).__name__}: {error}") from error
 
 
 @dataclass
@@ -82,17 +94,14 @@ class EndpointAgent:
 
     def _ask(self, view: View) -> Any:
         answers = self._answers.setdefault(view.key, [])
-        try:
+        messages: Any = self.prompter.messages(view.episode.turns, answers, view.observation, view.info)
+        with endpoint_errors(f"{self.model} at {self.client.base_url}"):
             reply = self.client.chat.completions.create(
                 model=self.model,
-                messages=self.prompter.messages(view.episode.turns, answers, view.observation, view.info),  # type: ignore[arg-type]
+                messages=messages,
                 temperature=self.sampling.temperature,
                 max_tokens=self.sampling.max_tokens,
             )
-        except openai.OpenAIError as error:
-            raise EndpointError(f"{self.model} at {self.client.base_url}: {type(error).__name__}: {error}") from error
-        except ValueError as error:  # what is no JSON
-            raise EndpointError(f"{self.model} at {self.client.base_url} answers nonsense: {error}") from error
         if not getattr(reply, "choices", None) or getattr(reply.choices[0], "message", None) is None:
             raise EndpointError(f"{self.model} at {self.client.base_url} answers without a message: {str(reply)[:200]}")
         return reply

@@ -33,8 +33,10 @@ CPU_SETTINGS = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
     "TORCHDYNAMO_DISABLE": "1",  # compiling takes longer than it saves
 }
-# How far the engine may be from the trained model, in nats. Measured: float32 1e-5, and 2 where it has other weights.
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.05, torch.bfloat16: 0.15}
+# How far the engine may be from the trained model, in nats. Logits of 16 to 32 are 1/8 apart in bfloat16.
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.1, torch.bfloat16: 0.5}
+PROBE_TEXT = """On the first day of spring the old lighthouse keeper counted 37 ships, wrote their names into his book,
+and went down to the harbour, where somebody had left a box with a note: do not open before noon."""
 PROBE_LENGTH, PROBE_TOKENS, PROBE_TEMPERATURE = 48, 4, 0.5
 
 
@@ -98,10 +100,10 @@ class Engine(ABC):
         answers = self._ask([list(ids) for ids in sequences], [settings] * len(sequences))
         return [torch.tensor(answer.prompt_logprobs) for answer in answers]
 
-    def release(self, session: int) -> None:
+    def release(self, session: int) -> None:  # noqa: B027 - there is nothing to do
         """See `Policy.release`; vLLM forgets prefixes by itself, the oldest first."""
 
-    def pause(self) -> None:
+    def pause(self) -> None:  # noqa: B027 - a server has its own memory
         """See `Policy.pause`."""
 
     def sync(self) -> dict[str, float]:
@@ -110,17 +112,17 @@ class Engine(ABC):
         given, sampled = self._probe()
         if not max(given, sampled) <= self.tolerance:
             raise SyncError(
-                f"vLLM does not sample from the trained weights: its log-probabilities differ from theirs by {given:.2g} "
-                f"nats for ids that were given, by {sampled:.2g} for ids that it sampled at temperature "
-                f"{PROBE_TEMPERATURE}; expected at most {self.tolerance:g} (rollout.tolerance)"
+                "vLLM does not sample from the trained weights: its log-probabilities differ from theirs by "
+                f"{given:.2g} nats for ids that were given, and by {sampled:.2g} for ids that it sampled at "
+                f"temperature {PROBE_TEMPERATURE}; expected at most {self.tolerance:g} (rollout.tolerance)"
             )
         return {"sync/probe_error": max(given, sampled)}
 
     @torch.inference_mode()
     def _probe(self) -> tuple[float, float]:
         """The largest differences from the trained model: over given ids, and over ids that are sampled after them."""
-        vocabulary = self.trained.model.config.get_text_config().vocab_size
-        prompt = [i * 7919 % vocabulary for i in range(min(PROBE_LENGTH, self.context_length - PROBE_TOKENS - 1))]
+        length = min(PROBE_LENGTH, self.context_length - PROBE_TOKENS)
+        prompt = self.tokenizer.encode(PROBE_TEXT, add_special_tokens=False)[:length]
         # Sampling comes first: it would find the prompt in a prefix cache that was not emptied.
         request, sampling = Request(0, prompt), Sampling(PROBE_TEMPERATURE, PROBE_TOKENS)
         (completion,) = self.generate([request], sampling, torch.Generator(self.device).manual_seed(0))
@@ -156,7 +158,7 @@ class VllmPolicy(Engine):
         super().__init__(trained, context, tolerance or default_tolerance(trained, sampled))
         self._on_gpu, self._asleep = torch.cuda.is_available(), False
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # weights are handed over as they are
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         if not self._on_gpu:
             for name, value in CPU_SETTINGS.items():
                 os.environ.setdefault(name, value)
@@ -219,7 +221,7 @@ def import_vllm() -> Any:
 
 
 def default_tolerance(trained: LocalPolicy, sampled: torch.dtype) -> float:
-    """How far apart trainer and sampler may be, in nats, by their precisions. Raises `ValueError` for packed weights."""
+    """How far trainer and sampler may be apart, in nats, by their precisions. Packed weights are a `ValueError`."""
     if getattr(trained.model, "hf_quantizer", None) is not None:
         raise ValueError("weights of policy.quantization cannot be handed to vLLM; use rollout=local")
     return max(TOLERANCE[trained.model.dtype], TOLERANCE[sampled])
