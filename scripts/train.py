@@ -10,6 +10,7 @@ import json
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -124,7 +125,7 @@ class _Judge:
             if split not in task_set.splits:
                 raise UnknownNameError("eval.splits", split, task_set.splits)
         self.cfg, self.task_set, self.policy, self.prompter = cfg, task_set, policy, prompter
-        self.sampling = Sampling(cfg.eval.temperature, sampling.max_tokens)
+        self.sampling = replace(sampling, temperature=cfg.eval.temperature)
         self.pool, self.reporter = pool, reporter
         self.name = HydraConfig.get().runtime.choices["env"]
         self.evaluations: dict[str, Evaluation] = {}

@@ -1,0 +1,46 @@
+"""The presets compose, and say what they are named after."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hydra
+import pytest
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from algorithms.learner import LearnerConfig
+from algorithms.trainer import TrainerConfig
+from scripts.train import LEARNER_KEYS
+
+FOLDER = Path(__file__).parents[2] / "conf" / "experiment"
+
+
+def composed(name: str) -> DictConfig:
+    with hydra.initialize_config_module("conf", version_base="1.3"):
+        return hydra.compose("config", [f"+experiment={name}"])
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.yaml")))
+def test_every_part_of_a_preset_can_be_made(name: str) -> None:
+    config = composed(name)
+    if "system" in config.agent.prompter:
+        config.agent.prompter.system = "alfworld"  # of a command's own choice, which there is none of here
+    assert not OmegaConf.missing_keys(config)
+    for part in (config.policy, config.agent.prompter, config.agent.sampling, config.algo):
+        instantiate(part)
+    settings = dict(config.trainer)
+    learner = {key: settings.pop(key) for key in LEARNER_KEYS}
+    LearnerConfig(loss=None, aggregation="", loss_divisor=None, kl_coef=0, temperature=1, **learner)  # type: ignore[arg-type]
+    TrainerConfig(dynamic_sampling=False, **settings)
+
+
+def test_the_published_run_has_the_published_settings() -> None:
+    config = composed("alfworld_gigpo_qwen2.5_1.5b")
+    assert config.model == "Qwen/Qwen2.5-1.5B-Instruct"
+    assert (config.trainer.groups, config.trainer.group_size, config.trainer.max_turns) == (16, 8, 50)
+    assert config.agent.prompter == {"_target_": "agents.prompts.Template", "name": "gigpo_alfworld", "history": 2}
+    assert (config.algo.estimator.gamma, config.algo.estimator.mode) == (0.95, "mean_std_norm")
+    assert (config.algo.kl_coef, config.trainer.learning_rate, config.trainer.updates) == (0.01, 1e-6, 150)
+    assert (config.agent.sampling.temperature, config.agent.sampling.max_tokens) == (1.0, 512)
+    assert config.eval.temperature == 0.4
