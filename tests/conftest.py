@@ -3,6 +3,8 @@
 import os
 import signal
 
+import pytest
+
 # Models of a few thousand parameters: one thread is faster than two, and far faster where tests run side by side.
 # Subprocesses inherit it. Set before torch is imported, which reads it then.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -10,3 +12,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A shell has what it starts in the background ignore Ctrl-C, and nohup the end of the terminal; that is inherited.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """With POLYTURN_NO_SKIP=1 a run in which a test was skipped has failed: what it needs was to be installed."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("POLYTURN_NO_SKIP") and reporter and reporter.stats.get("skipped"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 Reply = tuple[int, dict[str, str], str]
@@ -22,17 +22,22 @@ def said(text: str | None, finish: str = "stop") -> Reply:
 
 
 class Server:
-    """Answers each request with `reply(request)`, and keeps what was asked."""
+    """Answers each request with `reply(request)`, and keeps what was asked. `models` are what it says it serves."""
 
-    def __init__(self, reply: Callable[[dict], Reply]) -> None:
+    def __init__(self, reply: Callable[[dict], Reply], models: Sequence[dict] = ()) -> None:
         self.asked: list[dict] = []
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.say(200, {}, json.dumps({"object": "list", "data": list(models)}))
+
             def do_POST(self) -> None:
-                request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                request = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or b"{}")
                 outer.asked.append(request)
-                status, headers, body = reply(request)
+                self.say(*reply(request))
+
+            def say(self, status: int, headers: dict[str, str], body: str) -> None:
                 self.send_response(status)
                 for name, value in {"Content-Type": "application/json", **headers}.items():
                     self.send_header(name, value)
