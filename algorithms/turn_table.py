@@ -203,7 +203,8 @@ class TurnTable:
 
     def episode_sums(self, values: NDArray[Any]) -> NDArray[np.float64]:
         """[N] the sum of `values` [N] over the row's episode."""
-        return np.bincount(self.episode_number, weights=values).astype(np.float64)[self.episode_number]
+        sums = np.bincount(self._place, weights=values[self.order])  # by time, so that all orders of rows round alike
+        return sums.astype(np.float64)[self.episode_number]
 
     def episode_rewards(self) -> NDArray[np.float64]:
         """[N] the sum of the rewards of the row's episode, undiscounted."""
