@@ -1,26 +1,32 @@
 """What the learner minimises: a loss per token, and the ways to make one number of it.
 
 All tensors are [B, T] over B sequences padded to T tokens. `mask` is true on the tokens that the policy sampled;
-prompts, observations and padding stay out of every sum. A training step reads
+prompts, observations and padding stay out of every sum. The policy losses share one signature. A training step reads
 
     loss, stats = clip_loss(logprobs, old_logprobs, advantages, mask)
     loss = loss + kl_coef * kl_estimate(logprobs, ref_logprobs)
     aggregate(loss, mask, "token-mean").backward()
 
-The answers are those of verl's `core_algos.py`.
+The answers are those of verl's `core_algos.py` where it has the loss, and of the papers named otherwise.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 
 from envs.core import UnknownNameError
 
-AGGREGATIONS = ("token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm")
-KL_ESTIMATORS = ("k1", "k2", "k3")
+UNIT_MEANS = ("turn-mean", "trajectory-mean")
+AGGREGATIONS = ("token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm", *UNIT_MEANS)
+KL_ESTIMATORS = ("k1", "abs", "k2", "k3", "k1+", "abs+", "k3+")
+RATIOS = ("sequence", "token")
+NORMALIZERS = ("none", "failure_rate", "std")
 # exp() of a larger log-ratio says nothing but that the two policies have come apart.
 MAX_LOG_RATIO = 20.0
+MAX_SEQUENCE_LOG_RATIO = 10.0  # of GSPO and NFT
 MAX_K3 = 10.0
 
 
@@ -45,7 +51,7 @@ def clip_loss(
     """
     if dual_clip is not None and dual_clip <= 1:
         raise ValueError(f"dual_clip bounds ratios above 1, got {dual_clip}")
-    log_ratio = (logprobs - old_logprobs).masked_fill(~mask, 0.0).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    log_ratio = _log_ratio(logprobs, old_logprobs, mask).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     ratio = log_ratio.exp()
     plain = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - eps_low, 1 + eps_high)
@@ -56,46 +62,182 @@ def clip_loss(
     return loss, stats
 
 
+def gspo_loss(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, *, eps_low: float, eps_high: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """GSPO (Zheng et al., arXiv 2507.18071): one ratio for each sequence, the geometric mean over its tokens.
+
+        s = exp(mean over tokens of (logprobs - old_logprobs));  L = max(-A s, -A clip(s, 1 - eps_low, 1 + eps_high))
+
+    Each token has its own gradient and the value of s (at most e^10). Goes with the aggregation
+    "seq-mean-token-mean"; published: eps_low 3e-4, eps_high 4e-4. Where a sequence is one turn, this is per turn.
+    """
+    log_ratio = _log_ratio(logprobs, old_logprobs, mask)
+    mean = log_ratio.sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)
+    seen = logprobs.masked_fill(~mask, 0.0)
+    ratio = (seen - seen.detach() + mean.detach()).clamp(max=MAX_SEQUENCE_LOG_RATIO).exp()
+    plain = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1 - eps_low, 1 + eps_high)
+    stats = {"clip_fraction": (clipped > plain).float(), "approx_kl": -log_ratio.detach()}
+    return torch.maximum(plain, clipped), stats
+
+
+def reinforce_loss(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """-A logprobs, without a ratio: policy gradient on what was just sampled, imitation where A is 1 (RAFT)."""
+    stats = {"approx_kl": -_log_ratio(logprobs, old_logprobs, mask).detach()}
+    return -advantages * logprobs.masked_fill(~mask, 0.0), stats | {"clip_fraction": torch.zeros_like(logprobs)}
+
+
+def topr_loss(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, *, ratio: str = "sequence"
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """TOPR (Le Roux et al., arXiv 2503.14286): imitate what was good, and taper off what was bad and is unlikely now.
+
+        L = -A logprobs where A >= 0;  L = -min(r, 1) A logprobs where A < 0, r without a gradient
+
+    r is the ratio of the whole sequence, as in the paper, or with `ratio="token"` that of the token, as in ROLL's port.
+    """
+    if ratio not in RATIOS:
+        raise UnknownNameError("ratio", ratio, RATIOS)
+    log_ratio = _log_ratio(logprobs, old_logprobs, mask).detach()
+    taper = (log_ratio.sum(-1, keepdim=True) if ratio == "sequence" else log_ratio).clamp(max=0.0).exp()
+    weight = torch.where(advantages < 0, taper, 1.0)
+    stats = {"clip_fraction": (weight < 1).float() * torch.ones_like(logprobs), "approx_kl": -log_ratio}
+    return -weight * advantages * logprobs.masked_fill(~mask, 0.0), stats
+
+
+def nft_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    normalizer: str = "failure_rate",
+    negative_weight: float = 1.0,
+    lowest_rate: float = 0.02,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """NFT (Chen et al., arXiv 2505.18116): fine-tune on successes, and on failures through the policy they imply.
+
+        L = -w log(rho)                                                      for a success
+        L = -w negative_weight log(max((1 - q rho) / (1 - q), 1))            for a failure; the gradient passes the max
+
+    rho is the token's ratio (at most e^10) and q the success rate of the group, kept within `lowest_rate` of 0 and 1.
+    `advantages` must be success - q, that is 1 - q or -q: Dr.GRPO's on rewards of 0 and 1, over episodes and without
+    a penalty. w is 1 - q ("failure_rate"), with which the first gradient is that of these advantages,
+    sqrt((1 - q) / q) ("std", GRPO's) or 1 ("none").
+    """
+    if normalizer not in NORMALIZERS:
+        raise UnknownNameError("normalizer", normalizer, NORMALIZERS)
+    success = advantages > 0
+    q = torch.where(success, 1 - advantages, -advantages).clamp(lowest_rate, 1 - lowest_rate)
+    log_ratio = _log_ratio(logprobs, old_logprobs, mask)
+    rho = log_ratio.clamp(max=MAX_SEQUENCE_LOG_RATIO).exp()
+    implied = (1 - q * rho) / (1 - q)
+    floored = implied + (implied.clamp(min=1.0) - implied).detach()
+    weight = {"none": torch.ones_like(q), "failure_rate": 1 - q, "std": ((1 - q) / q).sqrt()}[normalizer]
+    loss = -weight * torch.where(success, log_ratio, negative_weight * floored.log())
+    loss = torch.where(advantages == 0, 0.0, loss)  # a group of equal attempts has nothing to say
+    stats = {"clip_fraction": ((implied < 1) & ~success).float(), "approx_kl": -log_ratio.detach()}
+    return loss, stats
+
+
+def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, clip: float | None = 0.5) -> Tensor:
+    """The critic's loss per token, [B, T]: half the squared error, and that of the value clipped to the old one.
+
+        L = max((V - return)², (clip(V, V_old - clip, V_old + clip) - return)²) / 2
+
+    `clip` in units of value (None: off); published: 0.5 (verl), 0.2 (POAD).
+    """
+    error = (values - returns).square()
+    if clip is not None:
+        near = values.clamp(old_values - clip, old_values + clip)
+        error = torch.maximum(error, (near - returns).square())
+    return error / 2
+
+
+def importance_weights(old_logprobs: Tensor, sampler_logprobs: Tensor, *, cap: float = 2.0) -> Tensor:
+    """Truncated importance weights [B, T] for a loss on tokens that another engine has sampled: min(ratio, cap).
+
+    `sampler_logprobs` are that engine's, `old_logprobs` those of the same weights where they are trained. No gradient.
+    """
+    return (old_logprobs - sampler_logprobs).detach().clamp(max=MAX_LOG_RATIO).exp().clamp(max=cap)
+
+
+def probability_mask(old_logprobs: Tensor, mask: Tensor, *, threshold: float = 0.9) -> Tensor:
+    """SPO's `mask` (arXiv 2505.23564), [B, T]: without the tokens that were sampled at `threshold` or above."""
+    return mask & (old_logprobs.detach() < math.log(threshold))
+
+
+def candidate_logprobs(logprob_sums: Tensor, lengths: Tensor, mask: Tensor) -> Tensor:
+    """TWOSOME's policy over the K admissible actions of each of B states, [B, K], as log-probabilities.
+
+        log softmax over the candidates of (sum of the action's token log-probabilities / its length)
+
+    Candidates without `mask` have -inf. `lengths` [B, K] count words, with which TWOSOME (Tan et al., arXiv
+    2401.14151) evens out long actions, or tokens; lengths of 1 give GLAM's policy (Carta et al., arXiv 2302.02662).
+    """
+    return (logprob_sums / lengths).masked_fill(~mask, -torch.inf).log_softmax(-1)
+
+
 def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: str = "k3") -> Tensor:
     """Estimate of KL(policy ‖ reference) per token, [B, T], in nats; d = logprobs - ref_logprobs.
 
-    k1 = d, unbiased, can be negative; k2 = d² / 2, whose gradient is the unbiased one; k3 = exp(-d) + d - 1, never
-    negative, with -d clamped to ±20 and the result to ±10. Source: J. Schulman, "Approximating KL divergence" (2020).
+    k1 = d, unbiased, can be negative; abs = |d|; k2 = d² / 2, whose gradient is the unbiased one; k3 = exp(-d) + d - 1,
+    never negative, with -d clamped to ±20 and the result to ±10. "k1+", "abs+" and "k3+" have the value of their name
+    and the gradient of k2. Source: J. Schulman, "Approximating KL divergence" (2020).
     """
+    if estimator not in KL_ESTIMATORS:
+        raise UnknownNameError("KL estimator", estimator, KL_ESTIMATORS)
     difference = logprobs - ref_logprobs
-    if estimator == "k1":
-        return difference
-    if estimator == "k2":
-        return difference.square() / 2
+    k2 = difference.square() / 2
+    if estimator.endswith("+"):
+        return k2 + (kl_estimate(logprobs, ref_logprobs, estimator[:-1]) - k2).detach()
     if estimator == "k3":
         log_ratio = (-difference).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
         return (log_ratio.exp() - log_ratio - 1).clamp(-MAX_K3, MAX_K3)
-    raise UnknownNameError("KL estimator", estimator, KL_ESTIMATORS)
+    return {"k1": difference, "abs": difference.abs(), "k2": k2}[estimator]
 
 
-def aggregate(values: Tensor, mask: Tensor, aggregation: str = "token-mean", divisor: float | None = None) -> Tensor:
+def _log_ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
+    """[B, T], 0 where `mask` is false, so that nothing under it reaches a sum or a gradient."""
+    return (logprobs - old_logprobs).masked_fill(~mask, 0.0)
+
+
+def aggregate(
+    values: Tensor,
+    mask: Tensor,
+    aggregation: str = "token-mean",
+    divisor: float | None = None,
+    unit_tokens: Tensor | None = None,
+) -> Tensor:
     """One number of `values` [B, T] under `mask` [B, T].
 
     - "token-mean": the sum over all tokens / the number of tokens; long sequences weigh more
     - "seq-mean-token-sum": the sum over all tokens / the number of sequences
     - "seq-mean-token-mean": the sum over sequences of each one's mean / the number of sequences
     - "seq-mean-token-sum-norm" (Dr.GRPO): the sum over all tokens / `divisor`, a constant of the whole run
+    - "turn-mean", "trajectory-mean": the sum over turns (trajectories) of each one's mean / their number, where
+      `unit_tokens` [B, T] says how many tokens the turn (trajectory) of a token has, in whatever sequences they stand
 
     Sequences without a single token in `mask` are not counted. Where a batch is cut into micro-batches, pass the
     `aggregation_divisor` of the whole batch as `divisor`: then the parts add up to what the whole would give.
     """
     if divisor is None:
-        divisor = aggregation_divisor(mask, aggregation)
+        divisor = aggregation_divisor(mask, aggregation, unit_tokens)
     masked = values.masked_fill(~mask, 0.0)
     if aggregation == "seq-mean-token-mean":
         return (masked.sum(-1) / mask.sum(-1).clamp(min=1)).sum() / divisor
+    if aggregation in UNIT_MEANS:
+        return (masked / _unit_tokens(unit_tokens, mask)).sum() / divisor
     if aggregation in AGGREGATIONS:
         return masked.sum() / divisor
     raise UnknownNameError("aggregation", aggregation, AGGREGATIONS)
 
 
-def aggregation_divisor(mask: Tensor, aggregation: str) -> float:
-    """By what `aggregate` divides: the number of tokens or of sequences in `mask` [B, T], and never less than 1.
+def aggregation_divisor(mask: Tensor, aggregation: str, unit_tokens: Tensor | None = None) -> float:
+    """By what `aggregate` divides: the number of tokens, sequences or units in `mask` [B, T], and never less than 1.
 
     Raises `ValueError` for "seq-mean-token-sum-norm": its divisor is for the caller to fix, because one taken from the
     batch, such as its padded length, would change the weight of a token from batch to batch.
@@ -104,9 +246,18 @@ def aggregation_divisor(mask: Tensor, aggregation: str) -> float:
         return max(float(mask.sum()), 1.0)
     if aggregation in ("seq-mean-token-sum", "seq-mean-token-mean"):
         return max(float(mask.any(-1).sum()), 1.0)
+    if aggregation in UNIT_MEANS:
+        return max(float((mask / _unit_tokens(unit_tokens, mask)).sum()), 1.0)
     if aggregation in AGGREGATIONS:
         raise ValueError(f"the aggregation {aggregation!r} needs a fixed divisor, for example the token limit")
     raise UnknownNameError("aggregation", aggregation, AGGREGATIONS)
+
+
+def _unit_tokens(unit_tokens: Tensor | None, mask: Tensor) -> Tensor:
+    """[B, T] as given, and 1 where `mask` is false."""
+    if unit_tokens is None:
+        raise ValueError("a mean over turns or trajectories needs unit_tokens: how many tokens each one's has")
+    return unit_tokens.masked_fill(~mask, 1)
 
 
 def entropy(logits: Tensor) -> Tensor:

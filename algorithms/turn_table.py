@@ -1,11 +1,11 @@
-"""The table that estimators read: one row for every turn of every episode."""
+"""The table that estimators read: one row for every turn of every episode, and what was measured for its tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,10 +21,46 @@ COLUMNS = {
     "valid": np.bool_,
 }
 
+# What estimators may ask for: its shape (N turns, M sampled tokens), its meaning, and the signal that measures it.
+SIGNALS = {
+    "answer_logprob": "[N] mean log-probability of the right answer before the turn, NaN unmeasured (answer belief)",
+    "entropy": "[N] mean entropy of the policy over the turn's tokens, in nats (entropy)",
+    "mc_value": "[N] mean return of fresh attempts from before the turn, NaN unmeasured (Monte Carlo)",
+    "next_value": "[N] value of what follows an episode that was cut off, on its last turn, 0 elsewhere (critic)",
+    "node": "[N] the turn's node in the tree of attempts at a task, the same for all that share it (tree rollout)",
+    "prm": "[N] score of the turn by a process reward model (implicit PRM, judge)",
+    "tool_result": "[N] whether a tool's result came back after the turn (verifiable turn rewards)",
+    "tree": "[N] the tree that the turn's episode is a branch of (tree rollout)",
+    "turn_reward": "[N] what a rule paid for the turn, beside the environment's reward (verifiable turn rewards)",
+    "value": "[N] value of the state before the turn (critic)",
+}
+TOKEN_SIGNALS = {
+    "mc_value": "[M] mean return of fresh attempts from before the token where a segment starts, NaN elsewhere"
+    " (Monte Carlo)",
+    "prm": "[M] score of the token by a process reward model (implicit PRM)",
+    "token_reward": "[M] paid for the token beside the reward of its turn, such as a KL penalty (KL in the reward)",
+    "value": "[M] value before the token (critic)",
+}
+
+
+class MissingSignalError(LookupError):
+    """An estimator needs a signal that nobody has measured."""
+
+
+class Estimate(NamedTuple):
+    """What an estimator returns where a critic learns as well: advantages, and the returns to fit the values to."""
+
+    advantages: NDArray[np.float64]  # [N] or [M]
+    returns: NDArray[np.float64]  # of the same shape
+
 
 @dataclass(frozen=True, eq=False)  # arrays have no single truth to compare by
 class TurnTable:
-    """Columns over N turns. An estimator is a pure function of it: `(table, *, parameters) -> advantages [N]`.
+    """Columns over N turns. An estimator is a pure function of it: `(table, *, parameters) -> advantages`.
+
+    Advantages are one per turn, [N], or one per sampled token, [M]: the tokens of row 0, then those of row 1, and so
+    on, as many as `tokens` says. Observations have no tokens here, so that nothing can be credited to them. An
+    estimator whose critic is trained along returns an `Estimate` of both advantages and returns.
 
     Two attempts (episodes 0 and 1) at one task (group 0); the second types an unknown command, then solves it:
 
@@ -48,7 +84,9 @@ class TurnTable:
     reward: NDArray[np.float64]  # [N] what the environment paid for the turn's action, before any penalty
     state: NDArray[np.object_]  # [N] hashable key of the state the action was chosen in; equal keys = equal states
     valid: NDArray[np.bool_]  # [N] whether the environment could play what the policy wrote
-    signals: dict[str, NDArray[Any]] = field(default_factory=dict)  # [N, …] what signals measured, by name
+    signals: dict[str, NDArray[Any]] = field(default_factory=dict)  # [N, …] what signals measured, see SIGNALS
+    tokens: NDArray[np.int64] | None = None  # [N] how many tokens the policy sampled; None: nobody has counted
+    token_signals: dict[str, NDArray[Any]] = field(default_factory=dict)  # [M, …] the same for tokens
 
     def __post_init__(self) -> None:
         shape = (len(self.group),)
@@ -61,6 +99,14 @@ class TurnTable:
         for name, signal in self.signals.items():
             if signal.shape[:1] != shape:
                 raise ValueError(f"signal {name!r} has shape {signal.shape}, expected one entry for each of {shape[0]}")
+        if self.tokens is not None and (self.tokens.shape != shape or self.tokens.dtype != np.int64):
+            raise ValueError(f"tokens are {self.tokens.dtype} of shape {self.tokens.shape}, expected int64 of {shape}")
+        for name, signal in self.token_signals.items():
+            if signal.shape[:1] != (len(self.token_rows),):
+                count = len(self.token_rows)
+                raise ValueError(
+                    f"token signal {name!r} has shape {signal.shape}, expected one entry for {count} tokens"
+                )
         bad = np.flatnonzero(~np.isfinite(self.reward))
         if len(bad):
             raise ValueError(f"{self._where(bad[0])}: the reward is {self.reward[bad[0]]}, expected a finite number")
@@ -101,7 +147,32 @@ class TurnTable:
             reward=np.array([turn.reward for turn in turns], dtype=np.float64),
             state=state,
             valid=np.array([turn.status == ParseStatus.OK for turn in turns], dtype=np.bool_),
+            tokens=np.array([len(turn.completion_ids) for turn in turns], dtype=np.int64),
         )
+
+    # -- signals ------------------------------------------------------------------------------------------------------
+    def signal(self, name: str) -> NDArray[Any]:
+        """[N, …] what the signal `name` measured for each turn. Raises `MissingSignalError`."""
+        if name not in self.signals:
+            raise _missing("signal", name, SIGNALS, self.signals)
+        return self.signals[name]
+
+    def token_signal(self, name: str) -> NDArray[Any]:
+        """[M, …] what the signal `name` measured for each token. Raises `MissingSignalError`."""
+        if name not in self.token_signals:
+            raise _missing("token signal", name, TOKEN_SIGNALS, self.token_signals)
+        return self.token_signals[name]
+
+    @cached_property
+    def token_rows(self) -> NDArray[np.int64]:
+        """[M] the row of the turn that each token belongs to. Raises `ValueError` where tokens were not counted."""
+        if self.tokens is None:
+            raise ValueError(
+                "this table has no count of sampled tokens (`tokens`), which an estimator over tokens needs"
+            )
+        return np.repeat(np.arange(len(self)), self.tokens)
+
+    # -- time ---------------------------------------------------------------------------------------------------------
 
     @cached_property
     def order(self) -> NDArray[np.int64]:
@@ -125,12 +196,21 @@ class TurnTable:
         place: NDArray[np.int64] = np.cumsum(self.opens[self.order]) - 1
         return place
 
+    @cached_property
+    def episode_number(self) -> NDArray[np.int64]:
+        """[N] the episodes, numbered from 0 without gaps."""
+        number = np.empty(len(self), dtype=np.int64)
+        number[self.order] = self._place
+        return number
+
+    def episode_sums(self, values: NDArray[Any]) -> NDArray[np.float64]:
+        """[N] the sum of `values` [N] over the row's episode."""
+        sums = np.bincount(self._place, weights=values[self.order])  # by time, so that all orders of rows round alike
+        return sums.astype(np.float64)[self.episode_number]
+
     def episode_rewards(self) -> NDArray[np.float64]:
         """[N] the sum of the rewards of the row's episode, undiscounted."""
-        totals = np.bincount(self._place, weights=self.reward[self.order])
-        rewards = np.empty(len(self))
-        rewards[self.order] = totals[self._place]
-        return rewards
+        return self.episode_sums(self.reward)
 
     def discounted_returns(self, gamma: float) -> NDArray[np.float64]:
         """[N] G_t = r_t + gamma · G_{t+1} within the episode, from the raw rewards.
@@ -150,3 +230,8 @@ class TurnTable:
         out = np.empty(len(self))
         out[self.order] = returns
         return out
+
+
+def _missing(kind: str, name: str, known: Mapping[str, str], there: Iterable[str]) -> MissingSignalError:
+    measured = ", ".join(sorted(there)) or "none"
+    return MissingSignalError(f"this estimator needs the {kind} {name!r}: {known[name]}; measured were: {measured}")

@@ -31,7 +31,7 @@ from difflib import SequenceMatcher
 import numpy as np
 from numpy.typing import NDArray
 
-from algorithms.estimators.groups import episode_advantages, relative_values
+from algorithms.estimators.groups import episode_advantages, episode_scores, relative_values
 from algorithms.turn_table import TurnTable
 from envs.core import UnknownNameError
 
@@ -61,7 +61,7 @@ def gigpo(
     divide_by_std = mode == "mean_std_norm"
     episode_part = episode_advantages(
         table,
-        invalid_penalty=invalid_penalty,
+        episode_scores(table, invalid_penalty),
         statistics=statistics,
         divide_by_std=divide_by_std,
         epsilon=epsilon,

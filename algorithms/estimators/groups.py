@@ -19,16 +19,20 @@ def relative_values(
     divide_by_std: bool,
     epsilon: float,
     keep_single: bool,
+    ddof: int = 1,
+    variance_epsilon: float = 0.0,
+    shift: bool = True,
 ) -> NDArray[np.float64]:
     """How much better each value is than its group: `v - mean`, or `(v - mean) / (std + epsilon)`. All are [N].
 
-    `groups` numbers the groups; mean and standard deviation (ddof 1) are taken over the rows in `counted` (default:
-    all), of which every group has at least one. A group with a single counted row has no spread to compare with: it
-    takes std 1 and, with `keep_single`, mean 0, so that its values stay as they are; without, they become
-    differences from the single one.
+    `groups` numbers the groups; mean and standard deviation are taken over the rows in `counted` (default: all), of
+    which every group has at least one; the variance has `variance_epsilon` added before the root. A group with a
+    single counted row has no spread to compare with: it takes std 1 and, with `keep_single`, mean 0, so that its
+    values stay as they are; without, they become differences from the single one.
 
     A group of equal values gives exactly 0. Taken naively, the mean of three times 9.9 is not 9.9, and epsilon turns
-    the rounding into an advantage; so every group is first shifted by one of its own counted values.
+    the rounding into an advantage; so every group is first shifted by one of its own counted values. (`shift=False` is
+    for a caller who wants the rounding of a reference.)
     """
     if epsilon <= 0:
         raise ValueError(f"epsilon must be positive, got {epsilon}: a group of equal values has no spread")
@@ -36,15 +40,16 @@ def relative_values(
     rows = np.flatnonzero(inside)
     count = np.bincount(groups, weights=inside)
     origin = np.zeros(len(count))
-    origin[groups[rows]] = values[rows]  # any counted value of the group will do
+    if shift:
+        origin[groups[rows]] = values[rows]  # any counted value of the group will do
     shifted = values - origin[groups]
     mean = np.bincount(groups, weights=shifted * inside) / count
     difference = shifted - mean[groups]
     single = count == 1
     result = np.where(single[groups], values, difference) if keep_single else difference
     if divide_by_std:
-        variance = np.bincount(groups, weights=difference**2 * inside) / np.maximum(count - 1, 1)
-        std = np.where(single, 1.0, np.sqrt(variance))
+        variance = np.bincount(groups, weights=difference**2 * inside) / np.maximum(count - ddof, 1)
+        std = np.where(single, 1.0, np.sqrt(variance + variance_epsilon))
         result = result / (std + epsilon)[groups]
     return result
 
@@ -54,25 +59,49 @@ def episode_scores(table: TurnTable, invalid_penalty: float) -> NDArray[np.float
     return table.episode_rewards() - invalid_penalty * ~table.valid
 
 
-def episode_advantages(
-    table: TurnTable, *, invalid_penalty: float, statistics: str, divide_by_std: bool, epsilon: float
-) -> NDArray[np.float64]:
-    """[N] each row's episode score relative to its group.
+def group_numbers(table: TurnTable) -> NDArray[np.int64]:
+    """[N] the groups, numbered from 0 without gaps."""
+    return np.unique(table.group, return_inverse=True)[1]
 
-    `statistics` says what a group's mean and std run over: "turns", all rows, so that long episodes weigh more; or
-    "episodes", the first row of each episode. With "episodes" a later row can differ from first rows that are all
-    equal, and dividing by their std of 0 then leaves penalty / epsilon, as it does in the reference implementation;
-    `divide_by_std=False` or `invalid_penalty=0` avoids it.
 
-    A group of one row (of one episode) keeps its raw score.
+def counted_rows(table: TurnTable, statistics: str) -> NDArray[np.bool_]:
+    """[N] the rows that a group's statistics run over.
+
+    "turns": all of them, so that long episodes weigh more; "episodes": the first row of each episode.
     """
     if statistics not in STATISTICS:
         raise UnknownNameError("statistics", statistics, STATISTICS)
+    return table.opens if statistics == "episodes" else np.ones(len(table), dtype=np.bool_)
+
+
+def episode_advantages(
+    table: TurnTable, scores: NDArray[np.float64], *, statistics: str, divide_by_std: bool, epsilon: float
+) -> NDArray[np.float64]:
+    """[N] each row's episode score relative to its group, over what `counted_rows` says.
+
+    With "episodes" a later row can differ from first rows that are all equal, and dividing by their std of 0 then
+    leaves penalty / epsilon, as it does in the reference implementation; `divide_by_std=False` or a penalty of 0
+    avoids it. A group of one row (of one episode) keeps its raw score.
+    """
     return relative_values(
-        episode_scores(table, invalid_penalty),
-        np.unique(table.group, return_inverse=True)[1],
-        counted=table.opens if statistics == "episodes" else None,
+        scores,
+        group_numbers(table),
+        counted=counted_rows(table, statistics),
         divide_by_std=divide_by_std,
         epsilon=epsilon,
         keep_single=True,
     )
+
+
+def leave_one_out(
+    values: NDArray[np.float64], groups: NDArray[np.int64], counted: NDArray[np.bool_], *, keep_single: bool
+) -> NDArray[np.float64]:
+    """[N] `n / (n - 1) · (v - mean)`: for a counted row its difference from the mean of the n - 1 others.
+
+    The value of a group with a single counted row stays as it is with `keep_single`, and becomes 0 without.
+    """
+    difference = relative_values(
+        values, groups, counted=counted, divide_by_std=False, epsilon=1.0, keep_single=keep_single
+    )
+    count = np.bincount(groups, weights=counted)
+    return difference * (count / np.maximum(count - 1, 1))[groups]

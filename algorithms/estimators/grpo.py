@@ -17,7 +17,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from algorithms.estimators.groups import episode_advantages
+from algorithms.estimators.groups import episode_advantages, episode_scores
 from algorithms.turn_table import TurnTable
 
 
@@ -39,7 +39,7 @@ def grpo(
     """
     return episode_advantages(
         table,
-        invalid_penalty=invalid_penalty,
+        episode_scores(table, invalid_penalty),
         statistics=statistics,
         divide_by_std=normalize_by_std,
         epsilon=epsilon,

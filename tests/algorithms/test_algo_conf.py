@@ -13,7 +13,8 @@ import conf
 from algorithms.estimators.gigpo import gigpo
 from algorithms.estimators.grpo import grpo
 from algorithms.losses import aggregate, clip_loss
-from tests.algorithms.golden import load, table_of_rows
+from tests.golden.compare import load
+from tests.golden.tables import table_of_rows
 
 FOLDER = Path(conf.__path__[0]) / "algo"
 

@@ -9,71 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from algorithms.estimators.gigpo import anchor_groups, gigpo, step_values
-from algorithms.estimators.groups import episode_scores
 from algorithms.estimators.grpo import grpo
 from algorithms.turn_table import TurnTable
 from envs.core import UnknownNameError
-from tests.algorithms.golden import load, numbered, over_tokens, table_of_rows
 from tests.algorithms.tables import SCORES, tables, take, with_scores
+from tests.golden.compare import load
+from tests.golden.tables import numbered, table_of_rows
 
-CASES, TOLERANCE = load("gigpo")
 MODES = ("mean_norm", "mean_std_norm")
-each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
-each_mode = pytest.mark.parametrize("mode", MODES)
-
-
-def run(case: Any, mode: str, **changes: Any) -> Any:
-    params = case["params"]
-    arguments = {
-        "gamma": params["gamma"],
-        "step_weight": params["step_advantage_w"],
-        "invalid_penalty": params["invalid_action_penalty_coef"],
-        "similarity": params["similarity_thresh"],
-        "epsilon": params["epsilon"],
-        "mode": mode,
-    }
-    return gigpo(table_of_rows(case["inputs"]["rows"]), **{**arguments, **changes})
-
-
-@each_case
-def test_recorded_returns_and_scores(case: Any) -> None:
-    table, expected = table_of_rows(case["inputs"]["rows"]), case["expected"]
-    gamma, penalty = case["params"]["gamma"], case["params"]["invalid_action_penalty_coef"]
-    returns = table.discounted_returns(gamma)
-    np.testing.assert_allclose(returns, expected["step_returns_before_penalty"], **TOLERANCE)
-    np.testing.assert_allclose(step_values(table, gamma, penalty), expected["step_rewards"], **TOLERANCE)
-    np.testing.assert_allclose(episode_scores(table, penalty), expected["episode_scores"], **TOLERANCE)
-
-
-@each_case
-def test_recorded_anchor_groups(case: Any) -> None:
-    groups = anchor_groups(table_of_rows(case["inputs"]["rows"]), case["params"]["similarity_thresh"])
-    assert numbered(groups.tolist()).tolist() == case["expected"]["step_group_ids"]
-
-
-@each_case
-@each_mode
-@pytest.mark.parametrize(
-    ("statistics", "field"),
-    [("turns", "episode_advantage_per_row"), ("episodes", "episode_advantage_per_row_traj_level")],
-)
-def test_recorded_episode_part(case: Any, mode: str, statistics: str, field: str) -> None:
-    advantages = run(case, mode, step_weight=0.0, statistics=statistics)
-    np.testing.assert_allclose(advantages, case["expected"][mode][field], **TOLERANCE)
-
-
-@each_case
-@each_mode
-def test_recorded_step_part(case: Any, mode: str) -> None:
-    step = run(case, mode, step_weight=1.0) - run(case, mode, step_weight=0.0)
-    np.testing.assert_allclose(step, case["expected"][mode]["step_advantage_per_row"], **TOLERANCE)
-
-
-@each_case
-@each_mode
-def test_recorded_advantages_of_tokens(case: Any, mode: str) -> None:
-    tokens = over_tokens(run(case, mode), case["inputs"])
-    np.testing.assert_allclose(tokens, case["expected"][mode]["joint_token_advantages"], **TOLERANCE)
 
 
 @given(st.lists(SCORES, min_size=1, max_size=6), st.integers(2, 5), st.sampled_from(MODES))
@@ -173,7 +116,7 @@ def test_states_of_any_hashable_kind_are_anchors() -> None:
 
 
 def test_bad_parameters_are_named() -> None:
-    table = table_of_rows(CASES[0]["inputs"]["rows"])
+    table = table_of_rows(load("gigpo")[0][0]["inputs"]["rows"])
     with pytest.raises(UnknownNameError, match="unknown mode 'mean_std'; did you mean 'mean_std_norm'"):
         gigpo(table, mode="mean_std")
     with pytest.raises(UnknownNameError, match="unknown statistics 'rows'"):

@@ -11,52 +11,10 @@ from hypothesis import strategies as st
 from algorithms.estimators.grpo import grpo
 from algorithms.turn_table import TurnTable
 from envs.core import UnknownNameError
-from tests.algorithms.golden import load, numbered, over_tokens, table_of_rows
 from tests.algorithms.tables import SCORES, tables, take, with_scores
+from tests.golden.tables import single_turns
 
-CASES, TOLERANCE = load("grpo")
-STEP_ROWS, STEP_ROW_TOLERANCE = load("grpo_step_rows")
-ROWS = {case["name"]: case["inputs"] for case in load("gigpo")[0]}
 STATISTICS = st.sampled_from(["turns", "episodes"])
-
-
-def single_turns(group: Any, reward: Any) -> TurnTable:
-    """Every episode one turn long."""
-    n = len(group)
-    return TurnTable(
-        group=np.asarray(group),
-        episode=np.arange(n),
-        turn=np.zeros(n, dtype=np.int64),
-        reward=np.asarray(reward, dtype=np.float64),
-        state=np.full(n, "start", dtype=object),
-        valid=np.ones(n, dtype=np.bool_),
-    )
-
-
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
-@pytest.mark.parametrize(("by_std", "field"), [(True, "advantages_mean_std"), (False, "advantages_mean_only_drgrpo")])
-def test_recorded_advantages_of_whole_trajectories(case: Any, by_std: bool, field: str) -> None:
-    inputs = case["inputs"]
-    table = single_turns(numbered(inputs["group_index"]), np.sum(inputs["token_level_rewards"], axis=1))
-    advantages = grpo(table, normalize_by_std=by_std, epsilon=case["params"]["epsilon"])
-    masked = advantages[:, None] * np.array(inputs["response_mask"])
-    np.testing.assert_allclose(masked, case["expected"][field], **TOLERANCE)
-
-
-@pytest.mark.parametrize("case", STEP_ROWS, ids=lambda case: case["name"])
-@pytest.mark.parametrize(("by_std", "std"), [(True, "std"), (False, "nostd")])
-@pytest.mark.parametrize(("statistics", "over"), [("turns", "cross_steps"), ("episodes", "per_trajectory")])
-def test_recorded_advantages_of_turns(case: Any, by_std: bool, std: str, statistics: str, over: str) -> None:
-    inputs = ROWS[case["inputs"]["rows_of_gigpo_case"]]
-    advantages = grpo(
-        table_of_rows(inputs["rows"]),
-        normalize_by_std=by_std,
-        statistics=statistics,
-        invalid_penalty=case["params"]["invalid_action_penalty_coef"],
-        epsilon=case["params"]["epsilon"],
-    )
-    expected = case["expected"][f"grpo_{std}_{over}"]
-    np.testing.assert_allclose(over_tokens(advantages, inputs), expected, **STEP_ROW_TOLERANCE)
 
 
 @given(tables(), SCORES, st.booleans(), STATISTICS)

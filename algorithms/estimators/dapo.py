@@ -1,0 +1,50 @@
+"""DAPO: GRPO with a penalty on answers that come near the limit of tokens.
+
+    A_i = (s_i - mean(s)) / (std(s) + epsilon),  s_i = R_i + overlong_penalty_i
+    overlong_penalty = min(-(length - (limit - buffer)) / buffer · factor, 0)
+
+Paper: Yu et al., arXiv 2503.14476; the penalty is that of verl's `DAPORewardManager`. The rest of DAPO is chosen
+elsewhere: clip-higher (`eps_low` 0.2, `eps_high` 0.28), `aggregation: token-mean`, no KL, `dynamic_sampling: true`.
+
+The authors' length is that of a whole answer. Here every turn is an answer of its own, with the limit of the agent's
+`max_tokens`, and the penalty is taken from the score of its own row, as the invalid penalty is.
+
+Published settings: limit 20480, buffer 4096, factor 1. Left out: overlong filtering, which the authors' code has not
+either.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from algorithms.estimators.groups import episode_advantages, episode_scores
+from algorithms.turn_table import TurnTable
+
+
+def dapo(
+    table: TurnTable,
+    *,
+    limit: int = 20480,
+    buffer: int = 4096,
+    factor: float = 1.0,
+    statistics: str = "turns",
+    invalid_penalty: float = 0.0,
+    epsilon: float = 1e-6,
+) -> NDArray[np.float64]:
+    """One advantage per turn, [N]. `limit` and `buffer` count the tokens of a turn; the others as in `grpo`."""
+    lengths = np.bincount(table.token_rows, minlength=len(table))
+    return episode_advantages(
+        table,
+        episode_scores(table, invalid_penalty) + overlong_penalty(lengths, limit, buffer, factor),
+        statistics=statistics,
+        divide_by_std=True,
+        epsilon=epsilon,
+    )
+
+
+def overlong_penalty(lengths: NDArray[np.int64], limit: int, buffer: int, factor: float) -> NDArray[np.float64]:
+    """[N] from 0 for up to `limit - buffer` tokens down to `-factor` at `limit`, in a line that goes on from there."""
+    if not 0 < buffer <= limit:
+        raise ValueError(f"the buffer must lie between 1 and the limit of {limit} tokens, got {buffer}")
+    return np.minimum((limit - buffer - lengths) / buffer * factor, 0.0)

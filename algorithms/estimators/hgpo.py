@@ -1,0 +1,102 @@
+"""HGPO: compare turns in the same state, and the more so the longer their histories agree.
+
+    A_i   = sum over k of w_k · a_k,  w_k = (k + 1)^alpha / (sum of them + epsilon)
+    a_k   = F(G_i - c·[invalid_i])   over the turns of the same task whose last k states are equal, k = 1 … history + 1
+    a_0   = F(R_i - c·[invalid_i])   over the attempts at the same task, only with `base_group`
+    F(x)  = (x - mean) / (std + epsilon) (`mode="mean_std_norm"`), or x - mean (`mode="mean_norm"`)
+
+The std of a_k is that of the population, the one of a_0 has ddof 1. Only comparisons that are not exactly 0 take part
+in the weights, so that a state seen once does not thin out the others; a turn without any has A = 0.
+
+Paper: He et al., *Hierarchy-of-Groups Policy Optimization* (ICLR 2026); the answers are those of `recipe/hgpo` in
+verl-agent, with statistics in float64 instead of float32, where a group of equal values can differ from its mean by
+rounding and is then counted in the weights.
+
+Published settings: history 2, alpha 1, mode "mean_std_norm", no base group; the others as GiGPO. Left out: the KL
+penalty inside the reward.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from algorithms.estimators.gigpo import MODES, anchor_groups, step_values
+from algorithms.estimators.groups import episode_advantages, episode_scores, relative_values
+from algorithms.estimators.timeline import turns
+from algorithms.turn_table import TurnTable
+from envs.core import UnknownNameError
+
+
+def hgpo(
+    table: TurnTable,
+    *,
+    gamma: float = 0.95,
+    history: int = 2,
+    alpha: float = 1.0,
+    mode: str = "mean_std_norm",
+    base_group: bool = False,
+    invalid_penalty: float = 0.1,
+    epsilon: float = 1e-6,
+) -> NDArray[np.float64]:
+    """One advantage per turn, [N]. `history` counts the states before the turn's own that are looked at.
+
+    Raises `UnknownNameError` for another `mode`.
+    """
+    if mode not in MODES:
+        raise UnknownNameError("mode", mode, MODES)
+    return hierarchical_advantages(
+        table,
+        step_values(table, gamma, invalid_penalty),
+        episode_scores(table, invalid_penalty) if base_group else None,
+        history=history,
+        alpha=alpha,
+        divide_by_std=mode == "mean_std_norm",
+        epsilon=epsilon,
+    )
+
+
+def hierarchical_advantages(
+    table: TurnTable,
+    values: NDArray[np.float64],
+    scores: NDArray[np.float64] | None,
+    *,
+    history: int,
+    alpha: float,
+    divide_by_std: bool,
+    epsilon: float,
+) -> NDArray[np.float64]:
+    """[N] the weighted comparisons of `values` [N] at every depth, and of `scores` [N] where they are given."""
+    total, weights = np.zeros(len(table)), np.zeros(len(table))
+
+    def add(k: int, rows: NDArray[np.int64], advantages: NDArray[np.float64]) -> None:
+        weight = np.where(advantages != 0.0, float(k + 1) ** alpha, 0.0)
+        total[rows] += weight * advantages
+        weights[rows] += weight
+
+    if scores is not None:
+        base = episode_advantages(table, scores, statistics="turns", divide_by_std=divide_by_std, epsilon=epsilon)
+        add(0, np.arange(len(table)), base)
+    for k, (rows, groups) in enumerate(history_groups(table, history), start=1):
+        advantages = relative_values(
+            values[rows], groups, divide_by_std=divide_by_std, epsilon=epsilon, keep_single=False, ddof=0
+        )
+        add(k, rows, advantages)
+    return total / (weights + epsilon)
+
+
+def history_groups(table: TurnTable, history: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """For k = 1 … history + 1 the rows with at least k states behind them, and the number of each one's last k states.
+
+    The last k states are named by the pair of the last k - 1 and the one before them.
+    """
+    anchors = anchor_groups(table)[table.order]
+    age = turns(table).position()[table.order]  # [N] by time: the turns before it
+    names, levels = anchors, [(table.order, anchors)]
+    for k in range(2, history + 2):
+        places = np.flatnonzero(age >= k - 1)
+        pairs = names[places] * len(table) + anchors[places - k + 1]  # names are below len(table)
+        names = np.zeros(len(table), dtype=np.int64)
+        names[places] = np.unique(pairs, return_inverse=True)[1]
+        levels.append((table.order[places], names[places]))
+    return levels

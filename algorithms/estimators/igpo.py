@@ -1,0 +1,91 @@
+"""IGPO: a turn is worth how much likelier it made the right answer, and the last one what the answer scored.
+
+    A_t = z_t + gamma · A_{t+1}
+    z   = (r - mean(r)) / (std(r) + epsilon)    std = sqrt(population variance + 1e-8)
+    r_t = v_{t+1} - v_t                         for all turns but the last; for the last the episode's reward
+    v_t = l_t ("log_prob_diff") or exp(l_t) ("prob_diff"),  l_t: signal `answer_logprob`
+
+The statistics of a group run over outcomes and gains apart (`normalization="separate"`) or together ("joint"). The
+gains of an episode add up to v_T - v_1.
+
+Paper: Wang et al., *Information Gain-based Policy Optimization*, arXiv 2510.14967 (ICLR 2026), whose gain is that of
+probabilities. The answers are those of the authors' code of February 2026, which finds the ends of turns where z is
+not 0: a turn whose z is exactly 0 becomes a part of the next one and gets its advantage without the discount
+(`turn_ends="nonzero"`). Here every turn is one by itself (`turn_ends="explicit"`). A turn whose `answer_logprob` was
+not measured (NaN, before or after it) has no reward and shares the advantage of the next one that has, either way.
+
+Published settings: log_prob_diff, separate, gamma 1, 16 attempts, 10 turns, learning rate 1e-6, KL loss 0.001 (k3),
+an outcome in [0, 1] or -2 for a malformed answer. Left out: weights that move from gains to outcomes in the course of
+training, for which `outcome_weight` and `gain_weight` can be set by hand; they act before the normalisation, which
+undoes them unless it is joint or without the std.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from algorithms.estimators.groups import group_numbers, relative_values
+from algorithms.estimators.timeline import turns
+from algorithms.turn_table import TurnTable
+from envs.core import UnknownNameError
+
+GAINS = ("log_prob_diff", "prob_diff")
+NORMALIZATIONS = ("separate", "joint")
+TURN_ENDS = ("explicit", "nonzero")
+VARIANCE_EPSILON = 1e-8
+STORED_ZERO = 1e-10  # how the authors store a gain of 0, which would otherwise not count as a reward
+
+
+def igpo(
+    table: TurnTable,
+    *,
+    gamma: float = 1.0,
+    gain: str = "log_prob_diff",
+    normalization: str = "separate",
+    normalize_by_std: bool = True,
+    turn_ends: str = "explicit",
+    outcome_weight: float = 1.0,
+    gain_weight: float = 1.0,
+    epsilon: float = 1e-6,
+) -> NDArray[np.float64]:
+    """One advantage per turn, [N]. Needs the signal `answer_logprob`.
+
+    Raises `UnknownNameError` for another `gain`, `normalization` or `turn_ends`.
+    """
+    if normalization not in NORMALIZATIONS:
+        raise UnknownNameError("normalization", normalization, NORMALIZATIONS)
+    if turn_ends not in TURN_ENDS:
+        raise UnknownNameError("turn_ends", turn_ends, TURN_ENDS)
+    line = turns(table)
+    last = line.last()
+    rewards = np.where(last, outcome_weight * table.episode_rewards(), gain_weight * answer_gains(table, gain))
+    as_authors = turn_ends == "nonzero"
+    if as_authors:
+        rewards = np.where(~last & (rewards == 0.0), STORED_ZERO, rewards)
+    ends = np.isfinite(rewards)
+    pools = group_numbers(table) * 2 + (last & (normalization == "separate"))
+    z = np.zeros(len(table))
+    z[ends] = relative_values(
+        rewards[ends],
+        np.unique(pools[ends], return_inverse=True)[1],
+        divide_by_std=normalize_by_std,
+        epsilon=epsilon,
+        keep_single=False,
+        ddof=0,
+        variance_epsilon=VARIANCE_EPSILON,
+        shift=not as_authors,  # whether a mean of equal gains is rounded decides there where a turn ends
+    )
+    if as_authors:
+        ends = z != 0.0
+    return line.accumulate(z, np.where(ends, gamma, 1.0))
+
+
+def answer_gains(table: TurnTable, gain: str) -> NDArray[np.float64]:
+    """[N] how much the belief in the right answer grew from before each turn to before the next; NaN for the last."""
+    if gain not in GAINS:
+        raise UnknownNameError("gain", gain, GAINS)
+    belief = table.signal("answer_logprob")
+    values = np.exp(belief) if gain == "prob_diff" else belief
+    gains: NDArray[np.float64] = turns(table).following(values, after=np.nan) - values
+    return gains

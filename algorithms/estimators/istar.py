@@ -1,0 +1,92 @@
+"""iStar (OPRL): compare attempts by their outcome, and turns by the implicit reward of a process reward model.
+
+    A_i = episode_weight · F(R_i - c·[invalid_i]) + step_weight · F(s_i),  s: signal `prm`
+    F(x) = n / (n - 1) · (x - mean)         `mode="rloo"`, the authors' choice
+           x - mean, (x - mean) / (std + epsilon)    `mode="mean_norm"`, `mode="mean_std_norm"`; ddof 1
+           whiten(x - mean)                 `mode="reinforce_pp_baseline"`, whitened over all tokens of the batch
+    A_i = F(R_i - c·[invalid_i] + step_weight · s_i)    with `merged`, the authors' ablation
+
+s is beta · sum of log(pi_phi / pi_old) over the tokens of a turn, with the model pi_phi trained along
+(`algorithms.signals.implicit_prm`). It is divided by its greatest size in the batch, which is what the authors' scripts
+do (`scale_steps="batch"`), or taken as it is ("none"). Step rewards are not added up over time.
+
+Paper: Liu et al., arXiv 2509.19199 (ICLR 2026), first called OPRL; the answers are those of the authors'
+`istar/core_istar.py`. Mean and n run over the first turn of each attempt for the step rewards too
+(`baseline="first_turns"`), and a group of one attempt keeps its raw values. Paper and docstring say all turns of the
+group (`baseline="all_turns"`), and a group of one turn then has a step part of 0.
+
+Published settings (WebShop): rloo, step weight 1, beta 0.05, penalty 0.1, 16 tasks × 8 attempts, no KL, learning
+rates 5e-7 (policy) and 1e-6 (reward model). Left out: the paper's ratio of
+whole steps, which the authors' code has not either.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from algorithms.estimators.groups import episode_scores, group_numbers, leave_one_out, relative_values
+from algorithms.estimators.timeline import whiten
+from algorithms.turn_table import TurnTable
+from envs.core import UnknownNameError
+
+MODES = ("rloo", "mean_norm", "mean_std_norm", "reinforce_pp_baseline")
+BASELINES = ("first_turns", "all_turns")
+SCALES = ("batch", "none")
+
+
+def istar(
+    table: TurnTable,
+    *,
+    mode: str = "rloo",
+    step_weight: float = 1.0,
+    episode_weight: float = 1.0,
+    merged: bool = False,
+    baseline: str = "first_turns",
+    scale_steps: str = "batch",
+    invalid_penalty: float = 0.1,
+    epsilon: float = 1e-6,
+) -> NDArray[np.float64]:
+    """One advantage per turn, [N]. Needs the signal `prm`; `mode="reinforce_pp_baseline"` also counts tokens.
+
+    `episode_weight=0` leaves the process rewards alone. Raises `UnknownNameError` for another `mode`, `baseline` or
+    `scale_steps`.
+    """
+    for name, value, known in [("mode", mode, MODES), ("baseline", baseline, BASELINES)]:
+        if value not in known:
+            raise UnknownNameError(name, value, known)
+    scores, steps = episode_scores(table, invalid_penalty), step_rewards(table, scale_steps)
+    if merged:
+        return _compare(table, scores + step_weight * steps, table.opens, mode, epsilon)
+    counted = table.opens if baseline == "first_turns" else np.ones(len(table), dtype=np.bool_)
+    episode_part = _compare(table, scores, table.opens, mode, epsilon)
+    step_part = _compare(table, steps, counted, mode, epsilon, keep_single=baseline == "first_turns")
+    return episode_weight * episode_part + step_weight * step_part
+
+
+def step_rewards(table: TurnTable, scale: str) -> NDArray[np.float64]:
+    """[N] the signal `prm`, at most 1 in size with `scale="batch"`."""
+    if scale not in SCALES:
+        raise UnknownNameError("scale_steps", scale, SCALES)
+    steps: NDArray[np.float64] = table.signal("prm")
+    return steps / (np.abs(steps).max(initial=0.0) + 1e-6) if scale == "batch" else steps
+
+
+def _compare(
+    table: TurnTable,
+    values: NDArray[np.float64],
+    counted: NDArray[np.bool_],
+    mode: str,
+    epsilon: float,
+    keep_single: bool = True,
+) -> NDArray[np.float64]:
+    groups = group_numbers(table)
+    if mode == "rloo":
+        return leave_one_out(values, groups, counted, keep_single=keep_single)
+    by_std = mode == "mean_std_norm"
+    difference = relative_values(
+        values, groups, counted=counted, divide_by_std=by_std, epsilon=epsilon, keep_single=keep_single
+    )
+    if mode == "reinforce_pp_baseline":
+        return whiten(difference, np.bincount(table.token_rows, minlength=len(table)))
+    return difference

@@ -1,0 +1,69 @@
+"""MT-GRPO: besides the outcome, compare attempts by what their calls of tools were worth.
+
+    A_t = z(R^O) + turn_weight · z(R^T_s)    up to the s-th result of a tool, for the turns since the one before
+    A_t = z(R^O)                             for the turns after the last result
+    A_t = z(R^T + R^O)                       for all turns of an attempt without any result
+    z(x) = (x - mean) / (std + epsilon)      over the attempts at the same task, ddof 1
+
+R^O is the episode's reward and R^T_s the sum of the signal `turn_reward` over the turns that belong to the s-th result;
+which turns brought a result back says the signal `tool_result`.
+
+Paper: Zeng et al., arXiv 2505.11821. The authors' code knows one search and one answer, so s = 1, and compares R^T_1
+over all attempts, those without a result too; its answers are these. For s > 1, which is new here, only attempts with
+an s-th result are compared. A rule of caution: a policy that chooses how many turns it takes is paid for every further
+one by the mean that is taken from each (verl issue 7244).
+
+Mixed scales are the authors' own: an attempt without a result is compared by the sum of both rewards, the others by the
+parts.
+
+Published settings: turn weight 1, epsilon 1e-4, 21 attempts, 2 turns, two updates per batch, learning rate 1e-6. Left
+out: the authors' "cae" variant, and turn rewards that were paid after the last result, which count in R^T + R^O alone.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from algorithms.estimators.groups import group_numbers, relative_values
+from algorithms.estimators.timeline import turns
+from algorithms.turn_table import TurnTable
+
+
+def mt_grpo(table: TurnTable, *, turn_weight: float = 1.0, epsilon: float = 1e-4) -> NDArray[np.float64]:
+    """One advantage per turn, [N]. Needs the signals `turn_reward` and `tool_result`."""
+    parts = compared_parts(table, epsilon)
+    with_result = table.episode_sums(table.signal("tool_result")) > 0
+    return np.where(with_result, parts.outcome + turn_weight * parts.turn, parts.combined)
+
+
+class Parts(NamedTuple):
+    """The three comparisons, each [N]."""
+
+    turn: NDArray[np.float64]  # z of R^T_s; 0 after the last result
+    outcome: NDArray[np.float64]  # z of R^O
+    combined: NDArray[np.float64]  # z of R^T + R^O
+
+
+def compared_parts(table: TurnTable, epsilon: float) -> Parts:
+    """What `mt_grpo` adds up, for every turn."""
+    result, paid = table.signal("tool_result").astype(np.float64), table.signal("turn_reward")
+    groups, outcomes, results = group_numbers(table), table.episode_rewards(), table.episode_sums(result)
+    # The results still to come, the turn's own included, tell which one a turn belongs to.
+    number = (results - turns(table).accumulate(result, 1.0)).astype(np.int64)
+    _, first, span = np.unique(table.episode_number * (len(table) + 1) + number, return_index=True, return_inverse=True)
+    rewarded = (number < results) | (results == 0)
+
+    def z(values: NDArray[np.float64], numbers: NDArray[np.int64], counted: NDArray[np.bool_]) -> NDArray[np.float64]:
+        return relative_values(values, numbers, counted=counted, divide_by_std=True, epsilon=epsilon, keep_single=False)
+
+    counted = np.zeros(len(table), dtype=np.bool_)
+    counted[first] = True  # every span of an episode counts once
+    # The turns after the last result are compared among themselves, which is not used.
+    rivals = np.unique((groups * (len(table) + 1) + number) * 2 + rewarded, return_inverse=True)[1]
+    sums = np.bincount(span, weights=paid).astype(np.float64)
+    turn = np.where(rewarded, z(sums[span], rivals, counted), 0.0)
+    combined = outcomes + table.episode_sums(paid)
+    return Parts(turn, z(outcomes, groups, table.opens), z(combined, groups, table.opens))

@@ -1,0 +1,38 @@
+"""PRIME: token rewards of an implicit process reward model and the outcome, each against the other attempts.
+
+    A_t = whiten(G_t),  G_t = sum of r from token t of the episode on
+    r_t = prm_weight · (n / (n - 1) · p_t - sum over attempts of mean(p) / (n - 1)),   p: token signal `prm`
+        + outcome_weight · n / (n - 1) · (R - mean(R))      on the last token
+
+Paper: Cui et al., arXiv 2502.01456. The answers are those of `recipe/prime/prime_core_algos.py`. The baseline of p is
+made of means over tokens and then taken from every token, so that long attempts get larger sums. A group of one attempt
+has no baseline and keeps its raw rewards; the authors' code divides by zero there.
+
+Published settings: both weights 5, beta 0.05 in p = beta · log(pi_phi / pi_ref), the reward model trained on the
+outcome before it is used. Left out: the filter of tasks by accuracy.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from algorithms.estimators.groups import group_numbers, leave_one_out
+from algorithms.estimators.timeline import tokens, whiten
+from algorithms.turn_table import Estimate, TurnTable
+
+
+def prime(table: TurnTable, *, prm_weight: float = 5.0, outcome_weight: float = 5.0) -> Estimate:
+    """One advantage and one return per token, [M]. Needs the token signal `prm`."""
+    rows, line = table.token_rows, tokens(table)
+    rewards = table.token_signal("prm").astype(np.float64)
+    groups = group_numbers(table)
+    count = np.bincount(rows, minlength=len(table))
+    sums = table.episode_sums(np.bincount(rows, weights=rewards, minlength=len(table)))
+    means = sums / np.maximum(table.episode_sums(count), 1)  # [N] over the tokens of the episode
+    attempts = np.bincount(groups, weights=table.opens)[groups]  # [N]
+    others = np.maximum(attempts - 1, 1)
+    baseline = np.bincount(groups, weights=means * table.opens)[groups] / others
+    dense = rewards * (attempts / others)[rows] - np.where(attempts > 1, baseline, 0.0)[rows]
+    outcome = leave_one_out(table.episode_rewards(), groups, table.opens, keep_single=True)
+    returns = line.accumulate(prm_weight * dense + outcome_weight * outcome[rows] * line.last(), 1.0)
+    return Estimate(whiten(returns), returns)

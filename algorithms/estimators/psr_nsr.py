@@ -1,0 +1,53 @@
+"""PSR, NSR and W-REINFORCE: learn from successes only, from failures only, or from both with unequal weight.
+
+    A_t = G_t                                              `learn_from="positive"`: 1 for a success, 0 for a failure
+    A_t = G_t - 1                                          `learn_from="negative"`: 0 and -1
+    A_t = positive_weight · G_t, or G_t - 1 for a failure  `learn_from="weighted"`: positive_weight and -1
+    G_t = r_t + gamma · G_{t+1}                            over the sampled tokens of an episode
+
+Rewards are 1 for a success and 0 or -1 for a failure; nothing is normalised. Paper: Zhu et al., *The Surprising
+Effectiveness of Negative Reinforcement*, arXiv 2506.01347 (NeurIPS 2025). The answers are those of the authors'
+`compute_psr_nsr_outcome_advantage`; as in `reinforce_pp`, `observations="reset"` is their recursion, which starts anew
+at every observation.
+
+Published settings: gamma 1, positive weight 0.1. Left out: the authors' trainer also drops the rows whose advantage is
+0, which changes what the loss is divided by.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from algorithms.estimators.reinforce_pp import token_returns
+from algorithms.turn_table import TurnTable
+from envs.core import UnknownNameError
+
+CHOICES = ("positive", "negative", "weighted")
+
+
+def psr_nsr(
+    table: TurnTable,
+    *,
+    learn_from: str = "weighted",
+    positive_weight: float = 0.1,
+    gamma: float = 1.0,
+    observations: str = "skip",
+) -> NDArray[np.float64]:
+    """One advantage per token, [M].
+
+    Raises `ValueError` for an episode whose rewards do not add up to 1, 0 or -1.
+    """
+    if learn_from not in CHOICES:
+        raise UnknownNameError("learn_from", learn_from, CHOICES)
+    scores = table.episode_rewards()
+    odd = np.flatnonzero(~np.isin(scores, (-1.0, 0.0, 1.0)))
+    if len(odd):
+        row = odd[0]
+        raise ValueError(f"episode {table.episode[row]} scored {scores[row]}, expected 1 (success), 0 or -1 (failure)")
+    returns = token_returns(table, gamma, observations)
+    if learn_from == "positive":
+        return returns
+    if learn_from == "negative":
+        return returns - 1.0
+    return np.where((scores == 1.0)[table.token_rows], positive_weight * returns, returns - 1.0)

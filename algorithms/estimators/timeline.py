@@ -1,0 +1,124 @@
+"""What follows what: recursions over the turns or over the sampled tokens of each episode, and whitening.
+
+Observations are no items of a time line, so that a recursion over tokens carries on from the first token of a turn to
+the last one of the turn before, undecayed by whatever was read in between.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from algorithms.turn_table import TurnTable
+
+
+@dataclass(frozen=True, eq=False)
+class Timeline:
+    """The K items of all episodes by time. Columns of items stand in the order of the table, not of time.
+
+    Three turns of episode 0 in rows 2, 0, 1 and one of episode 1 in row 3: `order=[2, 0, 1, 3]`,
+    `closes=[F, F, T, T]`.
+    """
+
+    order: NDArray[np.int64]  # [K] the items, episode after episode, by time
+    closes: NDArray[np.bool_]  # [K] in that order: whether the item is the last one of its episode
+
+    @classmethod
+    def of(cls, order: NDArray[np.int64], episode: NDArray[np.int64]) -> Timeline:
+        """`episode` [K] holds the episode of each item in `order`."""
+        return cls(order, np.diff(episode, append=episode[-1:] + 1) != 0)
+
+    def last(self) -> NDArray[np.bool_]:
+        """[K] whether an item is the last one of its episode."""
+        last = np.empty(len(self.order), dtype=np.bool_)
+        last[self.order] = self.closes
+        return last
+
+    def position(self) -> NDArray[np.int64]:
+        """[K] how many items of its episode come before an item."""
+        ends = np.flatnonzero(self.closes)
+        lengths = np.diff(ends, prepend=-1)
+        position = np.empty(len(self.order), dtype=np.int64)
+        position[self.order] = np.arange(len(self.order)) - np.repeat(ends - lengths + 1, lengths)
+        return position
+
+    def following(self, values: NDArray[np.float64], after: NDArray[np.float64] | float = 0.0) -> NDArray[np.float64]:
+        """[K] the value of the item that comes next in the episode; where none does, the item's own `after`."""
+        inner = np.flatnonzero(~self.closes)
+        out = np.array(np.broadcast_to(np.asarray(after, dtype=np.float64), len(self.order)))
+        out[self.order[inner]] = values[self.order[inner + 1]]
+        return out
+
+    def accumulate(self, values: NDArray[np.float64], decay: NDArray[np.float64] | float) -> NDArray[np.float64]:
+        """[K] x_i = values_i + decay_i · x_next, where x_next is 0 after the last item of an episode.
+
+        The k-th items from the end of all episodes are done at once, so that the work is that of one pass.
+        """
+        decay = np.broadcast_to(np.asarray(decay, dtype=np.float64), len(self.order))
+        ends = np.flatnonzero(self.closes)
+        lengths = np.diff(ends, prepend=-1)
+        by_length = np.argsort(-lengths, kind="stable")
+        ends, lengths = ends[by_length], lengths[by_length]
+        active = np.searchsorted(-lengths, -np.arange(lengths.max(initial=0)))  # [longest] episodes longer than k
+        x = np.zeros(len(ends))
+        out = np.empty(len(self.order))
+        for k, count in enumerate(active.tolist()):
+            items = self.order[ends[:count] - k]
+            x = values[items] + decay[items] * x[:count]
+            out[items] = x
+        return out
+
+
+def turns(table: TurnTable) -> Timeline:
+    """The time line of the table's N rows."""
+    return Timeline.of(table.order, table.episode[table.order])
+
+
+def tokens(table: TurnTable) -> Timeline:
+    """The time line of the table's M tokens."""
+    rows = table.token_rows
+    count = np.bincount(rows, minlength=len(table))
+    first = np.cumsum(count) - count  # [N] the first token of each row
+    later = count[table.order]
+    order = np.arange(len(rows)) + np.repeat(first[table.order] - (np.cumsum(later) - later), later)
+    return Timeline.of(order, table.episode[rows[order]])
+
+
+def last_tokens(table: TurnTable) -> NDArray[np.bool_]:
+    """[M] whether a token is the last one of its turn."""
+    rows = table.token_rows
+    last: NDArray[np.bool_] = np.diff(rows, append=rows[-1:] + 1) != 0
+    return last
+
+
+def token_rewards(table: TurnTable) -> NDArray[np.float64]:
+    """[M] the reward of each turn on its last token, and the signal `token_reward` where it was measured.
+
+    Raises `ValueError` for a turn that earned something and has no token to put it on.
+    """
+    rows, last = table.token_rows, last_tokens(table)
+    silent = np.flatnonzero((table.reward != 0) & (np.bincount(rows, minlength=len(table)) == 0))
+    if len(silent):
+        raise ValueError(f"row {silent[0]} has the reward {table.reward[silent[0]]} and no sampled token to carry it")
+    rewards = np.where(last, table.reward[rows], 0.0)
+    if "token_reward" in table.token_signals:
+        rewards = rewards + table.token_signal("token_reward")
+    return rewards
+
+
+def whiten(values: NDArray[np.float64], weights: NDArray[np.int64] | None = None) -> NDArray[np.float64]:
+    """`values` [K] at mean 0 and variance 1 (ddof 1); `weights` [K] counts how often each one stands for a token.
+
+    As verl's `masked_whiten`, with 1e-8 added to the count and to the variance: equal values give 0 up to 1e-4 of
+    their size. A single value, for which verl fails, gives 0.
+    """
+    count = np.ones(len(values)) if weights is None else weights.astype(np.float64)
+    total = count.sum()
+    if total <= 1:
+        return np.zeros(len(values))
+    difference = values - (values * count).sum() / (total + 1e-8)
+    variance = (difference**2 * count).sum() / (total + 1e-8) * total / (total - 1)
+    whitened: NDArray[np.float64] = difference / np.sqrt(variance + 1e-8)
+    return whitened

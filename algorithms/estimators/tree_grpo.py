@@ -1,0 +1,41 @@
+"""Tree-GRPO: compare the attempts at a task, and then those that grew from the same tree.
+
+    A_i = F(z_i) within the tree,  z_i = F(R_i) within the group,  F(x) = (x - mean(x)) / (std(x) + epsilon), ddof 1
+
+Which tree an episode is a branch of says the signal `tree`, numbered over all tasks. A tree with a single branch keeps
+z, a group with a single attempt its raw score.
+
+Paper: Ji et al., *Tree Search for LLM Agent Reinforcement Learning*, arXiv 2509.21240. The paper adds the two
+comparisons (`combine="add"`, each of the rewards); the released estimator, whose answers these are, composes them
+(`combine="compose"`).
+
+Published settings: epsilon 1e-6, trees of turns that are grown at random nodes for some rounds. Left out: the growing,
+which is the rollout's.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from algorithms.estimators.groups import group_numbers, relative_values
+from algorithms.turn_table import TurnTable
+from envs.core import UnknownNameError
+
+COMBINATIONS = ("compose", "add")
+
+
+def tree_grpo(table: TurnTable, *, combine: str = "compose", epsilon: float = 1e-6) -> NDArray[np.float64]:
+    """One advantage per turn, [N]. Needs the signal `tree`. Raises `UnknownNameError` for another `combine`."""
+    if combine not in COMBINATIONS:
+        raise UnknownNameError("combine", combine, COMBINATIONS)
+    trees = np.unique(table.signal("tree"), return_inverse=True)[1]
+
+    def compare(values: NDArray[np.float64], numbers: NDArray[np.int64], keep_single: bool) -> NDArray[np.float64]:
+        return relative_values(
+            values, numbers, counted=table.opens, divide_by_std=True, epsilon=epsilon, keep_single=keep_single
+        )
+
+    scores = table.episode_rewards()
+    across = compare(scores, group_numbers(table), True)
+    return compare(across, trees, True) if combine == "compose" else across + compare(scores, trees, False)

@@ -1,0 +1,483 @@
+"""What the project answers to the inputs of a recorded case, for every algorithm that there is a recording of."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from algorithms.estimators.dapo import overlong_penalty
+from algorithms.estimators.gae import bi_level_gae, gae_over_tokens, token_gae, turn_gae
+from algorithms.estimators.gigpo import anchor_groups, gigpo, step_values
+from algorithms.estimators.groups import episode_scores
+from algorithms.estimators.grpo import grpo
+from algorithms.estimators.hgpo import hierarchical_advantages
+from algorithms.estimators.igpo import answer_gains, igpo
+from algorithms.estimators.istar import istar, step_rewards
+from algorithms.estimators.mt_grpo import compared_parts, mt_grpo
+from algorithms.estimators.ngrpo import ngrpo
+from algorithms.estimators.poad import archer, normalize_nonzero, ntpo, poad
+from algorithms.estimators.prime import prime
+from algorithms.estimators.psr_nsr import psr_nsr
+from algorithms.estimators.pure import min_form_rewards
+from algorithms.estimators.reinforce_pp import reinforce_pp, reinforce_pp_baseline, token_returns
+from algorithms.estimators.rloo import rloo
+from algorithms.estimators.timeline import whiten
+from algorithms.estimators.tree_grpo import tree_grpo
+from algorithms.estimators.vineppo import vineppo
+from algorithms.losses import AGGREGATIONS, UNIT_MEANS, aggregate, clip_loss, gspo_loss, kl_estimate
+from algorithms.signals.implicit_prm import outcome_loss, pairwise_loss, turn_rewards
+from tests.golden.tables import (
+    make_table,
+    numbered,
+    over_tokens,
+    sequences,
+    single_turns,
+    table_of_rows,
+)
+
+Answers = dict[str, Any]  # in the shape of the case's `expected`
+
+
+def tensor(values: Any) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def summed(inputs: Answers, **others: Any) -> Any:
+    """Whole sequences as single turns, scored by the sum of their rewards."""
+    return single_turns(numbered(inputs["group_index"]), np.sum(inputs["token_level_rewards"], axis=1), **others)
+
+
+def masked(advantages: NDArray[np.float64], inputs: Answers) -> NDArray[np.float64]:
+    return advantages[:, None] * np.asarray(inputs["response_mask"], dtype=np.float64)
+
+
+# -- outcome ----------------------------------------------------------------------------------------------------------
+def replay_grpo(inputs: Answers, params: Answers, expected: Answers) -> Answers:
+    options = {"epsilon": params["epsilon"], "invalid_penalty": 0.0}
+    return {
+        "advantages_mean_std": masked(grpo(summed(inputs), **options), inputs),
+        "advantages_mean_only_drgrpo": masked(grpo(summed(inputs), normalize_by_std=False, **options), inputs),
+    }
+
+
+def replay_rloo(inputs: Answers, params: Answers, expected: Answers) -> Answers:
+    return {
+        "advantages": masked(rloo(summed(inputs)), inputs),
+        "advantages_vectorized": masked(rloo(summed(inputs), single="zero"), inputs),
+    }
+
+
+def replay_outcome_step_rows(inputs: Answers, params: Answers, expected: Answers) -> Answers:
+    table, penalty = table_of_rows(inputs["rows"]), params["invalid_action_penalty_coef"]
+    answers = {}
+    for over, statistics in [("cross_steps", "turns"), ("per_trajectory", "episodes")]:
+        options = {"statistics": statistics, "invalid_penalty": penalty}
+        advantages = {
+            "grpo_std": grpo(table, epsilon=params["epsilon"], **options),
+            "grpo_nostd": grpo(table, normalize_by_std=False, epsilon=params["epsilon"], **options),
+            "rloo": rloo(table, **options),
+            "rpp_baseline": reinforce_pp_baseline(table, **options),
+        }
+        answers |= {f"{name}_{over}": over_tokens(values, inputs) for name, values in advantages.items()}
+    return answers
+
+
+def replay_reinforce_pp(inputs: Answers, params: Answers, expected: Answers) -> Answers:
+    played = sequences(inputs["response_mask"], inputs["token_level_rewards"])
+    scored = summed(inputs, tokens=np.sum(inputs["response_mask"], axis=1).astype(np.int64))
+    answers = {"rpp_baseline_advantages": masked(reinforce_pp_baseline(scored), inputs)}
+    for gamma in params["gammas"]:
+        for name, observations in [("rpp", "reset"), ("derived_fixed", "skip")]:
+            returns = played.padded(token_returns(played.table, gamma, observations))
+            if observations == "reset":  # the recording also says what the code leaves under observations and padding
+                rewards = np.array(inputs["token_level_rewards"])
+                following = np.pad(returns * played.mask, ((0, 0), (0, 1)))[:, 1:]
+                returns = np.where(played.mask, returns, rewards + gamma * following)
+            advantages = reinforce_pp(played.table, gamma=gamma, observations=observations)
+            answers[f"{name}_gamma{gamma}_returns"] = returns
+            answers[f"{name}_gamma{gamma}_advantages"] = played.padded(advantages)
+    return answers
+
+
+def replay_ngrpo(inputs: Answers, params: Answers, expected: Answers) -> Answers:
+    options = {"max_reward": params["max_reward"], "virtual": params["add_max_reward_num"]}
+    return {"advantages": masked(ngrpo(summed(inputs), epsilon=params["epsilon"], **options), inputs)}
+
+
+def replay_psr_nsr(inputs: Answers, params: Answers, expected: Answers) -> Answers:
+    played = sequences(inputs["response_mask"], inputs["token_level_rewards"])
+    options = {"gamma": params["gamma"], "observations": "reset"}
+    weight = params["positive_advantage_weight_for_weighted"]
+    return {
+        choice: played.padded(psr_nsr(played.table, learn_from=choice, positive_weight=weight, **options))
+        for choice in ("positive", "negative", "weighted")
+    }
+
+
+def replay_dapo_overlong(inputs: Answers, params: Answers, expected: Answers) -> Answers:
+    limit, buffer, factor = params["max_resp_len"], params["overlong_buffer_len"], params["penalty_factor"]
+    return {"overlong_reward": overlong_penalty(np.array(inputs["valid_response_length"]), limit, buffer, factor)}
+
+
+# -- anchor states ----------------------------------------------------------------------------------------------------
+def replay_gigpo(inputs: Answers, params: Answers, expected: Answers) -> Answers:
+    table = table_of_rows(inputs["rows"])
+    gamma, penalty, similarity = params["gamma"], params["invalid_action_penalty_coef"], params["similarity_thresh"]
+    answers: Answers = {
+        "step_returns_before_penalty": table.discounted_returns(gamma),
+        "step_rewards": step_values(table, gamma, penalty),
+        "episode_scores": episode_scores(table, penalty),
+        "step_group_ids": numbered(anchor_groups(table, similarity).tolist()),
+    }
+    for mode in ("mean_norm", "mean_std_norm"):
+
+        def run(step_weight: float, statistics: str, mode: str = mode) -> NDArray[np.float64]:
+            return gigpo(
+                table,
+                gamma=gamma,
+                step_weight=step_weight,
+                mode=mode,
+                statistics=statistics,
+                invalid_penalty=penalty,
+                similarity=similarity,
+                epsilon=params["epsilon"],
+            )
+
+        episode_part = run(0.0, "turns")
+        answers[mode] = {
+            "episode_advantage_per_row": episode_part,
+            "episode_advantage_per_row_traj_level": run(0.0, "episodes"),
+            "step_advantage_per_row": run(1.0, "turns") - episode_part,
+            "joint_token_advantages": over_tokens(run(params["step_advantage_w"], "turns"), inputs),
+        }
+    return answers
+
+
+def replay_hgpo(inputs: Answers, params: Answers, expected: Answers) -> Answers:
+    table = table_of_rows(inputs["rows"])
+    answers = {}
+    for mode in ("mean_norm", "mean_std_norm"):
+        for base in (0, 1):
+            advantages = hierarchical_advantages(
+                table,
+                np.array(inputs["step_rewards"]),
+                np.array(inputs["episode_scores_after_penalty"]) if base else None,
+                history=params["history_length"],
+                alpha=params["length_weight_alpha"],
+                divide_by_std=mode == "mean_std_norm",
+                epsilon=params["epsilon"],
+            )
+            answers[f"{mode}_base{base}"] = over_tokens(advantages, inputs)
+    return answers
+
+
+# -- turns ------------------------------------------------------------------------------------------------------------
+def replay_igpo(inputs: Answers, params: Answers, expected: Answers) -> Answers:
+    played = inputs["sequences"]
+    turns = [len(one["turn_token_lengths"]) for one in played]
+    beliefs = []
+    for one, count in zip(played, turns, strict=True):
+        measured = [np.mean(logprobs) for logprobs in one["answer_logprobs_before_turn"]]
+        beliefs += measured if len(measured) == count else [np.nan] * count  # then the outcome alone is a reward
+    table = make_table(
+        group=np.repeat(numbered(inputs["group_index"]), turns),
+        episode=np.repeat(np.arange(len(played)), turns),
+        turn=np.concatenate([np.arange(count) for count in turns]),
+        reward=np.concatenate(
+            [[0.0] * (len(one["turn_token_lengths"]) - 1) + [one["outcome_reward"]] for one in played]
+        ),
+        signals={"answer_logprob": np.array(beliefs)},
+    )
+    rows = [np.flatnonzero(table.episode == number) for number in range(len(played))]
+    # A turn spans its tokens and those of what came back.
+    spans = [
+        np.add(one["turn_token_lengths"], [*one["observation_token_lengths"], 0][: len(one["turn_token_lengths"])])
+        for one in played
+    ]
+    shape = np.shape(inputs["response_mask"])
+
+    def padded(values: NDArray[np.float64], whole_span: bool) -> NDArray[np.float64]:
+        out = np.zeros(shape)
+        for number, lengths in enumerate(spans):
+            if whole_span:
+                out[number, : lengths.sum()] = np.repeat(values[rows[number]], lengths)
+            else:
+                out[number, np.cumsum(lengths) - 1] = values[rows[number]]
+        return out
+
+    options = {
+        "gamma": params["gamma"],
+        "gain": params["info_gain_type"],
+        "outcome_weight": params["curriculum_f1_weight"],
+        "gain_weight": params["curriculum_ig_weight"],
+        "epsilon": params["epsilon"],
+    }
+    gains = answer_gains(table, params["info_gain_type"])
+    last = table.turn == np.repeat(turns, turns) - 1
+    stored = np.where(last, table.reward, np.nan_to_num(np.where(gains == 0, 1e-10, gains)))
+    answers: Answers = {
+        "info_gain_rewards": [gains[of][:-1] for of in rows],
+        "token_level_rewards": padded(stored, whole_span=False),
+    }
+    for normalization in ("separate", "joint"):
+        for by_std, name in [(True, "std"), (False, "nostd")]:
+            advantages = igpo(
+                table, normalization=normalization, normalize_by_std=by_std, turn_ends="nonzero", **options
+            )
+            answers[f"advantages_{normalization}_{name}"] = padded(advantages, whole_span=True)
+    return answers
+
+
+ISTAR = re.compile(
+    r"adv_(?P<mode>rloo|grpo_mean_norm|grpo_mean_std_norm|rpp_baseline|process_outcome_merged)"
+    r"(_w(?P<weight>[\d.]+)|(?P<alone>_process_only))(?P<scaled>_batchnorm_step_rewards)?"
+)
+ISTAR_MODES = {
+    "rloo": "rloo",
+    "grpo_mean_norm": "mean_norm",
+    "grpo_mean_std_norm": "mean_std_norm",
+    "rpp_baseline": "reinforce_pp_baseline",
+    "process_outcome_merged": "rloo",
+}
+
+
+def replay_oprl_istar(inputs: Answers, params: Answers, expected: Answers) -> Answers:
+    rows = inputs["rows"]
+    lengths = torch.tensor([row["resp_len"] for row in rows])
+    mask = torch.arange(inputs["response_length"]) < lengths[:, None]
+    logprobs = tensor(inputs["prm_token_logprobs"]).requires_grad_()
+    rewards = turn_rewards(logprobs, tensor(inputs["old_policy_token_logprobs"]), mask, params["beta"])
+    table = table_of_rows(rows, signals={"prm": rewards.detach().numpy()})
+    success = tensor(inputs["success"])
+    loss = pairwise_loss(rewards, torch.tensor(table.episode), torch.tensor(table.group), success)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert logprobs.grad is not None
+    penalty, epsilon = params["invalid_action_penalty_coef"], params["epsilon"]
+    paper = istar(
+        table, mode="mean_std_norm", episode_weight=0.0, baseline="all_turns", scale_steps="none", epsilon=epsilon
+    )
+    answers: Answers = {
+        "step_rewards": table.signals["prm"],
+        "step_rewards_batch_norm": step_rewards(table, "batch"),
+        "eto_dpo_loss": loss.item(),
+        "eto_grad_wrt_prm_token_logprob": logprobs.grad.numpy(),
+        "prime_ce_loss": outcome_loss(rewards, success).item(),
+        "episode_scores_after_penalty": episode_scores(table, penalty),
+        "derived_paper_step_adv_all_steps_per_row": paper,
+    }
+    for name in expected:
+        found = ISTAR.fullmatch(name)
+        if found:
+            advantages = istar(
+                table,
+                mode=ISTAR_MODES[found["mode"]],
+                merged=found["mode"] == "process_outcome_merged",
+                step_weight=float(found["weight"] or 1.0),
+                episode_weight=0.0 if found["alone"] else 1.0,
+                scale_steps="batch" if found["scaled"] else "none",
+                invalid_penalty=penalty,
+                epsilon=epsilon,
+            )
+            answers[name] = over_tokens(advantages, inputs)
+    return answers
+
+
+def replay_prime_rloo(inputs: Answers, params: Answers, expected: Answers) -> Answers:
+    mask = np.array(inputs["response_mask"], dtype=np.bool_)
+    group = np.arange(len(mask)) // params["n_samples"]
+    scores = np.array(inputs["rm_scores"], dtype=np.float64)
+    last = mask.shape[1] - 1 - np.argmax(mask[:, ::-1], axis=1)
+    outcome = np.zeros(mask.shape)
+    outcome[np.arange(len(mask)), last] = inputs["acc"]
+    played = sequences(mask, outcome, group, prm=scores)
+    estimate = prime(played.table, prm_weight=params["reward_dpo_coef"], outcome_weight=params["reward_gt_coef"])
+    return {
+        "advantages_whitened": played.padded(estimate.advantages),
+        "returns": played.padded(estimate.returns),
+    }
+
+
+def replay_mt_grpo(inputs: Answers, params: Answers, expected: Answers) -> Answers:
+    """Two turns for a sequence with a result, split where the authors split it, and one for the others."""
+    mask = np.array(inputs["completion_mask"])
+    has, count = np.array(inputs["has_tool_result"], dtype=np.bool_), len(mask)
+    episode = np.repeat(np.arange(count), has + 1)
+    first = np.append(True, np.diff(episode) != 0)
+    table = make_table(
+        group=episode // params["num_generations"],
+        episode=episode,
+        turn=np.where(first, 0, 1),
+        reward=np.where(first, np.array(inputs["outcome_rewards"])[episode], 0.0),
+        signals={
+            "turn_reward": np.where(first, np.array(inputs["turn_rewards"])[episode], 0.0),
+            "tool_result": first & has[episode],
+        },
+    )
+    advantages = mt_grpo(table, turn_weight=params["turn_advantage_coef"], epsilon=params["eps"])
+    tokens = np.zeros(mask.shape)
+    for number, segment in enumerate(inputs["result_segment"]):
+        values = advantages[episode == number]
+        changes = [0, *(np.flatnonzero(np.diff(mask[number])) + 1), mask.shape[1]]
+        split = changes[segment] if has[number] else 0
+        before = (np.arange(mask.shape[1]) < split) & (mask[number] != 0)
+        tokens[number] = np.where(before, values[0], values[-1])
+    parts = compared_parts(table, params["eps"])
+    return {
+        "turn_advantages": parts.turn[first],
+        "outcome_advantages": parts.outcome[first],
+        "combined_advantages": parts.combined[first],
+        "token_advantages_unmasked": tokens,
+        "token_advantages_masked": tokens * mask,
+    }
+
+
+def replay_pure_min_form(inputs: Answers, params: Answers, expected: Answers) -> Answers:
+    mask = np.array(inputs["reward_mask"], dtype=np.bool_)
+    logits = np.array(inputs["prm_logits"])
+    good = 1 / (1 + np.exp(logits[..., 0] - logits[..., 1]))
+    episode, step = np.nonzero(mask)
+    table = make_table(episode, episode, step, np.zeros(len(episode)), signals={"prm": (2 * good - 1)[mask]})
+
+    def padded(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        out = np.zeros(mask.shape)
+        out[mask] = values
+        return out
+
+    weighted = padded(min_form_rewards(table, params["temperature"]))
+    return {
+        "weighted_process_rewards": weighted,
+        "outcome_sum": weighted.sum(axis=1),
+        "unweighted_mean_form": padded(min_form_rewards(table, None)),
+    }
+
+
+# -- critics ----------------------------------------------------------------------------------------------------------
+def replay_gae_token(inputs: Answers, params: Answers, expected: Answers) -> Answers:
+    rewards, values, gamma, lam = inputs["token_level_rewards"], inputs["values"], params["gamma"], params["lam"]
+    played = sequences(inputs["response_mask"], rewards, value=values)
+    estimate = token_gae(played.table, gamma=gamma, lam=lam)
+    # The older copies run through everything, and look at the mask for the whitening alone.
+    everything = sequences(np.ones(np.shape(rewards)), rewards, value=values)
+    legacy = gae_over_tokens(everything.table, gamma=gamma, token_gamma=gamma, lam=lam)
+    return {
+        "advantages_whitened": played.padded(estimate.advantages),
+        "returns": played.padded(estimate.returns),
+        "unmasked_legacy_advantages_whitened": played.padded(whiten(everything.padded(legacy.advantages)[played.mask])),
+        "unmasked_legacy_returns": everything.padded(legacy.returns) * played.mask,
+    }
+
+
+def replay_gae_bilevel(inputs: Answers, params: Answers, expected: Answers) -> Answers:
+    played = sequences(inputs["loss_mask"], inputs["token_level_rewards"], value=inputs["values"])
+    estimate = bi_level_gae(
+        played.table,
+        gamma=params["gamma"],
+        lam=params["lam"],
+        turn_gamma=params["high_level_gamma"],
+        turn_ends="nonzero",
+    )
+    return {
+        "advantages_whitened": played.padded(estimate.advantages),
+        "returns": played.padded(estimate.returns),
+    }
+
+
+def replay_poad(inputs: Answers, params: Answers, expected: Answers) -> Answers:
+    lengths, masks = np.array(inputs["action_token_lengths"]), np.array(inputs["masks"])
+    values = np.array(inputs["token_values"])
+    steps, envs = lengths.shape
+    # Environment after environment; a new episode starts where the mask says that one ended.
+    closes = (masks[1:].T == 0) | (np.arange(steps) == steps - 1)  # [envs, steps]
+    opens = np.concatenate([np.ones((envs, 1), dtype=np.bool_), closes[:, :-1]], axis=1)
+    cut_off = closes & (masks[1:].T != 0)
+    used = np.arange(values.shape[2]) < lengths.T[..., None]  # [envs, steps, M]
+    next_value = np.where(cut_off, np.array(inputs["next_value"])[:, None], 0.0)
+    table = make_table(
+        group=np.repeat(np.arange(envs), steps),
+        episode=np.cumsum(opens) - 1,
+        turn=np.tile(np.arange(steps), envs),
+        reward=np.array(inputs["rewards"]).T.reshape(-1),
+        tokens=lengths.T.reshape(-1),
+        signals={
+            "value": np.array(inputs["action_values"]).T.reshape(-1),
+            "next_value": next_value.reshape(-1),
+        },
+        token_signals={"value": values.transpose(1, 0, 2)[used]},
+    )
+
+    def padded(of_tokens: NDArray[np.float64]) -> NDArray[np.float64]:
+        out = np.zeros(used.shape)
+        out[used] = of_tokens
+        return out.transpose(1, 0, 2)
+
+    answers: Answers = {}
+    for name, estimator in [("POAD", poad), ("NTPO", ntpo), ("ARCHER", archer)]:
+        estimate = estimator(table, gamma=params["gamma"], lam=params["gae_lambda"], normalize=False)
+        answers[name] = {
+            "advantages": padded(estimate.advantages),
+            "returns": padded(estimate.returns),
+            "normalised_advantages_masked": padded(normalize_nonzero(estimate.advantages, params["normalise_ddof"])),
+        }
+    actions = turn_gae(table, gamma=params["gamma"], lam=params["gae_lambda"], whiten_turns=False)
+    answers["TWOSOME_action_level"] = {
+        "advantages": actions.advantages.reshape(envs, steps).T,
+        "returns": actions.returns.reshape(envs, steps).T,
+    }
+    return answers
+
+
+# -- Monte Carlo and trees --------------------------------------------------------------------------------------------
+def replay_vineppo(inputs: Answers, params: Answers, expected: Answers) -> Answers:
+    rewards, values = inputs["step_rewards"], inputs["values"]
+    count = len(rewards)
+    measured = np.array([np.nan if value is None else value for value in values[:count]])
+    table = make_table(np.zeros(count), np.zeros(count), np.arange(count), rewards, signals={"mc_value": measured})
+    return {"advantages": vineppo(table)}
+
+
+def replay_tree_grpo(inputs: Answers, params: Answers, expected: Answers) -> Answers:
+    table = summed(inputs, signals={"tree": numbered(inputs["tree_index"])})
+    return {"advantages": masked(tree_grpo(table, epsilon=params["epsilon"]), inputs)}
+
+
+# -- losses -----------------------------------------------------------------------------------------------------------
+def replay_policy_losses(inputs: Answers, params: Answers, expected: Answers) -> Answers:
+    mask = tensor(inputs["response_mask"]).bool()
+    clip = {"eps_low": params["clip_low"], "eps_high": params["clip_high"]}
+
+    def run(loss: Callable[..., Any], aggregation: str, **options: Any) -> Answers:
+        logprobs = tensor(inputs["log_prob"]).requires_grad_()
+        per_token, stats = loss(logprobs, tensor(inputs["old_log_prob"]), tensor(inputs["advantages"]), mask, **options)
+        # The recording divides the summed loss by the padded length.
+        divisor = float(mask.shape[1]) if aggregation == "seq-mean-token-sum-norm" else None
+        total = aggregate(per_token, mask, aggregation, divisor)
+        total.backward()
+        assert logprobs.grad is not None
+        return {
+            "loss": total.item(),
+            "grad": logprobs.grad.numpy(),
+            "clipfrac": aggregate(stats["clip_fraction"], mask).item(),
+            "ppo_kl": aggregate(stats["approx_kl"], mask).item(),
+        }
+
+    answers = {
+        f"ppo_{aggregation}": run(clip_loss, aggregation, dual_clip=params["dual_clip_c"], **clip)
+        for aggregation in set(AGGREGATIONS) - set(UNIT_MEANS)
+    }
+    return answers | {"gspo": run(gspo_loss, "seq-mean-token-mean", **clip)}
+
+
+def replay_kl_estimators(inputs: Answers, params: Answers, expected: Answers) -> Answers:
+    logprobs, reference = tensor(inputs["logprob"]), tensor(inputs["ref_logprob"])
+    older = {"kl": "k1", "mse": "k2", "low_var_kl": "k3"}
+    return {name: kl_estimate(logprobs, reference, older.get(name, name)).numpy() for name in expected}
+
+
+REPLAYS: dict[str, Callable[[Answers, Answers, Answers], Answers]] = {
+    name.removeprefix("replay_"): function for name, function in globals().items() if name.startswith("replay_")
+}
