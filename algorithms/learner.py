@@ -8,19 +8,20 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from agents.policies.lora import has_adapters, without_adapters
-from agents.policies.models import head_logits, pad
+from agents.policies.models import pad
 from agents.samples import Sample
-from algorithms.losses import aggregate, aggregation_divisor, entropy, kl_estimate
+from algorithms.batches import Batch, by_sample, make_batch, micro_batches, sampled_logprobs
+from algorithms.losses import UNIT_MEANS, aggregate, aggregation_divisor, kl_estimate
+from algorithms.turn_table import TurnTable
 from envs.core import UnknownNameError
 
 # (logprobs, old_logprobs, advantages, mask), each [B, T] -> loss per token [B, T] and statistics per token
@@ -29,8 +30,6 @@ PolicyLoss: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor,
 logger = logging.getLogger(__name__)
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-MOST_LOGITS = 2**26  # at a time: 256 MB in float32, and as much again in the backward pass
-LENGTH_STEP = 64  # widths are padded to a multiple: in bf16 every new shape costs a CPU a new kernel
 
 
 def check_precision(precision: str, device: torch.device) -> torch.dtype:
@@ -69,14 +68,12 @@ class LearnerConfig:
         return line * min(1.0, (update + 1) / max(self.warmup_updates, 1))
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """B sequences of T + 1 ids; everything but `ids` is about the T ids that follow the first. All [B, T]."""
+class Example(NamedTuple):
+    """A sample and what is to be learned from each of its ids that were sampled."""
 
-    ids: Tensor  # [B, T + 1]
-    mask: Tensor
-    old_logprobs: Tensor
-    advantages: Tensor
+    sample: Sample
+    advantages: NDArray[np.float64]  # one for each sampled id
+    unit_tokens: NDArray[np.float64]  # how many tokens its turn or trajectory has, for means over those
 
 
 class Learner:
@@ -106,9 +103,10 @@ class Learner:
         )
 
     def update(
-        self, samples: Sequence[Sample], advantages: NDArray[np.float64], rng: np.random.Generator, learning_rate: float
-    ) -> dict[str, float]:
-        """Learn from all samples once. `advantages` [N] has one entry for each turn that the samples were made of.
+        self, samples: Sequence[Sample], table: TurnTable, advantages: NDArray[np.float64],
+        rng: np.random.Generator, learning_rate: float,
+    ) -> dict[str, float]:  # fmt: skip
+        """Learn from all samples once. `advantages` are one for each turn of `table`, [N], or each sampled id, [M].
 
         Returns the metrics of the update. The first minibatch is seen by the weights that sampled it, so there the
         difference of log-probabilities is the mismatch between sampling and training. Where no advantage differs from
@@ -116,11 +114,11 @@ class Learner:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        order = rng.permutation(len(samples))
+        examples = self._examples(samples, table, advantages)
+        order = rng.permutation(len(examples))
         sums: dict[str, float] = {}
-        for number, part in enumerate(np.array_split(order, min(self.config.minibatches, len(samples)))):
-            chosen = [samples[i] for i in part]
-            totals = self._step(chosen, advantages)
+        for number, part in enumerate(np.array_split(order, min(self.config.minibatches, len(examples)))):
+            totals = self._step([examples[i] for i in part])
             if number == 0 and totals["tokens"]:
                 sums["mismatch/kl"] = totals["approx_kl"] / totals["tokens"]
                 sums["mismatch/max_ratio"] = math.exp(totals["max_log_ratio"])
@@ -132,27 +130,32 @@ class Learner:
         metrics |= {name: value for name, value in sums.items() if name.startswith("mismatch/")}
         return {**metrics, "tokens/trained": sums["trained_tokens"]}
 
-    def _step(self, samples: Sequence[Sample], advantages: NDArray[np.float64]) -> dict[str, float]:
+    def _examples(self, samples: Sequence[Sample], table: TurnTable, advantages: NDArray[np.float64]) -> list[Example]:
+        units = unit_tokens(table, self.config.aggregation)
+        columns = (by_sample(samples, table.per_token(advantages)), by_sample(samples, units))
+        return [Example(*row) for row in zip(samples, *columns, strict=True)]
+
+    def _step(self, examples: Sequence[Example]) -> dict[str, float]:
         """One optimiser step."""
-        totals = self._gradients(samples, advantages)
+        totals = self._gradients(examples)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return {**totals, "grad_norm": float(norm), "steps": 1.0}
 
-    def _gradients(self, samples: Sequence[Sample], advantages: NDArray[np.float64]) -> dict[str, float]:
-        """The gradients of all samples, and what was counted on the way.
+    def _gradients(self, examples: Sequence[Example]) -> dict[str, float]:
+        """The gradients of all examples, and what was counted on the way.
 
         Where the memory does not suffice, all of it is done again with micro-batches of half the size, which is said
         and kept; the error comes through once a micro-batch is a single sample.
         """
         while True:
-            micro_batches = self._micro_batches(samples, advantages)
+            parts = self._micro_batches(examples)
             try:
                 with self._layers_checkpointed():
-                    return self._accumulate(samples, micro_batches, advantages)
+                    return self._accumulate(examples, parts)
             except RuntimeError as error:
-                if not _out_of_memory(error) or max(map(len, micro_batches)) == 1:
+                if not _out_of_memory(error) or max(map(len, parts)) == 1:
                     raise
             # Outside of the handler, whose traceback holds on to the tensors of the pass that failed.
             self.model.zero_grad(set_to_none=True)
@@ -172,62 +175,39 @@ class Learner:
             for layer in self.checkpointed:
                 layer.training = False
 
-    def _accumulate(
-        self, samples: Sequence[Sample], micro_batches: Sequence[Sequence[Sample]], advantages: NDArray[np.float64]
-    ) -> dict[str, float]:
-        """Gradients of one pass. The divisor is that of all samples, also of those that need no pass of their own."""
-        masks = pad([s.mask for s in samples], self.device).bool()
-        divisor = self.config.loss_divisor or aggregation_divisor(masks, self.config.aggregation)
+    def _accumulate(self, examples: Sequence[Example], parts: Sequence[Sequence[Example]]) -> dict[str, float]:
+        """Gradients of one pass. The divisor is that of all examples, also of those that need no pass of their own."""
+        masks = pad([e.sample.mask for e in examples], self.device).bool()
+        units = torch.zeros(masks.shape, dtype=torch.float64, device=self.device).masked_scatter(
+            masks, torch.from_numpy(np.concatenate([e.unit_tokens for e in examples])).to(self.device)
+        )
+        divisor = self.config.loss_divisor or aggregation_divisor(masks, self.config.aggregation, units)
         totals = dict.fromkeys(
             ("loss", "kl", "entropy", "clip_fraction", "approx_kl", "tokens", "max_log_ratio", "trained_tokens"), 0.0
         )
-        for micro_batch in micro_batches:
-            batch = self._tensors(micro_batch, advantages)
-            loss = self._loss(batch, divisor, totals)
+        for part in parts:
+            loss = self._loss(part, divisor, totals)
             loss.backward()  # type: ignore[no-untyped-call]
             totals["loss"] += float(loss.detach())
-            totals["trained_tokens"] += sum(len(s.ids) for s in micro_batch)
+            totals["trained_tokens"] += sum(len(e.sample.ids) for e in part)
         return totals
 
-    def _micro_batches(self, samples: Sequence[Sample], advantages: NDArray[np.float64]) -> list[list[Sample]]:
-        """Samples of similar length together, at most `micro_batch_tokens` padded tokens (or one sample) at a time.
+    def _micro_batches(self, examples: Sequence[Example]) -> list[list[Example]]:
+        """Without KL, an example whose advantages are all zero has no gradient and is left out."""
+        useful = [e for e in examples if self.config.kl_coef or e.advantages.any()]
+        parts = micro_batches([len(e.sample.ids) for e in useful], self.micro_batch_tokens)
+        return [[useful[i] for i in part] for part in parts]
 
-        Without KL, a sample whose advantages are all zero has no gradient and is left out.
-        """
-        useful = [
-            s for s in samples if self.config.kl_coef or any(advantages[row] != 0.0 for row in set(s.turn) - {-1})
-        ]
-        batches: list[list[Sample]] = []
-        for sample in sorted(useful, key=lambda s: -len(s.ids)):  # the first of a batch is its longest
-            width = -(-len((batches[-1][0] if batches else sample).ids) // LENGTH_STEP) * LENGTH_STEP
-            if not batches or width * (len(batches[-1]) + 1) > self.micro_batch_tokens:
-                batches.append([])
-            batches[-1].append(sample)
-        return batches
-
-    def _tensors(self, samples: Sequence[Sample], advantages: NDArray[np.float64]) -> _Batch:
-        width = -(-max(len(s.ids) for s in samples) // LENGTH_STEP) * LENGTH_STEP + 1
-        ids = torch.zeros(len(samples), width, dtype=torch.long)
-        mask = torch.zeros(len(samples), width, dtype=torch.bool)
-        logprobs = torch.zeros(len(samples), width)
-        spread = torch.zeros(len(samples), width)
-        by_row = np.append(advantages, 0.0)  # turn -1, an id that nobody sampled, takes the last
-        for b, sample in enumerate(samples):
-            length = len(sample.ids)
-            ids[b, :length] = torch.tensor(sample.ids)
-            mask[b, :length] = torch.tensor(sample.mask)
-            logprobs[b, :length] = torch.tensor(sample.logprobs)
-            spread[b, :length] = torch.from_numpy(by_row[sample.turn])
-        return _Batch(*(t.to(self.device) for t in (ids, mask[:, 1:], logprobs[:, 1:], spread[:, 1:])))
-
-    def _loss(self, batch: _Batch, divisor: float, totals: dict[str, float]) -> Tensor:
-        logprobs, entropies = self._sampled_logprobs(self.model, batch)
-        per_token, stats = self.config.loss(logprobs, batch.old_logprobs, batch.advantages, batch.mask)
-        if self.config.kl_coef:
+    def _loss(self, part: Sequence[Example], divisor: float, totals: dict[str, float]) -> Tensor:
+        config, batch = self.config, make_batch([e.sample for e in part], self.device)
+        logprobs, entropies = sampled_logprobs(self.model, batch, config.temperature, self.dtype)
+        advantages = batch.spread([e.advantages for e in part])
+        per_token, stats = config.loss(logprobs, batch.old_logprobs, advantages, batch.mask)
+        if config.kl_coef:
             with torch.no_grad():
                 reference = self._reference_logprobs(batch)
             kl = kl_estimate(logprobs, reference)
-            per_token = per_token + self.config.kl_coef * kl
+            per_token = per_token + config.kl_coef * kl
             totals["kl"] += float(kl.detach()[batch.mask].sum())
         log_ratio = (logprobs.detach() - batch.old_logprobs)[batch.mask]
         totals["max_log_ratio"] = max(totals["max_log_ratio"], float(log_ratio.abs().max()))
@@ -235,52 +215,23 @@ class Learner:
         totals["tokens"] += float(batch.mask.sum())
         for name, values in stats.items():
             totals[name] += float(values[batch.mask].sum())
-        return aggregate(per_token, batch.mask, self.config.aggregation, divisor)
+        units = batch.spread([e.unit_tokens for e in part])
+        return aggregate(per_token, batch.mask, config.aggregation, divisor, units)
 
-    def _reference_logprobs(self, batch: _Batch) -> Tensor:
+    def _reference_logprobs(self, batch: Batch) -> Tensor:
         if self.reference is not None:
-            return self._sampled_logprobs(self.reference, batch)[0]
+            return sampled_logprobs(self.reference, batch, self.config.temperature, self.dtype)[0]
         with without_adapters(self.model):
-            return self._sampled_logprobs(self.model, batch)[0]
-
-    def _sampled_logprobs(self, model: Any, batch: _Batch) -> tuple[Tensor, Tensor]:
-        """Log-probabilities [B, T] of the sampled ids (0 elsewhere) and the entropies [M] they were sampled at.
-
-        Logits are made at the M sampled ids only: observations are most of a sequence and need none.
-        """
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            hidden = model.base_model(input_ids=batch.ids[:, :-1], use_cache=False).last_hidden_state  # (B, T, E)
-            chosen, entropies = chosen_logprobs(
-                model,
-                hidden[batch.mask],
-                batch.ids[:, 1:][batch.mask],
-                self.config.temperature or 1.0,
-            )
-        logprobs = torch.zeros(batch.mask.shape, device=self.device).masked_scatter(batch.mask, chosen)
-        return logprobs, entropies
+            return sampled_logprobs(self.model, batch, self.config.temperature, self.dtype)[0]
 
 
-def chosen_logprobs(
-    model: Any, hidden: Tensor, chosen: Tensor, temperature: float, most_logits: int = MOST_LOGITS
-) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of the ids `chosen` [M] after the states `hidden` [M, E], and the entropies [M], in nats.
-
-    Never more than `most_logits` logits exist at a time: where M states make more, they are done in parts, and the
-    backward pass makes each part's again.
-    """
-
-    def part(states: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        logits = head_logits(model, states) / temperature
-        return logits.log_softmax(-1).gather(-1, ids[:, None])[:, 0], entropy(logits.detach())
-
-    size = max(1, most_logits // model.config.get_text_config().vocab_size)
-    if len(chosen) <= size:
-        return part(hidden, chosen)
-    parts = [
-        checkpoint(part, states, ids, use_reentrant=False)
-        for states, ids in zip(torch.split(hidden, size), torch.split(chosen, size), strict=True)
-    ]
-    return torch.cat([logprobs for logprobs, _ in parts]), torch.cat([entropies for _, entropies in parts])
+def unit_tokens(table: TurnTable, aggregation: str) -> NDArray[np.float64]:
+    """[M] for "turn-mean" and "trajectory-mean" how many tokens the turn or trajectory of a token has; else 1."""
+    rows = table.token_rows
+    if aggregation not in UNIT_MEANS:
+        return np.ones(len(rows))
+    counts = np.bincount(rows, minlength=len(table)).astype(np.float64)
+    return (counts if aggregation == "turn-mean" else table.episode_sums(counts))[rows]
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

@@ -8,7 +8,8 @@ import torch
 
 from agents.policies.lora import has_adapters
 from agents.policies.models import cache_shape
-from algorithms.learner import MOST_LOGITS, LearnerConfig, check_precision
+from algorithms.batches import MOST_LOGITS
+from algorithms.learner import LearnerConfig, check_precision
 
 GIGA = 2**30
 

@@ -13,7 +13,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,16 +28,16 @@ from agents.episode import Episode, ParseStatus, write_episodes
 from agents.policies.base import Policy, Sampling
 from agents.prompts import Prompter
 from agents.rollout import Job, rollout
-from agents.samples import build_samples
 from algorithms.checkpoint import checkpoint_folder, checkpoints, load_state, load_weights, prune, save_checkpoint
 from algorithms.learner import Learner
-from algorithms.turn_table import TurnTable
+from algorithms.signals.base import Bench, MakeSignal, Played, turn_means
+from algorithms.turn_table import Estimate, TurnTable
 from algorithms.warm_start import Progress
 from envs.core import StopReason, Task, TaskSet
 from envs.pool import EnvPool
 
 MAX_TRIES = 10  # rollouts of dynamic sampling for one batch, as in verl-agent
-Estimator: TypeAlias = Callable[[TurnTable], NDArray[np.float64]]
+Estimator: TypeAlias = Callable[[TurnTable], NDArray[np.float64] | Estimate]
 Metrics: TypeAlias = dict[str, float]
 
 
@@ -79,6 +79,7 @@ class Trainer:
         policy: Policy,
         prompter: Prompter,
         sampling: Sampling,
+        signals: Mapping[str, MakeSignal],
         estimator: Estimator,
         learner: Learner,
         config: TrainerConfig,
@@ -92,6 +93,11 @@ class Trainer:
         self.generator = torch.Generator(policy.device).manual_seed(seed)
         self.agent = PolicyAgent(policy, prompter, sampling, self.generator)
         self.rng = np.random.default_rng(seed)
+        bench = Bench(
+            learner.model, self.agent, pool, learner.dtype, learner.config.micro_batch_tokens,
+            learner.config.grad_clip, config.max_turns, seed,
+        )  # fmt: skip
+        self.signals = {name: make(bench) for name, make in signals.items()}
         self.task_ids = task_set.manifest(split).ids
         self.update = 0  # updates done
         self.tasks_drawn = 0
@@ -118,31 +124,41 @@ class Trainer:
         seconds: Metrics = {}
         with _timed(seconds, "time/rollout_s"):
             episodes, played = self._roll_out()
-        with _timed(seconds, "time/estimate_s"):
-            table = TurnTable.from_episodes(episodes)
-            advantages = self.estimator(table)
-            samples = build_samples(episodes)
-        if not samples:
+        batch = Played.of(episodes)
+        if not batch.samples:
             reasons = Counter(str(episode.stop_reason) for episode in played)
             first = next((e.error for e in played if e.error), "")
             raise RuntimeError(f"not one turn was played in {len(played)} episodes: {dict(reasons)}\n{first}")
+        measured: Metrics = {}
+        for name, signal in self.signals.items():
+            with _timed(seconds, f"time/{name}_s"):
+                measurement = signal.measure(batch)
+            batch = batch.measured(measurement)
+            measured |= measurement.metrics
+        with _timed(seconds, "time/estimate_s"):
+            estimate = self.estimator(batch.table)
+            advantages = estimate.advantages if isinstance(estimate, Estimate) else estimate
         with _timed(seconds, "time/learn_s"):
             self.reporter.phase("learn")
             rate = self.learner.config.rate(self.update, self.config.updates)
             self.policy.pause()
-            learned = self.learner.update(samples, advantages, self.rng, rate)
+            learned = self.learner.update(batch.samples, batch.table, advantages, self.rng, rate)
+        for name, signal in self.signals.items():
+            with _timed(seconds, f"time/{name}_learn_s"):
+                learned |= signal.learn(batch, estimate)
         with _timed(seconds, "time/sync_s"):
             learned |= self.policy.sync()
         self.update += 1
         if self.update % self.config.checkpoint_every == 0:
-            self._write_episodes(episodes, advantages)
+            self._write_episodes(episodes, turn_means(batch.table, batch.table.per_token(advantages)))
         sampled = sum(len(turn.completion_ids) for episode in played for turn in episode.turns)
         return {
             **rollout_metrics(played),
             "groups/uniform": _uniform_groups(played),
             "train/learning_rate": rate,
             "tokens/sampled": float(sampled),
-            "tokens/prefix_breaks": float(len(samples) - sum(bool(e.turns) for e in episodes)),
+            "tokens/prefix_breaks": float(len(batch.samples) - sum(bool(e.turns) for e in episodes)),
+            **measured,
             **learned,
             **seconds,
             "perf/sampled_tokens_per_s": sampled / seconds["time/rollout_s"],
@@ -226,6 +242,7 @@ class Trainer:
             "optimizer": self.learner.optimizer.state_dict(),
             "sampling_rng": self.generator.get_state(),
             "sample_order_rng": json.dumps(self.rng.bit_generator.state),
+            "signals": {name: signal.state() for name, signal in self.signals.items()},
         }
         save_checkpoint(checkpoint_folder(self.run, self.update), self.learner.model, self.policy.tokenizer, state)
         # The first is the reference of KL, the best is what evaluations of this run take.
@@ -241,6 +258,8 @@ class Trainer:
         self.learner.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["sampling_rng"])
         self.rng.bit_generator.state = json.loads(state["sample_order_rng"])
+        for name, signal in self.signals.items():
+            signal.load_state(state["signals"][name])
         self.update, self.tasks_drawn = state["update"], state["tasks_drawn"]
         self.best = (state["best"][0], state["best"][1])
         lines = self.metrics_file.read_text(encoding="utf-8").splitlines(keepends=True)

@@ -172,6 +172,15 @@ class TurnTable:
             )
         return np.repeat(np.arange(len(self)), self.tokens)
 
+    def per_token(self, values: NDArray[Any]) -> NDArray[Any]:
+        """[M] `values` that are one for each token already, [M], or one for each turn, [N], which its tokens share."""
+        if len(values) == len(self.token_rows):
+            return values
+        if len(values) != len(self):
+            raise ValueError(f"{len(values)} values for {len(self)} turns of {len(self.token_rows)} tokens")
+        shared: NDArray[Any] = values[self.token_rows]
+        return shared
+
     # -- time ---------------------------------------------------------------------------------------------------------
 
     @cached_property

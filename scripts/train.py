@@ -82,8 +82,8 @@ def main(cfg: DictConfig) -> None:
         policy: Policy = instantiate(cfg.rollout)(trained)
         judge = _Judge(cfg, task_set, policy, prompter, sampling, pool, reporter)
         trainer = Trainer(
-            run, task_set, cfg.split, pool, policy, prompter, sampling, algo.estimator,
-            Learner(trained.model, learner_config), config, cfg.seed, judge, reporter,
+            run, task_set, cfg.split, pool, policy, prompter, sampling, algo.signals,
+            algo.estimator, Learner(trained.model, learner_config), config, cfg.seed, judge, reporter,
         )  # fmt: skip
         if cfg.resume is not None:
             trainer.resume()

@@ -10,9 +10,23 @@ iStar's `dp_rm.py` and `rm_utils.py`.
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
+
+from algorithms.batches import Batch, by_sample, make_batch, micro_batches, read, sampled_logprobs
+from algorithms.signals.base import Bench, Measurement, Played, turn_sums
+from algorithms.turn_table import Estimate
+from envs.core import UnknownNameError
+
+LOSSES = ("pairwise", "outcome")
+REFERENCES = ("sampler", "first")
+WHEN = ("before", "after")
 
 
 def turn_rewards(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, beta: float = 0.05) -> Tensor:
@@ -40,3 +54,90 @@ def pairwise_loss(rewards: Tensor, episode: Tensor, group: Tensor, success: Tens
 def outcome_loss(rewards: Tensor, success: Tensor) -> Tensor:
     """PRIME's cross-entropy of sigmoid(reward) against success, the mean over sequences; both [N]."""
     return binary_cross_entropy_with_logits(rewards, success.to(rewards.dtype))
+
+
+class ImplicitPRM:
+    """Signals `prm`, of turns and of tokens: a copy of the policy that is trained to tell successes from failures."""
+
+    def __init__(
+        self,
+        bench: Bench,
+        *,
+        loss: str = "pairwise",
+        reference: str = "sampler",
+        beta: float = 0.05,
+        learning_rate: float = 1e-6,
+        update: str = "after",
+    ) -> None:
+        """`loss` is "pairwise" (iStar) or "outcome" (PRIME); `reference` "sampler", the policy that played, or "first",
+        the weights at the start of the run; `update` says when it learns from a batch, "before" it measures that batch
+        or "after".
+        """
+        for name, value, known in (
+            ("loss", loss, LOSSES),
+            ("reference", reference, REFERENCES),
+            ("update", update, WHEN),
+        ):
+            if value not in known:
+                raise UnknownNameError(name, value, known)
+        self.bench, self.loss, self.reference, self.beta, self.update = bench, loss, reference, beta, update
+        self.model = copy.deepcopy(bench.model)
+        self.first = copy.deepcopy(bench.model).requires_grad_(False) if reference == "first" else None
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0)
+
+    def measure(self, played: Played) -> Measurement:
+        reference = self._read(self.first or self.bench.model, played)
+        metrics = self._learn(played, reference) if self.update == "before" else {}
+        tokens = self.beta * (self._read(self.model, played) - reference)
+        sums = turn_sums(played.table, tokens)
+        won = played.success() > 0
+        if won.any() and not won.all():
+            metrics["signal/prm_gap"] = float(sums[won].mean() - sums[~won].mean())
+        self._reference = reference
+        return Measurement({"prm": sums}, {"prm": tokens}, metrics)
+
+    def learn(self, played: Played, estimate: NDArray[np.float64] | Estimate) -> dict[str, float]:  # noqa: ARG002
+        """Learn from the batch that was measured last, where that was not done before."""
+        return self._learn(played, self._reference) if self.update == "after" else {}
+
+    def _read(self, model: Any, played: Played) -> NDArray[np.float64]:
+        def ask(batch: Batch) -> Tensor:
+            return sampled_logprobs(model, batch, 1.0, self.bench.dtype)[0]
+
+        return read(played.samples, self.bench.micro_batch_tokens, self.bench.device, ask)
+
+    def _learn(self, played: Played, reference: NDArray[np.float64]) -> dict[str, float]:
+        """One step. The loss looks at whole episodes, so it says first what each turn's reward should become; the model
+        then gets that as weights of its log-probabilities, in micro-batches. The gradient is exactly the loss's.
+        """
+        table, bench = played.table, self.bench
+        turns = turn_sums(table, self.beta * (self._read(self.model, played) - reference))
+        rewards = torch.from_numpy(turns).requires_grad_()
+        success, episode = torch.from_numpy(played.success()), torch.from_numpy(table.episode_number)
+        if self.loss == "pairwise":
+            loss = pairwise_loss(rewards, episode, torch.from_numpy(table.group), success)
+        else:
+            count = int(episode.max()) + 1
+            whole = rewards.new_zeros(count).index_add(0, episode, rewards)
+            loss = outcome_loss(whole, success.new_zeros(count).index_copy(0, episode, success))
+        (wanted,) = torch.autograd.grad(loss, rewards)
+        weights = by_sample(played.samples, self.beta * table.per_token(wanted.numpy()))
+        for part in micro_batches([len(s.ids) for s in played.samples], bench.micro_batch_tokens):
+            batch = make_batch([played.samples[i] for i in part], bench.device)
+            logprobs, _ = sampled_logprobs(self.model, batch, 1.0, bench.dtype)
+            (batch.spread([weights[i] for i in part]) * logprobs).sum().backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.optimizer.param_groups[0]["params"], bench.grad_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return {"signal/prm_loss": float(loss.detach())}
+
+    def state(self) -> dict[str, Any]:
+        first = self.first.state_dict() if self.first is not None else {}
+        return {"model": self.model.state_dict(), "first": first, "optimizer": self.optimizer.state_dict()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        if self.first is not None:
+            self.first.load_state_dict(state["first"])
+        self.optimizer.load_state_dict(state["optimizer"])

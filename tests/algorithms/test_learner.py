@@ -7,13 +7,16 @@ import pytest
 import torch
 
 from agents.samples import Sample
-from algorithms.learner import Learner, check_precision, chosen_logprobs
+from algorithms import learner as learner_module
+from algorithms.batches import chosen_logprobs
+from algorithms.learner import Learner, check_precision
+from algorithms.turn_table import TurnTable
 from tests.agents.toys import random_policy
 from tests.algorithms.test_trainer import learner_config
 
 
-def samples() -> tuple[list[Sample], np.ndarray]:
-    """Five sequences of two turns each, with the log-probabilities of the untrained policy, and advantages [10]."""
+def samples() -> tuple[list[Sample], TurnTable, np.ndarray]:
+    """Five sequences of two turns each, with the log-probabilities of the untrained policy; their table; advantages."""
     rng, policy = np.random.default_rng(0), random_policy()
     made = []
     for i in range(5):
@@ -24,20 +27,31 @@ def samples() -> tuple[list[Sample], np.ndarray]:
         exact = policy.score([sample.ids])[0].tolist()
         sample.logprobs = [exact[j - 1] if on else 0.0 for j, on in enumerate(sample.mask)]
         made.append(sample)
-    return made, rng.normal(size=10)
+    table = TurnTable(
+        group=np.zeros(10, dtype=np.int64),
+        episode=np.repeat(np.arange(5), 2),
+        turn=np.tile(np.arange(2), 5),
+        reward=np.zeros(10),
+        state=np.array([str(i) for i in range(10)], dtype=object),
+        valid=np.ones(10, dtype=np.bool_),
+        tokens=np.full(10, 3),
+    )
+    return made, table, rng.normal(size=10)
 
 
 def weights_after(learning_rate: float = 1.0, **changes) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
     policy = random_policy()
-    batch, advantages = samples()
+    batch, table, advantages = samples()
     learner = Learner(policy.model, learner_config(minibatches=1, **changes))
     # Plain steps show the gradient; Adam would blow up the rounding of gradients that are nearly zero.
     learner.optimizer = torch.optim.SGD(policy.model.parameters())
-    metrics = learner.update(batch, advantages, np.random.default_rng(0), learning_rate)
+    metrics = learner.update(batch, table, advantages, np.random.default_rng(0), learning_rate)
     return policy.model.state_dict(), metrics
 
 
-@pytest.mark.parametrize("aggregation", ["token-mean", "seq-mean-token-sum", "seq-mean-token-mean"])
+@pytest.mark.parametrize(
+    "aggregation", ["token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "turn-mean", "trajectory-mean"]
+)
 def test_micro_batches_change_nothing(aggregation: str) -> None:
     whole, _ = weights_after(micro_batch_tokens=100_000, aggregation=aggregation)
     parts, _ = weights_after(micro_batch_tokens=1, aggregation=aggregation)
@@ -69,10 +83,10 @@ def test_on_policy_the_ratio_is_one() -> None:
 
 def test_good_actions_become_likelier_and_bad_ones_less() -> None:
     policy = random_policy()
-    batch, advantages = samples()
+    batch, table, advantages = samples()
     learner = Learner(policy.model, learner_config(minibatches=1))
     before = [policy.score([s.ids])[0] for s in batch]
-    learner.update(batch, advantages, np.random.default_rng(0), 1e-3)
+    learner.update(batch, table, advantages, np.random.default_rng(0), 1e-3)
     gains = []
     for i, sample in enumerate(batch):
         change = policy.score([sample.ids])[0] - before[i]
@@ -84,8 +98,10 @@ def test_good_actions_become_likelier_and_bad_ones_less() -> None:
 
 def test_without_advantage_and_without_kl_nothing_moves() -> None:
     policy, fresh = random_policy(), random_policy()
-    batch, advantages = samples()
-    metrics = Learner(policy.model, learner_config()).update(batch, advantages * 0, np.random.default_rng(0), 1.0)
+    batch, table, advantages = samples()
+    metrics = Learner(policy.model, learner_config()).update(
+        batch, table, advantages * 0, np.random.default_rng(0), 1.0
+    )
     assert metrics == {"train/loss": 0.0, "train/grad_norm": 0.0, "tokens/trained": 0.0}  # no mean over nothing
     for name, weight in policy.model.state_dict().items():
         assert torch.equal(weight, fresh.model.state_dict()[name])
@@ -94,12 +110,12 @@ def test_without_advantage_and_without_kl_nothing_moves() -> None:
 def test_kl_pulls_back_to_the_reference() -> None:
     """After the policy was moved away, updates without advantage but with KL bring it nearer again."""
     policy = random_policy()
-    batch, advantages = samples()
+    batch, table, advantages = samples()
     learner = Learner(policy.model, learner_config(minibatches=1, kl_coef=1.0))
     with torch.no_grad():
         for p in policy.model.parameters():
             p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(1)) * 0.02)
-    kls = [learner.update(batch, advantages * 0, np.random.default_rng(0), 1e-3)["train/kl"] for _ in range(15)]
+    kls = [learner.update(batch, table, advantages * 0, np.random.default_rng(0), 1e-3)["train/kl"] for _ in range(15)]
     assert kls[0] > 1e-4
     assert kls[-1] < kls[0] / 2
 
@@ -169,14 +185,14 @@ def test_gradient_checkpointing_computes_layers_twice_and_changes_nothing() -> N
 def test_out_of_memory_goes_on_with_smaller_micro_batches(monkeypatch, caplog) -> None:
     """Whatever was added up before the error is thrown away, and the update is that of the smaller micro-batches."""
     expected, _ = weights_after(micro_batch_tokens=100_000)
-    tensors = Learner._tensors
+    make_batch = learner_module.make_batch
 
-    def greedy(self, micro_batch, advantages):
+    def greedy(micro_batch, device):
         if len(micro_batch) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return tensors(self, micro_batch, advantages)
+        return make_batch(micro_batch, device)
 
-    monkeypatch.setattr(Learner, "_tensors", greedy)
+    monkeypatch.setattr(learner_module, "make_batch", greedy)
     got, _ = weights_after(micro_batch_tokens=1024)
     assert "micro-batches of 512 tokens" in caplog.text
     for name, weight in expected.items():
@@ -184,10 +200,10 @@ def test_out_of_memory_goes_on_with_smaller_micro_batches(monkeypatch, caplog) -
 
 
 def test_out_of_memory_for_a_single_sample_comes_through(monkeypatch) -> None:
-    def never(self, micro_batch, advantages):
+    def never(micro_batch, device):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr(Learner, "_tensors", never)
+    monkeypatch.setattr(learner_module, "make_batch", never)
     with pytest.raises(RuntimeError, match="can't allocate memory"):
         weights_after(micro_batch_tokens=100_000)
 
@@ -195,11 +211,11 @@ def test_out_of_memory_for_a_single_sample_comes_through(monkeypatch) -> None:
 def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch) -> None:
     calls = []
 
-    def broken(self, micro_batch, advantages):
+    def broken(micro_batch, device):
         calls.append(len(micro_batch))
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr(Learner, "_tensors", broken)
+    monkeypatch.setattr(learner_module, "make_batch", broken)
     with pytest.raises(RuntimeError, match="shapes do not match"):
         weights_after(micro_batch_tokens=100_000)
     assert len(calls) == 1

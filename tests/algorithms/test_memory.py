@@ -14,8 +14,7 @@ from tests.algorithms.test_trainer import learner_config
 def test_what_is_counted_is_exact() -> None:
     policy = random_policy()
     learner = Learner(policy.model, learner_config(kl_coef=0.1))
-    batch, advantages = samples()
-    learner._gradients(batch, advantages)
+    learner._gradients(learner._examples(*samples()))
     parts = estimate_memory(policy.model, learner.config, episodes=3)
     tensors = list(policy.model.parameters())
     assert parts["weights"] == sum(t.nbytes for t in tensors)
@@ -29,8 +28,8 @@ def test_what_is_counted_is_exact() -> None:
 def kept_for_backward(config: LearnerConfig) -> int:
     """Bytes that one forward pass over five sequences keeps for its backward pass, weights apart."""
     policy = random_policy(layers=4)
-    batch, advantages = samples()
     learner = Learner(policy.model, config)
+    examples = learner._examples(*samples())
     own = {t.data_ptr() for t in policy.model.parameters()}
     sizes: dict[int, int] = {}
 
@@ -39,10 +38,9 @@ def kept_for_backward(config: LearnerConfig) -> int:
             sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    data = learner._tensors(batch, advantages)
     names = ("kl", "entropy", "tokens", "max_log_ratio", "clip_fraction", "approx_kl")
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), learner._layers_checkpointed():
-        learner._loss(data, 1.0, dict.fromkeys(names, 0.0))
+        learner._loss(examples, 1.0, dict.fromkeys(names, 0.0))
     return sum(sizes.values())
 
 

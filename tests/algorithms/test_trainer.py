@@ -59,14 +59,16 @@ def warm_policy(pool: EnvPool, steps: int = 45) -> LocalPolicy:
     return policy
 
 
-def make_trainer(run: Path, pool: EnvPool, policy: LocalPolicy, updates: int, estimator=gigpo, **changes) -> Trainer:
+def make_trainer(
+    run: Path, pool: EnvPool, policy: LocalPolicy, updates: int, estimator=gigpo, signals=None, **changes
+) -> Trainer:
     trainer_settings = {"groups": 4, "group_size": 4, "dynamic_sampling": False, "checkpoint_every": 2}
     trainer_settings |= {k: changes.pop(k) for k in list(changes) if k in TrainerConfig.__dataclass_fields__}
     config = TrainerConfig(updates=updates, max_turns=8, eval_every=0, episode_timeout=60.0, **trainer_settings)
     learner = Learner(policy.model, learner_config(**changes))
     run.mkdir(exist_ok=True)
     return Trainer(
-        run, Corridors(), "train", pool, policy, Transcript(), SAMPLING, estimator, learner, config, 0,
+        run, Corridors(), "train", pool, policy, Transcript(), SAMPLING, signals or {}, estimator, learner, config, 0,
         lambda: ({"eval/valid/success": 0.5}, 0.5), Quiet(),
     )  # fmt: skip
 

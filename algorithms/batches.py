@@ -1,0 +1,131 @@
+"""From samples to padded tensors, and from those to what a model says of the ids that were sampled.
+
+Whatever reads a batch of samples shares this: the learner, and the signals that measure or train models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from agents.policies.models import head_logits
+from agents.samples import Sample
+from algorithms.losses import entropy
+
+MOST_LOGITS = 2**26  # at a time: 256 MB in float32, and as much again in the backward pass
+LENGTH_STEP = 64  # widths are padded to a multiple: in bf16 every new shape costs a CPU a new kernel
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B sequences of T + 1 ids; everything but `ids` is about the T ids that follow the first. All [B, T]."""
+
+    ids: Tensor  # [B, T + 1]
+    mask: Tensor
+    old_logprobs: Tensor  # as they were sampled
+
+    def spread(self, values: Sequence[NDArray[np.float64]]) -> Tensor:
+        """[B, T] `values`, for each sequence one number for each of its sampled ids; 0 elsewhere."""
+        flat = torch.from_numpy(np.concatenate(values)).to(self.old_logprobs)
+        return torch.zeros_like(self.old_logprobs).masked_scatter(self.mask, flat)
+
+
+def make_batch(samples: Sequence[Sample], device: torch.device) -> Batch:
+    """Padded on the right, behind a causal mask."""
+    width = -(-max(len(s.ids) for s in samples) // LENGTH_STEP) * LENGTH_STEP + 1
+    ids = torch.zeros(len(samples), width, dtype=torch.long)
+    mask = torch.zeros(len(samples), width, dtype=torch.bool)
+    logprobs = torch.zeros(len(samples), width)
+    for b, sample in enumerate(samples):
+        length = len(sample.ids)
+        ids[b, :length] = torch.tensor(sample.ids)
+        mask[b, :length] = torch.tensor(sample.mask)
+        logprobs[b, :length] = torch.tensor(sample.logprobs)
+    return Batch(*(t.to(device) for t in (ids, mask[:, 1:], logprobs[:, 1:])))
+
+
+def micro_batches(lengths: Sequence[int], most_tokens: int) -> list[list[int]]:
+    """Numbers of sequences of similar length together, at most `most_tokens` padded ids (or one sequence) at a time."""
+    batches: list[list[int]] = []
+    for number in sorted(range(len(lengths)), key=lambda i: -lengths[i]):  # the first of a batch is its longest
+        longest = lengths[batches[-1][0]] if batches else 0
+        width = -(-longest // LENGTH_STEP) * LENGTH_STEP
+        if not batches or width * (len(batches[-1]) + 1) > most_tokens:
+            batches.append([])
+        batches[-1].append(number)
+    return batches
+
+
+def by_sample(samples: Sequence[Sample], values: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+    """Cut `values` [M], one for each sampled id in the order of a `TurnTable`, into those of each sample."""
+    counts = [sum(sample.mask) for sample in samples]
+    if sum(counts) != len(values):
+        raise ValueError(f"{len(values)} values for the {sum(counts)} sampled ids of {len(samples)} samples")
+    return np.split(values, np.cumsum(counts)[:-1])
+
+
+def read(
+    samples: Sequence[Sample], most_tokens: int, device: torch.device, ask: Callable[[Batch], Tensor]
+) -> NDArray[np.float64]:
+    """What `ask` says of each sampled id, without gradients: [M] in the order of a `TurnTable`.
+
+    `ask` gets micro-batches and returns [B, T], of which the sampled places are taken.
+    """
+    parts: list[NDArray[np.float64]] = [np.zeros(0)] * len(samples)
+    with torch.no_grad():
+        for numbers in micro_batches([len(s.ids) for s in samples], most_tokens):
+            batch = make_batch([samples[i] for i in numbers], device)
+            said = ask(batch).double().cpu()
+            for number, row, mask in zip(numbers, said, batch.mask.cpu(), strict=True):
+                parts[number] = row[mask].numpy()
+    return np.concatenate(parts) if parts else np.zeros(0)
+
+
+def hidden_states(model: Any, batch: Batch, dtype: torch.dtype) -> Tensor:
+    """The states [B, T, E] that each id after the first is predicted from, computed in `dtype`."""
+    device = batch.ids.device.type
+    with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+        states: Tensor = model.base_model(input_ids=batch.ids[:, :-1], use_cache=False).last_hidden_state
+    return states
+
+
+def sampled_logprobs(model: Any, batch: Batch, temperature: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Log-probabilities [B, T] of the sampled ids (0 elsewhere) and the entropies [M] they were sampled at.
+
+    Logits are made at the M sampled ids only: observations are most of a sequence and need none.
+    """
+    states = hidden_states(model, batch, dtype)
+    with torch.autocast(batch.ids.device.type, dtype, enabled=dtype != torch.float32):
+        chosen, entropies = chosen_logprobs(model, states[batch.mask], batch.ids[:, 1:][batch.mask], temperature or 1.0)
+    logprobs = torch.zeros(batch.mask.shape, device=chosen.device).masked_scatter(batch.mask, chosen)
+    return logprobs, entropies
+
+
+def chosen_logprobs(
+    model: Any, hidden: Tensor, chosen: Tensor, temperature: float, most_logits: int = MOST_LOGITS
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the ids `chosen` [M] after the states `hidden` [M, E], and the entropies [M], in nats.
+
+    Never more than `most_logits` logits exist at a time: where M states make more, they are done in parts, and the
+    backward pass makes each part's again.
+    """
+
+    def part(states: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        logits = head_logits(model, states) / temperature
+        return logits.log_softmax(-1).gather(-1, ids[:, None])[:, 0], entropy(logits.detach())
+
+    size = max(1, most_logits // model.config.get_text_config().vocab_size)
+    if len(chosen) <= size:
+        return part(hidden, chosen)
+    parts = [
+        checkpoint(part, states, ids, use_reentrant=False)
+        for states, ids in zip(torch.split(hidden, size), torch.split(chosen, size), strict=True)
+    ]
+    return torch.cat([logprobs for logprobs, _ in parts]), torch.cat([entropies for _, entropies in parts])

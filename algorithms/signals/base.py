@@ -1,0 +1,128 @@
+"""What a signal is: it measures the turns of a batch before an estimator assigns credit, and may learn after it.
+
+A method names its signals in its configuration, `signals: {critic: {_target_: …, _partial_: true, …}}`; each is made
+once with the `Bench` of the run. What it puts into the `TurnTable` is listed in `algorithms.turn_table.SIGNALS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from agents.agent import PolicyAgent
+from agents.episode import Episode
+from agents.samples import Sample, build_samples
+from algorithms.turn_table import Estimate, TurnTable
+from envs.pool import EnvPool
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What signals work with: the parts of the run."""
+
+    model: Any  # the trained one
+    agent: PolicyAgent  # who plays
+    pool: EnvPool
+    dtype: torch.dtype  # to compute in
+    micro_batch_tokens: int
+    grad_clip: float
+    max_turns: int
+    seed: int
+
+    @property
+    def device(self) -> torch.device:
+        """Of the trained model."""
+        device: torch.device = next(self.model.parameters()).device
+        return device
+
+
+@dataclass(frozen=True)
+class Played:
+    """A batch of episodes, their turns as a table, and their training samples."""
+
+    episodes: Sequence[Episode]
+    table: TurnTable
+    samples: Sequence[Sample]
+
+    @classmethod
+    def of(cls, episodes: Sequence[Episode]) -> Played:
+        """The table and samples of `episodes`."""
+        return cls(episodes, TurnTable.from_episodes(episodes), build_samples(episodes))
+
+    def success(self) -> NDArray[np.float64]:
+        """[N] 1 where the turn's episode solved its task, else 0."""
+        return np.array([float(e.success) for e in self.episodes for _ in e.turns])
+
+    def measured(self, measurement: Measurement) -> Played:
+        """The same with what a signal has measured in its table."""
+        table = replace(
+            self.table,
+            signals={**self.table.signals, **measurement.signals},
+            token_signals={**self.table.token_signals, **measurement.token_signals},
+        )
+        return replace(self, table=table)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a signal found: columns for the table, and numbers for the logs."""
+
+    signals: dict[str, NDArray[Any]] = field(default_factory=dict)  # each [N, …]
+    token_signals: dict[str, NDArray[Any]] = field(default_factory=dict)  # each [M, …]
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+class Signal(Protocol):
+    """One signal of a run."""
+
+    def measure(self, played: Played) -> Measurement:
+        """Look at a batch. Signals that were named before have put their columns into its table."""
+
+    def learn(self, played: Played, estimate: NDArray[np.float64] | Estimate) -> dict[str, float]:
+        """Learn from the batch, after the estimator; metrics of that."""
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint needs to go on: tensors and plain data."""
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take what `state` gave."""
+
+
+class Measures:
+    """A `Signal` that has nothing to learn and nothing to keep."""
+
+    def learn(self, played: Played, estimate: NDArray[np.float64] | Estimate) -> dict[str, float]:  # noqa: ARG002
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """There is nothing to take."""
+
+
+MakeSignal = Callable[[Bench], Signal]
+
+
+def turn_means(table: TurnTable, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[N] the mean of token `values` [M] over each turn."""
+    count = np.bincount(table.token_rows, minlength=len(table))
+    means: NDArray[np.float64] = turn_sums(table, values) / np.maximum(count, 1)
+    return means
+
+
+def turn_sums(table: TurnTable, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[N] the sum of token `values` [M] over each turn."""
+    return np.bincount(table.token_rows, weights=values, minlength=len(table)).astype(np.float64)
+
+
+def first_tokens(table: TurnTable, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[N] of token `values` [M] those of the first token of each turn."""
+    assert table.tokens is not None
+    first: NDArray[np.float64] = values[np.cumsum(table.tokens) - table.tokens]
+    return first
