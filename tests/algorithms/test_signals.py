@@ -1,0 +1,179 @@
+"""What signals measure is what the model says; what they learn is the gradient of their loss."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from agents.agent import PolicyAgent
+from agents.episode import Episode
+from agents.policies.base import Sampling
+from agents.policies.local import LocalPolicy
+from agents.prompts import Transcript
+from agents.rollout import Job, rollout
+from algorithms.estimators.gae import turn_gae
+from algorithms.estimators.istar import istar
+from algorithms.signals.base import Bench, Played, turn_sums
+from algorithms.signals.critic import Critic
+from algorithms.signals.entropy import Entropy
+from algorithms.signals.implicit_prm import ImplicitPRM, outcome_loss, pairwise_loss
+from algorithms.turn_table import Estimate
+from envs.pool import EnvPool
+from tests.agents.toys import Corridors, corridor, random_policy
+from tests.algorithms.test_trainer import SAMPLING, make_trainer
+
+
+def bench_of(policy: LocalPolicy, pool: EnvPool, seed: int = 0) -> Bench:
+    agent = PolicyAgent(policy, Transcript(), SAMPLING, torch.Generator().manual_seed(seed))
+    return Bench(policy.model, agent, pool, torch.float32, 512, 1.0, 8, seed)
+
+
+def play(bench: Bench, count: int = 8) -> list[Episode]:
+    jobs = [Job(corridor(2 + i % 2), group=i % 2, seed=0) for i in range(count)]
+    return rollout(bench.agent, bench.pool, jobs, max_turns=3)
+
+
+@pytest.fixture
+def pool():
+    with EnvPool(Corridors().make, 8) as made:
+        yield made
+
+
+def won_by_half(episodes: list[Episode]) -> list[Episode]:
+    """Outcomes to learn from: an untrained policy has none."""
+    for number, episode in enumerate(episodes):
+        episode.success = number // 2 % 2 == 0
+        episode.turns[-1].reward = float(episode.success)
+    return episodes
+
+
+def test_entropy_is_that_of_the_distributions_that_were_sampled_from(pool: EnvPool) -> None:
+    bench = bench_of(random_policy(), pool)
+    played = Played.of(play(bench))
+    entropy = Entropy(bench).measure(played).signals["entropy"]
+    turn = played.episodes[0].turns[1]
+    ids = torch.tensor([turn.prompt_ids + turn.completion_ids])
+    with torch.no_grad():
+        logprobs = bench.model(ids[:, :-1]).logits[0, len(turn.prompt_ids) - 1 :].log_softmax(-1)
+    np.testing.assert_allclose(entropy[1], float(-(logprobs.exp() * logprobs).sum(-1).mean()), rtol=1e-5)
+
+
+@pytest.mark.parametrize("body", ["separate", "policy"])
+@pytest.mark.parametrize("of", ["turns", "tokens"])
+def test_a_critic_comes_to_tell_the_returns(pool: EnvPool, body: str, of: str) -> None:
+    bench = bench_of(random_policy(), pool)
+    played = Played.of(won_by_half(play(bench)))
+    before = {name: tensor.clone() for name, tensor in bench.model.state_dict().items()}
+    critic = Critic(bench, body=body, learning_rate=3e-3, clip=None)
+    first = critic.measure(played)
+    assert np.all(first.signals["value"] == 0.0)  # it starts from knowing nothing
+    returns = played.table.discounted_returns(1.0)
+    wanted = returns if of == "turns" else played.table.per_token(returns)
+    losses = []
+    for _ in range(60):
+        seen = played.measured(critic.measure(played))
+        losses.append(critic.learn(seen, Estimate(wanted, wanted))["signal/value_loss"])
+    assert losses[-1] < losses[0] / (4 if body == "separate" else 1.2)
+    values = critic.measure(played)
+    np.testing.assert_allclose(  # the value of a turn is that before its first token
+        values.signals["value"], values.token_signals["value"][np.cumsum(played.table.tokens) - played.table.tokens]
+    )
+    for name, tensor in bench.model.state_dict().items():
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)  # the policy is not trained by it
+
+
+def test_a_critic_without_returns_says_so(pool: EnvPool) -> None:
+    bench = bench_of(random_policy(), pool)
+    played = Played.of(play(bench))
+    critic = Critic(bench)
+    with pytest.raises(TypeError, match="gives advantages alone"):
+        critic.learn(played.measured(critic.measure(played)), np.zeros(len(played.table)))
+
+
+@pytest.mark.parametrize("loss", ["pairwise", "outcome"])
+def test_the_reward_model_takes_the_gradient_of_its_loss(pool: EnvPool, loss: str) -> None:
+    """In two passes and micro-batches it is the gradient that one pass over everything would give."""
+    bench = bench_of(random_policy(), pool)
+    played = Played.of(won_by_half(play(bench)))
+    prm = ImplicitPRM(bench, loss=loss, beta=0.5)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in prm.model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.02)
+    measured = prm.measure(played)
+    gradients: list[torch.Tensor] = []
+    prm.optimizer.step = lambda: gradients.extend(p.grad.clone() for p in prm.model.parameters())  # type: ignore[method-assign]
+    prm.bench = Bench(**{**prm.bench.__dict__, "grad_clip": 1e9})
+    said = prm.learn(played.measured(measured), np.zeros(0))
+
+    policy = LocalPolicy(prm.model, bench.agent.policy.tokenizer)
+    rewards = []
+    for sample in played.samples:
+        ids = torch.tensor([sample.ids])
+        logprobs = prm.model(ids[:, :-1]).logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[0, :, 0]
+        with torch.no_grad():
+            ours = bench.model(ids[:, :-1]).logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[0, :, 0]
+        rows = torch.tensor(sample.turn[1:])
+        rewards += [0.5 * (logprobs - ours)[rows == row].sum() for row in sorted(set(sample.turn) - {-1})]
+    turns, table = torch.stack(rewards), played.table
+    np.testing.assert_allclose(measured.signals["prm"], turns.detach(), atol=1e-5)
+    np.testing.assert_allclose(turn_sums(table, measured.token_signals["prm"]), measured.signals["prm"])
+    success, episode = torch.from_numpy(played.success()), torch.from_numpy(table.episode_number)
+    if loss == "pairwise":
+        whole = pairwise_loss(turns, episode, torch.from_numpy(table.group), success)
+    else:
+        sums = torch.zeros(len(played.episodes)).index_add(0, episode, turns)
+        whole = outcome_loss(sums, torch.tensor([e.success for e in played.episodes]))
+    assert said["signal/prm_loss"] == pytest.approx(float(whole), rel=1e-4)
+    for mine, direct in zip(gradients, torch.autograd.grad(whole, list(policy.model.parameters())), strict=True):
+        torch.testing.assert_close(mine, direct, atol=1e-6, rtol=1e-3)
+
+
+def test_the_reward_model_learns_to_tell_successes(pool: EnvPool) -> None:
+    bench = bench_of(random_policy(), pool)
+    played = Played.of(won_by_half(play(bench)))
+    prm = ImplicitPRM(bench, learning_rate=1e-3, update="before")
+    first = prm.measure(played).metrics
+    for _ in range(20):
+        last = prm.measure(played).metrics
+    assert last["signal/prm_loss"] < first["signal/prm_loss"]
+    assert last["signal/prm_gap"] > first["signal/prm_gap"]
+
+
+@pytest.mark.parametrize(
+    ("name", "signal", "estimator"),
+    [
+        ("critic", partial(Critic, learning_rate=1e-3), turn_gae),
+        ("implicit_prm", partial(ImplicitPRM, learning_rate=1e-3), istar),
+    ],
+)
+def test_a_run_with_a_signal_that_learns_resumes_bit_for_bit(
+    tmp_path: Path, pool: EnvPool, name, signal, estimator
+) -> None:
+    def trained(run: Path, updates: list[int]) -> list[torch.Tensor]:
+        for until in updates:
+            trainer = make_trainer(
+                run, pool, random_policy(), 4, estimator, {name: signal}, checkpoint_every=1, groups=2, group_size=2
+            )
+            if until != updates[0]:
+                trainer.resume()
+            trainer.config = type(trainer.config)(**{**trainer.config.__dict__, "updates": until})
+            trainer.train()
+        state = trainer.signals[name].state()
+        return [
+            *trainer.learner.model.state_dict().values(),
+            *next(v for k, v in state.items() if v and k != "optimizer").values(),
+        ]
+
+    whole, parts = trained(tmp_path / "whole", [4]), trained(tmp_path / "parts", [2, 4])
+    for a, b in zip(whole, parts, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_sampling_of_the_toys_is_at_temperature_one() -> None:
+    """The entropies and reward models above are compared at it."""
+    assert Sampling(1.0, SAMPLING.max_tokens) == SAMPLING
