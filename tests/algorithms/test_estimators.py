@@ -221,6 +221,7 @@ def test_an_estimator_over_tokens_says_that_they_were_not_counted() -> None:
         (partial(istar, mode="rlo"), "did you mean 'rloo'"),
         (partial(istar, baseline="first"), "baseline 'first'"),
         (partial(hgpo, mode="mean"), "unknown mode 'mean'"),
+        (partial(hgpo, precision="float16"), "precision 'float16'"),
         (partial(turn_gae, anchor="first"), "anchor 'first'"),
         (partial(bi_level_gae, turn_ends="all"), "turn_ends 'all'"),
         (partial(tree_grpo, combine="sum"), "combine 'sum'"),
@@ -334,6 +335,13 @@ def test_hgpo_weighs_longer_common_histories_more() -> None:
     # In "c" alone: mean 2, so +2, -2, 0, 0; after "a": mean 2, the same; a_k weighs k + 1.
     np.testing.assert_allclose(advantages[1::2], [2, -2, 0, 0], atol=1e-9)
     np.testing.assert_allclose(advantages[::2], [2, -2, 0, 0], atol=1e-9)
+
+
+def test_rounding_sets_equal_returns_apart_in_float32_only() -> None:
+    """Seven attempts that earn the same in the same state; of 7.35 the mean of seven is another number in float32."""
+    table = make_table(np.zeros(7), np.arange(7), np.zeros(7), np.full(7, 7.35), state=["a"] * 7)
+    assert np.all(hgpo(table) == 0.0)
+    assert np.abs(hgpo(table, precision="float32")).min() > 0.1
 
 
 def test_hgpo_compares_only_what_is_there() -> None:
