@@ -76,10 +76,9 @@ def hierarchical_advantages(
     """[N] the weighted comparisons of `values` [N] at every depth, and of `scores` [N] where they are given."""
     if precision not in PRECISIONS:
         raise UnknownNameError("precision", precision, PRECISIONS)
-    total, weights = np.zeros(len(table)), np.zeros(len(table))
-
     as_authors = precision == "float32"
     smallest = 0.0 if as_authors else ROUNDING
+    total, weights = np.zeros(len(table)), np.zeros(len(table))
 
     def add(k: int, rows: NDArray[np.int64], advantages: NDArray[np.float64]) -> None:
         weight = np.where(np.abs(advantages) > smallest, float(k + 1) ** alpha, 0.0)

@@ -90,7 +90,7 @@ def rounded(table: TurnTable) -> TurnTable:
 
 # -- all of them ------------------------------------------------------------------------------------------------------
 @each
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(table=measured_tables())
 def test_answers_are_finite_and_one_per_turn_or_token(name: str, table: TurnTable) -> None:
     for answer in arrays(ESTIMATORS[name](table)):
@@ -100,7 +100,7 @@ def test_answers_are_finite_and_one_per_turn_or_token(name: str, table: TurnTabl
 
 
 @each
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(table=measured_tables(), data=st.data())
 def test_permuted_rows_permute_the_answer(name: str, table: TurnTable, data: Any) -> None:
     table = rounded(table)
