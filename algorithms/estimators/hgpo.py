@@ -5,12 +5,13 @@
     a_0   = F(R_i - c·[invalid_i])   over the attempts at the same task, only with `base_group`
     F(x)  = (x - mean) / (std + epsilon) (`mode="mean_std_norm"`), or x - mean (`mode="mean_norm"`)
 
-The std of a_k is that of the population, the one of a_0 has ddof 1. Only comparisons that are not exactly 0 take part
-in the weights, so that a state seen once does not thin out the others; a turn without any has A = 0.
+The std of a_k is that of the population, the one of a_0 has ddof 1. Only comparisons that are not 0 take part in the
+weights, so that a state seen once does not thin out the others; a turn without any has A = 0.
 
 Paper: He et al., *Hierarchy-of-Groups Policy Optimization* (ICLR 2026); the answers are those of `recipe/hgpo` in
-verl-agent, with statistics in float64 instead of float32, where a group of equal values can differ from its mean by
-rounding and is then counted in the weights.
+verl-agent with `precision="float32"`. There the mean of three or more equal returns may differ from them by rounding,
+which is no exact zero, and which a std of 0 and epsilon make an advantage of up to 0.5. With "float64", the default,
+equal returns have none, and sizes below 1e-9 count as 0.
 
 Published settings: history 2, alpha 1, mode "mean_std_norm", no base group; the others as GiGPO. Left out: the KL
 penalty inside the reward.
@@ -22,10 +23,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from algorithms.estimators.gigpo import MODES, anchor_groups, step_values
-from algorithms.estimators.groups import episode_advantages, episode_scores, relative_values
+from algorithms.estimators.groups import episode_scores, group_numbers, relative_values
 from algorithms.estimators.timeline import turns
 from algorithms.turn_table import TurnTable
 from envs.core import UnknownNameError
+
+PRECISIONS = ("float64", "float32")
+ROUNDING = 1e-9
 
 
 def hgpo(
@@ -36,12 +40,13 @@ def hgpo(
     alpha: float = 1.0,
     mode: str = "mean_std_norm",
     base_group: bool = False,
+    precision: str = "float64",
     invalid_penalty: float = 0.1,
     epsilon: float = 1e-6,
 ) -> NDArray[np.float64]:
     """One advantage per turn, [N]. `history` counts the states before the turn's own that are looked at.
 
-    Raises `UnknownNameError` for another `mode`.
+    Raises `UnknownNameError` for another `mode` or `precision`.
     """
     if mode not in MODES:
         raise UnknownNameError("mode", mode, MODES)
@@ -52,6 +57,7 @@ def hgpo(
         history=history,
         alpha=alpha,
         divide_by_std=mode == "mean_std_norm",
+        precision=precision,
         epsilon=epsilon,
     )
 
@@ -64,25 +70,52 @@ def hierarchical_advantages(
     history: int,
     alpha: float,
     divide_by_std: bool,
+    precision: str,
     epsilon: float,
 ) -> NDArray[np.float64]:
     """[N] the weighted comparisons of `values` [N] at every depth, and of `scores` [N] where they are given."""
+    if precision not in PRECISIONS:
+        raise UnknownNameError("precision", precision, PRECISIONS)
+    as_authors = precision == "float32"
+    smallest = 0.0 if as_authors else ROUNDING
     total, weights = np.zeros(len(table)), np.zeros(len(table))
 
     def add(k: int, rows: NDArray[np.int64], advantages: NDArray[np.float64]) -> None:
-        weight = np.where(advantages != 0.0, float(k + 1) ** alpha, 0.0)
+        weight = np.where(np.abs(advantages) > smallest, float(k + 1) ** alpha, 0.0)
         total[rows] += weight * advantages
         weights[rows] += weight
 
     if scores is not None:
-        base = episode_advantages(table, scores, statistics="turns", divide_by_std=divide_by_std, epsilon=epsilon)
+        groups = group_numbers(table)
+        base = relative_values(
+            scores, groups, divide_by_std=divide_by_std, epsilon=epsilon, keep_single=True, shift=not as_authors
+        )
         add(0, np.arange(len(table)), base)
     for k, (rows, groups) in enumerate(history_groups(table, history), start=1):
-        advantages = relative_values(
-            values[rows], groups, divide_by_std=divide_by_std, epsilon=epsilon, keep_single=False, ddof=0
-        )
+        if as_authors:
+            advantages = _relative_in_float32(values[rows], groups, divide_by_std, epsilon)
+        else:
+            advantages = relative_values(
+                values[rows], groups, divide_by_std=divide_by_std, epsilon=epsilon, keep_single=False, ddof=0
+            )
         add(k, rows, advantages)
     return total / (weights + epsilon)
+
+
+def _relative_in_float32(
+    values: NDArray[np.float64], groups: NDArray[np.int64], divide_by_std: bool, epsilon: float
+) -> NDArray[np.float64]:
+    """[N] `relative_values` as torch rounds it: sums and differences in float32, the deviation in float64."""
+    rounded, count = values.astype(np.float32), np.maximum(np.bincount(groups), 1)
+    sums = np.zeros(len(count), dtype=np.float32)
+    np.add.at(sums, groups, rounded)
+    difference = np.where(count[groups] == 1, np.float32(0), rounded - (sums / count.astype(np.float32))[groups])
+    if divide_by_std:
+        exact = rounded.astype(np.float64)
+        mean = np.bincount(groups, weights=exact) / count
+        std = np.sqrt(np.bincount(groups, weights=(exact - mean[groups]) ** 2) / count).astype(np.float32)
+        difference = difference / (std + np.float32(epsilon))[groups]
+    return difference.astype(np.float64)
 
 
 def history_groups(table: TurnTable, history: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:

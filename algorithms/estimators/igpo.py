@@ -62,8 +62,8 @@ def igpo(
     rewards = np.where(last, outcome_weight * table.episode_rewards(), gain_weight * answer_gains(table, gain))
     as_authors = turn_ends == "nonzero"
     if as_authors:
-        rewards = np.where(~last & (rewards == 0.0), STORED_ZERO, rewards)
-    ends = np.isfinite(rewards)
+        rewards = np.where(~last & (rewards == 0.0), gain_weight * STORED_ZERO, rewards)
+    ends = np.isfinite(rewards) & (last | (rewards != 0.0) | (not as_authors))
     pools = group_numbers(table) * 2 + (last & (normalization == "separate"))
     z = np.zeros(len(table))
     z[ends] = relative_values(

@@ -170,6 +170,7 @@ def replay_hgpo(inputs: Answers, params: Answers, expected: Answers) -> Answers:
                 history=params["history_length"],
                 alpha=params["length_weight_alpha"],
                 divide_by_std=mode == "mean_std_norm",
+                precision="float32",
                 epsilon=params["epsilon"],
             )
             answers[f"{mode}_base{base}"] = over_tokens(advantages, inputs)
