@@ -79,6 +79,7 @@ PARTS = ("orchestration", "kv", "trl", "update")
 BARS = {"orchestration": "≤ 10 %", "kv": "≥ 2.5×", "trl": "≥ 2×", "update": "≥ 1.3×", "update memory": "< 1"}
 VOCABULARY, CONTEXT = 4096, 2048
 LEARNING_RATE = 1e-6
+UPDATES = 3  # in a process; the first does not count
 
 # TRL's tools, rendered as the ids that `Transcript` makes: <bos> observation <act> action <eos> observation <act> …
 CHAT_TEMPLATE = (
@@ -431,7 +432,7 @@ def _trainer(folder: Path, micro_batch: int, size: Size, rows: Sequence[Mapping[
         num_generations=size.group,
         max_completion_length=CONTEXT,
         generation_kwargs={"max_new_tokens": size.new_tokens, "eos_token_id": None},
-        max_steps=1 + size.repeats,
+        max_steps=UPDATES,
         learning_rate=LEARNING_RATE,
         lr_scheduler_type="constant",
         gradient_checkpointing=False,
@@ -459,7 +460,7 @@ def measure_update(world: World, note: Callable[[str], None]) -> dict[str, Any]:
     samples = build_samples(world.play(world.policy()))
     advantages = np.random.default_rng(0).normal(size=len(samples))
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
-    for _ in range(max(1, world.size.repeats - 1)):  # each of them makes `repeats` updates
+    for _ in range(max(1, world.size.repeats - 1)):
         for name, side in sides.items():
             found[name].append(apart(side, world.folder, world.size, samples, advantages, torch.get_num_threads()))
     figures: dict[str, Any] = {
@@ -491,7 +492,7 @@ def _update_ours(
     memory = Memory()
     learner = Learner(model, learner_config(size.micro_batch * width))
     rng, seconds, norms = np.random.default_rng(0), [], []
-    for _ in range(1 + size.repeats):
+    for _ in range(UPDATES):
         start = time.perf_counter()
         by_turn = np.repeat(advantages, size.turns)
         norms.append(learner.update(samples, by_turn, rng, LEARNING_RATE)["train/grad_norm"])
@@ -723,6 +724,7 @@ def write_line(figures: Mapping[str, Any], output: Path | None) -> None:
     """Print figures as one line of JSON, and keep it in the file `output`."""
     text = json.dumps(figures)
     if output:
+        output.parent.mkdir(parents=True, exist_ok=True)
         unfinished = output.with_suffix(".partial")
         unfinished.write_text(text + "\n", encoding="utf-8")
         unfinished.replace(output)
