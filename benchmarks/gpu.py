@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ from agents.policies.base import Policy, Request, Sampling
 from agents.policies.local import LocalPolicy
 from agents.policies.models import find_device
 from agents.policies.tiny import build_tokenizer
-from agents.prompts import Prompter, Transcript
+from agents.prompts import Transcript
 from agents.rollout import Job, rollout
 from agents.samples import Sample, build_samples
 from algorithms.estimators.grpo import grpo
@@ -218,7 +218,7 @@ class Bench:
             policy.model, learner_config(shape.micro_batch_tokens, kl_coef=0.01, precision=self.precision)
         )
         rng, generator = np.random.default_rng(0), torch.Generator(policy.device).manual_seed(0)
-        agent = PolicyAgent(policy, cast(Prompter, Transcript()), Sampling(1.0, 24), generator)
+        agent = PolicyAgent(policy, Transcript(), Sampling(1.0, 24), generator)
         jobs = [Job(tasks[i // 4], i // 4) for i in range(shape.episodes)]
         self.forget_peak()
         with EnvPool(make, shape.episodes) as pool:

@@ -46,7 +46,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,7 +61,7 @@ from agents.episode import Episode
 from agents.policies.base import Completion, Policy, Request, Sampling
 from agents.policies.local import LocalPolicy
 from agents.policies.tiny import ACT, BOS, EOS, build_tokenizer
-from agents.prompts import Prompter, Transcript, encode
+from agents.prompts import Transcript, encode
 from agents.rollout import Job, rollout
 from agents.samples import Sample, build_samples
 from algorithms.estimators.grpo import grpo
@@ -148,7 +148,7 @@ class World:
     def play(self, policy: Policy, turns: int | None = None) -> list[Episode]:
         """All episodes, sampled with the same seed each time."""
         generator = torch.Generator(policy.device).manual_seed(0)
-        prompter = cast(Prompter, Transcript())
+        prompter = Transcript()
         agent = PolicyAgent(policy, prompter, Sampling(1.0, self.size.new_tokens), generator)
         jobs = [Job(task, group) for group, task in enumerate(self.tasks) for _ in range(self.size.group)]
         with EnvPool(self.make, self.size.episodes) as pool:

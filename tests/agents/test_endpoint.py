@@ -151,7 +151,7 @@ def test_bad_settings_are_told(monkeypatch) -> None:
     with pytest.raises(ValueError, match="max_tokens"):
         EndpointAgent("m", prompter, Sampling(), base_url="http://localhost:1/v1", api_key="none")
     with pytest.raises(ValueError, match="stop"):
-        agent_of("http://localhost:1/v1", sampling=Sampling(stop=["x"]))
+        EndpointAgent("m", Chat("gym", Line(), History()), Sampling(stop=["x"]), base_url="http://localhost:1/v1")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with pytest.raises(EndpointError, match="OPENAI_API_KEY"):
         EndpointAgent("m", Chat("gym", Line(), History()), Sampling(), base_url="http://localhost:1/v1")
