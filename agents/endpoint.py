@@ -76,6 +76,8 @@ class EndpointAgent:
             raise ValueError(f"concurrency must be at least 1, got {concurrency}")
         if prompter.history.max_tokens is not None:
             raise ValueError("an endpoint's tokens cannot be counted beforehand: set history.turns, not max_tokens")
+        if sampling.stop:
+            raise ValueError("endpoints leave out the stop strings that they find: sampling.stop is not for them")
         try:
             self.client = openai.OpenAI(base_url=base_url, api_key=api_key, timeout=timeout, max_retries=max_retries)
         except openai.OpenAIError as error:

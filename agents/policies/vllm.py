@@ -110,7 +110,7 @@ class Engine(ABC):
         """See `Policy.sync`. Raises `SyncError` where the engine does not say what the trained model says."""
         self._load()
         given, sampled = self._probe()
-        if not max(given, sampled) <= self.tolerance:
+        if not (given <= self.tolerance and sampled <= self.tolerance):  # and so neither is NaN
             raise SyncError(
                 "vLLM does not sample from the trained weights: its log-probabilities differ from theirs by "
                 f"{given:.2g} nats for ids that were given, and by {sampled:.2g} for ids that it sampled at "

@@ -150,6 +150,8 @@ def test_bad_settings_are_told(monkeypatch) -> None:
     prompter = Chat("gym", Line(), History("last_k", 2, max_tokens=100))
     with pytest.raises(ValueError, match="max_tokens"):
         EndpointAgent("m", prompter, Sampling(), base_url="http://localhost:1/v1", api_key="none")
+    with pytest.raises(ValueError, match="stop"):
+        EndpointAgent("m", Chat("gym", Line(), History()), Sampling(stop=["x"]), base_url="http://localhost:1/v1")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with pytest.raises(EndpointError, match="OPENAI_API_KEY"):
         EndpointAgent("m", Chat("gym", Line(), History()), Sampling(), base_url="http://localhost:1/v1")

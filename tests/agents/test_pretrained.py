@@ -14,6 +14,7 @@ from agents.policies import lora
 from agents.policies.base import End, Request, Sampling
 from agents.policies.local import LocalPolicy
 from agents.policies.lora import Lora, merged_weights, without_adapters
+from agents.policies.models import token_logprobs
 from agents.policies.pretrained import ModelError, Pretrained
 from algorithms.checkpoint import load_weights, save_checkpoint
 from envs.core import UnknownNameError
@@ -171,6 +172,19 @@ def test_a_checkpoint_holds_the_adapters_and_finds_the_model(folder: Path, tmp_p
     fresh = Pretrained(lora=Lora(rank=4)).load(folder)
     load_weights(tmp_path / "adapters", fresh.model)
     torch.testing.assert_close(fresh.score([IDS]), policy.score([IDS]), rtol=0, atol=0)
+
+
+def test_four_bits_of_frozen_weights_carry_adapters(folder: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="needs the extra quantized")
+    policy = Pretrained(quantization="4bit", lora=Lora(rank=4)).load(folder)
+    plain = Pretrained().load(folder)
+    packed = policy.model.model.layers[0].mlp.up_proj.base_layer.weight
+    assert (packed.dtype, packed.numel()) == (torch.uint8, plain.model.model.layers[0].mlp.up_proj.weight.numel() // 2)
+    difference = (policy.score([IDS])[0] - plain.score([IDS])[0]).abs().max()
+    assert 0 < difference < 0.1
+    token_logprobs(policy.model, torch.tensor([IDS])).sum().backward()
+    assert {p.grad is not None for n, p in policy.model.named_parameters() if "lora_B" in n} == {True}
+    assert packed.grad is None
 
 
 # -- what cannot be loaded --------------------------------------------------------------------------------------------

@@ -188,6 +188,12 @@ def test_the_probe_finds_prefixes_of_old_weights(tied: Engine, monkeypatch: pyte
         tied.sync()
 
 
+def test_weights_that_are_no_numbers_end_a_run(tied: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tied, "_probe", lambda: (0.0, float("nan")))
+    with pytest.raises(SyncError, match="nan"):
+        tied.sync()
+
+
 def test_options_that_cannot_be_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UnknownNameError, match="bfloat16"):
         VllmPolicy(trained_policy(), dtype="bfloat61")

@@ -386,6 +386,7 @@ def test_doctor_says_what_is_there(cli: Cli, monkeypatch: pytest.MonkeyPatch) ->
     assert "train 0 of 3553, valid_train 0 of 200, valid_seen 0 of 140, valid_unseen 0 of 134" in out
     assert "→ python -m scripts.download alfworld" in out
     assert "embedded games: none yet" in out
+    assert "vllm" in out
     assert list(cli.folder.iterdir()) == []  # looking changes nothing
 
 

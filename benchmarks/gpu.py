@@ -1,0 +1,360 @@
+"""One GPU: tokens per second of sampling and of training, how much of the device that is, and a short run.
+
+    python -m benchmarks.gpu --output benchmarks/results/gpu_h100.json
+    python -m benchmarks.gpu --shapes tiny          # seconds, on any machine
+
+Needs torch, transformers and gymnasium; ALFWorld's games and vLLM are used where `alfworld` and `vllm` are installed.
+Models have the shapes of Qwen2.5 0.5B and 1.5B, embeddings tied, and random weights, which cost what trained ones do.
+A part that fails, for want of memory or otherwise, is told as such and the others go on.
+
+sampling    64 sessions with prompts of 512 ids, 128 new ids each, weights in bfloat16: the prompts (one new id), and
+            from there on the new ids. With the policy of transformers, and with vLLM on a GPU.
+training    One update with as many sequences, of which the new ids are trained on: weights in bfloat16, without and
+            with gradient checkpointing, and weights in float32 with bfloat16 autocast.
+run         Rollouts of 32 ALFWorld episodes (embedded games, else lamps to switch on), and an update with KL each.
+
+Model FLOPs are those that the task asks for: 2 a weight and token in a forward pass, three times that with the backward
+pass, the head where its logits are needed, 4 a dimension and pair of tokens for attention; what gradient checkpointing
+computes twice counts once. Utilisation is their share of the dense bfloat16 peak in the vendor's data sheet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, Qwen2Config
+
+from agents.agent import PolicyAgent
+from agents.policies.base import Policy, Request, Sampling
+from agents.policies.local import LocalPolicy
+from agents.policies.models import find_device
+from agents.policies.tiny import build_tokenizer
+from agents.prompts import Transcript
+from agents.rollout import Job, rollout
+from agents.samples import Sample, build_samples
+from algorithms.estimators.grpo import grpo
+from algorithms.learner import Learner
+from algorithms.turn_table import TurnTable
+from benchmarks.rollouts import apart, learner_config, write_line
+from envs.alfworld.env import ALFWorldEnv
+from envs.alfworld.game import GAME_FILE
+from envs.alfworld.generate import generate_game
+from envs.core import Task, UnknownNameError
+from envs.gym_tasks import GymTasks
+from envs.pool import EnvPool
+
+# Dense bfloat16 with float32 sums, FLOP/s, by the name that the driver gives.
+PEAKS = {
+    "NVIDIA H200": 989e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H100 NVL": 835e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA A100 80GB PCIe": 312e12,
+    "NVIDIA A100-PCIE-40GB": 312e12,
+    "NVIDIA L40S": 362e12,
+    "NVIDIA GeForce RTX 4090": 165e12,
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model, and how much is asked of it."""
+
+    width: int
+    feed_forward: int
+    layers: int
+    heads: int
+    key_value_heads: int
+    vocabulary: int = 151_936
+    sessions: int = 64
+    prompt: int = 512
+    new: int = 128
+    micro_batch_tokens: int = 16_384
+    episodes: int = 32
+    turns: int = 20
+    context: int = 4096
+
+    def config(self) -> Qwen2Config:
+        return Qwen2Config(
+            vocab_size=self.vocabulary,
+            hidden_size=self.width,
+            intermediate_size=self.feed_forward,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.key_value_heads,
+            max_position_embeddings=self.context,
+            tie_word_embeddings=True,
+            bos_token_id=0,
+            eos_token_id=1,
+        )
+
+    def flops(self, model: Any, tokens: int, context: float, heads: int) -> float:
+        """Of a forward pass of `tokens` that attend to `context` each on average, with logits at `heads` of them."""
+        embedding = model.get_input_embeddings().weight.numel()
+        weights = sum(p.numel() for p in model.parameters()) - embedding
+        return float(tokens * (2 * weights + 4 * self.layers * self.width * context) + heads * 2 * embedding)
+
+
+SHAPES = {
+    "0.5b": Shape(896, 4864, 24, 14, 2),
+    "1.5b": Shape(1536, 8960, 28, 12, 2),
+    "tiny": Shape(
+        128,
+        256,
+        2,
+        4,
+        2,
+        1024,
+        sessions=4,
+        prompt=32,
+        new=8,
+        micro_batch_tokens=128,
+        episodes=4,
+        turns=2,
+        context=1024,
+    ),
+}
+
+
+class Bench:
+    """One device and one shape."""
+
+    def __init__(self, shape: Shape, device: torch.device, repeats: int) -> None:
+        self.shape, self.device, self.repeats = shape, device, repeats
+        self.precision = "bfloat16" if device.type == "cuda" else "float32"  # not every CPU computes in bfloat16
+        self.peak = PEAKS.get(torch.cuda.get_device_name()) if device.type == "cuda" else None
+
+    def policy(self, dtype: torch.dtype = torch.bfloat16) -> LocalPolicy:
+        torch.manual_seed(0)
+        with self.device:
+            model = AutoModelForCausalLM.from_config(self.shape.config(), dtype=dtype, attn_implementation="sdpa")
+        policy = LocalPolicy(model.eval(), build_tokenizer(["You are in room 1. Go to room 2."]))
+        policy.stop_ids = []
+        return policy
+
+    # -- sampling ---------------------------------------------------------------------------------------------------
+    def sampling(self) -> dict[str, Any]:
+        policy = self.policy()
+        return self.sample(policy, policy.model)
+
+    def sample(self, policy: Policy, model: Any) -> dict[str, Any]:
+        """Seconds of the prompts with one new id, and of as much with all of them; the rest is decoding."""
+        shape = self.shape
+        rng = np.random.default_rng(0)
+        generator = torch.Generator(policy.device).manual_seed(0)
+
+        def seconds(new: int) -> float:
+            policy.sync()
+            prompts = rng.integers(2, shape.vocabulary, (shape.sessions, shape.prompt)).tolist()
+            requests = [Request(session, prompt) for session, prompt in enumerate(prompts)]
+            taken, answers = self.clock(lambda: policy.generate(requests, Sampling(1.0, new), generator))
+            for request in requests:
+                policy.release(request.session)
+            assert all(len(answer.ids) == new for answer in answers)
+            return taken
+
+        seconds(shape.new)
+        self.forget_peak()
+        first = statistics.median(seconds(1) for _ in range(self.repeats))
+        whole = statistics.median(seconds(shape.new) for _ in range(self.repeats))
+        read, made = shape.sessions * shape.prompt, shape.sessions * (shape.new - 1)
+        context = shape.prompt + shape.new / 2
+        return {
+            "prompt": self.told(read, first, shape.flops(model, read, shape.prompt / 2, shape.sessions)),
+            "decoding": self.told(made, whole - first, shape.flops(model, made, context, made)),
+            "sampled_tokens_per_s": round(shape.sessions * shape.new / whole),
+            "peak_gb": self.peak_gb(),
+        }
+
+    # -- training ---------------------------------------------------------------------------------------------------
+    def training(self, dtype: torch.dtype, checkpointing: bool) -> dict[str, Any]:
+        shape = self.shape
+        model = self.policy(dtype).model
+        changes = {"gradient_checkpointing": checkpointing, "precision": self.precision}
+        learner = Learner(model, learner_config(shape.micro_batch_tokens, **changes))
+        rng = np.random.default_rng(0)
+        samples = []
+        for row in range(shape.sessions):
+            sample = Sample()
+            sample.extend(rng.integers(2, shape.vocabulary, shape.prompt).tolist())
+            sample.extend(rng.integers(2, shape.vocabulary, shape.new).tolist(), [-10.0] * shape.new, row)
+            samples.append(sample)
+        advantages = rng.normal(size=shape.sessions)
+        self.forget_peak()
+        times = [self.clock(lambda: learner.update(samples, advantages, rng, 1e-6))[0] for _ in range(1 + self.repeats)]
+        length = shape.prompt + shape.new
+        tokens, trained = shape.sessions * length, shape.sessions * shape.new
+        flops = 3 * shape.flops(model, tokens, length / 2, trained)
+        return {
+            **self.told(tokens, statistics.median(times[1:]), flops),
+            "trained_tokens_per_s": round(trained / statistics.median(times[1:])),
+            "micro_batch_tokens": learner.micro_batch_tokens,
+            "peak_gb": self.peak_gb(),
+        }
+
+    # -- a short run ------------------------------------------------------------------------------------------------
+    def run(self, folder: Path) -> dict[str, Any]:
+        """Two updates, of which the second is told."""
+        shape, policy = self.shape, self.policy()
+        tasks, make = _games(folder, shape) if find_spec("alfworld") else _lamps(shape)
+        # A policy that wins nothing has no advantages to learn from; KL has it learn all the same.
+        learner = Learner(
+            policy.model, learner_config(shape.micro_batch_tokens, kl_coef=0.01, precision=self.precision)
+        )
+        rng, generator = np.random.default_rng(0), torch.Generator(policy.device).manual_seed(0)
+        agent = PolicyAgent(policy, Transcript(), Sampling(1.0, 24), generator)
+        jobs = [Job(tasks[i // 4], i // 4) for i in range(shape.episodes)]
+        self.forget_peak()
+        with EnvPool(make, shape.episodes) as pool:
+            for _ in range(2):
+                rollout_s, episodes = self.clock(partial(rollout, agent, pool, jobs, max_turns=shape.turns))
+                samples, advantages = build_samples(episodes), grpo(TurnTable.from_episodes(episodes))
+                policy.pause()
+                learn_s, learned = self.clock(partial(learner.update, samples, advantages, rng, 1e-6))
+                policy.sync()
+        turns = [turn for episode in episodes for turn in episode.turns]
+        return {
+            "environment": tasks[0].env,
+            "episodes": len(episodes),
+            "turns": len(turns),
+            "rollout_s": round(rollout_s, 3),
+            "turns_per_s": round(len(turns) / rollout_s, 1),
+            "sampled_tokens_per_s": round(sum(len(turn.completion_ids) for turn in turns) / rollout_s),
+            "learn_s": round(learn_s, 3),
+            "learned_tokens_per_s": round(learned["tokens/trained"] / learn_s),
+            "peak_gb": self.peak_gb(),
+        }
+
+    # -- clocks and meters ------------------------------------------------------------------------------------------
+    def clock(self, call: Callable[[], Any]) -> tuple[float, Any]:
+        """Seconds until the device is done, and what came back."""
+        self.wait()
+        start = time.perf_counter()
+        result = call()
+        self.wait()
+        return time.perf_counter() - start, result
+
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def told(self, tokens: int, seconds: float, flops: float) -> dict[str, Any]:
+        found = {"tokens_per_s": round(tokens / seconds), "tflops": float(f"{flops / seconds / 1e12:.4g}")}
+        return found | ({"utilisation": round(flops / seconds / self.peak, 4)} if self.peak else {})
+
+    def forget_peak(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+
+    def peak_gb(self) -> float:
+        """Of the device since `forget_peak`; on a CPU of the process, since it began."""
+        if self.device.type == "cuda":
+            return round(torch.cuda.max_memory_allocated() / 2**30, 2)
+        return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+
+
+def sampling_vllm(shape: Shape, repeats: int) -> dict[str, Any]:
+    """`Bench.sampling` of vLLM, in a process of its own so that its memory is free again afterwards."""
+    from agents.policies.vllm import VllmPolicy
+
+    bench = Bench(shape, find_device(), repeats)
+    trained = bench.policy()
+    return bench.sample(VllmPolicy(trained), trained.model)
+
+
+def _games(folder: Path, shape: Shape) -> tuple[list[Task], Callable[[], Any]]:
+    tasks = []
+    for number in range(-(-shape.episodes // 4)):
+        path = folder / f"game-{number}" / GAME_FILE
+        path.parent.mkdir()
+        path.write_text(json.dumps(generate_game(number).content), encoding="utf-8")
+        tasks.append(Task(f"game-{number}", "polyturn/ALFWorld-v0", payload={"path": str(path)}))
+    return tasks, partial(ALFWorldEnv, shape.turns)
+
+
+def _lamps(shape: Shape) -> tuple[list[Task], Callable[[], Any]]:
+    task_set = GymTasks("examples.light_switches:LightSwitches-v0", train_tasks=-(-shape.episodes // 4))
+    return [task_set.task("train", name) for name in task_set.manifest("train").ids], task_set.make
+
+
+def measure(shape: Shape, device: torch.device, repeats: int, folder: Path) -> dict[str, Any]:
+    """All parts of one shape; a part that fails has the error in its place."""
+    bench = Bench(shape, device, repeats)
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "sampling": bench.sampling,
+        "training": partial(bench.training, torch.bfloat16, False),
+        "training, checkpointed": partial(bench.training, torch.bfloat16, True),
+        "training, float32 weights": partial(bench.training, torch.float32, False),
+        "run": partial(bench.run, folder),
+    }
+    if device.type == "cuda" and find_spec("vllm"):
+        parts["sampling, vllm"] = partial(apart, sampling_vllm, shape, repeats)
+    found = {}
+    for name, part in parts.items():
+        try:
+            found[name] = part()
+        except Exception as error:  # unattended: whatever it is, the other parts are worth having
+            found[name] = {"failed": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"}
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        print(f"  {name:<26} {_line(found[name])}", flush=True)
+    return found
+
+
+def _line(found: dict[str, Any]) -> str:
+    """One line for people: "prompt tokens/s 802, …, peak gb 0.43"."""
+    told = []
+    for name, value in found.items():
+        if isinstance(value, dict):
+            told.append(f"{name} {_line(value)}")
+        else:
+            shown = value if isinstance(value, str) else f"{value:,}"
+            told.append(f"{name.replace('_per_s', '/s').replace('_', ' ')} {shown}")
+    return ", ".join(told)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure the shapes that are asked for. Ends with one line of JSON."""
+    parser = argparse.ArgumentParser(prog="benchmarks.gpu", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--shapes", default="0.5b,1.5b", help=f"of {', '.join(SHAPES)}; with commas between")
+    parser.add_argument("--repeats", type=int, default=3, help="of every measurement, of which the median counts")
+    parser.add_argument("--output", type=Path, help="file for the line of JSON")
+    options = parser.parse_args(argv)
+    names = options.shapes.split(",")
+    if unknown := set(names) - set(SHAPES):
+        raise UnknownNameError("shape", sorted(unknown)[0], SHAPES)
+
+    device = find_device()
+    name = (
+        torch.cuda.get_device_name() if device.type == "cuda" else f"{device.type}, {torch.get_num_threads()} threads"
+    )
+    peak = PEAKS.get(name)
+    print(f"{name}: " + (f"bfloat16 peak {peak / 1e12:.0f} TFLOP/s" if peak else "peak unknown, so no utilisation"))
+    figures: dict[str, Any] = {"device": name, "peak_tflops": peak and peak / 1e12, "torch": torch.__version__}
+    figures["date"] = time.strftime("%Y-%m-%d")
+    for shape in names:
+        print(f"{shape}:")
+        with tempfile.TemporaryDirectory() as folder:
+            figures[shape] = measure(SHAPES[shape], device, options.repeats, Path(folder))
+    write_line(figures, options.output)
+
+
+if __name__ == "__main__":
+    main()
