@@ -104,4 +104,5 @@ def leave_one_out(
         values, groups, counted=counted, divide_by_std=False, epsilon=1.0, keep_single=keep_single
     )
     count = np.bincount(groups, weights=counted)
-    return difference * (count / np.maximum(count - 1, 1))[groups]
+    scaled: NDArray[np.float64] = difference * (count / np.maximum(count - 1, 1))[groups]
+    return scaled

@@ -77,4 +77,5 @@ def spo_tree(table: TurnTable, *, normalize_by_std: bool = False, epsilon: float
     if normalize_by_std:
         variance = np.bincount(parent, weights=difference**2, minlength=len(values)) / np.maximum(children, 1)
         difference = difference / (np.sqrt(variance)[parent] + epsilon)
-    return difference[node]
+    advantages: NDArray[np.float64] = difference[node]
+    return advantages
