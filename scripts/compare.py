@@ -1,0 +1,153 @@
+"""Compare training runs: `python -m scripts.compare FOLDER… [--output DIR]`, FOLDER being of a sweep or of runs.
+
+    python -m scripts.train -m env=key_corridor algo=grpo,gigpo seed=0,1,2,3,4
+    python -m scripts.compare outputs/sweeps/2026-11-21_12-00-00
+
+Runs that differ in their seed alone are one line: the mean over the seeds of the success in training, over the steps
+that were taken in environments (those that signals took are counted), and the range of the seeds around it. Leaves
+compare.png, and compare.md with the last evaluations, in the first folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from numpy.typing import NDArray
+from omegaconf import OmegaConf
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+from scripts.common import Terminal, run, write_whole
+from scripts.curve import is_success
+
+SMOOTH = 5  # updates of the moving average
+POINTS = 200  # of a line
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one training run has logged."""
+
+    folder: Path
+    name: str  # its overrides but for the seed
+    seed: str
+    steps: NDArray[np.float64]  # [U] taken until after each update
+    success: NDArray[np.float64]  # [U] of the episodes of each update
+    evaluations: dict[str, list[float]]  # split -> success of each evaluation, the first before any update
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Read the runs, draw the picture, write and print the table."""
+    parser = argparse.ArgumentParser(prog="python -m scripts.compare", description="Compare training runs.")
+    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="a run, or a folder with runs inside")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="where to write; default: the first FOLDER")
+    args = parser.parse_args(argv)
+    runs = [read_run(path.parent) for folder in args.folders for path in sorted(folder.glob("**/metrics.jsonl"))]
+    if not runs:
+        raise FileNotFoundError(f"no training run in {', '.join(map(str, args.folders))}: expected a metrics.jsonl")
+    groups: dict[str, list[Run]] = {}
+    for one in runs:
+        groups.setdefault(one.name, []).append(one)
+    target = args.output or args.folders[0]
+    target.mkdir(parents=True, exist_ok=True)
+    draw(groups, target / "compare.png")
+    text = table(groups)
+    write_whole(target / "compare.md", text)
+    console = Terminal(markup=False, soft_wrap=True)
+    console.print(text)
+    console.print(f"picture: {target / 'compare.png'}")
+
+
+def read_run(folder: Path) -> Run:
+    """The run of a folder. Raises `FileNotFoundError` where it is none of `scripts.train`."""
+    record = folder / ".hydra" / "overrides.yaml"
+    if not record.is_file():
+        raise FileNotFoundError(f"{folder} is no run of scripts.train: it has no {record.relative_to(folder)}")
+    overrides = [str(o) for o in OmegaConf.load(record)]
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    updates = [line for line in lines if "rollout/success" in line]
+    taken = [u["rollout/turns"] * u["rollout/episodes"] + u.get("signal/env_steps", 0.0) for u in updates]
+    evaluated = [line for line in lines if any(map(is_success, line))]
+    names = dict.fromkeys(key for line in evaluated for key in line if is_success(key))
+    return Run(
+        folder,
+        name=" ".join(o for o in overrides if not o.startswith("seed=")) or "defaults",
+        seed=next((o.removeprefix("seed=") for o in overrides if o.startswith("seed=")), "0"),
+        steps=np.cumsum(taken),
+        success=np.array([u["rollout/success"] for u in updates]),
+        evaluations={key.split("/")[-2]: [line[key] for line in evaluated if key in line] for key in names},
+    )
+
+
+def line_of(runs: Sequence[Run]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Steps [P] up to where the shortest run ends, and the smoothed success of each run there, [runs, P]."""
+    steps = np.linspace(max(r.steps[0] for r in runs), min(r.steps[-1] for r in runs), POINTS)
+    smooth = [
+        np.array([one.success[max(0, i - SMOOTH + 1) : i + 1].mean() for i in range(len(one.success))]) for one in runs
+    ]
+    return steps, np.array([np.interp(steps, one.steps, values) for one, values in zip(runs, smooth, strict=True)])
+
+
+def shared_part(names: Sequence[str]) -> set[str]:
+    """The overrides that all runs have, which need not be told for each."""
+    return set.intersection(*(set(name.split(" ")) for name in names)) if len(names) > 1 else set()
+
+
+def label_of(name: str, shared: set[str]) -> str:
+    """What tells a group from the others."""
+    return " ".join(part for part in name.split(" ") if part not in shared) or "defaults"
+
+
+def draw(groups: dict[str, list[Run]], target: Path) -> None:
+    """A line with the range of its seeds for each group."""
+    figure, axes = plt.subplots(figsize=(7.2, 4.6), layout="constrained")
+    shared = shared_part(list(groups))
+    for name, runs in groups.items():
+        begun = [one for one in runs if len(one.steps)]
+        if not begun:
+            continue
+        steps, success = line_of(begun)
+        seeds = f"{len(begun)} seed{'s' if len(begun) > 1 else ''}"
+        (line,) = axes.plot(steps, success.mean(0), label=f"{label_of(name, shared)} ({seeds})")
+        axes.fill_between(steps, success.min(0), success.max(0), color=line.get_color(), alpha=0.15, linewidth=0)
+    axes.set(xlabel="steps taken in environments", ylabel=f"success in training (mean of {SMOOTH} updates)")
+    axes.set(ylim=(0, 1), title=" ".join(sorted(shared)) or None)
+    axes.title.set_fontsize(9)
+    axes.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
+    axes.xaxis.set_major_formatter(mpl.ticker.EngFormatter(sep=""))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="best", frameon=False, fontsize=9)
+    figure.savefig(target.with_suffix(".partial"), format="png", dpi=150)
+    plt.close(figure)
+    target.with_suffix(".partial").replace(target)
+
+
+def table(groups: dict[str, list[Run]]) -> str:
+    """The first and the last evaluation of each group: the mean over its seeds, and their range."""
+    shared = shared_part(list(groups))
+    rows = ["| | seeds | split | before | after | steps |", "|---|---:|---|---:|---:|---:|"]
+    for name, runs in groups.items():
+        steps = np.mean([one.steps[-1] for one in runs if len(one.steps)] or [0.0])
+        for split in dict.fromkeys(split for one in runs for split in one.evaluations):
+            first, last = ([one.evaluations[split][at] for one in runs if split in one.evaluations] for at in (0, -1))
+            rows.append(
+                f"| {label_of(name, shared)} | {len(last)} | {split} | {told(first)} | {told(last)} | {steps:,.0f} |"
+            )
+    return "\n".join(rows) + "\n"
+
+
+def told(rates: Sequence[float]) -> str:
+    """The mean of several shares, and how far they reach."""
+    mean = f"{np.mean(rates):.1%}"
+    return mean if len(rates) == 1 else f"{mean} ({min(rates):.1%} – {max(rates):.1%})"
+
+
+if __name__ == "__main__":
+    run(main)
