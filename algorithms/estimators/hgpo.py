@@ -5,12 +5,12 @@
     a_0   = F(R_i - c·[invalid_i])   over the attempts at the same task, only with `base_group`
     F(x)  = (x - mean) / (std + epsilon) (`mode="mean_std_norm"`), or x - mean (`mode="mean_norm"`)
 
-The std of a_k is that of the population, the one of a_0 has ddof 1. Only comparisons that are not exactly 0 take part
-in the weights, so that a state seen once does not thin out the others; a turn without any has A = 0.
+The std of a_k is that of the population, the one of a_0 has ddof 1. Only comparisons that are not 0 take part in the
+weights, so that a state seen once does not thin out the others; a turn without any has A = 0.
 
 Paper: He et al., *Hierarchy-of-Groups Policy Optimization* (ICLR 2026); the answers are those of `recipe/hgpo` in
-verl-agent, with statistics in float64 instead of float32, where a group of equal values can differ from its mean by
-rounding and is then counted in the weights.
+verl-agent, with statistics in float64 instead of float32. The authors drop exact zeros, so that a value can differ
+from its mean by rounding and is then counted; here sizes below 1e-9 are 0.
 
 Published settings: history 2, alpha 1, mode "mean_std_norm", no base group; the others as GiGPO. Left out: the KL
 penalty inside the reward.
@@ -26,6 +26,8 @@ from algorithms.estimators.groups import episode_advantages, episode_scores, rel
 from algorithms.estimators.timeline import turns
 from algorithms.turn_table import TurnTable
 from envs.core import UnknownNameError
+
+ROUNDING = 1e-9
 
 
 def hgpo(
@@ -70,7 +72,7 @@ def hierarchical_advantages(
     total, weights = np.zeros(len(table)), np.zeros(len(table))
 
     def add(k: int, rows: NDArray[np.int64], advantages: NDArray[np.float64]) -> None:
-        weight = np.where(advantages != 0.0, float(k + 1) ** alpha, 0.0)
+        weight = np.where(np.abs(advantages) > ROUNDING, float(k + 1) ** alpha, 0.0)
         total[rows] += weight * advantages
         weights[rows] += weight
 

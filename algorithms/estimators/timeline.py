@@ -7,6 +7,7 @@ the last one of the turn before, undecayed by whatever was read in between.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,11 @@ class Timeline:
         """`episode` [K] holds the episode of each item in `order`."""
         return cls(order, np.diff(episode, append=episode[-1:] + 1) != 0)
 
+    @cached_property
+    def in_order(self) -> bool:
+        """Whether the items stand in the order of time already, which saves looking them up."""
+        return bool(np.all(self.order == np.arange(len(self.order))))
+
     def last(self) -> NDArray[np.bool_]:
         """[K] whether an item is the last one of its episode."""
         last = np.empty(len(self.order), dtype=np.bool_)
@@ -46,9 +52,13 @@ class Timeline:
 
     def following(self, values: NDArray[np.float64], after: NDArray[np.float64] | float = 0.0) -> NDArray[np.float64]:
         """[K] the value of the item that comes next in the episode; where none does, the item's own `after`."""
-        inner = np.flatnonzero(~self.closes)
-        out = np.array(np.broadcast_to(np.asarray(after, dtype=np.float64), len(self.order)))
-        out[self.order[inner]] = values[self.order[inner + 1]]
+        closing = self.order[self.closes]
+        if self.in_order:
+            out = np.append(values[1:], values[:1]).astype(np.float64)
+        else:
+            out = np.empty(len(self.order))
+            out[self.order] = values[np.roll(self.order, -1)]
+        out[closing] = np.broadcast_to(np.asarray(after, dtype=np.float64), len(out))[closing]
         return out
 
     def accumulate(self, values: NDArray[np.float64], decay: NDArray[np.float64] | float) -> NDArray[np.float64]:
@@ -56,7 +66,6 @@ class Timeline:
 
         The k-th items from the end of all episodes are done at once, so that the work is that of one pass.
         """
-        decay = np.broadcast_to(np.asarray(decay, dtype=np.float64), len(self.order))
         ends = np.flatnonzero(self.closes)
         lengths = np.diff(ends, prepend=-1)
         by_length = np.argsort(-lengths, kind="stable")
@@ -65,8 +74,9 @@ class Timeline:
         x = np.zeros(len(ends))
         out = np.empty(len(self.order))
         for k, count in enumerate(active.tolist()):
-            items = self.order[ends[:count] - k]
-            x = values[items] + decay[items] * x[:count]
+            places = ends[:count] - k
+            items = places if self.in_order else self.order[places]
+            x = values[items] + (decay[items] if isinstance(decay, np.ndarray) else decay) * x[:count]
             out[items] = x
         return out
 

@@ -31,9 +31,58 @@ def tables(draw: st.DrawFn) -> TurnTable:
     )
 
 
+@st.composite
+def measured_tables(draw: st.DrawFn) -> TurnTable:
+    """The same with up to 4 tokens a turn and every signal that an estimator asks for."""
+    table = draw(tables())
+    n, rng = len(table), np.random.default_rng(draw(st.integers(0, 2**16)))
+    tokens = rng.integers(1, 5, n)
+    last = np.append(np.diff(table.episode) != 0, True)
+    starts = np.cumsum(tokens) - tokens
+    m = int(tokens.sum())
+    segments = np.where(rng.random(m) < 0.5, rng.normal(size=m), np.nan)
+    segments[starts[table.opens]] = rng.normal(size=int(table.opens.sum()))
+    return replace(
+        table,
+        tokens=tokens,
+        signals={
+            "answer_logprob": np.where(rng.random(n) < 0.1, np.nan, -rng.exponential(size=n)),
+            "entropy": rng.exponential(size=n),
+            "mc_value": np.where(rng.random(n) < 0.2, np.nan, rng.normal(size=n)),
+            "next_value": np.where(last & (rng.random(n) < 0.5), rng.normal(size=n), 0.0),
+            # The first turns of two neighbouring attempts at a task are one node.
+            "node": np.where(table.opens, table.group * 100 + table.episode // 2, 1000 + np.arange(n)),
+            "prm": rng.normal(size=n),
+            "tool_result": rng.random(n) < 0.4,
+            "tree": table.group * 100 + table.episode // 2,
+            "turn_reward": rng.normal(size=n).round(1),
+            "value": rng.normal(size=n),
+        },
+        token_signals={
+            "mc_value": segments,
+            "prm": rng.normal(size=m),
+            "token_reward": 0.1 * rng.normal(size=m),
+            "value": rng.normal(size=m),
+        },
+    )
+
+
+def tokens_of(table: TurnTable, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The tokens of `rows`, row after row."""
+    assert table.tokens is not None
+    ends = np.cumsum(table.tokens)
+    return np.concatenate([np.arange(ends[row] - table.tokens[row], ends[row]) for row in rows])
+
+
 def take(table: TurnTable, rows: NDArray[np.int64]) -> TurnTable:
     """The table with its rows in another order."""
-    return TurnTable(**{name: getattr(table, name)[rows] for name in COLUMNS})
+    columns = {name: getattr(table, name)[rows] for name in COLUMNS}
+    signals = {name: signal[rows] for name, signal in table.signals.items()}
+    if table.tokens is None:
+        return TurnTable(**columns, signals=signals)
+    order = tokens_of(table, rows)
+    token_signals = {name: signal[order] for name, signal in table.token_signals.items()}
+    return TurnTable(**columns, signals=signals, tokens=table.tokens[rows], token_signals=token_signals)
 
 
 def with_scores(table: TurnTable, scores: NDArray[np.float64]) -> TurnTable:

@@ -9,7 +9,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from algorithms.losses import AGGREGATIONS, aggregate, aggregation_divisor, clip_loss, entropy, kl_estimate
+from algorithms.losses import (
+    AGGREGATIONS,
+    aggregate,
+    aggregation_divisor,
+    candidate_logprobs,
+    clip_loss,
+    entropy,
+    gspo_loss,
+    importance_weights,
+    kl_estimate,
+    nft_loss,
+    probability_mask,
+    reinforce_loss,
+    topr_loss,
+    value_loss,
+)
 from envs.core import UnknownNameError
 
 
@@ -106,3 +121,118 @@ def test_bad_names_and_a_missing_divisor_are_told() -> None:
 def test_entropy_of_known_distributions() -> None:
     logits = torch.tensor([[0.0, 0.0, 0.0, 0.0], [50.0, 0.0, 0.0, 0.0]])
     assert entropy(logits).tolist() == pytest.approx([np.log(4), 0.0], abs=1e-6)
+
+
+def gradient(loss: Any, advantages: Tensor, logprobs: Any, old: Any = None, **options: Any) -> Tensor:
+    """Of the summed loss by the log-probabilities, on-policy where `old` is not given."""
+    new = tensor(logprobs).requires_grad_()
+    mask = torch.ones(new.shape, dtype=torch.bool)
+    loss(new, tensor(old or logprobs), advantages, mask, **options)[0].sum().backward()
+    assert new.grad is not None
+    return new.grad
+
+
+SUCCESS_RATE = 0.25
+LOGPROBS = [[-1.0, -2.0], [-0.5, -3.0]]
+ADVANTAGES = tensor([[1 - SUCCESS_RATE] * 2, [-SUCCESS_RATE] * 2])
+
+
+@pytest.mark.parametrize("loss", [clip_loss, reinforce_loss, topr_loss, nft_loss])
+def test_on_policy_all_losses_have_the_policy_gradient(loss: Any) -> None:
+    torch.testing.assert_close(gradient(loss, ADVANTAGES, LOGPROBS), -ADVANTAGES)
+
+
+@pytest.mark.parametrize(("normalizer", "weight"), [("none", 1.0), ("std", (1 / SUCCESS_RATE - 1) ** 0.5)])
+def test_normalizers_of_nft(normalizer: str, weight: float) -> None:
+    expected = -ADVANTAGES / (1 - SUCCESS_RATE) * weight
+    torch.testing.assert_close(gradient(nft_loss, ADVANTAGES, LOGPROBS, normalizer=normalizer), expected)
+    with pytest.raises(UnknownNameError, match="did you mean 'std'"):
+        gradient(nft_loss, ADVANTAGES, LOGPROBS, normalizer="sdt")
+
+
+def test_nft_learns_from_an_unlikelier_failure_with_the_implied_policy() -> None:
+    mask = torch.ones(1, 1, dtype=torch.bool)
+    loss, _ = nft_loss(tensor([[-2.0]]), tensor([[-1.0]]), tensor([[-0.25]]), mask, normalizer="none")
+    rho = np.exp(-1.0)
+    assert loss.item() == pytest.approx(-np.log((1 - 0.25 * rho) / 0.75))
+    likelier, _ = nft_loss(tensor([[-0.5]]), tensor([[-1.0]]), tensor([[-0.25]]), mask)
+    assert likelier.item() == 0.0
+    assert gradient(nft_loss, tensor([[-0.25]]), [[-0.5]], [[-1.0]]).item() > 0.25
+
+
+@pytest.mark.parametrize("loss", [gspo_loss, reinforce_loss, topr_loss, nft_loss])
+def test_no_policy_loss_looks_under_the_mask(loss: Any) -> None:
+    options = {"eps_low": 0.2, "eps_high": 0.2} if loss is gspo_loss else {}
+    mask = torch.tensor([[True, True, False]])
+    logprobs = tensor([[-1.0, -2.0, float("nan")]]).requires_grad_()
+    old, advantages = tensor([[-1.1, -1.9, float("-inf")]]), tensor([[0.5, 0.5, 0.0]])
+    per_token, stats = loss(logprobs, old, advantages, mask, **options)
+    total = aggregate(per_token, mask)
+    total.backward()  # type: ignore[no-untyped-call]
+    short, _ = loss(logprobs[:, :2], old[:, :2], advantages[:, :2], mask[:, :2], **options)
+    assert total.item() == pytest.approx(short.mean().item())
+    assert logprobs.grad is not None
+    assert logprobs.grad[0, 2] == 0
+    assert logprobs.grad.isfinite().all()
+    assert stats.keys() == {"clip_fraction", "approx_kl"}
+
+
+def test_gspo_clips_whole_sequences() -> None:
+    """The first sequence's mean ratio is within the clip though its tokens' are not; the second's is outside."""
+    old, new = tensor([[-1.0, -1.0], [-1.0, -1.0]]), [[-0.5, -1.49], [-0.9, -0.9]]
+    advantages = tensor([[1.0, 1.0], [1.0, 1.0]])
+    grad = gradient(gspo_loss, advantages, new, old.tolist(), eps_low=0.01, eps_high=0.01)
+    torch.testing.assert_close(grad, tensor([[-np.exp(0.005)] * 2, [0.0, 0.0]]))
+
+
+def test_topr_tapers_failures_by_the_ratio_of_the_sequence_or_token() -> None:
+    old, new = [[-1.0, -1.0]], [[-1.5, -0.8]]
+    bad = tensor([[-1.0, -1.0]])
+    torch.testing.assert_close(gradient(topr_loss, bad, new, old), tensor([[np.exp(-0.3)] * 2]))
+    by_token = gradient(topr_loss, bad, new, old, ratio="token")
+    torch.testing.assert_close(by_token, tensor([[np.exp(-0.5), 1.0]]))
+    torch.testing.assert_close(gradient(topr_loss, -bad, new, old), bad)
+
+
+@pytest.mark.parametrize("estimator", ["k1", "abs", "k3"])
+def test_estimators_with_a_plus_have_the_gradient_of_k2(estimator: str) -> None:
+    logprobs = tensor([-1.0, -0.3]).requires_grad_()
+    reference = tensor([-0.5, -2.0])
+    plus = kl_estimate(logprobs, reference, f"{estimator}+")
+    torch.testing.assert_close(plus, kl_estimate(logprobs, reference, estimator))
+    plus.sum().backward()  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(logprobs.grad, (logprobs - reference).detach())
+
+
+def test_the_value_loss_is_that_of_the_worse_of_value_and_clipped_value() -> None:
+    values, old, returns = tensor([1.0, 3.0, 0.0]), tensor([0.0, 0.0, 0.0]), tensor([2.0, 2.0, 2.0])
+    assert value_loss(values, old, returns).tolist() == pytest.approx([1.5**2 / 2, 1.5**2 / 2, 2.0])
+    assert value_loss(values, old, returns, clip=None).tolist() == [0.5, 0.5, 2.0]
+
+
+def test_importance_weights_are_capped_and_have_no_gradient() -> None:
+    old = tensor([0.0, -1.0, 500.0]).requires_grad_()
+    weights = importance_weights(old, tensor([-5.0, -0.5, 0.0]))
+    assert weights.tolist() == pytest.approx([2.0, np.exp(-0.5), 2.0])
+    assert not weights.requires_grad
+
+
+def test_the_probability_mask_leaves_sure_tokens_out() -> None:
+    mask = torch.tensor([[True, True, False]])
+    assert probability_mask(tensor([[0.95, 0.85, 0.1]]).log(), mask).tolist() == [[False, True, False]]
+
+
+def test_the_policy_over_candidates_evens_out_their_lengths() -> None:
+    sums, mask = tensor([[-2.0, -4.0, -1.0]]), torch.tensor([[True, True, False]])
+    by_word = candidate_logprobs(sums, tensor([[1.0, 2.0, 1.0]]), mask)
+    assert by_word.exp()[0].tolist() == pytest.approx([0.5, 0.5, 0.0])
+    whole = candidate_logprobs(sums, torch.ones(1, 3), mask).exp()[0]
+    assert (whole[0] / whole[1]).item() == pytest.approx(np.exp(2.0))
+
+
+def test_means_over_turns_weigh_each_alike() -> None:
+    """A turn of one token, and one of three that stands in two sequences."""
+    values, mask = tensor([[6.0, 1.0], [2.0, 3.0]]), torch.ones(2, 2, dtype=torch.bool)
+    assert aggregate(values, mask, "turn-mean", unit_tokens=torch.tensor([[1, 3], [3, 3]])).item() == 4.0
+    with pytest.raises(ValueError, match="needs unit_tokens"):
+        aggregate(values, mask, "trajectory-mean")

@@ -1,0 +1,536 @@
+"""What holds for all estimators, over random tables with every signal, and by hand for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from algorithms.estimators.dapo import dapo, overlong_penalty
+from algorithms.estimators.empg import empg
+from algorithms.estimators.gae import bi_level_gae, gae_over_tokens, token_gae, turn_gae
+from algorithms.estimators.gigpo import gigpo
+from algorithms.estimators.grpo import grpo
+from algorithms.estimators.hgpo import hgpo
+from algorithms.estimators.igpo import answer_gains, igpo
+from algorithms.estimators.istar import istar
+from algorithms.estimators.mt_grpo import mt_grpo
+from algorithms.estimators.ngrpo import ngrpo
+from algorithms.estimators.poad import archer, ntpo, poad
+from algorithms.estimators.prime import prime
+from algorithms.estimators.psr_nsr import psr_nsr
+from algorithms.estimators.pure import min_form_rewards, pure
+from algorithms.estimators.raft import raft
+from algorithms.estimators.reinforce_pp import reinforce_pp, reinforce_pp_baseline, token_returns
+from algorithms.estimators.rloo import rloo
+from algorithms.estimators.spo import spo_chain, spo_tree
+from algorithms.estimators.timeline import Timeline, token_rewards, tokens, turns, whiten
+from algorithms.estimators.tree_grpo import tree_grpo
+from algorithms.estimators.vineppo import vineppo
+from algorithms.turn_table import SIGNALS, TOKEN_SIGNALS, Estimate, MissingSignalError, TurnTable
+from envs.core import UnknownNameError
+from tests.algorithms.tables import measured_tables, take, tokens_of, with_scores
+from tests.golden.tables import make_table, sequences, single_turns
+
+Estimator = Callable[[TurnTable], Any]
+ESTIMATORS: dict[str, Estimator] = {
+    "archer": archer,
+    "bi_level_gae": partial(bi_level_gae, gamma=0.9, lam=0.8),
+    "dapo": partial(dapo, limit=4, buffer=2),
+    "empg": empg,
+    "gigpo": gigpo,
+    "grpo": grpo,
+    "hgpo": hgpo,
+    "hgpo with a base": partial(hgpo, base_group=True, mode="mean_norm"),
+    "igpo": partial(igpo, gamma=0.9),
+    "igpo joint": partial(igpo, normalization="joint", gain="prob_diff"),
+    "istar": istar,
+    "istar reinforce": partial(istar, mode="reinforce_pp_baseline"),
+    "istar paper": partial(istar, mode="mean_std_norm", baseline="all_turns", scale_steps="none"),
+    "mt_grpo": mt_grpo,
+    "ngrpo": ngrpo,
+    "ntpo": ntpo,
+    "poad": poad,
+    "prime": prime,
+    "pure": pure,
+    "raft": raft,
+    "reinforce_pp": partial(reinforce_pp, gamma=0.9),
+    "reinforce_pp reset": partial(reinforce_pp, observations="reset"),
+    "reinforce_pp_baseline": reinforce_pp_baseline,
+    "rloo": rloo,
+    "spo_chain": spo_chain,
+    "spo_tree": partial(spo_tree, normalize_by_std=True),
+    "token_gae": partial(token_gae, gamma=0.9, lam=0.8),
+    "tree_grpo": tree_grpo,
+    "turn_gae": turn_gae,
+    "turn_gae last token": partial(turn_gae, anchor="last_token"),
+    "vineppo": vineppo,
+}
+# Equal attempts at a task leave nothing to compare.
+COMPARES_ATTEMPTS = ["dapo", "gigpo", "grpo", "hgpo", "igpo", "igpo joint", "mt_grpo", "rloo", "tree_grpo"]
+COMPARES_ATTEMPTS += ["reinforce_pp_baseline"]
+each = pytest.mark.parametrize("name", ESTIMATORS)
+
+
+def arrays(answer: Any) -> list[NDArray[np.float64]]:
+    return list(answer) if isinstance(answer, Estimate) else [answer]
+
+
+def rounded(table: TurnTable) -> TurnTable:
+    """Rewards without differences so small that an epsilon is felt."""
+    return replace(table, reward=table.reward.round(1))
+
+
+# -- all of them ------------------------------------------------------------------------------------------------------
+@each
+@settings(max_examples=50)
+@given(table=measured_tables())
+def test_answers_are_finite_and_one_per_turn_or_token(name: str, table: TurnTable) -> None:
+    for answer in arrays(ESTIMATORS[name](table)):
+        assert answer.shape in {(len(table),), (len(table.token_rows),)}
+        assert answer.dtype == np.float64
+        assert np.isfinite(answer).all()
+
+
+@each
+@settings(max_examples=50)
+@given(table=measured_tables(), data=st.data())
+def test_permuted_rows_permute_the_answer(name: str, table: TurnTable, data: Any) -> None:
+    table = rounded(table)
+    rows = np.array(data.draw(st.permutations(range(len(table)))))
+    before, after = arrays(ESTIMATORS[name](table)), arrays(ESTIMATORS[name](take(table, rows)))
+    for one, other in zip(before, after, strict=True):
+        order = rows if len(one) == len(table) else tokens_of(table, rows)
+        np.testing.assert_allclose(other, one[order], rtol=1e-6, atol=1e-6)
+
+
+@each
+def test_an_empty_table_has_an_empty_answer(name: str) -> None:
+    nothing = np.zeros(0)
+    table = make_table(nothing, nothing, nothing, nothing, tokens=np.zeros(0, dtype=np.int64))
+    signals, token_signals = dict.fromkeys(SIGNALS, nothing), dict.fromkeys(TOKEN_SIGNALS, nothing)
+    table = replace(table, signals=signals, token_signals=token_signals)
+    assert all(answer.shape == (0,) for answer in arrays(ESTIMATORS[name](table)))
+
+
+@pytest.mark.parametrize("name", COMPARES_ATTEMPTS)
+@given(rewards=st.lists(st.floats(-100, 100), min_size=1, max_size=5), attempts=st.integers(2, 4))
+def test_equal_attempts_give_exactly_zero(name: str, rewards: list[float], attempts: int) -> None:
+    count = len(rewards)
+    turn = np.tile(np.arange(count), attempts)
+    table = make_table(
+        np.zeros(count * attempts),
+        np.repeat(np.arange(attempts), count),
+        turn,
+        np.tile(rewards, attempts),
+        state=turn.tolist(),
+        tokens=np.full(count * attempts, 2),
+        signals={
+            "answer_logprob": -0.1 * np.where(turn % 2, 0.0, 1.0),
+            "tool_result": turn % 2 == 0,
+            "tree": np.zeros(count * attempts),
+            "turn_reward": turn * 0.7,
+        },
+    )
+    if name.startswith("igpo"):  # gains of one attempt differ from each other and from its outcome
+        table = replace(table, signals={"answer_logprob": np.zeros(len(table))})
+        table = replace(table, reward=np.zeros(len(table)))
+    assert np.all(ESTIMATORS[name](table) == 0.0)
+
+
+@pytest.mark.parametrize("name", ["dapo", "grpo", "mt_grpo", "reinforce_pp_baseline", "rloo"])
+@given(table=measured_tables(), shift=st.integers(-20, 20))
+def test_a_constant_added_to_every_score_changes_no_comparison(name: str, table: TurnTable, shift: int) -> None:
+    options = {} if name == "mt_grpo" else {"statistics": "episodes"}
+    scores = table.reward.round()
+    several = np.array([len(set(table.episode[table.group == g])) > 1 for g in table.group])
+    if name == "reinforce_pp_baseline" and not several.all():
+        return  # whitening spreads the raw score of a group of one over the batch
+    before = ESTIMATORS[name](with_scores(table, scores), **options)
+    after = ESTIMATORS[name](with_scores(table, scores + shift), **options)
+    np.testing.assert_allclose(after[several], before[several], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("estimator", [partial(rloo, invalid_penalty=0.0), raft], ids=["rloo", "raft"])
+@given(table=measured_tables(), scale=st.floats(0.5, 20))
+def test_what_is_not_normalised_scales_with_the_rewards(estimator: Estimator, table: TurnTable, scale: float) -> None:
+    scaled = replace(table, reward=scale * table.reward)
+    np.testing.assert_allclose(estimator(scaled), scale * estimator(table), rtol=1e-9, atol=1e-7)
+
+
+@given(seed=st.integers(0, 1000), observations=st.integers(0, 3), padding=st.integers(0, 3))
+def test_padding_and_longer_observations_leave_no_trace(seed: int, observations: int, padding: int) -> None:
+    """Columns without a policy token, whatever they hold, make the same table, and so the same answers."""
+    rng = np.random.default_rng(seed)
+    mask = rng.random((3, 5)) < 0.7
+    mask[:, 0], mask[:, 2] = True, False
+    columns = {name: rng.normal(size=mask.shape) for name in ("rewards", "value", "prm")}
+    at = [2] * observations + [5] * padding
+    short = sequences(mask, **columns).table
+    wider = {name: np.insert(values, at, 1e6, axis=1) for name, values in columns.items()}
+    long = sequences(np.insert(mask, at, False, axis=1), **wider).table
+    for name in ("group", "episode", "turn", "reward", "tokens"):
+        np.testing.assert_array_equal(getattr(long, name), getattr(short, name))
+    for name, signal in short.token_signals.items():
+        np.testing.assert_array_equal(long.token_signals[name], signal)
+
+
+@pytest.mark.parametrize(
+    ("name", "signal", "by"),
+    [
+        ("igpo", "'answer_logprob'", "answer belief"),
+        ("istar", "'prm'", "implicit PRM"),
+        ("mt_grpo", "'tool_result'", "verifiable turn rewards"),
+        ("empg", "'entropy'", "entropy"),
+        ("vineppo", "'mc_value'", "Monte Carlo"),
+        ("tree_grpo", "'tree'", "tree rollout"),
+        ("token_gae", "token signal 'value'", "critic"),
+        ("turn_gae", "signal 'value'", "critic"),
+    ],
+)
+def test_a_missing_signal_is_named_with_who_measures_it(name: str, signal: str, by: str) -> None:
+    table = single_turns([0, 0], [0.0, 1.0], tokens=np.array([1, 1]), signals={"other": np.zeros(2)})
+    with pytest.raises(MissingSignalError, match=rf"needs the .*{signal}.*{by}.*measured were: "):
+        ESTIMATORS[name](table)
+
+
+def test_an_estimator_over_tokens_says_that_they_were_not_counted() -> None:
+    with pytest.raises(ValueError, match="no count of sampled tokens"):
+        reinforce_pp(single_turns([0, 0], [0.0, 1.0]))
+    silent = single_turns([0, 0], [0.0, 1.0], tokens=np.array([1, 0]))
+    with pytest.raises(ValueError, match=r"row 1 has the reward 1\.0 and no sampled token"):
+        token_rewards(silent)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (partial(rloo, single="raw"), "unknown single 'raw'"),
+        (partial(reinforce_pp, observations="skipped"), "observations 'skipped'; did you mean 'skip'"),
+        (partial(psr_nsr, learn_from="negatives"), "did you mean 'negative'"),
+        (partial(igpo, gain="prob"), "unknown gain 'prob'"),
+        (partial(igpo, normalization="seperate"), "did you mean 'separate'"),
+        (partial(igpo, turn_ends="zero"), "turn_ends 'zero'"),
+        (partial(istar, mode="rlo"), "did you mean 'rloo'"),
+        (partial(istar, baseline="first"), "baseline 'first'"),
+        (partial(hgpo, mode="mean"), "unknown mode 'mean'"),
+        (partial(turn_gae, anchor="first"), "anchor 'first'"),
+        (partial(bi_level_gae, turn_ends="all"), "turn_ends 'all'"),
+        (partial(tree_grpo, combine="sum"), "combine 'sum'"),
+    ],
+)
+def test_unknown_options_are_named(call: Estimator, message: str) -> None:
+    with pytest.raises(UnknownNameError, match=message):
+        call(single_turns([0, 0], [0.0, 1.0]))
+
+
+# -- time -------------------------------------------------------------------------------------------------------------
+@given(measured_tables(), st.data())
+def test_recursions_follow_their_definition(table: TurnTable, data: Any) -> None:
+    table = take(table, np.array(data.draw(st.permutations(range(len(table))))))
+    for line, episode in [(turns(table), table.episode), (tokens(table), table.episode[table.token_rows])]:
+        values, decay = np.cos(np.arange(len(episode))), np.sin(np.arange(len(episode)))
+        x, following, after = 0.0, np.nan, -1
+        for item in reversed(line.order.tolist()):
+            if episode[item] != after:
+                x, following, after = 0.0, -7.0, episode[item]
+            x = values[item] + decay[item] * x
+            assert line.accumulate(values, decay)[item] == pytest.approx(x, abs=1e-12)
+            assert line.following(values, -7.0)[item] == following
+            following = values[item]
+
+
+def test_positions_in_time() -> None:
+    line = Timeline(np.array([2, 0, 1, 3]), np.array([False, False, True, True]))
+    assert line.position().tolist() == [1, 2, 0, 0]
+    assert line.last().tolist() == [False, True, False, True]
+
+
+@given(st.lists(st.floats(-50, 50), min_size=2, max_size=20))
+def test_whitened_values_have_mean_0_and_variance_1(values: list[float]) -> None:
+    white = whiten(np.array(values))
+    if np.std(values) > 0.1:
+        assert white.mean() == pytest.approx(0.0, abs=1e-6)
+        assert white.std(ddof=1) == pytest.approx(1.0, rel=1e-3)
+    assert whiten(np.array(values[:1])).tolist() == [0.0]
+    np.testing.assert_allclose(
+        whiten(np.array(values), np.array([2] + [1] * (len(values) - 1)))[1:],
+        whiten(np.array([values[0], *values]))[2:],
+    )
+
+
+# -- outcome ----------------------------------------------------------------------------------------------------------
+@given(st.lists(st.integers(-5, 5), min_size=2, max_size=6))
+def test_rloo_is_the_difference_from_the_mean_of_the_others(scores: list[int]) -> None:
+    others = [(sum(scores) - score) / (len(scores) - 1) for score in scores]
+    advantages = rloo(single_turns([0] * len(scores), scores))
+    np.testing.assert_allclose(advantages, np.subtract(scores, others), atol=1e-12)
+
+
+def test_a_group_of_one() -> None:
+    table = single_turns([0, 1, 1], [5.0, 1.0, 3.0], tokens=np.array([1, 1, 1]), signals={"tree": np.arange(3)})
+    assert rloo(table).tolist() == [5, -2, 2]
+    assert rloo(table, single="zero").tolist() == [0, -2, 2]
+    assert ngrpo(table, max_reward=5.0)[0] == pytest.approx(5.0, rel=1e-5)
+    assert tree_grpo(table)[0] == pytest.approx(5.0, rel=1e-5)
+    assert np.isfinite(prime(replace(table, token_signals={"prm": np.ones(3)})).advantages).all()
+
+
+def test_ngrpo_learns_from_failures_and_not_from_successes() -> None:
+    failures, successes = single_turns([0] * 4, [0.0] * 4), single_turns([0] * 4, [1.0] * 4)
+    assert ngrpo(failures)[0] < -0.4
+    assert len(set(ngrpo(failures).tolist())) == 1
+    assert ngrpo(successes).tolist() == [0] * 4
+
+
+def test_the_overlong_penalty_is_a_ramp() -> None:
+    penalty = overlong_penalty(np.array([1, 6, 8, 10, 12]), limit=10, buffer=4, factor=0.5)
+    assert penalty.tolist() == [0, 0, -0.25, -0.5, -0.75]
+    with pytest.raises(ValueError, match="buffer must lie between 1 and the limit of 10 tokens, got 11"):
+        overlong_penalty(np.array([1]), limit=10, buffer=11, factor=1.0)
+    long = single_turns([0, 0], [1.0, 1.0], tokens=np.array([2, 10]))
+    advantages = dapo(long, limit=10, buffer=4)
+    assert advantages[0] == -advantages[1] > 0
+
+
+def test_reinforce_pp_carries_the_reward_over_an_observation_or_not() -> None:
+    """Two turns of two tokens, with an observation between them, and a reward at the end."""
+    table = make_table([0, 0], [0, 0], [0, 1], [0.0, 1.0], tokens=np.array([2, 2]))
+    assert token_returns(table, 0.5, "skip").tolist() == [0.125, 0.25, 0.5, 1.0]
+    assert token_returns(table, 0.5, "reset").tolist() == [0, 0, 0.5, 1.0]
+
+
+def test_psr_nsr_weighs_successes_and_failures() -> None:
+    table = single_turns([0, 0, 0], [1.0, 0.0, -1.0], tokens=np.array([2, 1, 1]))
+    assert psr_nsr(table, learn_from="positive").tolist() == [1, 1, 0, -1]
+    assert psr_nsr(table, learn_from="negative").tolist() == [0, 0, -1, -2]
+    assert psr_nsr(table, learn_from="weighted").tolist() == [0.1, 0.1, -1, -2]
+    with pytest.raises(ValueError, match=r"episode 1 scored 0\.5, expected 1 \(success\), 0 or -1"):
+        psr_nsr(single_turns([0, 0], [1.0, 0.5], tokens=np.array([1, 1])))
+
+
+def test_raft_learns_from_what_was_rewarded() -> None:
+    assert raft(single_turns([0, 0, 0], [2.0, 0.0, -1.0])).tolist() == [2, 0, 0]
+
+
+# -- states and turns -------------------------------------------------------------------------------------------------
+def test_hgpo_weighs_longer_common_histories_more() -> None:
+    """Four attempts end in the state "c", two of them by way of "a"."""
+    table = make_table(
+        np.zeros(8),
+        np.repeat(np.arange(4), 2),
+        np.tile([0, 1], 4),
+        [0.0, 4.0, 0.0, 0.0, 0.0, 2.0, 0.0, 2.0],
+        state=["a", "c", "a", "c", "b", "c", "d", "c"],
+    )
+    advantages = hgpo(table, gamma=1.0, history=1, mode="mean_norm", epsilon=1e-12)
+    # In "c" alone: mean 2, so +2, -2, 0, 0; after "a": mean 2, the same; a_k weighs k + 1.
+    np.testing.assert_allclose(advantages[1::2], [2, -2, 0, 0], atol=1e-9)
+    np.testing.assert_allclose(advantages[::2], [2, -2, 0, 0], atol=1e-9)
+
+
+def test_hgpo_compares_only_what_is_there() -> None:
+    alone = make_table([0, 0], [0, 1], [0, 0], [1.0, 3.0])  # in states of their own
+    assert hgpo(alone, mode="mean_norm").tolist() == [0, 0]
+    np.testing.assert_allclose(hgpo(alone, mode="mean_norm", base_group=True), [-1, 1], rtol=1e-5)
+
+
+def igpo_table(beliefs: list[float], outcomes: tuple[float, float], **changes: Any) -> TurnTable:
+    """Two attempts of three turns; the first has the given beliefs, the second none that moves."""
+    return make_table(
+        np.zeros(6),
+        np.repeat([0, 1], 3),
+        np.tile(np.arange(3), 2),
+        [0, 0, outcomes[0], 0, 0, outcomes[1]],
+        signals={"answer_logprob": np.array([*beliefs, 0.0, 0.0, 0.0])},
+        **changes,
+    )
+
+
+def test_igpo_gains_add_up_to_the_change_of_belief() -> None:
+    table = igpo_table([-3.0, -2.5, -0.5], (1.0, 0.0))
+    assert answer_gains(table, "log_prob_diff")[:2].tolist() == [0.5, 2.0]
+    assert np.nansum(answer_gains(table, "prob_diff")[:3]) == pytest.approx(np.exp(-0.5) - np.exp(-3.0))
+
+
+def test_igpo_discounts_by_turn() -> None:
+    table = igpo_table([-3.0, -2.5, -0.5], (1.0, 0.0))
+    z = igpo(table, normalize_by_std=False, gamma=0.0)
+    np.testing.assert_allclose(z, [0.5 - 0.625, 2.0 - 0.625, 0.5, -0.625, -0.625, -0.5])
+    late = igpo(table, normalize_by_std=False, gamma=0.5)
+    np.testing.assert_allclose(late[:3], [z[0] + 0.5 * (z[1] + 0.5 * z[2]), z[1] + 0.5 * z[2], z[2]])
+
+
+def test_igpo_turns_without_a_reward() -> None:
+    """As the authors find turns, those whose reward is exactly the mean join the next one, undiscounted."""
+    table = igpo_table([0.0, 0.0, 0.0], (1.0, 0.0))
+    explicit = igpo(table, gamma=0.5, normalize_by_std=False)
+    nonzero = igpo(table, gamma=0.5, normalize_by_std=False, turn_ends="nonzero")
+    np.testing.assert_allclose(explicit[:3], [0.125, 0.25, 0.5])
+    np.testing.assert_allclose(nonzero[:3], [0.5, 0.5, 0.5])
+    unmeasured = igpo(igpo_table([np.nan, 0.0, 0.0], (1.0, 0.0)), gamma=0.5, normalize_by_std=False)
+    np.testing.assert_allclose(unmeasured[:3], [0.25, 0.25, 0.5])
+
+
+def test_istar_compares_turns_with_first_turns_or_with_all() -> None:
+    table = make_table([0, 0, 0], [0, 0, 1], [0, 1, 0], np.zeros(3), signals={"prm": np.array([1.0, 5.0, 3.0])})
+    options = {"mode": "mean_norm", "scale_steps": "none"}
+    assert istar(table, **options).tolist() == [-1, 3, 1]
+    assert istar(table, baseline="all_turns", **options).tolist() == [-2, 2, 0]
+    assert istar(table, mode="rloo", scale_steps="none").tolist() == [-2, 6, 2]
+    np.testing.assert_allclose(istar(table, mode="mean_norm"), [-0.2, 0.6, 0.2], rtol=1e-5)
+
+
+def test_prime_takes_means_over_tokens_from_every_token() -> None:
+    table = single_turns([0, 0], [0.0, 0.0], tokens=np.array([2, 1]), token_signals={"prm": np.array([1.0, 3.0, 4.0])})
+    # n / (n - 1) = 2, baseline (2 + 4) / 1 = 6: dense rewards -4, 0, 2.
+    assert prime(table, prm_weight=1.0).returns.tolist() == [-4, 0, 2]
+    outcome = prime(replace(table, reward=np.array([1.0, 0.0])), prm_weight=0.0, outcome_weight=2.0)
+    assert outcome.returns.tolist() == [2, 2, -2]
+
+
+def test_mt_grpo_pays_each_result_to_the_turns_before_it() -> None:
+    """Both attempts call a tool twice, after turns 0 and 2, and answer in turn 3; only the turn rewards differ."""
+    table = make_table(
+        np.zeros(8),
+        np.repeat([0, 1], 4),
+        np.tile(np.arange(4), 2),
+        np.zeros(8),
+        signals={
+            "turn_reward": np.array([1.0, 0, 0, 0, 0, 0, 3.0, 0]),
+            "tool_result": np.tile([True, False, True, False], 2),
+        },
+    )
+    unit = np.sqrt(0.5)
+    expected = [unit, -unit, -unit, 0, -unit, unit, unit, 0]
+    np.testing.assert_allclose(mt_grpo(table, epsilon=1e-9), expected, rtol=1e-6)
+    without = replace(table, signals={**table.signals, "tool_result": np.zeros(8, dtype=np.bool_)})
+    np.testing.assert_allclose(mt_grpo(without, epsilon=1e-9), [-unit] * 4 + [unit] * 4, rtol=1e-6)
+
+
+def test_empg_follows_its_formula() -> None:
+    table = make_table([0, 0, 0], [0, 0, 1], [0, 1, 0], [0.0, 1.0, 0.0], signals={"entropy": np.array([0.0, 1.0, 0.5])})
+    base = grpo(table)
+    h = np.array([0.0, 1.0, 0.5])
+    modulated = base * np.exp(-h) / np.exp(-h).mean() + 0.05 * np.array([np.exp(-1.0), 0.0, 0.0])
+    np.testing.assert_allclose(empg(table), modulated - modulated.mean(), atol=1e-7)
+    assert empg(table).mean() == pytest.approx(0.0, abs=1e-12)
+
+
+def test_pure_is_nearly_the_minimum_of_the_turns() -> None:
+    scores = np.array([0.9, -0.5, 0.3, 0.1, 0.2, 0.8])
+    table = make_table(
+        np.zeros(6), np.repeat([0, 1], 3), np.tile(np.arange(3), 2), np.zeros(6), signals={"prm": scores},
+        tokens=np.ones(6, dtype=np.int64),
+    )  # fmt: skip
+    sums = table.episode_sums(min_form_rewards(table, 0.01))
+    np.testing.assert_allclose(sums[[0, 3]], [-0.5, 0.1], atol=1e-3)
+    np.testing.assert_allclose(table.episode_sums(min_form_rewards(table, None))[[0, 3]], [0.7 / 3, 1.1 / 3])
+    # One token a turn: the baseline of each is the other attempt's mean, so that first turns differ by all of it.
+    assert pure(table, temperature=0.01)[[0, 3]] == pytest.approx([-0.6, 0.6], abs=2e-3)
+
+
+# -- critics ----------------------------------------------------------------------------------------------------------
+def test_with_lambda_1_advantages_are_returns_less_values() -> None:
+    table = make_table(
+        [0, 0], [0, 0], [0, 1], [1.0, 2.0], tokens=np.array([1, 2]), token_signals={"value": np.array([0.3, 0.2, 0.1])}
+    )
+    estimate = gae_over_tokens(table, gamma=1.0, token_gamma=1.0, lam=1.0)
+    np.testing.assert_allclose(estimate.returns, [3, 2, 2])
+    np.testing.assert_allclose(estimate.advantages, [2.7, 1.8, 1.9])
+
+
+def test_an_episode_that_was_cut_off_is_worth_what_follows() -> None:
+    table = make_table([0], [0], [0], [1.0], signals={"value": np.array([0.5])})
+    assert turn_gae(table, gamma=0.5, whiten_turns=False).advantages.tolist() == [0.5]
+    cut = replace(table, signals={"value": np.array([0.5]), "next_value": np.array([4.0])})
+    assert turn_gae(cut, gamma=0.5, whiten_turns=False).advantages.tolist() == [2.5]
+
+
+@given(measured_tables(), st.floats(0, 1))
+def test_poad_backs_actions_up_as_a_critic_of_actions_would(table: TurnTable, gamma: float) -> None:
+    """With lam 1 an action's first token has the advantage of the action; NTPO's is discounted by its length."""
+    table = replace(table, token_signals={"value": table.token_signals["value"]})
+    assert table.tokens is not None
+    first = np.cumsum(table.tokens) - table.tokens
+    by_action = replace(table, signals={**table.signals, "value": table.token_signals["value"][first]})
+    actions = turn_gae(by_action, gamma=gamma, lam=1.0, whiten_turns=False)
+    ours = poad(table, gamma=gamma, lam=1.0, normalize=False)
+    np.testing.assert_allclose(ours.advantages[first], actions.advantages, atol=1e-9)
+    one_token = replace(
+        by_action, tokens=np.ones(len(table), dtype=np.int64), token_signals={"value": by_action.signals["value"]}
+    )
+    for estimator in (poad, ntpo, archer):
+        alike = estimator(one_token, gamma=gamma, lam=0.7, normalize=False)
+        expected = turn_gae(by_action, gamma=gamma, lam=0.7, whiten_turns=False)
+        np.testing.assert_allclose(alike.advantages, expected.advantages, atol=1e-9)
+
+
+def test_bi_level_turns_without_a_reward() -> None:
+    table = make_table(
+        [0, 0], [0, 0], [0, 1], [0.0, 1.0], tokens=np.array([1, 1]), token_signals={"value": np.array([0.5, 0.25])}
+    )
+    options = {"gamma": 1.0, "lam": 1.0, "turn_gamma": 0.5}
+    # H_1 = 1 - 0.25, H_0 = 0 + 0.5 · 0.25 - 0.5 + 0.5 · H_1; as one turn of two tokens the first has 1 - 0.5.
+    np.testing.assert_allclose(bi_level_gae(table, **options).returns, [0.5, 1.0])
+    np.testing.assert_allclose(bi_level_gae(table, turn_ends="nonzero", **options).returns, [1.0, 1.0])
+
+
+# -- Monte Carlo and trees --------------------------------------------------------------------------------------------
+@given(measured_tables())
+def test_value_differences_add_up_to_what_was_earned(table: TurnTable) -> None:
+    """The advantages of an episode are its rewards less the value it started from."""
+    earned = table.episode_rewards()[table.opens]
+    start = table.signals["mc_value"][table.opens]
+    known = np.isfinite(start)
+    sums = table.episode_sums(vineppo(table))[table.opens]
+    np.testing.assert_allclose(sums[known], (earned - start)[known], atol=1e-9)
+
+
+@given(measured_tables())
+def test_spo_cut_at_every_turn_is_vineppo(table: TurnTable) -> None:
+    assert table.tokens is not None
+    first = np.cumsum(table.tokens) - table.tokens
+    values = np.where(np.isfinite(table.signals["mc_value"]), table.signals["mc_value"], 0.5)
+    cuts = np.full(len(table.token_rows), np.nan)
+    cuts[first] = values
+    table = replace(table, signals={"mc_value": values}, token_signals={"mc_value": cuts})
+    np.testing.assert_allclose(spo_chain(table), vineppo(table)[table.token_rows], atol=1e-9)
+
+
+def test_spo_needs_a_value_at_the_start() -> None:
+    table = single_turns([0], [1.0], tokens=np.array([2]), token_signals={"mc_value": np.array([np.nan, 0.5])})
+    with pytest.raises(ValueError, match="episode 0: no mc_value at its first token"):
+        spo_chain(table)
+
+
+def tree_of_attempts(node: list[int]) -> TurnTable:
+    return make_table(
+        np.zeros(6), np.repeat(np.arange(3), 2), np.tile([0, 1], 3), [0, 1.0, 0, 0.0, 0, 1.0],
+        signals={"node": np.array(node)},
+    )  # fmt: skip
+
+
+def test_spo_tree_counts_every_child_once() -> None:
+    """Attempts 0 and 1 share their first turn, node 7, whose value is 1/2; with node 9's the root is worth 3/4."""
+    advantages = spo_tree(tree_of_attempts([7, 1, 7, 2, 9, 3]))
+    assert advantages.tolist() == [-0.25, 0.5, -0.25, -0.5, 0.25, 0.0]
+    by_std = spo_tree(tree_of_attempts([7, 1, 7, 2, 9, 3]), normalize_by_std=True)
+    np.testing.assert_allclose(by_std, [-1, 1, -1, -1, 1, 0], rtol=1e-6)
+    with pytest.raises(ValueError, match="other attempts reach node 2 from another turn"):
+        spo_tree(tree_of_attempts([7, 1, 7, 2, 9, 2]))
+
+
+def test_tree_grpo_composes_or_adds() -> None:
+    table = single_turns([0] * 4, [1.0, 0.0, 1.0, 1.0], signals={"tree": np.array([0, 0, 1, 1])})
+    across = grpo(table, invalid_penalty=0.0)
+    unit = np.sqrt(0.5)
+    np.testing.assert_allclose(tree_grpo(table), [unit, -unit, 0, 0], rtol=1e-4)
+    np.testing.assert_allclose(tree_grpo(table, combine="add"), across + np.array([unit, -unit, 0, 0]), rtol=1e-4)

@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from algorithms.signals.implicit_prm import outcome_loss, pairwise_loss, turn_rewards
+
+
+def test_a_turn_is_rewarded_by_its_own_tokens() -> None:
+    mask = torch.tensor([[True, True], [True, False]])
+    logprobs = torch.tensor([[-1.0, -2.0], [-1.0, float("nan")]])
+    rewards = turn_rewards(logprobs, torch.tensor([[-2.0, -2.5], [-0.5, 0.0]]), mask, beta=0.1)
+    assert rewards.tolist() == pytest.approx([0.15, -0.05])
+
+
+def test_every_success_is_paired_with_every_failure_at_the_same_task() -> None:
+    """Task 0: episodes 0 (won, mean 2) and 1, 2 (lost, 0 and 1); task 1: one episode, won."""
+    rewards = torch.tensor([1.0, 3.0, 0.0, 1.0, -9.0])
+    episode, group = torch.tensor([0, 0, 1, 2, 3]), torch.tensor([0, 0, 0, 0, 1])
+    success = torch.tensor([1, 1, 0, 0, 1])
+    expected = np.mean([np.log1p(np.exp(-2.0)), np.log1p(np.exp(-1.0))])
+    assert pairwise_loss(rewards, episode, group, success).item() == pytest.approx(expected)
+
+
+def test_without_a_pair_there_is_nothing_to_learn() -> None:
+    rewards = torch.tensor([1.0, 2.0]).requires_grad_()
+    loss = pairwise_loss(rewards, torch.tensor([0, 1]), torch.tensor([0, 0]), torch.tensor([1, 1]))
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert loss.item() == 0.0
+    assert rewards.grad is not None
+    assert rewards.grad.tolist() == [0, 0]
+
+
+def test_the_outcome_loss_is_the_cross_entropy() -> None:
+    loss = outcome_loss(torch.tensor([0.0, 2.0]), torch.tensor([1, 0]))
+    assert loss.item() == pytest.approx((np.log(2) + np.log1p(np.exp(2.0))) / 2, rel=1e-5)
