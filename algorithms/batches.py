@@ -31,7 +31,7 @@ class Batch:
     mask: Tensor
     old_logprobs: Tensor  # as they were sampled
 
-    def spread(self, values: Sequence[NDArray[np.float64]]) -> Tensor:
+    def spread(self, values: Sequence[NDArray[Any]]) -> Tensor:
         """[B, T] `values`, for each sequence one number for each of its sampled ids; 0 elsewhere."""
         flat = torch.from_numpy(np.concatenate(values)).to(self.old_logprobs)
         return torch.zeros_like(self.old_logprobs).masked_scatter(self.mask, flat)
@@ -63,7 +63,7 @@ def micro_batches(lengths: Sequence[int], most_tokens: int) -> list[list[int]]:
     return batches
 
 
-def by_sample(samples: Sequence[Sample], values: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+def by_sample(samples: Sequence[Sample], values: NDArray[Any]) -> list[NDArray[Any]]:
     """Cut `values` [M], one for each sampled id in the order of a `TurnTable`, into those of each sample."""
     counts = [sum(sample.mask) for sample in samples]
     if sum(counts) != len(values):
@@ -96,22 +96,34 @@ def hidden_states(model: Any, batch: Batch, dtype: torch.dtype) -> Tensor:
     return states
 
 
-def sampled_logprobs(model: Any, batch: Batch, temperature: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def sampled_logprobs(
+    model: Any, batch: Batch, temperature: float, dtype: torch.dtype, *, entropy_gradient: bool = False
+) -> tuple[Tensor, Tensor]:
     """Log-probabilities [B, T] of the sampled ids (0 elsewhere) and the entropies [M] they were sampled at.
 
     Logits are made at the M sampled ids only: observations are most of a sequence and need none.
     """
-    states = hidden_states(model, batch, dtype)
+    states = hidden_states(model, batch, dtype)[batch.mask]
     with torch.autocast(batch.ids.device.type, dtype, enabled=dtype != torch.float32):
-        chosen, entropies = chosen_logprobs(model, states[batch.mask], batch.ids[:, 1:][batch.mask], temperature or 1.0)
+        chosen, entropies = chosen_logprobs(
+            model, states, batch.ids[:, 1:][batch.mask], temperature or 1.0, entropy_gradient=entropy_gradient
+        )
     logprobs = torch.zeros(batch.mask.shape, device=chosen.device).masked_scatter(batch.mask, chosen)
     return logprobs, entropies
 
 
 def chosen_logprobs(
-    model: Any, hidden: Tensor, chosen: Tensor, temperature: float, most_logits: int = MOST_LOGITS
+    model: Any,
+    hidden: Tensor,
+    chosen: Tensor,
+    temperature: float,
+    most_logits: int = MOST_LOGITS,
+    *,
+    entropy_gradient: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the ids `chosen` [M] after the states `hidden` [M, E], and the entropies [M], in nats.
+
+    The entropies have a gradient with `entropy_gradient` only: it takes as much memory again as that of the others.
 
     Never more than `most_logits` logits exist at a time: where M states make more, they are done in parts, and the
     backward pass makes each part's again.
@@ -119,7 +131,9 @@ def chosen_logprobs(
 
     def part(states: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         logits = head_logits(model, states) / temperature
-        return logits.log_softmax(-1).gather(-1, ids[:, None])[:, 0], entropy(logits.detach())
+        return logits.log_softmax(-1).gather(-1, ids[:, None])[:, 0], entropy(
+            logits if entropy_gradient else logits.detach()
+        )
 
     size = max(1, most_logits // model.config.get_text_config().vocab_size)
     if len(chosen) <= size:

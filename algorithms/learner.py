@@ -19,8 +19,17 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from agents.policies.lora import has_adapters, without_adapters
 from agents.policies.models import pad
 from agents.samples import Sample
-from algorithms.batches import Batch, by_sample, make_batch, micro_batches, sampled_logprobs
-from algorithms.losses import UNIT_MEANS, aggregate, aggregation_divisor, kl_estimate
+from algorithms.batches import Batch, by_sample, make_batch, micro_batches, read, sampled_logprobs
+from algorithms.losses import (
+    AGGREGATIONS,
+    KL_ESTIMATORS,
+    UNIT_MEANS,
+    aggregate,
+    aggregation_divisor,
+    importance_weights,
+    kl_estimate,
+    probability_mask,
+)
 from algorithms.turn_table import TurnTable
 from envs.core import UnknownNameError
 
@@ -30,6 +39,7 @@ PolicyLoss: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor,
 logger = logging.getLogger(__name__)
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+KL_PLACES = ("loss", "reward")
 
 
 def check_precision(precision: str, device: torch.device) -> torch.dtype:
@@ -43,13 +53,52 @@ def check_precision(precision: str, device: torch.device) -> torch.dtype:
 
 
 @dataclass(frozen=True)
+class Objective:
+    """What an update minimises, which is a method's to say (conf/algo).
+
+        aggregate(w · loss + kl_coef · KL - entropy_coef · entropy),  w: see `LearnerConfig.importance_cap`
+
+    With `kl_in="reward"` there is no KL in it: every token pays kl_coef · KL as its `token_reward` instead, before the
+    estimator runs, measured where it was sampled.
+    """
+
+    loss: PolicyLoss
+    aggregation: str = "token-mean"
+    loss_divisor: float | None = None  # the constant of "seq-mean-token-sum-norm"; None: counted in each minibatch
+    kl_coef: float = 0.0  # weight of KL(policy ‖ reference); 0 keeps no reference
+    kl_estimator: str = "k3"  # see `kl_estimate`
+    kl_in: str = "loss"
+    entropy_coef: float = 0.0  # weight of the entropy of the distributions that tokens were sampled from
+    probability_mask: float | None = None  # leave out the tokens that were sampled at this probability or above (SPO)
+
+    def __post_init__(self) -> None:
+        for name, known in (("aggregation", AGGREGATIONS), ("kl_estimator", KL_ESTIMATORS), ("kl_in", KL_PLACES)):
+            if getattr(self, name) not in known:
+                raise UnknownNameError(f"algo.{name}", getattr(self, name), known)
+        if (self.aggregation == "seq-mean-token-sum-norm") != (self.loss_divisor is not None):
+            raise ValueError(
+                f"algo.loss_divisor is {self.loss_divisor} beside algo.aggregation={self.aggregation}; the aggregation "
+                "seq-mean-token-sum-norm needs a constant, for example the token limit, and no other takes one"
+            )
+        if self.probability_mask is not None and not 0 < self.probability_mask <= 1:
+            raise ValueError(f"algo.probability_mask must lie between 0 and 1, got {self.probability_mask}")
+
+    @property
+    def loss_kl_coef(self) -> float:
+        """The weight of KL in the loss."""
+        return self.kl_coef if self.kl_in == "loss" else 0.0
+
+    @property
+    def reward_kl_coef(self) -> float:
+        """The weight of KL in the reward."""
+        return self.kl_coef if self.kl_in == "reward" else 0.0
+
+
+@dataclass(frozen=True)
 class LearnerConfig:
     """How to learn from one batch. An update takes `minibatches` optimiser steps over disjoint parts of the batch."""
 
-    loss: PolicyLoss
-    aggregation: str
-    loss_divisor: float | None  # the constant of "seq-mean-token-sum-norm"; None: counted in each minibatch
-    kl_coef: float  # weight of KL(policy ‖ reference) in the loss, estimator k3; 0 keeps no reference
+    objective: Objective
     learning_rate: float
     final_learning_rate: float  # at the end of the run; it goes there in a line
     warmup_updates: int  # over which the rate rises from nothing, in a line too
@@ -60,6 +109,10 @@ class LearnerConfig:
     gradient_checkpointing: bool  # keep the layers' inputs alone and compute the rest again: less memory, more time
     precision: str
     temperature: float  # of sampling: log-probabilities are those of what was sampled from
+    importance_cap: float | None = None
+    """Where another engine samples, its log-probabilities are not quite those of the weights that are trained. With a
+    cap the learner computes them anew before an update, which the loss then takes for the old ones, and multiplies the
+    loss of a token by min(exp(anew - the engine's), cap); None takes the engine's for the old ones."""
 
     def rate(self, update: int, updates: int) -> float:
         """The learning rate of update number `update`, from 0, of `updates`."""
@@ -69,11 +122,14 @@ class LearnerConfig:
 
 
 class Example(NamedTuple):
-    """A sample and what is to be learned from each of its ids that were sampled."""
+    """A sample, and for each of its ids that were sampled what is to be learned from it."""
 
     sample: Sample
-    advantages: NDArray[np.float64]  # one for each sampled id
-    unit_tokens: NDArray[np.float64]  # how many tokens its turn or trajectory has, for means over those
+    advantages: NDArray[np.float64]
+    old_logprobs: NDArray[np.float64]
+    weights: NDArray[np.float64]  # of the policy loss
+    trained: NDArray[np.bool_]  # whether it takes part in the loss
+    unit_tokens: NDArray[np.float64]  # how many that do its turn or trajectory has, for means over those
 
 
 class Learner:
@@ -86,14 +142,16 @@ class Learner:
     def __init__(self, model: Any, config: LearnerConfig) -> None:
         if config.minibatches < 1 or config.micro_batch_tokens < 1:
             raise ValueError("trainer.minibatches and trainer.micro_batch_tokens must be at least 1")
-        self.model, self.config = model, config
+        if config.importance_cap is not None and config.importance_cap <= 0:
+            raise ValueError(f"trainer.importance_cap must be positive, got {config.importance_cap}")
+        self.model, self.config, self.objective = model, config, config.objective
         self.micro_batch_tokens = config.micro_batch_tokens  # halved where the memory does not suffice
         self.checkpointed = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         self.device = next(model.parameters()).device
         self.dtype = check_precision(config.precision, self.device)
-        copied = config.kl_coef and not has_adapters(model)
+        copied = self.objective.kl_coef and not has_adapters(model)
         self.reference = copy.deepcopy(model).requires_grad_(False) if copied else None
         self.optimizer = torch.optim.AdamW(
             [p for p in model.parameters() if p.requires_grad],
@@ -109,31 +167,65 @@ class Learner:
         """Learn from all samples once. `advantages` are one for each turn of `table`, [N], or each sampled id, [M].
 
         Returns the metrics of the update. The first minibatch is seen by the weights that sampled it, so there the
-        difference of log-probabilities is the mismatch between sampling and training. Where no advantage differs from
-        zero nothing is trained on, and the means over tokens are left out.
+        difference of log-probabilities is the mismatch between sampling and training; with an `importance_cap` it is
+        known of the whole batch. Means are over all sampled tokens, also where a mask keeps some out of the loss. Where
+        no advantage differs from zero nothing is trained on, and they are left out.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        examples = self._examples(samples, table, advantages)
+        examples, mismatch = self._examples(samples, table, advantages)
         order = rng.permutation(len(examples))
         sums: dict[str, float] = {}
         for number, part in enumerate(np.array_split(order, min(self.config.minibatches, len(examples)))):
             totals = self._step([examples[i] for i in part])
-            if number == 0 and totals["tokens"]:
-                sums["mismatch/kl"] = totals["approx_kl"] / totals["tokens"]
-                sums["mismatch/max_ratio"] = math.exp(totals["max_log_ratio"])
+            if number == 0 and totals["tokens"] and not mismatch:
+                mismatch["mismatch/kl"] = totals["approx_kl"] / totals["tokens"]
+                mismatch["mismatch/max_ratio"] = math.exp(totals["max_log_ratio"])
             for name in ("loss", "kl", "entropy", "clip_fraction", "tokens", "grad_norm", "steps", "trained_tokens"):
                 sums[name] = sums.get(name, 0.0) + totals[name]
         metrics = {f"train/{name}": sums[name] / sums["steps"] for name in ("loss", "grad_norm")}
         if sums["tokens"]:
             metrics |= {f"train/{name}": sums[name] / sums["tokens"] for name in ("kl", "entropy", "clip_fraction")}
-        metrics |= {name: value for name, value in sums.items() if name.startswith("mismatch/")}
-        return {**metrics, "tokens/trained": sums["trained_tokens"]}
+            if self.objective.reward_kl_coef:
+                del metrics["train/kl"]  # the one that was paid is told by `reference_kl`
+        return {**metrics, **mismatch, "tokens/trained": sums["trained_tokens"]}
 
-    def _examples(self, samples: Sequence[Sample], table: TurnTable, advantages: NDArray[np.float64]) -> list[Example]:
-        units = unit_tokens(table, self.config.aggregation)
-        columns = (by_sample(samples, table.per_token(advantages)), by_sample(samples, units))
-        return [Example(*row) for row in zip(samples, *columns, strict=True)]
+    def reference_kl(self, samples: Sequence[Sample]) -> NDArray[np.float64]:
+        """[M] the estimate of KL(policy ‖ reference) at each sampled id, in the order of a `TurnTable`."""
+        reference = read(samples, self.micro_batch_tokens, self.device, self._reference_logprobs)
+        old = torch.from_numpy(self._old_logprobs(samples))
+        kl: NDArray[np.float64] = kl_estimate(old, torch.from_numpy(reference), self.objective.kl_estimator).numpy()
+        return kl
+
+    def _old_logprobs(self, samples: Sequence[Sample]) -> NDArray[np.float64]:
+        """[M] the log-probabilities of the ids under the policy that sampled them: the engine's, or computed anew."""
+        if self.config.importance_cap is None:
+            return _engine_logprobs(samples)
+
+        def ask(batch: Batch) -> Tensor:
+            return sampled_logprobs(self.model, batch, self.config.temperature, self.dtype)[0]
+
+        return read(samples, self.micro_batch_tokens, self.device, ask)
+
+    def _examples(
+        self, samples: Sequence[Sample], table: TurnTable, advantages: NDArray[np.float64]
+    ) -> tuple[list[Example], dict[str, float]]:
+        """And with an `importance_cap` the metrics of what it corrects."""
+        old, cap, highest = self._old_logprobs(samples), self.config.importance_cap, self.objective.probability_mask
+        weights, trained, mismatch = np.ones(len(old)), np.ones(len(old), dtype=np.bool_), {}
+        if cap is not None:
+            engine = _engine_logprobs(samples)
+            weights = importance_weights(torch.from_numpy(old), torch.from_numpy(engine), cap=cap).numpy()
+            mismatch = {
+                "mismatch/kl": float(np.mean(engine - old)),
+                "mismatch/max_ratio": float(np.exp(np.abs(engine - old).max())),
+                "mismatch/capped": float(np.mean(weights == cap)),
+            }
+        if highest is not None:
+            trained = probability_mask(torch.from_numpy(old), torch.from_numpy(trained), threshold=highest).numpy()
+        units = unit_tokens(table, self.objective.aggregation, trained)
+        columns = (by_sample(samples, c) for c in (table.per_token(advantages), old, weights, trained, units))
+        return [Example(*row) for row in zip(samples, *columns, strict=True)], mismatch
 
     def _step(self, examples: Sequence[Example]) -> dict[str, float]:
         """One optimiser step."""
@@ -178,10 +270,13 @@ class Learner:
     def _accumulate(self, examples: Sequence[Example], parts: Sequence[Sequence[Example]]) -> dict[str, float]:
         """Gradients of one pass. The divisor is that of all examples, also of those that need no pass of their own."""
         masks = pad([e.sample.mask for e in examples], self.device).bool()
-        units = torch.zeros(masks.shape, dtype=torch.float64, device=self.device).masked_scatter(
-            masks, torch.from_numpy(np.concatenate([e.unit_tokens for e in examples])).to(self.device)
-        )
-        divisor = self.config.loss_divisor or aggregation_divisor(masks, self.config.aggregation, units)
+
+        def spread(values: Sequence[NDArray[Any]]) -> Tensor:
+            flat = torch.from_numpy(np.concatenate(values)).to(self.device)
+            return torch.zeros(masks.shape, dtype=flat.dtype, device=self.device).masked_scatter(masks, flat)
+
+        trained, units = spread([e.trained for e in examples]), spread([e.unit_tokens for e in examples])
+        divisor = self.objective.loss_divisor or aggregation_divisor(trained, self.objective.aggregation, units)
         totals = dict.fromkeys(
             ("loss", "kl", "entropy", "clip_fraction", "approx_kl", "tokens", "max_log_ratio", "trained_tokens"), 0.0
         )
@@ -193,30 +288,37 @@ class Learner:
         return totals
 
     def _micro_batches(self, examples: Sequence[Example]) -> list[list[Example]]:
-        """Without KL, an example whose advantages are all zero has no gradient and is left out."""
-        useful = [e for e in examples if self.config.kl_coef or e.advantages.any()]
+        """Without KL or an entropy bonus, an example whose advantages are all zero has no gradient and is left out."""
+        all_count = self.objective.loss_kl_coef or self.objective.entropy_coef
+        useful = [e for e in examples if all_count or e.advantages.any()]
         parts = micro_batches([len(e.sample.ids) for e in useful], self.micro_batch_tokens)
         return [[useful[i] for i in part] for part in parts]
 
     def _loss(self, part: Sequence[Example], divisor: float, totals: dict[str, float]) -> Tensor:
-        config, batch = self.config, make_batch([e.sample for e in part], self.device)
-        logprobs, entropies = sampled_logprobs(self.model, batch, config.temperature, self.dtype)
-        advantages = batch.spread([e.advantages for e in part])
-        per_token, stats = config.loss(logprobs, batch.old_logprobs, advantages, batch.mask)
-        if config.kl_coef:
+        objective, batch = self.objective, make_batch([e.sample for e in part], self.device)
+        logprobs, entropies = sampled_logprobs(
+            self.model, batch, self.config.temperature, self.dtype, entropy_gradient=objective.entropy_coef != 0
+        )
+        advantages, old = batch.spread([e.advantages for e in part]), batch.spread([e.old_logprobs for e in part])
+        per_token, stats = objective.loss(logprobs, old, advantages, batch.mask)
+        per_token = per_token * batch.spread([e.weights for e in part])
+        if objective.loss_kl_coef:
             with torch.no_grad():
                 reference = self._reference_logprobs(batch)
-            kl = kl_estimate(logprobs, reference)
-            per_token = per_token + config.kl_coef * kl
+            kl = kl_estimate(logprobs, reference, objective.kl_estimator)
+            per_token = per_token + objective.loss_kl_coef * kl
             totals["kl"] += float(kl.detach()[batch.mask].sum())
-        log_ratio = (logprobs.detach() - batch.old_logprobs)[batch.mask]
+        if objective.entropy_coef:
+            bonus = torch.zeros_like(per_token).masked_scatter(batch.mask, entropies)
+            per_token = per_token - objective.entropy_coef * bonus
+        log_ratio = (logprobs.detach() - old)[batch.mask]
         totals["max_log_ratio"] = max(totals["max_log_ratio"], float(log_ratio.abs().max()))
-        totals["entropy"] += float(entropies.sum())
+        totals["entropy"] += float(entropies.detach().sum())
         totals["tokens"] += float(batch.mask.sum())
         for name, values in stats.items():
             totals[name] += float(values[batch.mask].sum())
-        units = batch.spread([e.unit_tokens for e in part])
-        return aggregate(per_token, batch.mask, config.aggregation, divisor, units)
+        trained, units = batch.spread([e.trained for e in part]).bool(), batch.spread([e.unit_tokens for e in part])
+        return aggregate(per_token, trained, objective.aggregation, divisor, units)
 
     def _reference_logprobs(self, batch: Batch) -> Tensor:
         if self.reference is not None:
@@ -225,13 +327,20 @@ class Learner:
             return sampled_logprobs(self.model, batch, self.config.temperature, self.dtype)[0]
 
 
-def unit_tokens(table: TurnTable, aggregation: str) -> NDArray[np.float64]:
-    """[M] for "turn-mean" and "trajectory-mean" how many tokens the turn or trajectory of a token has; else 1."""
+def unit_tokens(table: TurnTable, aggregation: str, trained: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """[M] for "turn-mean" and "trajectory-mean" how many tokens in `trained` [M] the turn or trajectory of a token has;
+    else 1.
+    """
     rows = table.token_rows
     if aggregation not in UNIT_MEANS:
         return np.ones(len(rows))
-    counts = np.bincount(rows, minlength=len(table)).astype(np.float64)
+    counts = np.bincount(rows, weights=trained, minlength=len(table)).astype(np.float64)
     return (counts if aggregation == "turn-mean" else table.episode_sums(counts))[rows]
+
+
+def _engine_logprobs(samples: Sequence[Sample]) -> NDArray[np.float64]:
+    """[M] as they were sampled."""
+    return np.array([p for s in samples for p, on in zip(s.logprobs, s.mask, strict=True) if on])
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

@@ -39,7 +39,7 @@ def estimate_memory(model: Any, config: LearnerConfig, episodes: int) -> dict[st
         "weights": weights,
         "gradients": trained,
         "optimizer": 2 * trained,
-        "reference": weights if config.kl_coef and not has_adapters(model) else 0.0,
+        "reference": weights if config.objective.kl_coef and not has_adapters(model) else 0.0,
         "activations": float(activations + logits),
         "cache": 2.0 * episodes * 1000 * layers * heads * head_dim * model.dtype.itemsize,
     }

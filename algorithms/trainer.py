@@ -30,7 +30,7 @@ from agents.prompts import Prompter
 from agents.rollout import Job, rollout
 from algorithms.checkpoint import checkpoint_folder, checkpoints, load_state, load_weights, prune, save_checkpoint
 from algorithms.learner import Learner
-from algorithms.signals.base import Bench, MakeSignal, Played, turn_means
+from algorithms.signals.base import Bench, MakeSignal, Measurement, Played, turn_means
 from algorithms.turn_table import Estimate, TurnTable
 from algorithms.warm_start import Progress
 from envs.core import StopReason, Task, TaskSet
@@ -130,6 +130,11 @@ class Trainer:
             first = next((e.error for e in played if e.error), "")
             raise RuntimeError(f"not one turn was played in {len(played)} episodes: {dict(reasons)}\n{first}")
         measured: Metrics = {}
+        objective = self.learner.objective
+        if objective.reward_kl_coef:
+            kl = self.learner.reference_kl(batch.samples)
+            batch = batch.measured(Measurement(token_signals={"token_reward": -objective.reward_kl_coef * kl}))
+            measured["train/kl"] = float(kl.mean())
         for name, signal in self.signals.items():
             with _timed(seconds, f"time/{name}_s"):
                 measurement = signal.measure(batch)

@@ -217,12 +217,20 @@ class TurnTable:
         sums = np.bincount(self._place, weights=values[self.order])  # by time, so that all orders of rows round alike
         return sums.astype(np.float64)[self.episode_number]
 
+    def paid(self) -> NDArray[np.float64]:
+        """[N] the reward of each turn, and what the signal `token_reward` adds for its tokens where it was measured."""
+        if "token_reward" not in self.token_signals:
+            return self.reward
+        of_tokens = np.bincount(self.token_rows, weights=self.token_signals["token_reward"], minlength=len(self))
+        paid: NDArray[np.float64] = self.reward + of_tokens
+        return paid
+
     def episode_rewards(self) -> NDArray[np.float64]:
-        """[N] the sum of the rewards of the row's episode, undiscounted."""
-        return self.episode_sums(self.reward)
+        """[N] the sum of what the row's episode was paid, undiscounted."""
+        return self.episode_sums(self.paid())
 
     def discounted_returns(self, gamma: float) -> NDArray[np.float64]:
-        """[N] G_t = r_t + gamma · G_{t+1} within the episode, from the raw rewards.
+        """[N] G_t = r_t + gamma · G_{t+1} within the episode, from the environment's rewards alone.
 
         After the pass with stride s every row holds the discounted sum of its next 2s rewards, so that an episode of
         T turns takes log2(T) passes over the whole table.

@@ -10,7 +10,7 @@ import json
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -28,7 +28,7 @@ from agents.policies.local import LocalPolicy
 from agents.policies.pretrained import Pretrained
 from agents.prompts import Prompter
 from algorithms.checkpoint import checkpoints
-from algorithms.learner import Learner, LearnerConfig
+from algorithms.learner import Learner, LearnerConfig, Objective
 from algorithms.memory import describe_memory
 from algorithms.start import Tiny, tiny_policy
 from algorithms.trainer import Metrics, Trainer, TrainerConfig
@@ -42,7 +42,7 @@ from scripts.live import LiveReporter
 ALL_SPLITS = "all"  # the evaluations of all splits in one, beside those of each
 LEARNER_KEYS = (
     "minibatches", "micro_batch_tokens", "gradient_checkpointing", "learning_rate", "final_learning_rate",
-    "warmup_updates", "weight_decay", "grad_clip", "precision",
+    "warmup_updates", "weight_decay", "grad_clip", "precision", "importance_cap",
 )  # fmt: skip
 
 
@@ -65,10 +65,7 @@ def main(cfg: DictConfig) -> None:
     algo = instantiate(cfg.algo)
     settings: dict[str, Any] = dict(cfg.trainer)
     learner_config = LearnerConfig(
-        loss=algo.loss,
-        aggregation=algo.aggregation,
-        loss_divisor=algo.loss_divisor,
-        kl_coef=algo.kl_coef,
+        objective=Objective(**{field.name: algo[field.name] for field in fields(Objective)}),
         temperature=sampling.temperature,
         **{key: settings.pop(key) for key in LEARNER_KEYS},
     )

@@ -51,7 +51,7 @@ def turn_gae(
         raise UnknownNameError("anchor", anchor, ANCHORS)
     values = table.signal("value") if anchor == "turn" else last_token_values(table)
     line = turns(table)
-    delta = table.reward + gamma * line.following(values, next_values(table)) - values
+    delta = table.paid() + gamma * line.following(values, next_values(table)) - values
     advantages = line.accumulate(delta, gamma * lam)
     estimate = Estimate(advantages, advantages + values)
     return whitened(estimate) if whiten_turns else estimate

@@ -18,8 +18,8 @@ Published settings: gamma 0.95, step weight 1, 16 tasks × 8 attempts, learning 
 ALFWorld: "mean_std_norm", 50 turns, penalty 0.1; WebShop: "mean_norm", 15 turns, penalty 0.1; search: "mean_std_norm",
 4 turns, penalty 0.01, similarity 0.9.
 
-Left out: the KL penalty inside the reward, and the duplicated rows with which the authors' trainer fills its last batch
-and which then count in the statistics.
+A KL penalty inside the reward counts in R alone, as in the authors' code. Left out: the duplicated rows with which
+their trainer fills its last batch and which then count in the statistics.
 """
 
 from __future__ import annotations

@@ -8,8 +8,6 @@ al., arXiv 2503.20783. The answers are those of verl's `compute_grpo_outcome_adv
 
 Published settings for ALFWorld (verl-agent): 16 tasks × 8 attempts, 50 turns, invalid penalty 0.1, statistics over
 turns, learning rate 1e-6, KL loss 0.01 (k3). Dr.GRPO goes with the aggregation "seq-mean-token-sum-norm" and no KL.
-
-Left out: the KL penalty inside the reward.
 """
 
 from __future__ import annotations

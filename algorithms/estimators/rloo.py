@@ -8,8 +8,8 @@ of verl's `compute_rloo_outcome_advantage`; over turns, of verl-agent.
 verl has two versions of it, which differ for a group of one: the plain one keeps its raw score (`single="score"`), the
 vectorised one gives 0 (`single="zero"`).
 
-Published settings for ALFWorld (verl-agent): as GRPO. Left out: the KL penalty inside the reward and the ratio of whole
-sequences, with which the paper goes.
+Published settings for ALFWorld (verl-agent): as GRPO. The paper's KL is inside the
+reward. Left out: the ratio of whole sequences, with which the paper goes.
 """
 
 from __future__ import annotations

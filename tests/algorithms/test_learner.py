@@ -1,6 +1,8 @@
 """One update: the gradient is that of the formula, whatever the batch is cut into."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from agents.samples import Sample
 from algorithms import learner as learner_module
 from algorithms.batches import chosen_logprobs
 from algorithms.learner import Learner, check_precision
+from algorithms.losses import gspo_loss, nft_loss, reinforce_loss, topr_loss
 from algorithms.turn_table import TurnTable
 from tests.agents.toys import random_policy
 from tests.algorithms.test_trainer import learner_config
@@ -126,6 +129,219 @@ def test_bfloat16_is_refused_where_it_would_be_emulated(monkeypatch) -> None:
         check_precision("bfloat16", torch.device("cpu"))
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     assert check_precision("bfloat16", torch.device("cpu")) is torch.bfloat16
+
+
+# -- what an update minimises ----------------------------------------------------------------------------------------
+def logits_of(model, sample: Sample) -> torch.Tensor:
+    """[C, V] what each sampled id was drawn from."""
+    places = torch.tensor([j - 1 for j, on in enumerate(sample.mask) if on])
+    return model(torch.tensor([sample.ids])).logits[0, places]
+
+
+def logprobs_of(model, sample: Sample) -> torch.Tensor:
+    """[C] the log-probabilities of the sampled ids."""
+    chosen = torch.tensor([i for i, on in zip(sample.ids, sample.mask, strict=True) if on])
+    return logits_of(model, sample).log_softmax(-1).gather(-1, chosen[:, None])[:, 0]
+
+
+def off_policy(batch: list[Sample], size: float = 0.5) -> None:
+    """As if another engine had sampled, whose log-probabilities are not quite the same."""
+    rng = np.random.default_rng(5)
+    for sample in batch:
+        sample.logprobs = [
+            p + size * rng.normal() if on else 0.0 for p, on in zip(sample.logprobs, sample.mask, strict=True)
+        ]
+
+
+def moved(model) -> None:
+    """Weights that have come away from where they began."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+
+
+Term = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def assert_the_update_is(expected: Term, advantages=None, prepare=off_policy, **changes) -> dict[str, float]:
+    """The step of an update is the gradient of the mean over sequences of `expected`, which gets of each sequence the
+    log-probabilities [C], those of the sampler, of the reference, and the advantages.
+    """
+    policy = random_policy()
+    batch, table, drawn = samples()
+    prepare(batch)
+    learner = Learner(policy.model, learner_config(minibatches=1, grad_clip=1e9, micro_batch_tokens=200, **changes))
+    learner.optimizer = torch.optim.SGD(policy.model.parameters())
+    reference = random_policy().model  # as it was when the learner was made
+    moved(policy.model)
+    chosen = table.per_token(drawn if advantages is None else advantages).reshape(5, 6)  # two turns of three tokens
+    terms = []
+    for sample, of_sample in zip(batch, torch.tensor(chosen, dtype=torch.float32), strict=True):
+        sampler = torch.tensor([p for p, on in zip(sample.logprobs, sample.mask, strict=True) if on])
+        with torch.no_grad():
+            known = logprobs_of(reference, sample)
+        terms.append(expected(logprobs_of(policy.model, sample), sampler, known, of_sample))
+    loss = torch.stack(terms).mean()
+    gradients = torch.autograd.grad(loss, list(policy.model.parameters()))
+    before = [p.detach().clone() for p in policy.model.parameters()]
+    metrics = learner.update(batch, table, drawn if advantages is None else advantages, np.random.default_rng(0), 1.0)
+    assert metrics["train/loss"] == pytest.approx(float(loss.detach()), rel=1e-4, abs=1e-6)
+    for old, new, gradient in zip(before, policy.model.parameters(), gradients, strict=True):
+        torch.testing.assert_close(old - new.detach(), gradient, atol=1e-5, rtol=1e-3)
+    return metrics
+
+
+def test_the_losses_are_the_objective() -> None:
+    successes = np.array([0.75, -0.25] * 5)  # of one success in four
+
+    def nft(logprobs, sampler, _, advantages):
+        good = advantages > 0
+        ratio = (logprobs - sampler).exp()
+        implied = (1 - 0.25 * ratio) / 0.75
+        # A share of its gradient passes the floor of 1, at which its logarithm is 0.
+        bad = torch.where(implied > 1, implied.log(), implied - implied.detach())
+        return -(0.75 * torch.where(good, logprobs - sampler, bad)).mean()
+
+    def gspo(logprobs, sampler, _, advantages):
+        return -(advantages * (logprobs - sampler).mean().exp()).mean()
+
+    def topr(logprobs, sampler, _, advantages):
+        taper = (logprobs - sampler).sum().detach().exp().clamp(max=1.0)
+        return -(torch.where(advantages < 0, taper, 1.0) * advantages * logprobs).mean()
+
+    def imitation(logprobs, _sampler, _reference, advantages):
+        return -(advantages * logprobs).mean()
+
+    for mine, loss, advantages in [
+        (nft, nft_loss, successes),
+        (topr, topr_loss, None),
+        (imitation, reinforce_loss, None),
+    ]:
+        assert_the_update_is(mine, advantages, loss=loss)
+    # The gradient of GSPO is a token's own; where all of a sequence share an advantage it is that of the one ratio.
+    shared = np.repeat(np.random.default_rng(3).normal(size=5), 2)
+    wide = partial(gspo_loss, eps_low=0.999, eps_high=99.0)
+    assert_the_update_is(gspo, shared, loss=wide, aggregation="seq-mean-token-mean")
+
+
+@pytest.mark.parametrize(
+    ("estimator", "term"),
+    [
+        ("k1", lambda d: d),
+        ("abs", lambda d: d.abs()),
+        ("k2", lambda d: d**2 / 2),
+        ("k3", lambda d: (-d).exp() + d - 1),
+        ("k3+", lambda d: d**2 / 2 + ((-d).exp() + d - 1 - d**2 / 2).detach()),
+    ],
+)
+def test_kl_in_the_loss_is_the_estimator_that_was_chosen(estimator: str, term) -> None:
+    def expected(logprobs, sampler, reference, advantages):
+        return (-advantages * logprobs + 0.3 * term(logprobs - reference)).mean()
+
+    metrics = assert_the_update_is(expected, loss=reinforce_loss, kl_coef=0.3, kl_estimator=estimator)
+    assert metrics["train/kl"] != 0.0
+
+
+def test_kl_in_the_reward_is_told_and_stays_out_of_the_loss() -> None:
+    def expected(logprobs, sampler, reference, advantages):
+        return -(advantages * logprobs).mean()
+
+    options = {"loss": reinforce_loss, "kl_coef": 0.3, "kl_estimator": "k1", "kl_in": "reward"}
+    assert "train/kl" not in assert_the_update_is(expected, **options)
+    policy = random_policy()
+    batch, _, _ = samples()
+    learner = Learner(policy.model, learner_config(**options))
+    off_policy(batch)
+    sampler = np.concatenate([[p for p, on in zip(s.logprobs, s.mask, strict=True) if on] for s in batch])
+    exact = torch.cat([logprobs_of(policy.model, sample) for sample in batch]).detach().numpy()
+    np.testing.assert_allclose(learner.reference_kl(batch), sampler - exact, atol=1e-5)
+    corrected = Learner(policy.model, learner_config(**options, importance_cap=2.0))
+    moved(policy.model)  # the reference stays where it was, and with a cap it is the trained weights that it is told of
+    now = torch.cat([logprobs_of(policy.model, sample) for sample in batch]).detach().numpy()
+    np.testing.assert_allclose(corrected.reference_kl(batch), now - exact, atol=1e-5)
+
+
+def test_an_entropy_bonus_is_the_gradient_of_the_entropies() -> None:
+    policy = random_policy()
+    batch, table, advantages = samples()
+    moved(policy.model)
+    config = learner_config(minibatches=1, grad_clip=1e9, loss=reinforce_loss, entropy_coef=0.4)
+    learner = Learner(policy.model, config)
+    learner.optimizer = torch.optim.SGD(policy.model.parameters())
+    entropies = torch.cat([torch.distributions.Categorical(logits=logits_of(policy.model, s)).entropy() for s in batch])
+    gradients = torch.autograd.grad(-0.4 * entropies.mean(), list(policy.model.parameters()))
+    before = [p.detach().clone() for p in policy.model.parameters()]
+    metrics = learner.update(batch, table, advantages * 0, np.random.default_rng(0), 1.0)
+    assert metrics["train/entropy"] == pytest.approx(float(entropies.detach().mean()), rel=1e-5)
+    assert metrics["train/loss"] == pytest.approx(-0.4 * metrics["train/entropy"], rel=1e-5)
+    for old, new, gradient in zip(before, policy.model.parameters(), gradients, strict=True):
+        torch.testing.assert_close(old - new.detach(), gradient, atol=1e-5, rtol=1e-3)
+
+
+def test_a_capped_importance_weight_corrects_for_the_sampler() -> None:
+    """The ratio begins at 1, from log-probabilities that were computed anew, and the sampler's enter the weight."""
+    ratios: list[torch.Tensor] = []
+
+    def expected(logprobs, sampler, reference, advantages):
+        ratio = (logprobs - sampler).detach().exp()
+        ratios.append(ratio)
+        return -(advantages * ratio.clamp(max=1.2) * (logprobs - logprobs.detach()).exp()).mean()
+
+    metrics = assert_the_update_is(expected, importance_cap=1.2)
+    seen = torch.cat(ratios)
+    assert metrics["train/clip_fraction"] == 0.0
+    assert metrics["mismatch/kl"] == pytest.approx(-float(seen.log().mean()), rel=1e-3)
+    assert metrics["mismatch/max_ratio"] == pytest.approx(float(seen.log().abs().max().exp()), rel=1e-3)
+    assert 0 < metrics["mismatch/capped"] < 1
+    assert metrics["mismatch/capped"] == pytest.approx(float((seen > 1.2).float().mean()))
+
+
+@pytest.mark.parametrize("aggregation", ["token-mean", "turn-mean", "trajectory-mean", "seq-mean-token-sum"])
+def test_a_probability_mask_leaves_tokens_out_of_sum_and_divisor(aggregation: str) -> None:
+    policy = random_policy()
+    batch, table, advantages = samples()
+    sampler = np.array([p for s in batch for p, on in zip(s.logprobs, s.mask, strict=True) if on]).reshape(5, 2, 3)
+    threshold = float(np.exp(np.quantile(sampler, 0.6)))
+    config = learner_config(
+        minibatches=1, grad_clip=1e9, loss=reinforce_loss, probability_mask=threshold, aggregation=aggregation,
+        micro_batch_tokens=200,
+    )  # fmt: skip
+    learner = Learner(policy.model, config)
+    learner.optimizer = torch.optim.SGD(policy.model.parameters())
+    kept = torch.tensor(sampler < np.log(threshold))
+    assert 0 < kept.sum() < 30
+    own = torch.stack([logprobs_of(policy.model, sample) for sample in batch]).reshape(5, 2, 3)
+    losses = torch.where(kept, -torch.tensor(advantages.reshape(5, 2, 1), dtype=torch.float32) * own, 0.0)
+    loss = {
+        "token-mean": losses.sum() / kept.sum(),
+        "seq-mean-token-sum": losses.sum() / kept.any(2).any(1).sum(),
+        "turn-mean": (losses.sum(2) / kept.sum(2).clamp(min=1)).sum() / kept.any(2).sum(),
+        "trajectory-mean": (losses.sum((1, 2)) / kept.sum((1, 2)).clamp(min=1)).sum() / kept.any(2).any(1).sum(),
+    }[aggregation]
+    gradients = torch.autograd.grad(loss, list(policy.model.parameters()))
+    before = [p.detach().clone() for p in policy.model.parameters()]
+    metrics = learner.update(batch, table, advantages, np.random.default_rng(0), 1.0)
+    assert metrics["train/loss"] == pytest.approx(float(loss.detach()), rel=1e-4)
+    assert metrics["mismatch/max_ratio"] == pytest.approx(1.0, abs=1e-4)
+    for old, new, gradient in zip(before, policy.model.parameters(), gradients, strict=True):
+        torch.testing.assert_close(old - new.detach(), gradient, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"aggregation": "token_mean"}, "did you mean 'token-mean'"),
+        ({"kl_estimator": "k4"}, "algo.kl_estimator"),
+        ({"kl_in": "rewards"}, "did you mean 'reward'"),
+        ({"aggregation": "seq-mean-token-sum-norm"}, "needs a constant"),
+        ({"loss_divisor": 10.0}, "no other takes one"),
+        ({"probability_mask": 1.5}, "between 0 and 1"),
+    ],
+)
+def test_an_objective_that_cannot_be_is_told_before_a_run(change: dict, said: str) -> None:
+    with pytest.raises((ValueError, LookupError), match=said):
+        learner_config(**change)
 
 
 # -- memory -----------------------------------------------------------------------------------------------------------

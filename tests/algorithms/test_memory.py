@@ -14,7 +14,7 @@ from tests.algorithms.test_trainer import learner_config
 def test_what_is_counted_is_exact() -> None:
     policy = random_policy()
     learner = Learner(policy.model, learner_config(kl_coef=0.1))
-    learner._gradients(learner._examples(*samples()))
+    learner._gradients(learner._examples(*samples())[0])
     parts = estimate_memory(policy.model, learner.config, episodes=3)
     tensors = list(policy.model.parameters())
     assert parts["weights"] == sum(t.nbytes for t in tensors)
@@ -29,7 +29,7 @@ def kept_for_backward(config: LearnerConfig) -> int:
     """Bytes that one forward pass over five sequences keeps for its backward pass, weights apart."""
     policy = random_policy(layers=4)
     learner = Learner(policy.model, config)
-    examples = learner._examples(*samples())
+    examples, _ = learner._examples(*samples())
     own = {t.data_ptr() for t in policy.model.parameters()}
     sizes: dict[int, int] = {}
 

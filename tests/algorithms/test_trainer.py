@@ -1,6 +1,7 @@
 """The whole loop on a small environment: it learns, it resumes bit for bit, and it leaves nothing half-written."""
 
 import json
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from agents.rollout import Job, rollout
 from algorithms.checkpoint import checkpoints
 from algorithms.estimators.gigpo import gigpo
 from algorithms.estimators.grpo import grpo
-from algorithms.learner import Learner, LearnerConfig
+from algorithms.learner import Learner, LearnerConfig, Objective
 from algorithms.losses import clip_loss
 from algorithms.trainer import Trainer, TrainerConfig
 from algorithms.warm_start import WarmStart, warm_start
@@ -40,12 +41,14 @@ class Quiet:
 
 
 def learner_config(**changes) -> LearnerConfig:
+    """`changes` are of the configuration or of its objective."""
+    objective = {f.name: changes.pop(f.name) for f in fields(Objective) if f.name in changes}
     settings = {
-        "loss": clip_loss, "aggregation": "token-mean", "loss_divisor": None, "kl_coef": 0.0, "learning_rate": 2e-3,
-        "final_learning_rate": 1e-3, "warmup_updates": 0, "weight_decay": 0.0, "grad_clip": 1.0, "minibatches": 2,
-        "micro_batch_tokens": 2048, "gradient_checkpointing": False, "precision": "float32", "temperature": 1.0,
+        "learning_rate": 2e-3, "final_learning_rate": 1e-3, "warmup_updates": 0, "weight_decay": 0.0, "grad_clip": 1.0,
+        "minibatches": 2, "micro_batch_tokens": 2048, "gradient_checkpointing": False, "precision": "float32",
+        "temperature": 1.0,
     }  # fmt: skip
-    return LearnerConfig(**{**settings, **changes})
+    return LearnerConfig(Objective(**{"loss": clip_loss, **objective}), **{**settings, **changes})
 
 
 def warm_policy(pool: EnvPool, steps: int = 45) -> LocalPolicy:

@@ -97,3 +97,14 @@ def test_the_order_of_the_rows_says_nothing(table: TurnTable, data: Any) -> None
 def test_what_is_no_table_is_told(changes: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(EXAMPLE, **changes)
+
+
+def test_what_was_paid_for_tokens_counts_in_turns_and_episodes() -> None:
+    table = replace(
+        EXAMPLE,
+        tokens=np.array([2, 1, 1, 1]),
+        token_signals={"token_reward": np.array([-1.0, -2.0, -4.0, -8.0, -16.0])},
+    )
+    np.testing.assert_array_equal(table.paid(), [-3.0, -4.0, -8.0, -6.0])
+    np.testing.assert_array_equal(table.episode_rewards(), [-7.0, -7.0, -14.0, -14.0])
+    np.testing.assert_array_equal(table.discounted_returns(0.5), EXAMPLE.discounted_returns(0.5))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import hydra
@@ -9,7 +10,7 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from algorithms.learner import LearnerConfig
+from algorithms.learner import LearnerConfig, Objective
 from algorithms.trainer import TrainerConfig
 from scripts.train import LEARNER_KEYS
 
@@ -31,7 +32,9 @@ def test_every_part_of_a_preset_can_be_made(name: str) -> None:
         instantiate(part)
     settings = dict(config.trainer)
     learner = {key: settings.pop(key) for key in LEARNER_KEYS}
-    LearnerConfig(loss=None, aggregation="", loss_divisor=None, kl_coef=0, temperature=1, **learner)  # type: ignore[arg-type]
+    algo = instantiate(config.algo)
+    objective = Objective(**{field.name: algo[field.name] for field in fields(Objective)})
+    LearnerConfig(objective, temperature=1, **learner)  # type: ignore[arg-type]
     TrainerConfig(dynamic_sampling=False, **settings)
 
 
