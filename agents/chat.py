@@ -183,7 +183,11 @@ class Chat:
 
     def action_ids(self, tokenizer: Any, action: str) -> list[int]:
         """The completion that a demonstration of `action` would be, stop token included."""
-        return [*self._encode(tokenizer, self.parser.write(action)), tokenizer.eos_token_id]
+        return [*self._encode(tokenizer, self.write(action)), tokenizer.eos_token_id]
+
+    def write(self, action: str) -> str:
+        """The action in the form that was asked for, without reasoning."""
+        return self.parser.write(action)
 
 
 def _after_reasoning(tokenizer: Any, ids: tuple[int, ...], prefilled: bool) -> tuple[int, ...]:

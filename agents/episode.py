@@ -41,6 +41,8 @@ class Turn:
     prompt_ids: list[int] = field(default_factory=list)  # [P]
     completion_ids: list[int] = field(default_factory=list)  # [C]
     logprobs: list[float] = field(default_factory=list)  # [C]
+    turn_reward: float | None = None  # what a rule of the environment paid beside it; None where it has none
+    tool_result: bool | None = None  # whether a tool gave a result; None where the environment does not say
     advantage: float | None = None  # what training gave it
 
 
@@ -49,7 +51,8 @@ class Episode:
     """One attempt at one task: its turns, how it ended, and what it was worth.
 
     `group` numbers the attempts that share a task and a start, which group-relative methods compare. `score` is in
-    [0, 1]; `success` is what the environment said; `error` holds the traceback where it ended by one.
+    [0, 1]; `success` is what the environment said; `error` holds the traceback where it ended by one. `answers` are the
+    right ones, any of them, where the environment has a question and tells.
     """
 
     task: Task
@@ -60,6 +63,7 @@ class Episode:
     stop_reason: StopReason | None = None
     score: float = 0.0
     success: bool = False
+    answers: list[str] | None = None
     policy_version: int = 0
     seed: int = 0
     error: str = ""

@@ -32,6 +32,9 @@ class Prompter(Protocol):
     def action_ids(self, tokenizer: Any, action: str) -> list[int]:
         """The completion that a demonstration of `action` would be, stop token included."""
 
+    def write(self, action: str) -> str:
+        """The text of that completion: `parse` gives the action back."""
+
     def parse(self, text: str) -> str | None:
         """The action in a completion's text; None when there is none."""
 
@@ -53,7 +56,11 @@ class Transcript:
 
     def action_ids(self, tokenizer: Any, action: str) -> list[int]:
         """The action's ids and the end-of-sequence token."""
-        return [*self._encode(tokenizer, action), tokenizer.eos_token_id]
+        return [*self._encode(tokenizer, self.write(action)), tokenizer.eos_token_id]
+
+    def write(self, action: str) -> str:
+        """The action and nothing else."""
+        return action
 
     def parse(self, text: str) -> str | None:
         """The whole text is the action; None when it is blank."""
@@ -116,8 +123,11 @@ class Template:
 
     def action_ids(self, tokenizer: Any, action: str) -> list[int]:
         """The action in its tags, and the end-of-sequence token."""
-        text = f"<action>{action}</action>"
-        return [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
+        return [*tokenizer.encode(self.write(action), add_special_tokens=False), tokenizer.eos_token_id]
+
+    def write(self, action: str) -> str:
+        """The action in its tags."""
+        return f"<action>{action}</action>"
 
     def parse(self, text: str) -> str | None:
         """What stands between the first pair of action tags, in lower case as the official projection does."""

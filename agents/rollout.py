@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from agents.agent import Agent, View
 from agents.episode import Episode, Turn
-from envs.core import StopReason, Task
+from envs.core import TURN_KEYS, StopReason, Task
 from envs.pool import EnvPool, Outcome
 
 
@@ -113,7 +113,11 @@ class _Stage:
                 )
             )
         for slot, outcome in self.pool.step(actions).items():
-            views[slot].episode.turns[-1].reward = float(outcome.reward)
+            turn = views[slot].episode.turns[-1]
+            turn.reward = float(outcome.reward)
+            for key, kind in TURN_KEYS.items():
+                if key in outcome.info:
+                    setattr(turn, key, kind(outcome.info[key]))
             self._see(slot, outcome)
 
     def _see(self, slot: int, outcome: Outcome) -> None:
@@ -125,6 +129,7 @@ class _Stage:
         view.observation, view.info = outcome.observation, info
         episode = view.episode
         episode.goal, episode.score, episode.success = info["goal"], float(info["score"]), bool(info["success"])
+        episode.answers = info["answers"]
         if outcome.terminated or outcome.truncated:
             self._end(slot, StopReason(info["stop_reason"]))
         elif self.max_turns is not None and len(episode.turns) >= self.max_turns:

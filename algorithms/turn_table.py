@@ -23,15 +23,15 @@ COLUMNS = {
 
 # What estimators may ask for: its shape (N turns, M sampled tokens), its meaning, and the signal that measures it.
 SIGNALS = {
-    "answer_logprob": "[N] mean log-probability of the right answer before the turn, NaN unmeasured (answer belief)",
+    "answer_logprob": "[N] mean log-probability of the right answer before the turn, NaN unmeasured (answer_gain)",
     "entropy": "[N] mean entropy of the policy over the turn's tokens, in nats (entropy)",
     "mc_value": "[N] mean return of fresh attempts from before the turn, NaN unmeasured (Monte Carlo)",
     "next_value": "[N] value of what follows an episode that was cut off, on its last turn, 0 elsewhere (critic)",
     "node": "[N] the turn's node in the tree of attempts at a task, the same for all that share it (tree rollout)",
     "prm": "[N] score of the turn by a process reward model (implicit PRM, judge)",
-    "tool_result": "[N] whether a tool's result came back after the turn (verifiable turn rewards)",
+    "tool_result": "[N] whether a tool's result came back after the turn (turn_rewards)",
     "tree": "[N] the tree that the turn's episode is a branch of (tree rollout)",
-    "turn_reward": "[N] what a rule paid for the turn, beside the environment's reward (verifiable turn rewards)",
+    "turn_reward": "[N] what a rule paid for the turn, beside the environment's reward (turn_rewards)",
     "value": "[N] value of the state before the turn (critic)",
 }
 TOKEN_SIGNALS = {

@@ -19,7 +19,11 @@ import gymnasium as gym
 
 PLUGIN_GROUP = "polyturn.envs"
 # Gymnasium's own checks are left out: they know numbers, and the house's environments keep the contract of `core`.
-_HOUSE = {"polyturn/ALFWorld-v0": "envs.alfworld.env:ALFWorldEnv"}
+_HOUSE = {
+    "polyturn/ALFWorld-v0": "envs.alfworld.env:ALFWorldEnv",
+    "polyturn/KeyCorridor-v0": "envs.key_corridor.env:KeyCorridorEnv",
+    "polyturn/Lookup-v0": "envs.lookup.env:LookupEnv",
+}
 
 _loaded: set[metadata.EntryPoint] = set()
 _errors: dict[metadata.EntryPoint, str] = {}

@@ -57,7 +57,7 @@ from typing import Any, NamedTuple, TypeAlias
 import gymnasium as gym
 import numpy as np
 
-from envs.core import INFO_KEYS, EpisodeOverError, Expert, Info, StopReason, Task, TaskSet, UnknownNameError
+from envs.core import INFO_KEYS, TURN_KEYS, EpisodeOverError, Expert, Info, StopReason, Task, TaskSet, UnknownNameError
 
 Env: TypeAlias = gym.Env[str, str]
 
@@ -264,7 +264,7 @@ def _demand_equal(expected: Sequence[_Event], got: Sequence[_Event], where: str)
         for name in ("observation", "reward", "terminated", "truncated"):
             old, new = getattr(a, name), getattr(b, name)
             _demand(old == new, f"{where}, {name} of turn {turn} is {new!r:.200}, not {old!r:.200} as before")
-        for key in INFO_KEYS:
+        for key in (*INFO_KEYS, *TURN_KEYS):
             old, new = a.info.get(key), b.info.get(key)
             _demand(old == new, f"{where}, info[{key!r}] of turn {turn} is {new!r:.200}, not {old!r:.200} as before")
 

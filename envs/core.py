@@ -28,6 +28,8 @@ import numpy as np
 Info: TypeAlias = dict[str, Any]
 # What `reset` and `step` of every text environment put into `info`.
 INFO_KEYS = ("goal", "admissible", "score", "success", "state_key", "answers", "stop_reason")
+# What `step` may add of its turn: what a rule pays for it beside the reward, and whether a tool gave a result.
+TURN_KEYS = {"turn_reward": float, "tool_result": bool}
 
 
 class StopReason(StrEnum):

@@ -3,7 +3,8 @@
     python -m scripts.train env=gym env.id=their_module:TheirEnv-v0
 
 A task is a seed, and `reset(seed=…)` is what makes an episode of it. `TextAdapter` fills in what the contract of
-`envs.core` asks for beside the text; an environment says more by putting the keys of `INFO_KEYS` into its `info`.
+`envs.core` asks for beside the text; an environment says more by putting the keys of `INFO_KEYS` and `TURN_KEYS` into
+its `info`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import importlib
 import inspect
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, SupportsFloat
 
@@ -22,8 +23,8 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 import envs
 from envs.core import (
+    TURN_KEYS,
     EpisodeOverError,
-    Expert,
     FreeText,
     Info,
     Manifest,
@@ -32,15 +33,16 @@ from envs.core import (
     UnknownNameError,
     hash_tasks,
 )
+from envs.seed_tasks import SeedTasks
 
-FIRST_SEEDS = {"train": 0, "valid": 1_000_000}
 DEFAULT_MAX_TURNS = 50
 
 
 class TextAdapter(gym.Wrapper[str, str, str, str]):
     """Gives a Gymnasium environment of strings the info, the endings and the turn limit of `envs.core`.
 
-    What the environment's `info` holds of `INFO_KEYS` is passed on, other keys are not. What it does not hold:
+    What the environment's `info` holds of `INFO_KEYS` and `TURN_KEYS` is passed on, other keys are not. What it does
+    not hold of the first:
 
     - `goal`: the first observation; `state_key`: the observation; `admissible` and `answers`: None;
     - `success`: the environment has terminated with a positive reward. A success ends the episode, and its score is 1;
@@ -126,6 +128,7 @@ class TextAdapter(gym.Wrapper[str, str, str, str]):
             "state_key": info.get("state_key", observation),
             "answers": None if answers is None else list(answers),
             "stop_reason": stop,
+            **{key: info[key] for key in TURN_KEYS if key in info},
         }
 
 
@@ -133,15 +136,13 @@ def _takes_text(space: gym.Space[Any]) -> bool:
     return isinstance(space, gym.spaces.Text) or space.contains("a")
 
 
-class GymTasks:
-    """Seeds of a Gymnasium environment as tasks: train from 0 on, valid from 1,000,000 on. A `TaskSet`.
+class GymTasks(SeedTasks):
+    """Seeds of a Gymnasium environment as tasks.
 
     `id` is a Gymnasium id, `Env-v0`, with the module that registers it before a colon where it is not registered
     yet: `their_module:Env-v0`. `kwargs` go to the environment's constructor. `max_turns` None takes the id's
     `max_episode_steps`. Raises `UnknownNameError` for an id that nobody registers.
     """
-
-    splits: Sequence[str] = tuple(FIRST_SEEDS)
 
     def __init__(
         self,
@@ -153,34 +154,19 @@ class GymTasks:
     ) -> None:
         self._spec = _find_spec(id)
         self._kwargs = dict(kwargs or {})
-        self._sizes = {"train": train_tasks, "valid": valid_tasks}
-        if not 0 < train_tasks <= FIRST_SEEDS["valid"] or valid_tasks < 1:
-            raise ValueError(
-                f"train_tasks must be in 1 to {FIRST_SEEDS['valid']}, where the seeds of valid begin, and valid_tasks "
-                f"at least 1; got {train_tasks} and {valid_tasks}"
-            )
         limits = {
             "as was asked": max_turns,
             "its max_episode_steps": self._spec.max_episode_steps,
             "by default, as it has no max_episode_steps": DEFAULT_MAX_TURNS,
         }
-        self._limit_from, self._max_turns = next((why, n) for why, n in limits.items() if n is not None)
-        if self._max_turns < 1:
-            raise ValueError(f"max_turns must be at least 1, got {self._max_turns}")
-
-    @property
-    def env_id(self) -> str:
-        return self._spec.id
-
-    @property
-    def max_turns(self) -> int:
-        return self._max_turns
+        self._limit_from, limit = next((why, n) for why, n in limits.items() if n is not None)
+        super().__init__(self._spec.id, limit, train_tasks, valid_tasks)
 
     def manifest(self, split: str) -> Manifest:
-        """Ids are `seed-0000000` and so on; the hash is over them and what the environment is made from."""
+        """The hash is over the ids and what the environment is made from."""
         kwargs = json.dumps(self._spec.kwargs | self._kwargs, sort_keys=True, default=_type_name)
         made_from = f"{self.env_id} {kwargs}\n{self._source()}".encode()
-        ids = tuple(_task_id(seed) for seed in self._seeds(split))
+        ids = self.ids(split)
         return Manifest(self.env_id, split, ids, hash_tasks((task_id, made_from) for task_id in ids))
 
     def _source(self) -> str:
@@ -197,36 +183,15 @@ class GymTasks:
             source = ""
         return f"{_type_name(creator)}\n{source}"
 
-    def task(self, split: str, task_id: str) -> Task:
-        seeds = self._seeds(split)
-        number = task_id.removeprefix("seed-")
-        seed = int(number) if number.isdecimal() else -1
-        if seed not in seeds or task_id != _task_id(seed):
-            ends = [_task_id(seeds[0]), _task_id(seeds[-1])]
-            raise UnknownNameError(f"task of {self.env_id} {split}", task_id, ends, "the first and the last are shown")
-        return Task(id=task_id, env=self.env_id, split=split, seed=seed)
-
     def make(self) -> gym.Env[str, str]:
         """A new environment. Gymnasium's wrappers are left out: the adapter keeps order and counts turns itself."""
         bare = replace(self._spec, max_episode_steps=None, order_enforce=False, disable_env_checker=True)
         return TextAdapter(gym.make(bare, **self._kwargs), self.max_turns)
 
-    def expert(self) -> Expert | None:
-        """None: nobody's environment is known well enough."""
-        return None
-
     def describe(self) -> str:
-        splits = ", ".join(f"{size} {name} seeds from {FIRST_SEEDS[name]}" for name, size in self._sizes.items())
-        return f"{self.env_id} {self._kwargs or ''}: {splits}; at most {self.max_turns} turns ({self._limit_from})"
-
-    def _seeds(self, split: str) -> range:
-        if split not in FIRST_SEEDS:
-            raise UnknownNameError(f"split of {self.env_id}", split, FIRST_SEEDS)
-        return range(FIRST_SEEDS[split], FIRST_SEEDS[split] + self._sizes[split])
-
-
-def _task_id(seed: int) -> str:
-    return f"seed-{seed:07d}"
+        """With the arguments of the environment, and where the limit comes from."""
+        kwargs = f" with {self._kwargs}" if self._kwargs else ""
+        return f"{super().describe()} ({self._limit_from}){kwargs}"
 
 
 def _type_name(value: Any) -> str:

@@ -120,6 +120,8 @@ def result(episode: Episode) -> Text:
 def show_turn(number: int, turn: Turn, console: Console) -> None:
     """What was seen, what was done, and in a line what is known of it."""
     facts = [f"turn {number}", f"reward {turn.reward:g}"]
+    if turn.turn_reward is not None:
+        facts.append(f"turn reward {turn.turn_reward:g}")
     if turn.status is not ParseStatus.OK:
         facts.append(str(turn.status))
     if turn.completion_ids:

@@ -177,7 +177,7 @@ def test_a_model_that_was_prompted_otherwise_is_refused(cli: Cli) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["env=coridor"], "unknown env 'coridor'; did you mean 'corridor'?"),
+        (["env=coridor"], "unknown env 'coridor'; did you mean 'corridor' or 'key_corridor'?"),
         (["agnt=random"], "unknown key 'agnt'; did you mean 'agent'?"),
         (["pool.sise=3"], "unknown key of pool 'sise'; did you mean 'size'?; known: size, step_timeout, workers"),
         (["temperature=0"], "elsewhere there is agent.sampling.temperature"),

@@ -1,0 +1,123 @@
+"""How sure the policy is of the right answer before each turn, from which IGPO takes what the turn was worth.
+
+Where a turn begins, the policy is made to answer at once, with the right answer, and tells how likely that was: after
+the turn's prompt follow `thought` and an answer in the agent's form, such as
+
+    <think>
+    Now there's enough information to answer
+    </think>
+    <action>answer: green</action>
+
+and the belief is the mean log-probability of the tokens that hold a character of "green". Nothing is sampled.
+
+Wang et al., *Information Gain-based Policy Optimization*, arXiv 2510.14967 (ICLR 2026); sentence and spans are those of
+the authors' code of February 2026. It takes the first of several right answers, where the likeliest counts here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from agents.parsing import THINK_CLOSE, THINK_OPEN
+from agents.policies.base import Policy
+from agents.samples import Sample
+from algorithms.batches import Batch, read, sampled_logprobs
+from algorithms.signals.base import Bench, Measurement, Measures, Played
+
+PLACE = "{answer}"
+THOUGHT = f"{THINK_OPEN}\nNow there's enough information to answer\n{THINK_CLOSE}\n"
+
+
+class AnswerGain(Measures):
+    """Signal `answer_logprob`: one forward pass over the prompts of all turns, each with every right answer.
+
+    NaN where an episode has no answers, and where prompt and answer exceed the policy's context.
+    """
+
+    def __init__(self, bench: Bench, *, action: str = f"answer: {PLACE}", thought: str | None = None) -> None:
+        """`action` is how the environment is answered, `thought` what stands before it: None for IGPO's sentence where
+        the model has a chat template, and for nothing where it has none. Raises `ValueError`.
+        """
+        tokenizer = bench.agent.policy.tokenizer
+        if thought is None:
+            thought = THOUGHT if tokenizer.chat_template else ""
+        form = thought + bench.agent.prompter.write(action)
+        if form.count(PLACE) != 1:
+            raise ValueError(f"the action and the thought need one place for the answer, {PLACE}; got {form!r}")
+        if not tokenizer.is_fast:
+            raise ValueError(f"answer_gain needs a fast tokenizer, which tells offsets; got {type(tokenizer).__name__}")
+        self.bench, self.tokenizer = bench, tokenizer
+        self.before, self.after = form.split(PLACE)
+
+    def measure(self, played: Played) -> Measurement:
+        """Raises `ValueError` naming the environment where no episode has answers."""
+        bench = self.bench
+        if not any(episode.answers for episode in played.episodes):
+            env = played.episodes[0].task.env
+            raise ValueError(f"{env} tells no right answers: this method needs info['answers'], as env=lookup gives it")
+        asked, rows = self._ask(played, bench.agent.policy)
+
+        def logprobs(batch: Batch) -> Tensor:
+            return sampled_logprobs(bench.model, batch, 1.0, bench.dtype)[0]
+
+        said = read(asked, bench.micro_batch_tokens, bench.device, logprobs)
+        belief = np.full(len(played.table), np.nan)
+        np.fmax.at(belief, rows, sample_means(asked, said))
+        tokens = sum(len(sample.ids) for sample in asked)  # that were read: what it costs
+        known = belief[np.isfinite(belief)]
+        metrics = {"signal/answer_measured": len(known) / len(belief), "signal/answer_tokens": float(tokens)}
+        if len(known):
+            metrics["signal/answer_logprob"] = float(known.mean())
+        return Measurement({"answer_logprob": belief}, metrics=metrics)
+
+    def _ask(self, played: Played, policy: Policy) -> tuple[list[Sample], NDArray[np.int64]]:
+        """A sequence for each turn and answer, whose "sampled" ids are the answer's, and the row of its turn."""
+        asked, rows = [], []
+        row = 0
+        for episode in played.episodes:
+            for turn in episode.turns:
+                for answer in episode.answers or ():
+                    sample = self._answer(turn.prompt_ids, answer)
+                    if len(sample.ids) <= policy.context_length:
+                        asked.append(sample)
+                        rows.append(row)
+                row += 1
+        return asked, np.array(rows, dtype=np.int64)
+
+    def _answer(self, prompt: Sequence[int], answer: str) -> Sample:
+        """The ids up to the answer's end."""
+        before = self.before
+        tail = self.tokenizer.decode(prompt[-8:])
+        if tail.rstrip().endswith(THINK_OPEN):  # the chat template has begun the reasoning
+            before = before.removeprefix(THINK_OPEN)
+            before = before.removeprefix(tail[len(tail.rstrip()) :])
+        encoded = self.tokenizer(before + answer + self.after, add_special_tokens=False, return_offsets_mapping=True)
+        first, last = answer_span(encoded["offset_mapping"], len(before), len(before) + len(answer))
+        ids = encoded["input_ids"]
+        sample = Sample()
+        sample.extend([*prompt, *ids[:first]])
+        sample.extend(ids[first:last], [0.0] * (last - first), 0)
+        return sample
+
+
+def answer_span(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[int, int]:
+    """The first token that holds a character of text[start:end], and the one after the last. Raises `ValueError`.
+
+    A token that holds characters around it as well belongs to it: " green" is one token in "answer: green".
+    """
+    inside = [number for number, (a, b) in enumerate(offsets) if a < end and b > start]
+    if not inside:
+        raise ValueError(f"no token holds the characters {start} to {end} of {offsets}: is there an empty answer?")
+    return inside[0], inside[-1] + 1
+
+
+def sample_means(samples: Sequence[Sample], values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[S] the mean of `values`, which are those of each sample's sampled ids in turn."""
+    counts = np.array([sum(sample.mask) for sample in samples], dtype=np.int64)
+    sums = np.bincount(np.repeat(np.arange(len(samples)), counts), weights=values, minlength=len(samples))
+    means: NDArray[np.float64] = sums / counts
+    return means

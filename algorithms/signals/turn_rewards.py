@@ -1,0 +1,34 @@
+"""What rules of the environment paid for single turns, and which turns brought a tool's result back."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from algorithms.signals.base import Bench, Measurement, Measures, Played
+from envs.core import TURN_KEYS
+
+
+class TurnRewards(Measures):
+    """Signals `turn_reward` and `tool_result`: what `step` put into `info` under these names.
+
+    A turn whose step failed (a timeout, an error) has neither, and counts as 0 and no result.
+    """
+
+    def __init__(self, bench: Bench) -> None:
+        """Nothing of the run is needed."""
+
+    def measure(self, played: Played) -> Measurement:
+        """Raises `ValueError` naming the environment that does not say."""
+        columns = {}
+        for key, kind in TURN_KEYS.items():
+            values = []
+            for episode in played.episodes:
+                told = [getattr(turn, key) for turn in episode.turns]
+                if any(value is None for value in (told[:-1] if episode.error else told)):
+                    raise ValueError(
+                        f"{episode.task.env} says nothing of single turns: this method needs info[{key!r}] of every "
+                        "step, as env=lookup gives it"
+                    )
+                values += [value or 0 for value in told]
+            columns[key] = np.array(values, dtype=kind)
+        return Measurement(columns, metrics={f"signal/{key}": float(column.mean()) for key, column in columns.items()})

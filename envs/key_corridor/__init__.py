@@ -1,0 +1,1 @@
+"""A corridor with a locked door at its end, and a key in one of its rooms."""

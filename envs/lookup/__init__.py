@@ -1,0 +1,1 @@
+"""Questions to be answered by looking things up."""

@@ -1,0 +1,80 @@
+"""Tasks that are made from seeds: those of train from 0 on, of valid from 1,000,000 on."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+
+from envs.core import Expert, Manifest, Task, UnknownNameError, hash_tasks
+
+FIRST_SEEDS = {"train": 0, "valid": 1_000_000}
+
+
+class SeedTasks(ABC):
+    """A `TaskSet` whose tasks are seeds, and what `payload` makes of them. Ids are `seed-0000000` and so on."""
+
+    splits: Sequence[str] = tuple(FIRST_SEEDS)
+
+    def __init__(self, env_id: str, max_turns: int, train_tasks: int, valid_tasks: int) -> None:
+        """Raises `ValueError` for a limit or a size that cannot be."""
+        if not 0 < train_tasks <= FIRST_SEEDS["valid"] or valid_tasks < 1:
+            raise ValueError(
+                f"train_tasks must be in 1 to {FIRST_SEEDS['valid']}, where the seeds of valid begin, and valid_tasks "
+                f"at least 1; got {train_tasks} and {valid_tasks}"
+            )
+        if max_turns < 1:
+            raise ValueError(f"max_turns must be at least 1, got {max_turns}")
+        self.env_id, self.max_turns = env_id, max_turns
+        self.sizes = {"train": train_tasks, "valid": valid_tasks}
+        self._manifests: dict[str, Manifest] = {}
+
+    def payload(self, split: str, seed: int) -> dict[str, Any]:  # noqa: ARG002
+        """What the environment needs beside the seed, as plain data; the same for the same arguments."""
+        return {}
+
+    @abstractmethod
+    def make(self) -> gym.Env[str, str]:
+        """A new environment that plays any of these tasks."""
+
+    def expert(self) -> Expert | None:
+        """None: there is no expert."""
+        return None
+
+    def manifest(self, split: str) -> Manifest:
+        """Hashed over what `payload` gives. Raises `UnknownNameError`."""
+        if split not in self._manifests:
+            ids = self.ids(split)
+            contents = (json.dumps(self.payload(split, seed), sort_keys=True).encode() for seed in self.seeds(split))
+            self._manifests[split] = Manifest(self.env_id, split, ids, hash_tasks(zip(ids, contents, strict=True)))
+        return self._manifests[split]
+
+    def task(self, split: str, task_id: str) -> Task:
+        seeds = self.seeds(split)
+        number = task_id.removeprefix("seed-")
+        seed = int(number) if number.isdecimal() else -1
+        if seed not in seeds or task_id != _task_id(seed):
+            ends = [_task_id(seeds[0]), _task_id(seeds[-1])]
+            raise UnknownNameError(f"task of {self.env_id} {split}", task_id, ends, "the first and the last are shown")
+        return Task(id=task_id, env=self.env_id, split=split, seed=seed, payload=self.payload(split, seed))
+
+    def describe(self) -> str:
+        splits = ", ".join(f"{size} {name} seeds from {FIRST_SEEDS[name]}" for name, size in self.sizes.items())
+        return f"{self.env_id}: {splits}; at most {self.max_turns} turns"
+
+    def ids(self, split: str) -> tuple[str, ...]:
+        """The names of the seeds of a split, in their order."""
+        return tuple(_task_id(seed) for seed in self.seeds(split))
+
+    def seeds(self, split: str) -> range:
+        """The seeds of a split. Raises `UnknownNameError`."""
+        if split not in FIRST_SEEDS:
+            raise UnknownNameError(f"split of {self.env_id}", split, FIRST_SEEDS)
+        return range(FIRST_SEEDS[split], FIRST_SEEDS[split] + self.sizes[split])
+
+
+def _task_id(seed: int) -> str:
+    return f"seed-{seed:07d}"

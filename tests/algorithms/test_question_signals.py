@@ -1,0 +1,227 @@
+"""What the environment tells of answers and turns becomes columns, and the belief is what the model says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+import conf
+from agents.agent import Decision, PolicyAgent, View
+from agents.chat import Chat, History
+from agents.episode import Episode, read_episodes, write_episodes
+from agents.parsing import Json, Tagged
+from agents.policies.base import Sampling
+from agents.policies.local import LocalPolicy
+from agents.policies.tiny import build_model, build_tokenizer, vocabulary_size
+from agents.prompts import Transcript
+from agents.rollout import Job, rollout
+from algorithms.estimators.igpo import igpo
+from algorithms.estimators.mt_grpo import mt_grpo
+from algorithms.signals.answer_gain import THOUGHT, AnswerGain, answer_span
+from algorithms.signals.base import Bench, Played
+from algorithms.signals.turn_rewards import TurnRewards
+from envs.lookup.env import LookupTasks
+from envs.pool import EnvPool
+from tests.agents.toys import Corridors, corridor, random_policy
+
+TASKS = LookupTasks(train_tasks=16, valid_tasks=4)
+IDS = TASKS.manifest("train").ids
+
+
+class Expert(PolicyAgent):
+    """Plays what the environment's expert would, written in the prompter's ids; every other episode breaks off."""
+
+    def act(self, views: Sequence[View]) -> list[Decision]:
+        return [self._write(view) for view in views]
+
+    def _write(self, view: View) -> Decision:
+        expert = TASKS.expert()
+        turns = view.episode.turns
+        seen = [*(turn.observation for turn in turns), view.observation]
+        expert.reset(seen[0], {})
+        for turn, observation in zip(turns, seen[1:], strict=True):
+            expert.observe(turn.action, observation, {})
+        action = "answer: nothing" if view.key % 2 and turns else expert.act()
+        tokenizer = self.policy.tokenizer
+        prompt = self.prompter.prompt_ids(tokenizer, turns, view.observation, view.info)
+        ids = self.prompter.action_ids(tokenizer, action)
+        return Decision(action, prompt_ids=prompt, completion_ids=ids, logprobs=[-1.0] * len(ids))
+
+
+@pytest.fixture
+def pool() -> Iterator[EnvPool]:
+    with EnvPool(TASKS.make, 4) as made:
+        yield made
+
+
+def lookup_policy(context: int = 512) -> LocalPolicy:
+    texts = [word for i in IDS for word in (TASKS.task("train", i).payload["question"], "search: Anna", "answer: red")]
+    tokenizer = build_tokenizer(texts)
+    size = vocabulary_size(tokenizer)
+    model = build_model(size, width=32, layers=2, heads=2, feed_forward=64, context=context, seed=0)
+    return LocalPolicy(model, tokenizer)
+
+
+def bench_of(pool: EnvPool, prompter: Any = None, context: int = 512) -> Bench:
+    policy = lookup_policy(context)
+    if isinstance(prompter, Chat):
+        policy.tokenizer.chat_template = (
+            "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
+            "{% if add_generation_prompt %}[assistant] {{ opening or '' }}{% endif %}"
+        )
+    agent = Expert(policy, prompter or Transcript(), Sampling(1.0, 8), torch.Generator().manual_seed(0))
+    return Bench(policy.model, agent, pool, torch.float32, 512, 1.0, 8, 0)
+
+
+def play(bench: Bench, count: int = 6) -> list[Episode]:
+    jobs = [Job(TASKS.task("train", IDS[i // 2]), i // 2) for i in range(count)]
+    return rollout(bench.agent, bench.pool, jobs)
+
+
+# -- from info to the table -------------------------------------------------------------------------------------------
+def test_turns_and_episodes_keep_what_the_environment_told(pool: EnvPool, tmp_path: Path) -> None:
+    episodes = play(bench_of(pool))
+    won = episodes[0]
+    assert won.success
+    assert won.answers == won.task.payload["answers"]
+    assert [turn.turn_reward for turn in won.turns] == [1.0] * (len(won.turns) - 1) + [0.0]
+    assert [turn.tool_result for turn in won.turns] == [True] * (len(won.turns) - 1) + [False]
+    write_episodes(tmp_path / "episodes.jsonl", episodes)
+    assert list(read_episodes(tmp_path / "episodes.jsonl")) == episodes
+
+
+def test_turn_rewards_are_those_of_the_turns(pool: EnvPool) -> None:
+    bench = bench_of(pool)
+    played = Played.of(play(bench))
+    measured = TurnRewards(bench).measure(played)
+    turns = [turn for episode in played.episodes for turn in episode.turns]
+    assert measured.signals["turn_reward"].tolist() == [turn.turn_reward for turn in turns]
+    assert measured.signals["tool_result"].tolist() == [turn.tool_result for turn in turns]
+    assert measured.metrics["signal/turn_reward"] == np.mean([turn.turn_reward for turn in turns])
+    advantages = mt_grpo(played.measured(measured).table)
+    first = played.table.turn == 0
+    assert np.isfinite(advantages).all()
+    assert (advantages[first & (np.arange(len(turns)) == 0)] > 0).all()  # it searched, and it answered
+
+
+def test_a_step_that_failed_was_paid_nothing_and_a_missing_word_is_told(pool: EnvPool) -> None:
+    bench = bench_of(pool)
+    episodes = play(bench, 2)
+    episodes[0].error, episodes[0].turns[-1].turn_reward, episodes[0].turns[-1].tool_result = "boom", None, None
+    measured = TurnRewards(bench).measure(Played.of(episodes)).signals
+    last = len(episodes[0].turns) - 1
+    assert (measured["turn_reward"][last], measured["tool_result"][last]) == (0.0, False)
+    assert measured["tool_result"].dtype == np.bool_
+    episodes[0].error = ""
+    with pytest.raises(ValueError, match=r"polyturn/Lookup-v0 says nothing of single turns: .*'turn_reward'"):
+        TurnRewards(bench).measure(Played.of(episodes))
+
+
+def test_environments_without_answers_and_rules_are_named() -> None:
+    policy = random_policy()
+    with EnvPool(Corridors().make, 2) as pool:
+        agent = PolicyAgent(policy, Transcript(), Sampling(1.0, 6), torch.Generator().manual_seed(0))
+        bench = Bench(policy.model, agent, pool, torch.float32, 512, 1.0, 8, 0)
+        played = Played.of(rollout(agent, pool, [Job(corridor(2))], max_turns=2))
+    with pytest.raises(ValueError, match="test/Corridor-v0 tells no right answers"):
+        AnswerGain(bench).measure(played)
+    with pytest.raises(ValueError, match="test/Corridor-v0 says nothing of single turns"):
+        TurnRewards(bench).measure(played)
+
+
+# -- belief -----------------------------------------------------------------------------------------------------------
+def naive_belief(bench: Bench, prompt: list[int], before: str, answer: str, after: str) -> float:
+    """One sequence, a whole forward pass, and the span found by decoding one id after another."""
+    tokenizer = bench.agent.policy.tokenizer
+    ids = tokenizer.encode(before + answer + after, add_special_tokens=False)
+    texts = [tokenizer.decode(ids[:n]) for n in range(len(ids) + 1)]
+    span = [n for n in range(len(ids)) if len(texts[n]) < len(before + answer) and len(texts[n + 1]) > len(before)]
+    whole = torch.tensor([[*prompt, *ids]])
+    with torch.no_grad():
+        logprobs = bench.model(whole).logits[0].log_softmax(-1)
+    return float(np.mean([float(logprobs[len(prompt) + n - 1, ids[n]]) for n in span]))
+
+
+def chat(parser: Any, **options: Any) -> Chat:
+    return Chat("lookup", parser, History(), template_options=options)
+
+
+@pytest.mark.parametrize(
+    ("prompter", "before", "after"),
+    [
+        (Transcript(), "answer: ", ""),
+        (chat(Tagged()), f"{THOUGHT}<action>answer: ", "</action>"),
+        (chat(Json()), f'{THOUGHT}{{"action": "answer: ', '"}'),
+        (chat(Tagged(), opening="<think>"), f"{THOUGHT[7:]}<action>answer: ", "</action>"),
+        (chat(Tagged(), opening="<think>\n"), f"{THOUGHT[8:]}<action>answer: ", "</action>"),
+    ],
+    ids=["transcript", "tags", "json", "opened", "opened with a line"],
+)
+def test_the_belief_is_that_of_a_naive_computation(pool: EnvPool, prompter: Any, before: str, after: str) -> None:
+    bench = bench_of(pool, prompter, context=2048)
+    episodes = play(bench)
+    episodes[1].answers = ["dark green", "zwölf"]  # of several tokens, and of bytes; the likeliest counts
+    episodes[2].answers = None
+    played = Played.of(episodes)
+    measured = AnswerGain(bench).measure(played)
+    expected, tokens = [], 0
+    for episode in episodes:
+        for turn in episode.turns:
+            beliefs = [naive_belief(bench, turn.prompt_ids, before, a, after) for a in episode.answers or ()]
+            expected.append(max(beliefs, default=np.nan))
+            tokens += len(turn.prompt_ids) * len(beliefs)
+    belief = measured.signals["answer_logprob"]
+    np.testing.assert_allclose(belief, expected, atol=1e-5)
+    assert np.isnan(belief).sum() == len(episodes[2].turns)
+    assert measured.metrics["signal/answer_logprob"] == pytest.approx(np.nanmean(expected), abs=1e-5)
+    assert measured.metrics["signal/answer_measured"] == np.isfinite(belief).mean()
+    assert tokens < measured.metrics["signal/answer_tokens"] < tokens + 120 * len(belief)
+    assert np.isfinite(igpo(played.measured(measured).table)).all()
+
+
+def test_a_prompt_that_leaves_no_room_is_not_measured(pool: EnvPool) -> None:
+    bench = bench_of(pool)
+    played = Played.of(play(bench))
+    lengths = np.array([len(turn.prompt_ids) for episode in played.episodes for turn in episode.turns])
+    room = int(np.median(lengths)) + 3
+    bench.agent.policy.context_length = room  # type: ignore[misc]
+    belief = AnswerGain(bench).measure(played).signals["answer_logprob"]
+    assert 0 < np.isfinite(belief).sum() < len(belief)
+    assert np.isnan(belief[lengths >= room]).all()
+
+
+def test_a_form_without_a_place_and_a_slow_tokenizer_are_refused(pool: EnvPool) -> None:
+    bench = bench_of(pool)
+    with pytest.raises(ValueError, match=r"one place for the answer, \{answer\}"):
+        AnswerGain(bench, action="answer")
+    slow = SimpleNamespace(tokenizer=SimpleNamespace(chat_template=None, is_fast=False))
+    agent = SimpleNamespace(policy=slow, prompter=Transcript())
+    with pytest.raises(ValueError, match="a fast tokenizer"):
+        AnswerGain(replace(bench, agent=agent))  # type: ignore[arg-type]
+
+
+def test_a_token_that_reaches_over_the_edge_belongs_to_the_answer() -> None:
+    offsets = [(0, 6), (6, 7), (7, 10), (10, 14), (14, 16)]  # "answer", ":", " da", "rk g", "</"
+    assert answer_span(offsets, 8, 13) == (2, 4)
+    with pytest.raises(ValueError, match="empty answer"):
+        answer_span(offsets, 7, 7)
+
+
+# -- configurations ---------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("name", "estimator"), [("igpo", igpo), ("mt_grpo", mt_grpo)])
+def test_a_method_is_its_configuration(pool: EnvPool, name: str, estimator: Any) -> None:
+    algo = instantiate(OmegaConf.load(Path(conf.__path__[0]) / "algo" / f"{name}.yaml"))
+    bench = bench_of(pool)
+    played = Played.of(play(bench))
+    for make in algo.signals.values():
+        played = played.measured(make(bench).measure(played))
+    np.testing.assert_array_equal(algo.estimator(played.table), estimator(played.table))
