@@ -170,6 +170,25 @@ def probability_mask(old_logprobs: Tensor, mask: Tensor, *, threshold: float = 0
     return mask & (old_logprobs.detach() < math.log(threshold))
 
 
+def spo_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    threshold: float = 0.9,
+    eps_low: float = 0.2,
+    eps_high: float = 0.2,
+    dual_clip: float | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """`clip_loss` of the tokens in SPO's `probability_mask`, and 0 for the others, which means still count."""
+    unsure = probability_mask(old_logprobs, mask, threshold=threshold)
+    loss, stats = clip_loss(
+        logprobs, old_logprobs, advantages, unsure, eps_low=eps_low, eps_high=eps_high, dual_clip=dual_clip
+    )
+    return loss.masked_fill(~unsure, 0.0), stats | {"approx_kl": -_log_ratio(logprobs, old_logprobs, mask).detach()}
+
+
 def candidate_logprobs(logprob_sums: Tensor, lengths: Tensor, mask: Tensor) -> Tensor:
     """TWOSOME's policy over the K admissible actions of each of B states, [B, K], as log-probabilities.
 

@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from algorithms.losses import AGGREGATIONS, aggregate, aggregation_divisor, clip_loss, entropy, kl_estimate
+from algorithms.losses import (
+    AGGREGATIONS,
+    aggregate,
+    aggregation_divisor,
+    clip_loss,
+    entropy,
+    kl_estimate,
+    spo_loss,
+)
 from envs.core import UnknownNameError
 
 
@@ -35,6 +43,20 @@ def test_the_ratio_is_clamped_and_the_loss_stays_finite() -> None:
     mask = torch.ones(1, 2, dtype=torch.bool)
     loss, _ = clip_loss(tensor([[0.0, 0.0]]), tensor([[-500.0, 500.0]]), tensor([[-1.0, 1.0]]), mask, dual_clip=None)
     assert loss[0].tolist() == pytest.approx([np.exp(20.0), -np.exp(-20.0)])
+
+
+def test_spo_trains_the_tokens_that_were_unsure() -> None:
+    old = tensor([[0.95, 0.9, 0.5, 0.89, 0.5]]).log()
+    new = tensor([[0.9, 0.5, 0.7, 0.8, 0.5]]).log().requires_grad_()
+    advantages, mask = tensor([[1.0, 1.0, -1.0, 2.0, 1.0]]), torch.tensor([[True, True, True, True, False]])
+    loss, stats = spo_loss(new, old, advantages, mask)
+    plain, same_stats = clip_loss(new, old, advantages, mask, dual_clip=None)
+    assert loss[0, :2].tolist() == [0.0, 0.0]
+    assert loss[0, 2:4].tolist() == plain[0, 2:4].tolist()
+    (gradient,) = torch.autograd.grad(loss[mask].sum(), new)
+    assert (gradient != 0)[0].tolist() == [False, False, True, True, False]
+    torch.testing.assert_close(stats["approx_kl"], same_stats["approx_kl"])
+    assert spo_loss(new, old, advantages, mask, threshold=0.99)[0][0, 0] != 0
 
 
 def test_dual_clip_bounds_the_loss_of_bad_actions_only() -> None:

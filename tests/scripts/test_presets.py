@@ -32,7 +32,7 @@ def test_every_part_of_a_preset_can_be_made(name: str) -> None:
     settings = dict(config.trainer)
     learner = {key: settings.pop(key) for key in LEARNER_KEYS}
     LearnerConfig(loss=None, aggregation="", loss_divisor=None, kl_coef=0, temperature=1, **learner)  # type: ignore[arg-type]
-    TrainerConfig(dynamic_sampling=False, **settings)
+    TrainerConfig(dynamic_sampling=False, growth=None, **settings)
 
 
 def test_the_published_run_has_the_published_settings() -> None:
