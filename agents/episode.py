@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from envs.core import StopReason, Task
+from envs.core import Info, StopReason, Task
 
 
 class ParseStatus(StrEnum):
@@ -44,6 +44,18 @@ class Turn:
     turn_reward: float | None = None  # what a rule of the environment paid beside it; None where it has none
     tool_result: bool | None = None  # whether a tool gave a result; None where the environment does not say
     advantage: float | None = None  # what training gave it
+    # The state it was taken in, where the rollout was asked to keep it: never written, printed or compared.
+    start: Start | None = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Start:
+    """A place in the middle of an episode, where others can begin. They share `turns`, which were played before it."""
+
+    turns: tuple[Turn, ...]
+    observation: str
+    info: Info
+    snapshot: Any
 
 
 @dataclass
@@ -75,10 +87,13 @@ class Episode:
 
 
 def write_episodes(path: Path, episodes: Iterable[Episode], append: bool = False) -> None:
-    """Write episodes as JSON lines, one episode a line."""
+    """Write episodes as JSON lines, one episode a line. Where their turns started stays in memory."""
     with path.open("a" if append else "w", encoding="utf-8") as file:
         for episode in episodes:
-            file.write(json.dumps(asdict(episode), ensure_ascii=False) + "\n")
+            row = asdict(replace(episode, turns=[replace(turn, start=None) for turn in episode.turns]))
+            for turn in row["turns"]:
+                del turn["start"]
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def read_episodes(path: Path) -> Iterator[Episode]:

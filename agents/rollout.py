@@ -1,5 +1,8 @@
 """Play episodes: many at once, each from its first observation to an ending that has a name.
 
+One may also begin in the middle of another: `rollout(…, keep_starts=True)` keeps the state before each turn, and
+`Job(task, start=episode.turns[3].start)` plays on from there, after the same three turns.
+
 What holds of every rollout (the tests go through this list):
 
  1. Each job is played exactly once, and the episodes come back in the order of the jobs.
@@ -8,27 +11,34 @@ What holds of every rollout (the tests go through this list):
  4. The ids of a turn are those that were sampled. Nothing is encoded again.
  5. An environment that raises or hangs ends its own episode (`env_error`, `step_timeout`) and no other.
  6. The same jobs, agent and generator state give the same episodes, however many workers step the environments.
+ 7. An episode that begins in the middle of another has its turns up to there, the same objects, and the environment
+    in the state that it was in. Limits of turns count them; `episode_timeout` counts from the new beginning.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from agents.agent import Agent, View
-from agents.episode import Episode, Turn
+from agents.episode import Episode, Start, Turn
 from envs.core import TURN_KEYS, StopReason, Task
 from envs.pool import EnvPool, Outcome
 
 
 @dataclass(frozen=True)
 class Job:
-    """One episode to play: attempt at `task` in comparison group `group`, with the environment's `seed`."""
+    """One episode to play: attempt at `task` in comparison group `group`, with the environment's `seed`.
+
+    With a `start` it begins there. That is for agents that know an episode by its turns, as those with a policy do;
+    those that remember it by its key (endpoints, experts) have not seen it begin.
+    """
 
     task: Task
     group: int = 0
     seed: int = 0
+    start: Start | None = None
 
 
 def rollout(
@@ -39,15 +49,18 @@ def rollout(
     max_turns: int | None = None,
     episode_timeout: float | None = None,
     policy_version: int = 0,
+    keep_starts: bool = False,
     on_episode: Callable[[Episode], None] | None = None,
 ) -> list[Episode]:
     """Play all jobs, as many at a time as the pool has slots; a slot that falls free takes the next job.
 
     `max_turns` may end episodes earlier than the environment does (`turn_limit`), `episode_timeout` (seconds) ends
-    those that take too long (`episode_timeout`). `on_episode` is called with each episode as it ends.
+    those that take too long (`episode_timeout`). `keep_starts` keeps in each turn where it started, which takes an
+    environment with snapshots; without, episodes end with `env_error`. `on_episode` is called with each episode as it
+    ends.
     """
     seconds = float("inf") if episode_timeout is None else episode_timeout
-    stage = _Stage(agent, pool, jobs, max_turns, seconds, policy_version, on_episode)
+    stage = _Stage(agent, pool, jobs, max_turns, seconds, policy_version, keep_starts, on_episode)
     stage.fill()
     while stage.running:
         stage.play_turn()
@@ -72,27 +85,47 @@ class _Stage:
         max_turns: int | None,
         episode_timeout: float,
         policy_version: int,
+        keep_starts: bool,
         on_episode: Callable[[Episode], None] | None,
     ) -> None:
         self.agent, self.pool, self.jobs = agent, pool, jobs
-        self.max_turns, self.episode_timeout, self.on_episode = max_turns, episode_timeout, on_episode
-        self.episodes = [Episode(job.task, job.group, policy_version=policy_version, seed=job.seed) for job in jobs]
+        self.max_turns, self.episode_timeout = max_turns, episode_timeout
+        self.keep_starts, self.on_episode = keep_starts, on_episode
+        self.episodes = [
+            Episode(
+                job.task,
+                job.group,
+                turns=list(job.start.turns) if job.start else [],
+                policy_version=policy_version,
+                seed=job.seed,
+            )
+            for job in jobs
+        ]
         self.waiting = iter(range(len(jobs)))
         self.running: dict[int, _Running] = {}
 
     def fill(self) -> None:
-        """Give every free slot a job; again, where a reset failed and its slot fell free at once."""
+        """Give every free slot a job; again, where that failed and the slot fell free at once."""
         while starting := dict(zip((s for s in range(self.pool.size) if s not in self.running), self.waiting)):  # noqa: B905
             deadline = time.monotonic() + self.episode_timeout
             for slot, job in starting.items():
                 self.running[slot] = _Running(View(job, self.episodes[job], "", {}), deadline)
-            tasks = {slot: self.jobs[job].task for slot, job in starting.items()}
-            seeds = {slot: self.jobs[job].seed for slot, job in starting.items()}
-            for slot, outcome in self.pool.reset(tasks, seeds).items():
+            for slot, outcome in self._start({slot: self.jobs[job] for slot, job in starting.items()}).items():
                 self._see(slot, outcome)
+
+    def _start(self, jobs: dict[int, Job]) -> dict[int, Outcome]:
+        """Reset the slots whose jobs begin at the beginning, and restore the others."""
+        starts = {slot: job.start for slot, job in jobs.items() if job.start is not None}
+        fresh = {slot: job for slot, job in jobs.items() if slot not in starts}
+        tasks = {slot: job.task for slot, job in fresh.items()}
+        outcomes = self.pool.reset(tasks, {slot: job.seed for slot, job in fresh.items()})
+        for slot, outcome in self.pool.restore({slot: start.snapshot for slot, start in starts.items()}).items():
+            outcomes[slot] = replace(outcome, observation=starts[slot].observation, info=starts[slot].info)
+        return outcomes
 
     def play_turn(self) -> None:
         """Ask the agent for an action in every running episode, and play them."""
+        starts = self._take_starts() if self.keep_starts else {}
         views = {slot: playing.view for slot, playing in self.running.items()}
         actions: dict[int, str] = {}
         for (slot, view), decision in zip(views.items(), self.agent.act(list(views.values())), strict=True):
@@ -110,6 +143,7 @@ class _Stage:
                     prompt_ids=decision.prompt_ids,
                     completion_ids=decision.completion_ids,
                     logprobs=decision.logprobs,
+                    start=starts.get(slot),
                 )
             )
         for slot, outcome in self.pool.step(actions).items():
@@ -119,6 +153,17 @@ class _Stage:
                 if key in outcome.info:
                     setattr(turn, key, kind(outcome.info[key]))
             self._see(slot, outcome)
+
+    def _take_starts(self) -> dict[int, Start]:
+        """Where the running episodes are; one whose environment cannot say so ends."""
+        starts = {}
+        for slot, outcome in self.pool.snapshot(list(self.running)).items():
+            if outcome.error is not None:
+                self._end(slot, outcome.error.reason, outcome.error.text)
+                continue
+            view = self.running[slot].view
+            starts[slot] = Start(tuple(view.episode.turns), view.observation, view.info, outcome.snapshot)
+        return starts
 
     def _see(self, slot: int, outcome: Outcome) -> None:
         """Take in what the environment answered, and end the episode where it did."""

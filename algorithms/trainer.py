@@ -3,8 +3,9 @@
     Task ──► episodes ──► TurnTable ──► estimator ──► advantages ──► loss ──► learner ──► new weights
 
 Everything random in a run comes from one seed through three streams whose states are saved: the order of the tasks
-(a function of seed and epoch), the sampling of the policy, and the order of samples in an update. So k updates, a
-kill and a resume, and k more equal 2k updates, bit for bit on a CPU.
+(a function of seed and epoch), the sampling of the policy, and the order of samples in an update (and before it, the
+nodes that trees of attempts grow from). So k updates, a kill and a resume, and k more equal 2k updates, bit for bit on
+a CPU.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
@@ -29,6 +31,7 @@ from agents.policies.base import Policy, Sampling
 from agents.prompts import Prompter
 from agents.rollout import Job, rollout
 from algorithms.checkpoint import checkpoint_folder, checkpoints, load_state, load_weights, prune, save_checkpoint
+from algorithms.growth import Growth
 from algorithms.learner import Learner
 from algorithms.signals.base import Bench, MakeSignal, Measurement, Played, turn_means
 from algorithms.turn_table import Estimate, TurnTable
@@ -50,6 +53,7 @@ class TrainerConfig:
     group_size: int  # attempts at each
     max_turns: int  # of a training episode; evaluations use the environment's own limit
     dynamic_sampling: bool  # play other groups in place of those whose returns are all equal (DAPO)
+    growth: Growth | None  # make trees of the attempts; None: each from the beginning of its task
     eval_every: int  # updates between evaluations; 0: only before and after
     checkpoint_every: int
     episode_timeout: float  # seconds
@@ -58,6 +62,8 @@ class TrainerConfig:
         for name in ("groups", "group_size", "max_turns", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"trainer.{name} must be at least 1, got {getattr(self, name)}")
+        if self.growth is not None:
+            self.growth.check(self.group_size)
 
 
 class Reporter(Progress, Protocol):
@@ -98,6 +104,7 @@ class Trainer:
             learner.config.grad_clip, config.max_turns, seed,
         )  # fmt: skip
         self.signals = {name: make(bench) for name, make in signals.items()}
+        self.keep_starts = config.growth is not None or any(s.needs_starts for s in self.signals.values())
         self.task_ids = task_set.manifest(split).ids
         self.update = 0  # updates done
         self.tasks_drawn = 0
@@ -156,7 +163,8 @@ class Trainer:
         self.update += 1
         if self.update % self.config.checkpoint_every == 0:
             self._write_episodes(episodes, turn_means(batch.table, batch.table.per_token(advantages)))
-        sampled = sum(len(turn.completion_ids) for episode in played for turn in episode.turns)
+        turns = {id(turn): turn for episode in played for turn in episode.turns}  # attempts of a tree share some
+        sampled = sum(len(turn.completion_ids) for turn in turns.values())
         return {
             **rollout_metrics(played),
             "groups/uniform": _uniform_groups(played),
@@ -189,15 +197,17 @@ class Trainer:
                 for _ in range(self.config.group_size)
             ]
             self.reporter.phase("roll out", len(jobs))
-            episodes = rollout(
+            play = partial(
+                rollout,
                 self.agent,
                 self.pool,
-                jobs,
                 max_turns=self.config.max_turns,
                 episode_timeout=self.config.episode_timeout,
                 policy_version=self.update,
+                keep_starts=self.keep_starts,
                 on_episode=lambda _: self.reporter.advance(),
             )
+            episodes = self.config.growth.play(play, jobs, self.rng) if self.config.growth else play(jobs)
             played += episodes
             kept += episodes if attempt == tries else _differing(episodes)
         return kept, played

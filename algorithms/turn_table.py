@@ -27,10 +27,10 @@ SIGNALS = {
     "entropy": "[N] mean entropy of the policy over the turn's tokens, in nats (entropy)",
     "mc_value": "[N] mean return of fresh attempts from before the turn, NaN unmeasured (Monte Carlo)",
     "next_value": "[N] value of what follows an episode that was cut off, on its last turn, 0 elsewhere (critic)",
-    "node": "[N] the turn's node in the tree of attempts at a task, the same for all that share it (tree rollout)",
+    "node": "[N] the turn's node in the tree of attempts at a task, the same for all that share it (tree)",
     "prm": "[N] score of the turn by a process reward model (implicit PRM, judge)",
     "tool_result": "[N] whether a tool's result came back after the turn (turn_rewards)",
-    "tree": "[N] the tree that the turn's episode is a branch of (tree rollout)",
+    "tree": "[N] the tree that the turn's episode is a branch of (tree)",
     "turn_reward": "[N] what a rule paid for the turn, beside the environment's reward (turn_rewards)",
     "value": "[N] value of the state before the turn (critic)",
 }

@@ -3,6 +3,8 @@
     with EnvPool(task_set.make, size=8, workers=2, step_timeout=30) as pool:
         outcomes = pool.reset({0: task, 1: task})
         outcomes = pool.step({0: "look", 1: "go to desk 1"})
+        states = {slot: outcome.snapshot for slot, outcome in pool.snapshot([0, 1]).items()}
+        outcomes = pool.restore({5: states[0]})  # slot 5 goes on where slot 0 was
 
 A *slot* is the place of one environment. `workers=0` plays all slots in this process, `workers=n` spreads them over
 n processes (slot s lives in worker s mod n). What comes back does not depend on the number of workers: tasks and
@@ -11,7 +13,8 @@ seeds are given, never drawn.
 What happens when an environment misbehaves:
 
 1. It raises: its outcome carries `ENV_ERROR` and the traceback. The environment is closed and dropped; the next
-   reset of its slot makes a new one. No other slot notices.
+   reset or restore of its slot makes a new one. No other slot notices. An environment that has no snapshots raises
+   when it is asked for one.
 2. It outlives its deadline: its outcome carries `STEP_TIMEOUT` and the stack it was stuck in. Environments run in a
    thread of their own, which is given up and told to end; the other slots go on in a new thread.
 3. It stops its whole process (it crashes it, or hangs in C code without releasing the GIL). In a worker, that worker
@@ -32,7 +35,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from queue import Empty, SimpleQueue
@@ -49,6 +52,7 @@ Make: TypeAlias = Callable[[], gym.Env[str, str]]
 START_SECONDS = 120.0
 # How much later than a worker itself its parent gives a step up: only a worker that no longer runs gets this far.
 GRACE_SECONDS = 5.0
+MAKING = ("reset", "restore")  # the commands that make an environment where there is none
 
 
 class EnvFailure(NamedTuple):
@@ -60,13 +64,17 @@ class EnvFailure(NamedTuple):
 
 @dataclass(slots=True)
 class Outcome:
-    """What a reset or a step came to. With an `error` the episode is over and the other fields say nothing."""
+    """What a command came to. With an `error` the episode is over and the other fields say nothing.
+
+    `reset` and `step` fill all but `snapshot`, which alone is what `snapshot` fills, and `restore` fills nothing.
+    """
 
     observation: str = ""
     reward: float = 0.0
     terminated: bool = False
     truncated: bool = False
     info: Info = field(default_factory=dict)
+    snapshot: Any = None
     error: EnvFailure | None = None
 
     @property
@@ -77,8 +85,8 @@ class Outcome:
 
 class _Command(NamedTuple):
     slot: int
-    what: Literal["reset", "step", "close"]
-    value: Any = None  # the task of a reset, the action of a step
+    what: Literal["reset", "step", "snapshot", "restore", "close"]
+    value: Any = None  # the task of a reset, the action of a step, the snapshot of a restore
     seed: int | None = None
 
 
@@ -87,7 +95,7 @@ def _failed(reason: StopReason, text: str) -> Outcome:
 
 
 class EnvPool:
-    """`size` environments made by `make`, each reset and step under a deadline of `step_timeout` seconds.
+    """`size` environments made by `make`, each of its calls under a deadline of `step_timeout` seconds.
 
     With `workers` > 0, `make` is sent to other processes and must be picklable (`TypeError` if it is not), and a
     worker that cannot start raises `RuntimeError`; at most one worker a slot is started.
@@ -125,6 +133,14 @@ class EnvPool:
         """Play one action in each of the given slots."""
         return self._call([_Command(slot, "step", action) for slot, action in actions.items()])
 
+    def snapshot(self, slots: Iterable[int]) -> dict[int, Outcome]:
+        """Take the state of the episode in each of the given slots; it is in the outcome's `snapshot`."""
+        return self._call([_Command(slot, "snapshot") for slot in slots])
+
+    def restore(self, snapshots: Mapping[int, Any]) -> dict[int, Outcome]:
+        """Put each of the given slots, whatever it was doing, into a state that any slot was in."""
+        return self._call([_Command(slot, "restore", snapshot) for slot, snapshot in snapshots.items()])
+
     def close(self) -> None:
         """Close every environment and end every worker; what fails on the way is warned of. May be called twice."""
         if self._closed:
@@ -152,7 +168,7 @@ class EnvPool:
         to_play = []
         for command in commands:
             lost = self._lost.pop(command.slot, None)
-            if lost and command.what == "step":
+            if lost and command.what in ("step", "snapshot"):
                 results[command.slot] = _failed(StopReason.ENV_ERROR, lost)
             else:
                 to_play.append(command)
@@ -212,6 +228,31 @@ class _Now(NamedTuple):
     what: str
     seconds: float
     deadline: float
+
+
+def _carry_out(command: _Command, env: gym.Env[str, str]) -> Outcome:
+    match command.what:
+        case "reset":
+            observation, info = env.reset(seed=command.seed, options={"task": command.value})
+            return Outcome(observation, info=info)
+        case "step":
+            observation, reward, terminated, truncated, info = env.step(command.value)
+            return Outcome(observation, float(reward), bool(terminated), bool(truncated), info)
+        case "snapshot":
+            return Outcome(snapshot=_method(env, "snapshot")())
+        case "restore":
+            _method(env, "restore")(command.value)
+        case "close":
+            env.close()
+    return Outcome()
+
+
+def _method(env: gym.Env[str, str], name: str) -> Callable[..., Any]:
+    """`snapshot` or `restore`, which Gymnasium's environments need not have."""
+    if not env.has_wrapper_attr(name):
+        raise NotImplementedError(f"{env.unwrapped} cannot take snapshots: it has no {name}()")
+    method: Callable[..., Any] = env.get_wrapper_attr(name)
+    return method
 
 
 class _Player(threading.Thread):
@@ -282,24 +323,15 @@ class _Player(threading.Thread):
         slot = command.slot
         env = self.envs.get(slot)
         try:
-            if command.what == "reset":
-                if env is None:
-                    self._enter(command, "making", START_SECONDS)
-                    env = self._make()
-                self._enter(command, "reset", self._timeout)
-                observation, info = env.reset(seed=command.seed, options={"task": command.value})
-                outcome = Outcome(observation, info=info)
-            elif command.what == "step":
-                if env is None:
-                    raise EpisodeOverError(f"env {slot} has no episode: it was never reset, or an error ended it")
-                self._enter(command, "step", self._timeout)
-                observation, reward, terminated, truncated, info = env.step(command.value)
-                outcome = Outcome(observation, float(reward), bool(terminated), bool(truncated), info)
-            else:
-                self._enter(command, "closing", self._timeout)
-                if env is not None:
-                    env.close()
-                env, outcome = None, Outcome()
+            if env is None and command.what in MAKING:
+                self._enter(command, "making", START_SECONDS)
+                env = self._make()
+            if env is None and command.what != "close":
+                raise EpisodeOverError(f"env {slot} has no episode: it was never reset, or an error ended it")
+            self._enter(command, "closing" if command.what == "close" else command.what, self._timeout)
+            outcome = Outcome() if env is None else _carry_out(command, env)
+            if command.what == "close":
+                env = None
         except _Abandoned:
             raise
         except BaseException:  # also SystemExit: an environment that calls exit() must not end the thread unheard
@@ -464,7 +496,7 @@ class _Worker:
         return self._process.exitcode
 
     def _set_deadline(self) -> None:
-        starting = START_SECONDS if self.pending and self.pending[0].what == "reset" else 0.0
+        starting = START_SECONDS if self.pending and self.pending[0].what in MAKING else 0.0
         self.deadline = time.monotonic() + self._timeout + GRACE_SECONDS + starting
 
     def _fail_pending(self, results: dict[int, Outcome], reason: StopReason, what: str) -> None:

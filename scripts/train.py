@@ -69,7 +69,7 @@ def main(cfg: DictConfig) -> None:
         temperature=sampling.temperature,
         **{key: settings.pop(key) for key in LEARNER_KEYS},
     )
-    config = TrainerConfig(dynamic_sampling=algo.dynamic_sampling, **settings)
+    config = TrainerConfig(dynamic_sampling=algo.dynamic_sampling, growth=algo.growth, **settings)
     with (
         EnvPool(task_set.make, cfg.pool.size, cfg.pool.workers, cfg.pool.step_timeout) as pool,
         LiveReporter(config.updates, console) as reporter,

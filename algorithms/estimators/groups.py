@@ -9,6 +9,7 @@ from algorithms.turn_table import TurnTable
 from envs.core import UnknownNameError
 
 STATISTICS = ("turns", "episodes")
+SHARED_TURNS = ("each", "once")
 
 
 def relative_values(
@@ -106,3 +107,18 @@ def leave_one_out(
     count = np.bincount(groups, weights=counted)
     scaled: NDArray[np.float64] = difference * (count / np.maximum(count - 1, 1))[groups]
     return scaled
+
+
+def count_shared(table: TurnTable, advantages: NDArray[np.float64], shared_turns: str) -> NDArray[np.float64]:
+    """[N] what the rows of turns that several attempts share learn from, where a turn stands in n rows.
+
+    "each" leaves `advantages` as they are, so that such a turn is trained n times; "once" divides them by n (signal
+    `node`), so that its gradients add up to that of their mean, as losses are linear in the advantage.
+    """
+    if shared_turns not in SHARED_TURNS:
+        raise UnknownNameError("shared_turns", shared_turns, SHARED_TURNS)
+    if shared_turns == "each":
+        return advantages
+    _, node, count = np.unique(table.signal("node"), return_inverse=True, return_counts=True)
+    once: NDArray[np.float64] = advantages / count[node]
+    return once

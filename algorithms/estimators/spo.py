@@ -9,10 +9,11 @@ the last one the value is 0. In a tree a leaf is worth the reward of its episode
 children, each counted once however many attempts pass through it; the root of a task is the parent of first turns.
 
 Paper: Guo et al., *Segment Policy Optimization*, arXiv 2505.23564. The authors cut a chain every 5 tokens of low
-probability, train only tokens below a probability of 0.9 (`algorithms.losses.probability_mask`), and grow trees of 6, 6
+probability, train only tokens below a probability of 0.9 (`algorithms.losses.spo_loss`), and grow trees of 6, 6
 and 6 branches. The std of a node's children is that of the population, epsilon 1e-8.
 
-Left out: the replay of edges. A turn that n attempts share stands in n rows here and has the same advantage in each.
+A turn that n attempts share stands in n rows here and has the same advantage in each; the authors train it once, which
+is `shared_turns="once"`. Left out: the replay of edges, and cutting within a turn, since attempts go on from turns.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from algorithms.estimators.groups import group_numbers
+from algorithms.estimators.groups import count_shared, group_numbers
 from algorithms.estimators.timeline import token_rewards, tokens, turns
 from algorithms.turn_table import TurnTable
 
@@ -49,8 +50,12 @@ def spo_chain(table: TurnTable) -> NDArray[np.float64]:
     return advantages
 
 
-def spo_tree(table: TurnTable, *, normalize_by_std: bool = False, epsilon: float = 1e-8) -> NDArray[np.float64]:
+def spo_tree(
+    table: TurnTable, *, normalize_by_std: bool = False, epsilon: float = 1e-8, shared_turns: str = "each"
+) -> NDArray[np.float64]:
     """One advantage per turn, [N]. Needs the signal `node`: its numbers are unique over all tasks.
+
+    `shared_turns` is that of `algorithms.estimators.groups.count_shared`.
 
     Raises `ValueError` where the attempts that share a node do not share the turn before it.
     """
@@ -77,5 +82,4 @@ def spo_tree(table: TurnTable, *, normalize_by_std: bool = False, epsilon: float
     if normalize_by_std:
         variance = np.bincount(parent, weights=difference**2, minlength=len(values)) / np.maximum(children, 1)
         difference = difference / (np.sqrt(variance)[parent] + epsilon)
-    advantages: NDArray[np.float64] = difference[node]
-    return advantages
+    return count_shared(table, difference[node], shared_turns)

@@ -9,8 +9,11 @@ Paper: Ji et al., *Tree Search for LLM Agent Reinforcement Learning*, arXiv 2509
 comparisons (`combine="add"`, each of the rewards); the released estimator, whose answers these are, composes them
 (`combine="compose"`).
 
-Published settings: epsilon 1e-6, trees of turns that are grown at random nodes for some rounds. Left out: the growing,
-which is the rollout's.
+A turn that n attempts share stands in n rows, has the advantage of each of them there, and is trained n times, as in
+the authors' code; with `shared_turns="once"` it is trained by their mean.
+
+Published settings: epsilon 1e-6, trees of turns that are grown at random nodes for some rounds (`algorithms.growth`).
+Left out: nothing.
 """
 
 from __future__ import annotations
@@ -18,15 +21,20 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from algorithms.estimators.groups import group_numbers, relative_values
+from algorithms.estimators.groups import count_shared, group_numbers, relative_values
 from algorithms.turn_table import TurnTable
 from envs.core import UnknownNameError
 
 COMBINATIONS = ("compose", "add")
 
 
-def tree_grpo(table: TurnTable, *, combine: str = "compose", epsilon: float = 1e-6) -> NDArray[np.float64]:
-    """One advantage per turn, [N]. Needs the signal `tree`. Raises `UnknownNameError` for another `combine`."""
+def tree_grpo(
+    table: TurnTable, *, combine: str = "compose", epsilon: float = 1e-6, shared_turns: str = "each"
+) -> NDArray[np.float64]:
+    """One advantage per turn, [N]. Needs the signal `tree`, and `node` where `shared_turns` (`count_shared`) is "once".
+
+    Raises `UnknownNameError` for another `combine`.
+    """
     if combine not in COMBINATIONS:
         raise UnknownNameError("combine", combine, COMBINATIONS)
     trees = np.unique(table.signal("tree"), return_inverse=True)[1]
@@ -38,4 +46,5 @@ def tree_grpo(table: TurnTable, *, combine: str = "compose", epsilon: float = 1e
 
     scores = table.episode_rewards()
     across = compare(scores, group_numbers(table), True)
-    return compare(across, trees, True) if combine == "compose" else across + compare(scores, trees, False)
+    both = compare(across, trees, True) if combine == "compose" else across + compare(scores, trees, False)
+    return count_shared(table, both, shared_turns)

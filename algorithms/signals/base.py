@@ -80,6 +80,8 @@ class Measurement:
 class Signal(Protocol):
     """One signal of a run."""
 
+    needs_starts: bool  # whether it plays on from turns of the batch: each then has its `start`, with a snapshot
+
     def measure(self, played: Played) -> Measurement:
         """Look at a batch. Signals that were named before have put their columns into its table."""
 
@@ -95,6 +97,8 @@ class Signal(Protocol):
 
 class Measures:
     """A `Signal` that has nothing to learn and nothing to keep."""
+
+    needs_starts = False
 
     def learn(self, played: Played, estimate: NDArray[np.float64] | Estimate) -> dict[str, float]:  # noqa: ARG002
         return {}

@@ -29,6 +29,8 @@ class Critic:
     `body="policy"` a head on the policy's hidden states, which the head does not train.
     """
 
+    needs_starts = False
+
     def __init__(
         self,
         bench: Bench,

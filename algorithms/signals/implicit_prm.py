@@ -59,6 +59,8 @@ def outcome_loss(rewards: Tensor, success: Tensor) -> Tensor:
 class ImplicitPRM:
     """Signals `prm`, of turns and of tokens: a copy of the policy that is trained to tell successes from failures."""
 
+    needs_starts = False
+
     def __init__(
         self,
         bench: Bench,

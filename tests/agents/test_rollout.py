@@ -1,18 +1,20 @@
 """The rules that stand at the top of agents/rollout.py, played by scripted agents on a real pool."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from agents.agent import Decision, PolicyAgent, View
-from agents.episode import Episode, ParseStatus
+from agents.episode import Episode, ParseStatus, read_episodes, write_episodes
 from agents.policies.base import Sampling
 from agents.prompts import Transcript
 from agents.rollout import Job, rollout
 from agents.scripted import ExpertAgent, RandomAgent
-from envs.core import StopReason
+from envs.core import StopReason, TextEnv
 from envs.pool import EnvPool
 from tests.agents.toys import Corridor, CorridorExpert, Corridors, corridor, random_policy
 
@@ -127,6 +129,81 @@ def test_the_ids_of_a_turn_are_those_that_were_sampled() -> None:
         for turn in episode.turns:
             exact = agent.policy.score([turn.prompt_ids + turn.completion_ids])[0][-len(turn.completion_ids) :]
             np.testing.assert_allclose(turn.logprobs, exact, atol=1e-5)
+
+
+class Walker:
+    """Knows the way, and looks at nothing but where it is."""
+
+    def act(self, views: Sequence[View]) -> list[Decision]:
+        return [Decision("open door 1" if view.observation == self.last_room(view) else "go right") for view in views]
+
+    def last_room(self, view: View) -> str:
+        return f"You are in room {view.episode.task.payload['length']}."
+
+    def finish(self, key: int) -> None: ...
+
+
+def begin_in_the_middle(workers: int) -> list[Episode]:
+    """Five episodes, and then two from the third turn of each."""
+    with EnvPool(Corridors().make, 2, workers) as pool:
+        whole = rollout(policy_agent(), pool, JOBS, keep_starts=True)
+        jobs = [Job(e.task, e.group, e.seed, e.turns[2].start) for e in whole * 2]
+        return whole + rollout(policy_agent(1), pool, jobs, keep_starts=True)
+
+
+def test_an_episode_may_begin_in_the_middle_of_another() -> None:
+    with EnvPool(Corridors().make, 2) as pool:
+        (whole,) = rollout(Walker(), pool, [Job(corridor(4), 7)], keep_starts=True)
+        for at, turn in enumerate(whole.turns):
+            assert turn.start is not None
+            assert turn.start.turns == tuple(whole.turns[:at])
+            (again,) = rollout(Walker(), pool, [Job(whole.task, 7, start=turn.start)])
+            assert again == whole
+            assert all(a is b for a, b in zip(again.turns[:at], whole.turns, strict=False))
+            assert all(a is not b for a, b in zip(again.turns[at:], whole.turns[at:], strict=True))
+
+
+def test_a_branch_is_sampled_anew_and_its_limits_count_the_shared_turns() -> None:
+    episodes = begin_in_the_middle(0)
+    whole, branches = episodes[: len(JOBS)], episodes[len(JOBS) :]
+    for branch, parent in zip(branches, whole * 2, strict=True):
+        assert [id(turn) for turn in branch.turns[:2]] == [id(turn) for turn in parent.turns[:2]]
+        assert branch.turns[2].prompt_ids == parent.turns[2].prompt_ids
+        assert branch.stop_reason is StopReason.TURN_LIMIT
+        assert len(branch.turns) == 8
+    assert branches[:5] != whole
+    assert branches[:5] != branches[5:]
+    with EnvPool(Corridors().make, 2) as pool:
+        jobs = [Job(parent.task, start=parent.turns[2].start) for parent in whole]
+        assert {len(e.turns) for e in rollout(policy_agent(), pool, jobs, max_turns=5)} == {5}
+
+
+def test_workers_change_no_episode_that_begins_in_the_middle() -> None:
+    assert begin_in_the_middle(0) == begin_in_the_middle(2)
+
+
+class Unsaved(Corridor):
+    def _save(self):
+        return TextEnv._save(self)
+
+
+def test_keeping_starts_without_snapshots_names_the_environment() -> None:
+    with EnvPool(lambda: Unsaved(8), 2) as pool:
+        episodes = rollout(Walker(), pool, JOBS, keep_starts=True)
+        assert all(e.stop_reason is StopReason.ENV_ERROR and not e.turns for e in episodes)
+        assert all("Unsaved cannot take snapshots" in e.error for e in episodes)
+        assert all(e.success for e in rollout(Walker(), pool, JOBS))  # nobody asks for any
+
+
+def test_starts_are_not_written(tmp_path: Path) -> None:
+    episodes = begin_in_the_middle(0)
+    write_episodes(tmp_path / "episodes.jsonl", episodes)
+    first = json.loads((tmp_path / "episodes.jsonl").read_text().splitlines()[0])
+    assert "start" not in first["turns"][0]
+    read = list(read_episodes(tmp_path / "episodes.jsonl"))
+    assert read == episodes
+    assert all(turn.start is None for episode in read for turn in episode.turns)
+    assert all(turn.start is not None for episode in episodes for turn in episode.turns)
 
 
 def test_the_random_agent_needs_admissible_actions() -> None:

@@ -65,7 +65,7 @@ def warm_policy(pool: EnvPool, steps: int = 45) -> LocalPolicy:
 def make_trainer(
     run: Path, pool: EnvPool, policy: LocalPolicy, updates: int, estimator=gigpo, signals=None, **changes
 ) -> Trainer:
-    trainer_settings = {"groups": 4, "group_size": 4, "dynamic_sampling": False, "checkpoint_every": 2}
+    trainer_settings = {"groups": 4, "group_size": 4, "dynamic_sampling": False, "growth": None, "checkpoint_every": 2}
     trainer_settings |= {k: changes.pop(k) for k in list(changes) if k in TrainerConfig.__dataclass_fields__}
     config = TrainerConfig(updates=updates, max_turns=8, eval_every=0, episode_timeout=60.0, **trainer_settings)
     learner = Learner(policy.model, learner_config(**changes))

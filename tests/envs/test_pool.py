@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import pytest
 
 import envs.pool
@@ -30,6 +31,7 @@ class Puppet(TextEnv):
 
     def _begin(self, task: Task, seed: int | None) -> tuple[str, Info]:
         self.heard: list[str] = []
+        self.saving = task.payload.get("saving", "")
         self._obey(task.payload.get("begin", ""))
         return f"{task.id} with seed {seed}: {self.np_random.integers(10**9)}", {"goal": task.id}
 
@@ -61,8 +63,30 @@ class Puppet(TextEnv):
         unsendable = {"lambda": lambda: 0} if observation.startswith("['unsendable']") else {}
         return super()._info(observation, extra, stop) | unsendable
 
+    def _save(self) -> Any:
+        self._obey(self.saving)
+        return self.saving, list(self.heard), self.np_random.bit_generator.state
+
+    def _load(self, saved: Any) -> None:
+        self.saving, heard, self.np_random.bit_generator.state = saved
+        self.heard = list(heard)
+        if "tear" in heard:
+            raise ValueError("a torn snapshot")
+
     def close(self) -> None:
         self._obey(self.closing)
+
+
+class Unsaved(Puppet):
+    """Has a state that nobody can take out of it."""
+
+    def _save(self) -> Any:
+        return TextEnv._save(self)
+
+
+def make_third_party() -> gym.Env[str, str]:
+    """An environment of Gymnasium's, which has no such method."""
+    return gym.make("CartPole-v1")  # type: ignore[return-value]
 
 
 def make_bad_closer() -> Puppet:
@@ -160,6 +184,84 @@ def test_a_reset_has_a_deadline_too() -> None:
         assert outcomes[0].error is not None
         assert "reset of env 0: no answer in 1 s" in outcomes[0].error.text
         assert outcomes[1].error is None
+
+
+def play_from_snapshots(workers: int) -> list[dict[int, Outcome]]:
+    """Slot 0 is taken back to its middle, slot 3 (in another worker) goes on from there too, as does new slot 4."""
+    with EnvPool(Puppet, size=5, workers=workers) as pool:
+        pool.reset(tasks(4))
+        pool.step({0: "a", 3: "a"})
+        state = pool.snapshot([0, 3])[0].snapshot
+        log = [pool.step({0: "b"}), pool.step({0: "c"})]
+        pool.restore(dict.fromkeys((0, 3, 4), state))
+        return [*log, pool.step(dict.fromkeys((0, 3, 4), "b")), pool.step(dict.fromkeys((4, 3, 0), "c"))]
+
+
+@WORKERS
+def test_a_snapshot_goes_on_the_same_in_any_slot(workers: int) -> None:
+    then, later, again, and_later = play_from_snapshots(workers)
+    assert then[0].observation.startswith("['a', 'b']")
+    assert list(again.values()) == [then[0]] * 3
+    assert list(and_later.values()) == [later[0]] * 3
+
+
+@WORKERS
+@pytest.mark.parametrize(("order", "reason"), [("raise", StopReason.ENV_ERROR), ("sleep", StopReason.STEP_TIMEOUT)])
+def test_a_snapshot_that_fails_is_an_error_of_its_slot(workers: int, order: str, reason: StopReason) -> None:
+    with EnvPool(Puppet, size=3, workers=workers, step_timeout=1) as pool:
+        pool.reset({0: task(0), 1: task(1, saving=order), 2: task(2)})
+        outcomes = pool.snapshot([0, 1, 2])
+        error = outcomes[1].error
+        assert error is not None
+        assert error.reason is reason
+        assert "in _save" in error.text
+        assert outcomes[0].error is None
+        assert outcomes[2].error is None
+        assert pool.restore({1: outcomes[2].snapshot})[1].error is None
+        after = pool.step(dict.fromkeys(range(3), "on"))
+        assert after[1] == after[2]
+
+
+@WORKERS
+def test_a_restore_that_fails_is_an_error_of_its_slot(workers: int) -> None:
+    with EnvPool(Puppet, size=2, workers=workers) as pool:
+        pool.reset(tasks(2))
+        pool.step({0: "tear"})
+        error = pool.restore({1: pool.snapshot([0])[0].snapshot})[1].error
+        assert error is not None
+        assert "a torn snapshot" in error.text
+        step = pool.step({0: "a", 1: "a"})
+        assert step[0].error is None
+        assert step[1].error is not None
+        assert "EpisodeOverError" in step[1].error.text
+
+
+@WORKERS
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [(Unsaved, "Unsaved cannot take snapshots"), (make_third_party, "CartPole.* cannot take snapshots: it has no sna")],
+)
+def test_an_environment_without_snapshots_says_so(workers: int, make: Any, words: str) -> None:
+    with EnvPool(make, size=1, workers=workers) as pool:
+        pool.reset({0: task(0)})
+        error = pool.snapshot([0])[0].error
+        assert error is not None
+        assert re.search(words, error.text)
+        again = pool.snapshot([0])[0].error
+        assert again is not None
+        assert "EpisodeOverError" in again.text
+
+
+def test_a_lost_slot_has_no_snapshot_and_can_be_restored() -> None:
+    with EnvPool(Puppet, size=3, workers=1) as pool:
+        pool.reset(tasks(3))
+        state = pool.snapshot([0])[0].snapshot
+        pool.step({0: "crash"})
+        error = pool.snapshot([1])[1].error
+        assert error is not None
+        assert "env 1 was lost" in error.text
+        assert pool.restore({2: state})[2].error is None
+        assert pool.step({2: "a"})[2].observation.startswith("['a']")
 
 
 @WORKERS

@@ -1,0 +1,92 @@
+"""What a state is worth, by playing on from it: the mean return of fresh attempts with the policy as it is.
+
+VinePPO: Kazemnejad et al., arXiv 2410.01679; SPO: Guo et al., arXiv 2505.23564. Both play 9 attempts from each state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.episode import Episode, Start
+from agents.rollout import Job, rollout
+from algorithms.signals.base import Bench, Measurement, Measures, Played
+from envs.core import StopReason
+
+FAULTS = (StopReason.ENV_ERROR, StopReason.STEP_TIMEOUT)
+
+
+class MonteCarlo(Measures):
+    """Signals `mc_value`, of turns and of tokens, where it stands at the first token of the turn.
+
+    Attempts start from the snapshot before the turn and are played by the run's own agent, under the limit of turns of
+    the episodes that are trained; their return is what they earn from there on. One that a fault of the environment
+    ended says nothing of the state and is left out. Where none is left, and between segments, the value is NaN.
+    """
+
+    needs_starts = True
+
+    def __init__(self, bench: Bench, *, attempts: int = 9, segment_turns: int = 1, share_states: bool = False) -> None:
+        """`segment_turns` measures before every so many turns of an episode, from the first one on.
+
+        `share_states` plays from one of the states of a task that have the same key, for all of them: cheaper, and
+        wrong by as much as the value depends on the turns that are left or on what the policy remembers.
+        """
+        if attempts < 1 or segment_turns < 1:
+            raise ValueError(
+                f"attempts and segment_turns must be at least 1, got {attempts} attempts and segments of "
+                f"{segment_turns} turns"
+            )
+        self.bench, self.attempts = bench, attempts
+        self.segment_turns, self.share_states = segment_turns, share_states
+
+    def measure(self, played: Played) -> Measurement:
+        table = played.table
+        states = self._states(played)
+        jobs = [
+            Job(episode.task, episode.group, episode.seed, start)
+            for episode, start, _ in states.values()
+            for _ in range(self.attempts)
+        ]
+        attempts = rollout(self.bench.agent, self.bench.pool, jobs, max_turns=self.bench.max_turns)
+        values = np.full(len(table), np.nan)
+        sampled = 0
+        for number, (_, start, rows) in enumerate(states.values()):
+            since = len(start.turns)
+            those = attempts[number * self.attempts : (number + 1) * self.attempts]
+            sampled += sum(len(turn.completion_ids) for attempt in those for turn in attempt.turns[since:])
+            returns = [
+                sum(turn.reward for turn in attempt.turns[since:])
+                for attempt in those
+                if attempt.stop_reason not in FAULTS
+            ]
+            if returns:
+                values[rows] = np.mean(returns)
+        metrics = {"signal/mc_episodes": float(len(jobs)), "signal/mc_tokens": float(sampled)}
+        if np.isfinite(values).any():
+            metrics["signal/mc_value"] = float(np.nanmean(values))
+        return Measurement({"mc_value": values}, {"mc_value": self._at_first_tokens(played, values)}, metrics)
+
+    def _states(self, played: Played) -> dict[Hashable, tuple[Episode, Start, list[int]]]:
+        """The states to play from, each with an episode that came through it and all the rows that it is for."""
+        states: dict[Hashable, tuple[Episode, Start, list[int]]] = {}
+        row = 0
+        for episode in played.episodes:
+            for number, turn in enumerate(episode.turns):
+                if number % self.segment_turns == 0:
+                    assert turn.start is not None, "the trainer keeps starts for signals that need them"
+                    # A turn that attempts share is the same object in each.
+                    key: Hashable = (episode.group, turn.state_key) if self.share_states else id(turn)
+                    states.setdefault(key, (episode, turn.start, []))[2].append(row)
+                row += 1
+        return states
+
+    @staticmethod
+    def _at_first_tokens(played: Played, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        table = played.table
+        assert table.tokens is not None
+        tokens = np.full(len(table.token_rows), np.nan)
+        tokens[np.cumsum(table.tokens) - table.tokens] = values
+        return tokens

@@ -1,0 +1,196 @@
+"""Trees of attempts: where they branch, what their signals say, and runs of all methods that go back to a snapshot."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+import conf
+from agents.episode import Episode, read_episodes
+from agents.policies.local import LocalPolicy
+from agents.rollout import Job, rollout
+from algorithms.estimators.groups import count_shared
+from algorithms.estimators.spo import spo_tree
+from algorithms.estimators.tree_grpo import tree_grpo
+from algorithms.growth import Growth
+from algorithms.signals.base import Bench, Played
+from algorithms.signals.tree import Tree
+from envs.core import UnknownNameError
+from envs.pool import EnvPool
+from tests.agents.test_rollout import Walker, policy_agent
+from tests.agents.toys import Corridors, corridor, random_policy
+from tests.algorithms.test_signals import bench_of
+from tests.algorithms.test_trainer import make_trainer, warm_policy, without_times
+
+FOLDER = Path(conf.__path__[0]) / "algo"
+GROWTH = Growth(trees=2, expand=2)  # with 10 attempts at a task: two rounds
+
+
+def grown(seed: int = 0) -> list[Episode]:
+    """Trees at two tasks."""
+    jobs = [Job(corridor(4 + group), group, seed=group) for group in range(2) for _ in range(10)]
+    with EnvPool(Corridors().make, 4) as pool:
+        agent = policy_agent()
+        return GROWTH.play(lambda jobs: rollout(agent, pool, jobs, keep_starts=True), jobs, np.random.default_rng(seed))
+
+
+@pytest.fixture
+def pool() -> Iterator[EnvPool]:
+    with EnvPool(Corridors().make, 16) as made:
+        yield made
+
+
+def columns(episodes: list[Episode], pool: EnvPool) -> Played:
+    bench: Bench = bench_of(random_policy(), pool)
+    played = Played.of(episodes)
+    return played.measured(Tree(bench).measure(played))
+
+
+def test_every_job_is_an_episode_and_every_tree_has_as_many(pool: EnvPool) -> None:
+    episodes = grown()
+    assert [e.group for e in episodes] == [0] * 10 + [1] * 10
+    assert [e.task.payload["length"] for e in episodes] == [4] * 10 + [5] * 10
+    table = columns(episodes, pool).table
+    trees = table.signal("tree")[table.opens]
+    np.testing.assert_array_equal(np.unique(trees, return_counts=True), ([0, 1, 2, 3], [5] * 4))
+    np.testing.assert_array_equal(table.group[table.opens] * 2 <= trees, True)
+
+
+def test_a_branch_goes_on_after_an_inner_turn_of_its_tree() -> None:
+    episodes = grown()
+    before: list[Episode] = []
+    for episode in episodes[:10]:
+        shared = [sum(a is b for a, b in zip(episode.turns, e.turns, strict=False)) for e in before]
+        if max(shared, default=0):
+            parent, common = before[int(np.argmax(shared))], max(shared)
+            assert common < len(parent.turns)
+            assert episode.turns[common].state_key == parent.turns[common].state_key
+            assert episode.turns[common] is not parent.turns[common]
+        before.append(episode)
+    starts = sum(not any(e.turns[0] is other.turns[0] for other in episodes[:i]) for i, e in enumerate(episodes))
+    assert starts == 4
+
+
+def test_the_same_state_of_the_generator_grows_the_same_trees() -> None:
+    once = grown()
+    assert once == grown()
+    assert once != grown(seed=1)
+
+
+def test_a_tree_without_inner_turns_begins_again(pool: EnvPool) -> None:
+    def play(jobs: list[Job]) -> list[Episode]:
+        return rollout(Walker(), pool, jobs, max_turns=1, keep_starts=True)
+
+    episodes = GROWTH.play(play, [Job(corridor(4)) for _ in range(10)], np.random.default_rng(0))
+    assert [len(e.turns) for e in episodes] == [1] * 10
+    assert len({id(e.turns[0]) for e in episodes}) == 10
+
+
+@pytest.mark.parametrize("size", [1, 4, 8])
+def test_attempts_that_make_no_whole_rounds_are_refused(tmp_path: Path, pool: EnvPool, size: int) -> None:
+    with pytest.raises(ValueError, match=rf"group_size={size} .*group_size is 2 · \(1 \+ 2 · rounds\)"):
+        make_trainer(tmp_path, pool, random_policy(), 1, growth=GROWTH, group_size=size)
+    for good in (2, 6, 10):
+        GROWTH.check(good)
+    with pytest.raises(ValueError, match="got 2 and 0"):
+        Growth(2, 0)
+
+
+def test_nodes_are_turns_and_shared_ones_have_one_number(pool: EnvPool) -> None:
+    episodes = grown()
+    table = columns(episodes, pool).table
+    turns = [turn for e in episodes for turn in e.turns]
+    node = table.signal("node").tolist()
+    assert len(set(node)) == len({id(turn) for turn in turns}) < len(turns)
+    assert len({(a, id(b)) for a, b in zip(node, turns, strict=True)}) == len(set(node))
+
+
+def test_a_shared_turn_counts_once_or_in_each_row(pool: EnvPool) -> None:
+    episodes = grown()
+    for number, episode in enumerate(episodes):
+        episode.turns[-1].reward = float(number % 3 == 0)
+    table = columns(episodes, pool).table
+    node = table.signal("node")
+    for estimator in (spo_tree, tree_grpo):
+        each, once = estimator(table), estimator(table, shared_turns="once")
+        for number in np.unique(node):
+            rows = node == number
+            np.testing.assert_allclose(once[rows].sum(), each[rows].mean(), atol=1e-12)
+    in_nodes = {n: set(spo_tree(table)[node == n].tolist()) for n in np.unique(node)}
+    assert all(len(values) == 1 for values in in_nodes.values())
+    with pytest.raises(UnknownNameError, match=r"shared_turns 'twice'.*each, once"):
+        count_shared(table, np.zeros(len(table)), "twice")
+
+
+@pytest.fixture(scope="module")
+def warm() -> dict[str, torch.Tensor]:
+    """Weights that open some doors."""
+    with EnvPool(Corridors().make, 16) as pool:
+        return warm_policy(pool).model.state_dict()
+
+
+def warmed(weights: dict[str, torch.Tensor]) -> LocalPolicy:
+    policy = random_policy()
+    policy.model.load_state_dict(weights)
+    return policy
+
+
+def algo(name: str) -> Any:
+    config = OmegaConf.load(FOLDER / f"{name}.yaml")
+    if "monte_carlo" in config.signals:
+        assert config.signals.monte_carlo.attempts == 9
+        config.signals.monte_carlo.attempts = 2
+    return instantiate(config)
+
+
+@pytest.mark.parametrize("name", ["vineppo", "spo_chain", "spo_tree", "tree_grpo"])
+def test_a_run_resumes_bit_for_bit(tmp_path: Path, pool: EnvPool, warm: dict[str, torch.Tensor], name: str) -> None:
+    made = algo(name)
+
+    def train(run: Path, stops: list[int]) -> dict[str, torch.Tensor]:
+        for until in stops:
+            trainer = make_trainer(
+                run, pool, warmed(warm), 2, made.estimator, made.signals, groups=2, group_size=4, growth=made.growth,
+                loss=made.loss, aggregation=made.aggregation, checkpoint_every=1,
+            )  # fmt: skip
+            if until != stops[0]:
+                trainer.resume()
+            trainer._log = lambda metrics, trainer=trainer, until=until, log=trainer._log: (
+                log(metrics), setattr(trainer, "stopping", trainer.update == until)
+            )  # fmt: skip
+            trainer.train()
+        return trainer.policy.model.state_dict()
+
+    whole, parts = train(tmp_path / "whole", [2]), train(tmp_path / "parts", [1, 2])
+    assert all(torch.equal(weight, parts[key]) for key, weight in whole.items())
+    assert any(not torch.equal(weight, warm[key]) for key, weight in whole.items())
+    assert without_times(tmp_path / "parts/metrics.jsonl") == without_times(tmp_path / "whole/metrics.jsonl")
+
+
+def test_a_tree_is_written_whole_and_its_tokens_are_counted_once(
+    tmp_path: Path, pool: EnvPool, warm: dict[str, torch.Tensor]
+) -> None:
+    made = algo("tree_grpo")
+    make_trainer(
+        tmp_path, pool, warmed(warm), 1, made.estimator, made.signals,
+        groups=1, group_size=8, growth=made.growth, dynamic_sampling=True, checkpoint_every=1,
+    ).train()  # fmt: skip
+    (path,) = (tmp_path / "episodes").iterdir()
+    assert '"start"' not in path.read_text()
+    episodes = list(read_episodes(path))
+    assert len(episodes) == 8
+    assert all(turn.advantage is not None for e in episodes for turn in e.turns)
+    metrics = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[1])
+    rows = metrics["rollout/turns"] * metrics["rollout/episodes"]
+    assert metrics["signal/shared_turns"] > 0
+    assert metrics["tokens/sampled"] < rows * 6
+    assert all(a.observation for e in episodes for a, _ in pairwise(e.turns))
