@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from algorithms.estimators.capo import capo
 from algorithms.estimators.dapo import dapo, overlong_penalty
 from algorithms.estimators.empg import empg
 from algorithms.estimators.gae import bi_level_gae, gae_over_tokens, token_gae, turn_gae
@@ -43,6 +44,7 @@ Estimator = Callable[[TurnTable], Any]
 ESTIMATORS: dict[str, Estimator] = {
     "archer": archer,
     "bi_level_gae": partial(bi_level_gae, gamma=0.9, lam=0.8),
+    "capo": capo,
     "dapo": partial(dapo, limit=4, buffer=2),
     "empg": empg,
     "gigpo": gigpo,
@@ -161,7 +163,8 @@ def test_a_constant_added_to_every_score_changes_no_comparison(name: str, table:
 @pytest.mark.parametrize("estimator", [partial(rloo, invalid_penalty=0.0), raft], ids=["rloo", "raft"])
 @given(table=measured_tables(), scale=st.floats(0.5, 20))
 def test_what_is_not_normalised_scales_with_the_rewards(estimator: Estimator, table: TurnTable, scale: float) -> None:
-    scaled = replace(table, reward=scale * table.reward)
+    paid = {"token_reward": scale * table.token_signals["token_reward"]}
+    scaled = replace(table, reward=scale * table.reward, token_signals={**table.token_signals, **paid})
     np.testing.assert_allclose(estimator(scaled), scale * estimator(table), rtol=1e-9, atol=1e-7)
 
 
