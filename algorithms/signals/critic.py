@@ -82,7 +82,7 @@ class Critic:
                 goal, before = (batch.spread([column[i] for i in part]) for column in columns)
                 at = batch.mask & goal.isfinite()
                 loss = value_loss(self._values(batch)[at], before[at], goal[at], clip=self.clip).sum() / known.sum()
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 total += float(loss.detach())
             parameters: list[Any] = self.optimizer.param_groups[0]["params"]
             torch.nn.utils.clip_grad_norm_(parameters, self.bench.grad_clip)
