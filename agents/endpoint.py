@@ -1,7 +1,7 @@
-"""An agent behind an OpenAI-compatible endpoint. It speaks text, not ids: it can be evaluated, not trained.
+"""Models behind OpenAI-compatible endpoints, and an agent that is one: it can be evaluated, not trained.
 
 Retries with backoff, waits that the server asks for, and timeouts are those of the official client. What it could not
-get in the end is an `EndpointError`, which stops the evaluation; episodes that were finished are kept, and it resumes.
+get in the end is an `EndpointError`, which stops the evaluation (the run); what was finished is kept, and it resumes.
 """
 
 from __future__ import annotations
@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import openai
 
 from agents.agent import Decision, View, judge
 from agents.chat import Chat
-from agents.policies.base import Sampling
+from agents.policies.base import Sampling, Usage
 
 
 class EndpointError(OSError):
@@ -34,78 +33,56 @@ def endpoint_errors(who: str) -> Iterator[None]:
         raise EndpointError(f"{who} answers nonsense: {type(error).__name__}: {error}") from error
 
 
-@dataclass
-class Usage:
-    """What was asked of the endpoint so far. `cost` in the currency of the prices, None where there are none."""
-
-    requests: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cost: float | None = None
-
-    def describe(self) -> str:
-        """One line for a person."""
-        cost = "" if self.cost is None else f", cost {self.cost:.4g}"
-        return (
-            f"{self.requests:,} requests, {self.prompt_tokens:,} prompt tokens, "
-            f"{self.completion_tokens:,} completion tokens{cost}"
-        )
-
-
-class EndpointAgent:
-    """A model at `base_url`, asked by `concurrency` requests at a time."""
+class Endpoint:
+    """The model `name` at `base_url`, asked by `concurrency` requests at a time. What that took is in `usage`."""
 
     def __init__(
         self,
-        model: str,
-        prompter: Chat,
-        sampling: Sampling,
+        name: str,
         *,
         base_url: str | None = None,
         api_key: str | None = None,
         concurrency: int = 8,
         timeout: float = 120.0,
         max_retries: int = 5,
-        prices: tuple[float, float] | None = None,
+        prices: Sequence[float] | None = None,
     ) -> None:
         """`base_url` and `api_key` default to the client's own, OPENAI_BASE_URL and OPENAI_API_KEY.
 
-        `timeout` in seconds is for one try. `prices` are of a million prompt and completion tokens.
+        `timeout` in seconds is for one try. `prices` are two, of a million prompt and completion tokens.
         """
         if concurrency < 1:
             raise ValueError(f"concurrency must be at least 1, got {concurrency}")
-        if prompter.history.max_tokens is not None:
-            raise ValueError("an endpoint's tokens cannot be counted beforehand: set history.turns, not max_tokens")
-        if sampling.stop:
-            raise ValueError("endpoints leave out the stop strings that they find: sampling.stop is not for them")
+        if prices is not None and len(prices) != 2:
+            raise ValueError(f"prices are two, of a million prompt and completion tokens, got {prices}")
         try:
             self.client = openai.OpenAI(base_url=base_url, api_key=api_key, timeout=timeout, max_retries=max_retries)
         except openai.OpenAIError as error:
             raise EndpointError(f"{error} (an endpoint without keys takes any)") from error
-        self.model, self.prompter, self.sampling, self.prices = model, prompter, sampling, prices
+        self.name, self.prices = name, prices
         self.usage = Usage(cost=None if prices is None else 0.0)
         self._threads = ThreadPoolExecutor(concurrency)
-        self._answers: dict[int, list[str]] = {}  # key of the episode -> what the model said, turn by turn
 
-    def act(self, views: Sequence[View]) -> list[Decision]:
-        """Ask for every view at once, as far as `concurrency` allows. Raises `EndpointError`."""
-        replies = list(self._threads.map(self._ask, views))
+    def ask(self, conversations: Sequence[Sequence[dict[str, str]]], sampling: Sampling) -> list[Any]:
+        """The choice that the model makes to each conversation, in their order. Raises `EndpointError`."""
+        replies = list(self._threads.map(lambda messages: self._ask(messages, sampling), conversations))
         for reply in replies:
             self._count(reply)
-        return [self._decide(view, reply) for view, reply in zip(views, replies, strict=True)]
+        return [reply.choices[0] for reply in replies]
 
-    def _ask(self, view: View) -> Any:
-        answers = self._answers.setdefault(view.key, [])
-        messages: Any = self.prompter.messages(view.episode.turns, answers, view.observation, view.info)
-        with endpoint_errors(f"{self.model} at {self.client.base_url}"):
+    def answers(self, prompts: Sequence[str], sampling: Sampling, seed: int) -> list[str | None]:  # noqa: ARG002
+        """The text that answers each prompt, None where it was cut off. The endpoint draws by seeds of its own."""
+        choices = self.ask([[{"role": "user", "content": prompt}] for prompt in prompts], sampling)
+        return [None if choice.finish_reason == "length" else choice.message.content or "" for choice in choices]
+
+    def _ask(self, messages: Any, sampling: Sampling) -> Any:
+        who = f"{self.name} at {self.client.base_url}"
+        with endpoint_errors(who):
             reply = self.client.chat.completions.create(
-                model=self.model,
-                messages=messages,
-                temperature=self.sampling.temperature,
-                max_tokens=self.sampling.max_tokens,
+                model=self.name, messages=messages, temperature=sampling.temperature, max_tokens=sampling.max_tokens
             )
         if not getattr(reply, "choices", None) or getattr(reply.choices[0], "message", None) is None:
-            raise EndpointError(f"{self.model} at {self.client.base_url} answers without a message: {str(reply)[:200]}")
+            raise EndpointError(f"{who} answers without a message: {str(reply)[:200]}")
         return reply
 
     def _count(self, reply: Any) -> None:
@@ -119,8 +96,35 @@ class EndpointAgent:
                 self.usage.prompt_tokens * self.prices[0] + self.usage.completion_tokens * self.prices[1]
             ) / 1e6
 
-    def _decide(self, view: View, reply: Any) -> Decision:
-        choice = reply.choices[0]
+
+class EndpointAgent:
+    """An `Endpoint` behind a prompter."""
+
+    def __init__(self, model: str, prompter: Chat, sampling: Sampling, **connection: Any) -> None:
+        """`model` and `connection` are what `Endpoint` takes."""
+        if prompter.history.max_tokens is not None:
+            raise ValueError("an endpoint's tokens cannot be counted beforehand: set history.turns, not max_tokens")
+        if sampling.stop:
+            raise ValueError("endpoints leave out the stop strings that they find: sampling.stop is not for them")
+        self.endpoint = Endpoint(model, **connection)
+        self.prompter, self.sampling = prompter, sampling
+        self._answers: dict[int, list[str]] = {}  # key of the episode -> what the model said, turn by turn
+
+    @property
+    def usage(self) -> Usage:
+        """What was asked so far."""
+        return self.endpoint.usage
+
+    def act(self, views: Sequence[View]) -> list[Decision]:
+        """Ask for every view at once, as far as the endpoint's concurrency allows. Raises `EndpointError`."""
+        choices = self.endpoint.ask([self._messages(view) for view in views], self.sampling)
+        return [self._decide(view, choice) for view, choice in zip(views, choices, strict=True)]
+
+    def _messages(self, view: View) -> list[dict[str, str]]:
+        answers = self._answers.setdefault(view.key, [])
+        return self.prompter.messages(view.episode.turns, answers, view.observation, view.info)
+
+    def _decide(self, view: View, choice: Any) -> Decision:
         text = choice.message.content or ""
         self._answers[view.key].append(text)
         return Decision(*judge(text, self.prompter.parse(text), choice.finish_reason != "length", view.info))

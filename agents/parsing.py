@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -71,16 +72,8 @@ class Json:
 
     def parse(self, text: str) -> str | None:
         found = None
-        place = text.find("{")
-        decoder = json.JSONDecoder()
-        while place >= 0:
-            try:
-                value, end = decoder.raw_decode(text, place)
-            except json.JSONDecodeError:
-                end = place + 1
-            else:
-                found = self._action(value) or found
-            place = text.find("{", end)
+        for value in json_objects(text):
+            found = self._action(value) or found
         return found
 
     def _action(self, value: dict[str, Any]) -> str | None:
@@ -95,6 +88,20 @@ class Json:
 
     def write(self, action: str) -> str:
         return json.dumps({self.key: action}, ensure_ascii=False)
+
+
+def json_objects(text: str) -> Iterator[dict[str, Any]]:
+    """The JSON objects in a text, one after the other; what is no JSON between them is passed over."""
+    place = text.find("{")
+    decoder = json.JSONDecoder()
+    while place >= 0:
+        try:
+            value, end = decoder.raw_decode(text, place)
+        except json.JSONDecodeError:
+            end = place + 1
+        else:
+            yield value
+        place = text.find("{", end)
 
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"

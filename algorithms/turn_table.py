@@ -21,14 +21,15 @@ COLUMNS = {
     "valid": np.bool_,
 }
 
-# What estimators may ask for: its shape (N turns, M sampled tokens), its meaning, and the signal that measures it.
+# What estimators may ask for: its shape (N turns, M sampled tokens), its meaning, and who measures it, a file of
+# algorithms/signals.
 SIGNALS = {
     "answer_logprob": "[N] mean log-probability of the right answer before the turn, NaN unmeasured (answer_gain)",
     "entropy": "[N] mean entropy of the policy over the turn's tokens, in nats (entropy)",
-    "mc_value": "[N] mean return of fresh attempts from before the turn, NaN unmeasured (Monte Carlo)",
+    "mc_value": "[N] mean return of fresh attempts from before the turn, NaN unmeasured (monte_carlo)",
     "next_value": "[N] value of what follows an episode that was cut off, on its last turn, 0 elsewhere (critic)",
     "node": "[N] the turn's node in the tree of attempts at a task, the same for all that share it (tree)",
-    "prm": "[N] score of the turn by a process reward model (implicit PRM, judge)",
+    "prm": "[N] score of the turn by a process reward model (implicit_prm, judge)",
     "tool_result": "[N] whether a tool's result came back after the turn (turn_rewards)",
     "tree": "[N] the tree that the turn's episode is a branch of (tree)",
     "turn_reward": "[N] what a rule paid for the turn, beside the environment's reward (turn_rewards)",
@@ -36,9 +37,9 @@ SIGNALS = {
 }
 TOKEN_SIGNALS = {
     "mc_value": "[M] mean return of fresh attempts from before the token where a segment starts, NaN elsewhere"
-    " (Monte Carlo)",
-    "prm": "[M] score of the token by a process reward model (implicit PRM)",
-    "token_reward": "[M] paid for the token beside the reward of its turn, such as a KL penalty (KL in the reward)",
+    " (monte_carlo)",
+    "prm": "[M] score of the token by a process reward model (implicit_prm)",
+    "token_reward": "[M] paid for the token beside the reward of its turn, such as a KL penalty (algo.kl_in=reward)",
     "value": "[M] value before the token (critic)",
 }
 

@@ -7,7 +7,6 @@ the file it gets the task set to play, the `Model` that the command was given or
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,16 +126,13 @@ def endpoint(
     name: str,
     prompter: Chat,
     sampling: Sampling,
-    prices: Sequence[float] | None,
     **connection: Any,
 ) -> EndpointAgent:
     """The model `name` behind an OpenAI-compatible endpoint, which draws by seeds of its own."""
     from agents.endpoint import EndpointAgent
 
     _refuse("agent=openai", model, "name it by agent.name")
-    if prices is not None and len(prices) != 2:
-        raise ValueError(f"agent.prices are two, of a million prompt and completion tokens, got {prices}")
-    return EndpointAgent(name, prompter, sampling, prices=(prices[0], prices[1]) if prices else None, **connection)
+    return EndpointAgent(name, prompter, sampling, **connection)
 
 
 def checkpoint_of(name: str) -> str:

@@ -2,8 +2,11 @@
 
 import os
 import signal
+from collections.abc import Callable, Iterator
 
 import pytest
+
+from tests.agents.endpoint_server import Reply, Serve, Server
 
 # Models of a few thousand parameters: one thread is faster than two, and far faster where tests run side by side.
 # Subprocesses inherit it. Set before torch is imported, which reads it then.
@@ -19,3 +22,17 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if os.environ.get("POLYTURN_NO_SKIP") and reporter and reporter.stats.get("skipped"):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Starts endpoints that answer as they are told to, until the test is over."""
+    servers: list[Server] = []
+
+    def start(reply: Callable[[dict], Reply]) -> Server:
+        servers.append(Server(reply))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()

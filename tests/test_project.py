@@ -38,6 +38,16 @@ def test_imports_go_one_way(layer: str) -> None:
         assert not imports_of(path) & {"torch", "transformers"}, path
 
 
+def test_every_method_has_a_page_and_every_page_is_in_the_index() -> None:
+    folder = ROOT / "docs" / "algorithms"
+    pages = {path.name: path.read_text() for path in folder.glob("*.md")}
+    index = pages.pop("index.md")
+    told = set(re.findall(r"algo=(\w+)", "\n".join(pages.values())))
+    methods = {path.stem for path in (ROOT / "conf" / "algo").glob("*.yaml")}
+    assert methods - told == set()
+    assert set(re.findall(r"\((\w+\.md)\)", index)) == set(pages)
+
+
 def leaves(config, prefix: str = ""):
     for key, value in config.items():
         if isinstance(value, dict):

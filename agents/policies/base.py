@@ -67,6 +67,24 @@ class Sampling:
             raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}")
 
 
+@dataclass
+class Usage:
+    """What was asked of a model so far. `cost` in the currency of its prices, None where there are none."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost: float | None = None
+
+    def describe(self) -> str:
+        """One line for a person."""
+        cost = "" if self.cost is None else f", cost {self.cost:.4g}"
+        return (
+            f"{self.requests:,} requests, {self.prompt_tokens:,} prompt tokens, "
+            f"{self.completion_tokens:,} completion tokens{cost}"
+        )
+
+
 def token_limits(requests: Sequence[Request], sampling: Sampling, context_length: int) -> list[int]:
     """How many ids each completion may have. Raises `ValueError` for a prompt that leaves no room."""
     for request in requests:

@@ -9,11 +9,12 @@ the last one the value is 0. In a tree a leaf is worth the reward of its episode
 children, each counted once however many attempts pass through it; the root of a task is the parent of first turns.
 
 Paper: Guo et al., *Segment Policy Optimization*, arXiv 2505.23564. The authors cut a chain every 5 tokens of low
-probability, train only tokens below a probability of 0.9 (`algorithms.losses.spo_loss`), and grow trees of 6, 6
-and 6 branches. The std of a node's children is that of the population, epsilon 1e-8.
+probability, train only tokens below a probability of 0.9 (`algo.probability_mask`), and grow trees of 6, 6 and 6
+branches. The std of a node's children is that of the population, epsilon 1e-8.
 
-A turn that n attempts share stands in n rows here and has the same advantage in each; the authors train it once, which
-is `shared_turns="once"`. Left out: the replay of edges, and cutting within a turn, since attempts go on from turns.
+A turn that n attempts share stands in n rows here and has the same advantage in each; the authors train it once, so
+that its advantage is divided by n; with `shared_turns="each"` it is not. Left out: the replay of edges, and cutting
+within a turn, since attempts go on from turns.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def spo_chain(table: TurnTable) -> NDArray[np.float64]:
 
 
 def spo_tree(
-    table: TurnTable, *, normalize_by_std: bool = False, epsilon: float = 1e-8, shared_turns: str = "each"
+    table: TurnTable, *, normalize_by_std: bool = False, epsilon: float = 1e-8, shared_turns: str = "once"
 ) -> NDArray[np.float64]:
     """One advantage per turn, [N]. Needs the signal `node`: its numbers are unique over all tasks.
 

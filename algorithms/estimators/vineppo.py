@@ -24,5 +24,5 @@ def vineppo(table: TurnTable) -> NDArray[np.float64]:
     measured, line = table.signal("mc_value"), turns(table)
     known = np.isfinite(measured)
     # V_t is the measured value, and otherwise r_t + V_{t+1}: a recursion that a measured value cuts off.
-    values = line.accumulate(np.where(known, measured, table.reward), np.where(known, 0.0, 1.0))
-    return np.where(known, table.reward + line.following(values) - values, 0.0)
+    values = line.accumulate(np.where(known, measured, table.paid()), np.where(known, 0.0, 1.0))
+    return np.where(known, table.paid() + line.following(values) - values, 0.0)

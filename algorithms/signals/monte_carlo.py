@@ -52,19 +52,25 @@ class MonteCarlo(Measures):
         ]
         attempts = rollout(self.bench.agent, self.bench.pool, jobs, max_turns=self.bench.max_turns)
         values = np.full(len(table), np.nan)
-        sampled = 0
+        steps = sampled = 0
         for number, (_, start, rows) in enumerate(states.values()):
             since = len(start.turns)
             those = attempts[number * self.attempts : (number + 1) * self.attempts]
-            sampled += sum(len(turn.completion_ids) for attempt in those for turn in attempt.turns[since:])
+            continued = [attempt.turns[since:] for attempt in those]
+            steps += sum(map(len, continued))
+            sampled += sum(len(turn.completion_ids) for turns in continued for turn in turns)
             returns = [
-                sum(turn.reward for turn in attempt.turns[since:])
-                for attempt in those
+                sum(turn.reward for turn in turns)
+                for attempt, turns in zip(those, continued, strict=True)
                 if attempt.stop_reason not in FAULTS
             ]
             if returns:
                 values[rows] = np.mean(returns)
-        metrics = {"signal/mc_episodes": float(len(jobs)), "signal/mc_tokens": float(sampled)}
+        metrics = {
+            "signal/env_steps": float(steps),
+            "signal/mc_episodes": float(len(jobs)),
+            "signal/mc_tokens": float(sampled),
+        }
         if np.isfinite(values).any():
             metrics["signal/mc_value"] = float(np.nanmean(values))
         return Measurement({"mc_value": values}, {"mc_value": self._at_first_tokens(played, values)}, metrics)

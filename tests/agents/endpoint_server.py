@@ -53,3 +53,6 @@ class Server:
     def close(self) -> None:
         self.http.shutdown()
         self.http.server_close()
+
+
+Serve = Callable[[Callable[[dict], Reply]], Server]  # what the fixture `serve` is

@@ -1,7 +1,6 @@
 """An endpoint that answers, stalls, refuses or talks nonsense: the real client, a real server on this machine."""
 
 import threading
-from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -18,19 +17,6 @@ from tests.agents.endpoint_server import Reply, Server, said
 from tests.agents.toys import Corridors
 
 INFO = {"goal": "reach the end", "admissible": ["go left", "go right"]}
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[[Callable[[dict], Reply]], Server]]:
-    servers: list[Server] = []
-
-    def start(reply: Callable[[dict], Reply]) -> Server:
-        servers.append(Server(reply))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
 
 
 def agent_of(url: str, **options) -> EndpointAgent:

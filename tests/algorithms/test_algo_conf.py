@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import hydra
 import numpy as np
 import pytest
 import torch
@@ -11,31 +13,42 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 import conf
-from algorithms.estimators.gigpo import gigpo
-from algorithms.estimators.grpo import grpo
-from algorithms.losses import AGGREGATIONS, aggregate, clip_loss
-from algorithms.turn_table import Estimate
-from tests.golden.compare import load
-from tests.golden.tables import single_turns, table_of_rows
+from algorithms.learner import Objective
+from algorithms.losses import aggregate, clip_loss
+from envs.core import Info
+from envs.pool import EnvPool
+from tests.agents.endpoint_server import Serve, said
+from tests.agents.toys import Corridor, random_policy
+from tests.algorithms.test_trainer import make_trainer, without_times
 
 FOLDER = Path(conf.__path__[0]) / "algo"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+# Those that need what the corridor has not, right answers and tools: tests/scripts/test_turn_methods.py trains them.
+NOT_IN_CORRIDORS = {"igpo", "mt_grpo"}
 # The methods that are a setting of another one's estimator, and what they set.
 OWN_SETTINGS = {
     "dr_grpo": {"normalize_by_std", "statistics", "invalid_penalty"},
     "topr": {"normalize_by_std", "statistics", "invalid_penalty"},
     "nft": {"normalize_by_std", "statistics", "invalid_penalty"},
+    "psr": {"learn_from"},
+    "nsr": {"learn_from"},
 }
 OLD, NEW = torch.tensor([[-1.0, -1.0, -3.0, -1.0]]), torch.tensor([[-0.1, -1.1, -0.1, -3.0]])
 MASK = torch.ones(1, 4, dtype=torch.bool)
 
 
-@pytest.mark.parametrize(("name", "estimator"), [("grpo", grpo), ("gigpo", gigpo)])
-def test_a_config_file_says_the_defaults_of_its_functions(name: str, estimator: Any) -> None:
-    algo = instantiate(OmegaConf.load(FOLDER / f"{name}.yaml"))
-    for case in load("gigpo")[0]:
-        table = table_of_rows(case["inputs"]["rows"])
-        np.testing.assert_array_equal(algo.estimator(table), estimator(table))
+def composed(name: str, *overrides: str) -> Any:
+    """The configuration of a method, and its parts. A judge gets the name of a model."""
+    with hydra.initialize_config_module("conf", version_base="1.3"):
+        config = hydra.compose("config", [f"algo={name}", *overrides])
+    if "judge" in config.algo.signals and OmegaConf.is_missing(config.algo.signals.judge.model, "name"):
+        config.algo.signals.judge.model.name = "m"
+    return instantiate(config.algo)
+
+
+@pytest.mark.parametrize("name", ["grpo", "gigpo"])
+def test_a_config_file_says_the_defaults_of_its_loss(name: str) -> None:
+    algo = composed(name)
     advantages = torch.tensor([[1.0, -1.0, -1.0, -1.0]])
     loss, _ = algo.loss(NEW, OLD, advantages, MASK)
     torch.testing.assert_close(loss, clip_loss(NEW, OLD, advantages, MASK)[0])
@@ -44,7 +57,7 @@ def test_a_config_file_says_the_defaults_of_its_functions(name: str, estimator: 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_parameter_of_an_estimator_stands_in_its_file_with_its_default(name: str) -> None:
-    estimator = instantiate(OmegaConf.load(FOLDER / f"{name}.yaml")).estimator
+    estimator = composed(name).estimator
     parameters = inspect.signature(estimator.func).parameters
     defaults = {key: p.default for key, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
     # An epsilon is left alone, and the similarity of states is an option of its own.
@@ -53,25 +66,32 @@ def test_every_parameter_of_an_estimator_stands_in_its_file_with_its_default(nam
         assert estimator.keywords[key] == defaults[key], key
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_file_makes_advantages_and_a_loss(name: str) -> None:
-    algo = instantiate(OmegaConf.load(FOLDER / f"{name}.yaml"))
-    ones = np.ones(2)
-    table = single_turns(
-        [0, 0],
-        [1.0, 0.0],
-        tokens=np.array([2, 2]),
-        signals={
-            "answer_logprob": -ones, "entropy": ones, "mc_value": ones, "node": np.arange(2), "prm": ones,
-            "tool_result": ones > 0, "tree": np.zeros(2), "turn_reward": ones, "value": ones,
-        },
-        token_signals={"mc_value": np.ones(4), "prm": np.ones(4), "value": np.ones(4)},
-    )  # fmt: skip
-    answer = algo.estimator(table)
-    advantages = answer.advantages if isinstance(answer, Estimate) else answer
-    by_token = advantages if len(advantages) == 4 else advantages[table.token_rows]
-    loss, _ = algo.loss(NEW, OLD, torch.tensor(by_token[None]), MASK)
-    assert algo.aggregation in AGGREGATIONS
-    assert aggregate(loss, MASK, algo.aggregation, algo.loss_divisor).isfinite()
-    assert isinstance(algo.dynamic_sampling, bool)
-    assert algo.kl_coef >= 0
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in NOT_IN_CORRIDORS])
+def test_every_method_trains(name: str, tmp_path: Path, serve: Serve) -> None:
+    """Two updates as its file says them, after which the weights have moved."""
+    judge = serve(lambda _: said('{"wrong": [1]}'))
+    has_judge = "judge" in composed(name).signals
+    algo = composed(name, *([f"algo.signals.judge.model.base_url={judge.url}"] if has_judge else []))
+    policy = random_policy()
+    before = {key: tensor.clone() for key, tensor in policy.model.state_dict().items()}
+    with EnvPool(lambda: Generous(max_turns=3), 8) as pool:
+        trainer = make_trainer(
+            tmp_path / "run", pool, policy, 2, algo.estimator, algo.signals, groups=2, group_size=4,
+            growth=algo.growth, dynamic_sampling=algo.dynamic_sampling, minibatches=1,
+            **{field.name: algo[field.name] for field in fields(Objective)},
+        )  # fmt: skip
+        trainer.train()
+    lines = [line for line in without_times(tmp_path / "run" / "metrics.jsonl") if "rollout/success" in line]
+    assert len(lines) == 2
+    assert all(np.isfinite(list(line.values())).all() for line in lines)
+    assert any(not torch.equal(tensor, before[key]) for key, tensor in policy.model.state_dict().items())
+    assert bool(judge.asked) is has_judge
+
+
+class Generous(Corridor):
+    """A corridor that an untrained policy leaves now and then: by an even number of characters in its third turn."""
+
+    def _act(self, action: str) -> tuple[str, float, bool, Info]:
+        self.at += 1
+        won = self.at == 3 and len(action) % 2 == 0
+        return f"You are in room {self.at + 1}.", float(won), won, self._extra(success=won, score=float(won))

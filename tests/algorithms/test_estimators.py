@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from algorithms.estimators.capo import capo
 from algorithms.estimators.dapo import dapo, overlong_penalty
 from algorithms.estimators.empg import empg
 from algorithms.estimators.gae import bi_level_gae, gae_over_tokens, token_gae, turn_gae
@@ -43,6 +44,7 @@ Estimator = Callable[[TurnTable], Any]
 ESTIMATORS: dict[str, Estimator] = {
     "archer": archer,
     "bi_level_gae": partial(bi_level_gae, gamma=0.9, lam=0.8),
+    "capo": capo,
     "dapo": partial(dapo, limit=4, buffer=2),
     "empg": empg,
     "gigpo": gigpo,
@@ -161,7 +163,8 @@ def test_a_constant_added_to_every_score_changes_no_comparison(name: str, table:
 @pytest.mark.parametrize("estimator", [partial(rloo, invalid_penalty=0.0), raft], ids=["rloo", "raft"])
 @given(table=measured_tables(), scale=st.floats(0.5, 20))
 def test_what_is_not_normalised_scales_with_the_rewards(estimator: Estimator, table: TurnTable, scale: float) -> None:
-    scaled = replace(table, reward=scale * table.reward)
+    paid = {"token_reward": scale * table.token_signals["token_reward"]}
+    scaled = replace(table, reward=scale * table.reward, token_signals={**table.token_signals, **paid})
     np.testing.assert_allclose(estimator(scaled), scale * estimator(table), rtol=1e-9, atol=1e-7)
 
 
@@ -185,12 +188,12 @@ def test_padding_and_longer_observations_leave_no_trace(seed: int, observations:
 @pytest.mark.parametrize(
     ("name", "signal", "by"),
     [
-        ("igpo", "'answer_logprob'", "answer belief"),
-        ("istar", "'prm'", "implicit PRM"),
-        ("mt_grpo", "'tool_result'", "verifiable turn rewards"),
+        ("igpo", "'answer_logprob'", "answer_gain"),
+        ("istar", "'prm'", "implicit_prm"),
+        ("mt_grpo", "'tool_result'", "turn_rewards"),
         ("empg", "'entropy'", "entropy"),
-        ("vineppo", "'mc_value'", "Monte Carlo"),
-        ("tree_grpo", "'tree'", "tree rollout"),
+        ("vineppo", "'mc_value'", "monte_carlo"),
+        ("tree_grpo", "'tree'", "tree"),
         ("token_gae", "token signal 'value'", "critic"),
         ("turn_gae", "signal 'value'", "critic"),
     ],
@@ -528,9 +531,9 @@ def tree_of_attempts(node: list[int]) -> TurnTable:
 
 def test_spo_tree_counts_every_child_once() -> None:
     """Attempts 0 and 1 share their first turn, node 7, whose value is 1/2; with node 9's the root is worth 3/4."""
-    advantages = spo_tree(tree_of_attempts([7, 1, 7, 2, 9, 3]))
+    advantages = spo_tree(tree_of_attempts([7, 1, 7, 2, 9, 3]), shared_turns="each")
     assert advantages.tolist() == [-0.25, 0.5, -0.25, -0.5, 0.25, 0.0]
-    by_std = spo_tree(tree_of_attempts([7, 1, 7, 2, 9, 3]), normalize_by_std=True)
+    by_std = spo_tree(tree_of_attempts([7, 1, 7, 2, 9, 3]), normalize_by_std=True, shared_turns="each")
     np.testing.assert_allclose(by_std, [-1, 1, -1, -1, 1, 0], rtol=1e-6)
     with pytest.raises(ValueError, match="other attempts reach node 2 from another turn"):
         spo_tree(tree_of_attempts([7, 1, 7, 2, 9, 2]))

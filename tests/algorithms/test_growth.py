@@ -6,15 +6,11 @@ import json
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
 
-import conf
 from agents.episode import Episode, read_episodes
 from agents.policies.local import LocalPolicy
 from agents.rollout import Job, rollout
@@ -28,10 +24,10 @@ from envs.core import UnknownNameError
 from envs.pool import EnvPool
 from tests.agents.test_rollout import Walker, policy_agent
 from tests.agents.toys import Corridors, corridor, random_policy
+from tests.algorithms.test_algo_conf import composed
 from tests.algorithms.test_signals import bench_of
 from tests.algorithms.test_trainer import make_trainer, warm_policy, without_times
 
-FOLDER = Path(conf.__path__[0]) / "algo"
 GROWTH = Growth(trees=2, expand=2)  # with 10 attempts at a task: two rounds
 
 
@@ -121,7 +117,7 @@ def test_a_shared_turn_counts_once_or_in_each_row(pool: EnvPool) -> None:
     table = columns(episodes, pool).table
     node = table.signal("node")
     for estimator in (spo_tree, tree_grpo):
-        each, once = estimator(table), estimator(table, shared_turns="once")
+        each, once = (estimator(table, shared_turns=how) for how in ("each", "once"))
         for number in np.unique(node):
             rows = node == number
             np.testing.assert_allclose(once[rows].sum(), each[rows].mean(), atol=1e-12)
@@ -144,17 +140,9 @@ def warmed(weights: dict[str, torch.Tensor]) -> LocalPolicy:
     return policy
 
 
-def algo(name: str) -> Any:
-    config = OmegaConf.load(FOLDER / f"{name}.yaml")
-    if "monte_carlo" in config.signals:
-        assert config.signals.monte_carlo.attempts == 9
-        config.signals.monte_carlo.attempts = 2
-    return instantiate(config)
-
-
 @pytest.mark.parametrize("name", ["vineppo", "spo_chain", "spo_tree", "tree_grpo"])
 def test_a_run_resumes_bit_for_bit(tmp_path: Path, pool: EnvPool, warm: dict[str, torch.Tensor], name: str) -> None:
-    made = algo(name)
+    made = composed(name, *(["algo.signals.monte_carlo.attempts=2"] if name in ("vineppo", "spo_chain") else []))
 
     def train(run: Path, stops: list[int]) -> dict[str, torch.Tensor]:
         for until in stops:
@@ -179,7 +167,7 @@ def test_a_run_resumes_bit_for_bit(tmp_path: Path, pool: EnvPool, warm: dict[str
 def test_a_tree_is_written_whole_and_its_tokens_are_counted_once(
     tmp_path: Path, pool: EnvPool, warm: dict[str, torch.Tensor]
 ) -> None:
-    made = algo("tree_grpo")
+    made = composed("tree_grpo")
     make_trainer(
         tmp_path, pool, warmed(warm), 1, made.estimator, made.signals,
         groups=1, group_size=8, growth=made.growth, dynamic_sampling=True, checkpoint_every=1,

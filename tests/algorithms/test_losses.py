@@ -64,21 +64,24 @@ def test_dual_clip_bounds_the_loss_of_bad_actions_only() -> None:
 
 
 @pytest.mark.parametrize(("padding", "advantage"), [(float("nan"), 0.0), (float("-inf"), 1.0), (0.0, float("nan"))])
+@pytest.mark.parametrize("loss", [clip_loss, gspo_loss, reinforce_loss, topr_loss, nft_loss])
 @pytest.mark.parametrize("aggregation", AGGREGATIONS[:3])
 def test_what_the_mask_hides_reaches_neither_loss_nor_gradient(
-    padding: float, advantage: float, aggregation: str
+    loss: Any, padding: float, advantage: float, aggregation: str
 ) -> None:
+    options = {"eps_low": 0.2, "eps_high": 0.2} if loss is gspo_loss else {}
     mask = torch.tensor([[True, True, False]])
     logprobs = tensor([[-1.0, -2.0, padding]]).requires_grad_()
-    old = tensor([[-1.1, -1.9, padding]])
-    per_token, _ = clip_loss(logprobs, old, tensor([[1.0, -1.0, advantage]]), mask)
-    loss = aggregate(per_token, mask, aggregation)
-    loss.backward()  # type: ignore[no-untyped-call]
-    short = aggregate(clip_loss(logprobs[:, :2], old[:, :2], tensor([[1.0, -1.0]]), mask[:, :2])[0], mask[:, :2])
-    assert loss.item() == pytest.approx(short.item() * (2 if aggregation == "seq-mean-token-sum" else 1))
+    old, advantages = tensor([[-1.1, -1.9, padding]]), tensor([[0.5, -0.5, advantage]])
+    per_token, stats = loss(logprobs, old, advantages, mask, **options)
+    whole = aggregate(per_token, mask, aggregation)
+    whole.backward()  # type: ignore[no-untyped-call]
+    short, _ = loss(logprobs[:, :2], old[:, :2], advantages[:, :2], mask[:, :2], **options)
+    assert whole.item() == pytest.approx(short.mean().item() * (2 if aggregation == "seq-mean-token-sum" else 1))
     assert logprobs.grad is not None
     assert logprobs.grad[0, 2] == 0
     assert logprobs.grad.isfinite().all()
+    assert stats.keys() == {"clip_fraction", "approx_kl"}
 
 
 @given(
@@ -158,23 +161,6 @@ def test_nft_learns_from_an_unlikelier_failure_with_the_implied_policy() -> None
     likelier, _ = nft_loss(tensor([[-0.5]]), tensor([[-1.0]]), tensor([[-0.25]]), mask)
     assert likelier.item() == 0.0
     assert gradient(nft_loss, tensor([[-0.25]]), [[-0.5]], [[-1.0]]).item() > 0.25
-
-
-@pytest.mark.parametrize("loss", [gspo_loss, reinforce_loss, topr_loss, nft_loss])
-def test_no_policy_loss_looks_under_the_mask(loss: Any) -> None:
-    options = {"eps_low": 0.2, "eps_high": 0.2} if loss is gspo_loss else {}
-    mask = torch.tensor([[True, True, False]])
-    logprobs = tensor([[-1.0, -2.0, float("nan")]]).requires_grad_()
-    old, advantages = tensor([[-1.1, -1.9, float("-inf")]]), tensor([[0.5, 0.5, 0.0]])
-    per_token, stats = loss(logprobs, old, advantages, mask, **options)
-    total = aggregate(per_token, mask)
-    total.backward()  # type: ignore[no-untyped-call]
-    short, _ = loss(logprobs[:, :2], old[:, :2], advantages[:, :2], mask[:, :2], **options)
-    assert total.item() == pytest.approx(short.mean().item())
-    assert logprobs.grad is not None
-    assert logprobs.grad[0, 2] == 0
-    assert logprobs.grad.isfinite().all()
-    assert stats.keys() == {"clip_fraction", "approx_kl"}
 
 
 def test_gspo_clips_whole_sequences() -> None:

@@ -98,11 +98,12 @@ def test_values_stand_where_segments_start(pool: EnvPool) -> None:
             assert turns[after] == 0.0
 
 
-def test_attempts_and_tokens_are_counted(pool: EnvPool) -> None:
+def test_attempts_steps_and_tokens_are_counted(pool: EnvPool) -> None:
     bench = uniform_bench(pool)
     played = played_with(bench, count=1, length=9)  # too long for any success, so that all attempts are four turns
     metrics = MonteCarlo(bench, attempts=5).measure(played).metrics
     assert metrics == {
+        "signal/env_steps": 5 * (4 + 3 + 2 + 1.0),
         "signal/mc_episodes": 20.0,
         "signal/mc_tokens": 5 * 2 * (4 + 3 + 2 + 1.0),
         "signal/mc_value": 0.0,

@@ -11,10 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
 
-import conf
 from agents.agent import Decision, PolicyAgent, View
 from agents.chat import Chat, History
 from agents.episode import Episode, read_episodes, write_episodes
@@ -32,6 +29,7 @@ from algorithms.signals.turn_rewards import TurnRewards
 from envs.lookup.env import LookupTasks
 from envs.pool import EnvPool
 from tests.agents.toys import Corridors, corridor, random_policy
+from tests.algorithms.test_algo_conf import composed
 
 TASKS = LookupTasks(train_tasks=16, valid_tasks=4)
 IDS = TASKS.manifest("train").ids
@@ -219,7 +217,7 @@ def test_a_token_that_reaches_over_the_edge_belongs_to_the_answer() -> None:
 # -- configurations ---------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("name", "estimator"), [("igpo", igpo), ("mt_grpo", mt_grpo)])
 def test_a_method_is_its_configuration(pool: EnvPool, name: str, estimator: Any) -> None:
-    algo = instantiate(OmegaConf.load(Path(conf.__path__[0]) / "algo" / f"{name}.yaml"))
+    algo = composed(name)
     bench = bench_of(pool)
     played = Played.of(play(bench))
     for make in algo.signals.values():

@@ -21,6 +21,7 @@ from algorithms.estimators.grpo import grpo
 from algorithms.learner import Learner, LearnerConfig, Objective
 from algorithms.losses import clip_loss
 from algorithms.trainer import Trainer, TrainerConfig
+from algorithms.turn_table import TurnTable
 from algorithms.warm_start import WarmStart, warm_start
 from envs.pool import EnvPool
 from tests.agents.toys import Corridors, corridor, random_policy
@@ -195,3 +196,22 @@ def test_the_batch_is_written_with_advantages_as_view_shows_it(tmp_path: Path, p
     episodes = list(read_episodes(tmp_path / "run/episodes/update-000002.jsonl"))
     assert len(episodes) == 16
     assert all(isinstance(turn.advantage, float) for e in episodes for turn in e.turns)
+
+
+def test_kl_in_the_reward_reaches_the_estimator(tmp_path: Path, pool: EnvPool) -> None:
+    tables: list[TurnTable] = []
+
+    def seen(table: TurnTable) -> np.ndarray:
+        tables.append(table)
+        return np.random.default_rng(len(tables)).normal(size=len(table))
+
+    trainer = make_trainer(
+        tmp_path / "run", pool, random_policy(), 2, seen, groups=2, group_size=2,
+        kl_coef=0.5, kl_in="reward", kl_estimator="k1",
+    )  # fmt: skip
+    trainer.train()
+    first, second = (table.token_signal("token_reward") for table in tables)
+    np.testing.assert_allclose(first, 0.0, atol=1e-5)  # the policy is still its own reference
+    assert np.abs(second).max() > 1e-3
+    told = [line["train/kl"] for line in without_times(tmp_path / "run/metrics.jsonl") if "train/kl" in line]
+    np.testing.assert_allclose(told, [-first.mean() / 0.5, -second.mean() / 0.5])

@@ -1,0 +1,33 @@
+"""CAPO: compare tokens, of which those of wrong turns earned less than the outcome of their episode.
+
+    A_t = (r_t - mean(r)) / (std(r) + epsilon)    over all sampled tokens of the attempts at a task, std with ddof 1
+    r_t = outcome_weight · R + process_weight · p,   p: signal `prm` of the token's turn, 0 or -1
+
+With outcome_weight above process_weight the outcome comes first: a wrong turn of a success is still worth more than a
+right one of a failure. Long turns and long episodes weigh more in mean and std, since these run over tokens.
+
+Paper: Xie et al., *CAPO: Towards Enhancing LLM Reasoning through Generative Credit Assignment*, arXiv 2508.02298, whose
+code was not published: this follows its description, and the weights of 2 and 1 are a choice within its rule that the
+outcome weighs more. The judge that names wrong turns is `algorithms.signals.judge`. Left out: nothing that is known.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from algorithms.estimators.groups import group_numbers, relative_values
+from algorithms.turn_table import TurnTable
+
+
+def capo(
+    table: TurnTable, *, outcome_weight: float = 2.0, process_weight: float = 1.0, epsilon: float = 1e-6
+) -> NDArray[np.float64]:
+    """One advantage per token, [M]. Needs the signal `prm` and the count of tokens.
+
+    Where all of a group have earned the same and no turn is wrong, all advantages are exactly 0.
+    """
+    earned = outcome_weight * table.episode_rewards() + process_weight * table.signal("prm")
+    # Rows without tokens are nobody's group here.
+    groups = np.unique(group_numbers(table)[table.token_rows], return_inverse=True)[1]
+    return relative_values(earned[table.token_rows], groups, divide_by_std=True, epsilon=epsilon, keep_single=True)

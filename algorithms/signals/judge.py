@@ -1,0 +1,181 @@
+"""A language model reads whole episodes and says which turns were wrong (CAPO: Xie et al., arXiv 2508.02298).
+
+It reads an episode in one pass, several times over, and the critiques vote. Nobody trains it: it is a model behind an
+endpoint (`agents.endpoint.Endpoint`) or one on this machine (`LocalModel`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib import resources
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from agents.episode import Episode
+from agents.parsing import answer_part, json_objects
+from agents.policies.base import Request, Sampling, Usage
+from agents.policies.pretrained import Pretrained
+from agents.prompts import encode, read_template
+from algorithms.signals.base import Bench, Measurement, Measures, Played
+from envs.core import UnknownNameError
+
+VOTES = ("majority", "intersection", "average")
+
+
+class Model(Protocol):
+    """Whom a judge asks."""
+
+    usage: Usage
+
+    def answers(self, prompts: Sequence[str], sampling: Sampling, seed: int) -> list[str | None]:
+        """The text that answers each prompt, None where it was cut off."""
+
+
+class LocalModel:
+    """The model called `name` (see `agents.policies.pretrained`), asked `batch_size` prompts at a time."""
+
+    def __init__(self, name: str, *, batch_size: int = 8, pretrained: Pretrained | None = None) -> None:
+        """`pretrained` says how it is loaded."""
+        self.policy = (pretrained or Pretrained()).load(name)
+        self.name, self.batch_size, self.usage = name, batch_size, Usage()
+
+    def answers(self, prompts: Sequence[str], sampling: Sampling, seed: int) -> list[str | None]:
+        """See `Model`. The same seed gives the same answers. Raises `ValueError` for a prompt that leaves no room."""
+        generator = torch.Generator(self.policy.device).manual_seed(seed)
+        requests = [Request(number, self._prompt_ids(prompt)) for number, prompt in enumerate(prompts)]
+        said: list[str | None] = []
+        for start in range(0, len(requests), self.batch_size):
+            part = requests[start : start + self.batch_size]
+            for request, done in zip(part, self.policy.generate(part, sampling, generator), strict=True):
+                said.append(self.policy.tokenizer.decode(done.text_ids) if done.finished else None)
+                self.usage.requests += 1
+                self.usage.prompt_tokens += len(request.prompt_ids)
+                self.usage.completion_tokens += len(done.ids)
+                self.policy.release(request.session)
+        self.policy.pause()
+        return said
+
+    def _prompt_ids(self, prompt: str) -> Sequence[int]:
+        tokenizer = self.policy.tokenizer
+        if not tokenizer.chat_template:
+            return encode(tokenizer, prompt)
+        messages = [{"role": "user", "content": prompt}]
+        ids: list[int] = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        return ids
+
+
+class Judge(Measures):
+    """Signal `prm` [N]: `right`, or `wrong` for the turns that the critiques of their episode agree to be wrong.
+
+    With the vote "majority" more than half of the critiques that can be read name a wrong turn, with "intersection" all
+    of them do, and with "average" a turn gets the share of `wrong` that names it. CAPO's values are 0 and -1, PURE
+    takes 1 and -1 with "average".
+
+    A critique that cannot be read, because it was cut off, has no list of turns in it or names one that was not played,
+    is counted (`signal/judge_malformed`) and has no vote. The turns of an episode without any that can be read are all
+    `right`, so that they share their outcome's credit, and it is counted too (`signal/judge_unread`). An endpoint that
+    does not answer ends the run.
+    """
+
+    def __init__(
+        self,
+        bench: Bench,
+        *,
+        model: Model,
+        sampling: Sampling,
+        critiques: int = 4,
+        vote: str = "majority",
+        right: float = 0.0,
+        wrong: float = -1.0,
+        template: str = "judge",
+    ) -> None:
+        """`template` names a file of `algorithms/signals/templates`, which sees `goal`, `turns` (each with its
+        `observation` and `action`), `final_observation` and `success`. `critiques` are of each episode.
+        """
+        if vote not in VOTES:
+            raise UnknownNameError("vote", vote, VOTES)
+        if critiques < 1:
+            raise ValueError(f"critiques must be at least 1, got {critiques}")
+        self.template = read_template(
+            "judge's prompt", resources.files("algorithms") / "signals" / "templates", template
+        )
+        self.model, self.sampling, self.critiques, self.vote = model, sampling, critiques, vote
+        self.right, self.wrong, self.seed = right, wrong, bench.seed
+        self.batches = 0  # judged so far, each with draws of its own
+
+    def measure(self, played: Played) -> Measurement:
+        before = replace(self.model.usage)
+        episodes = [episode for episode in played.episodes if episode.turns]
+        prompts = [self._prompt(episode) for episode in episodes for _ in range(self.critiques)]
+        answers = self.model.answers(prompts, self.sampling, self.seed + 1_000_003 * self.batches)
+        self.batches += 1
+        shares, malformed, unread = [], 0, 0
+        for number, episode in enumerate(episodes):
+            said = answers[number * self.critiques : (number + 1) * self.critiques]
+            read = [turns for text in said if (turns := wrong_turns(text, len(episode.turns))) is not None]
+            malformed += self.critiques - len(read)
+            unread += not read
+            shares.append(voted(read, len(episode.turns), self.vote))
+        share = np.concatenate(shares)
+        metrics = {
+            "signal/judge_wrong": float(share.mean()),
+            "signal/judge_malformed": float(malformed),
+            "signal/judge_unread": float(unread),
+            **_spent(before, self.model.usage),
+        }
+        return Measurement({"prm": self.right + (self.wrong - self.right) * share}, metrics=metrics)
+
+    def _prompt(self, episode: Episode) -> str:
+        return self.template.render(
+            goal=episode.goal,
+            turns=episode.turns,
+            final_observation=episode.final_observation,
+            success=episode.success,
+        )
+
+    def state(self) -> dict[str, Any]:
+        return {"batches": self.batches}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.batches = state["batches"]
+
+
+def wrong_turns(text: str | None, count: int) -> set[int] | None:
+    """The turns, from 0, that a critique names wrong, of an episode of `count`; None where it cannot be read.
+
+    They stand in the last JSON object with the key "wrong" after the reasoning, as a list of numbers from 1.
+    """
+    answer = None if text is None else answer_part(text)
+    lists = [found["wrong"] for found in json_objects(answer or "") if "wrong" in found]
+    if not lists or not isinstance(lists[-1], list):
+        return None
+    if not all(type(number) is int and 1 <= number <= count for number in lists[-1]):
+        return None
+    return {number - 1 for number in lists[-1]}
+
+
+def voted(critiques: Sequence[set[int]], count: int, vote: str) -> NDArray[np.float64]:
+    """[count] how wrong each turn is, from 0 to 1, by the turns that each of the critiques names; 0 without any."""
+    votes = np.zeros(count)
+    for named in critiques:
+        votes[sorted(named)] += 1
+    if not critiques or vote == "average":
+        return votes / max(len(critiques), 1)
+    agreed = 2 * votes > len(critiques) if vote == "majority" else votes == len(critiques)
+    return agreed.astype(np.float64)
+
+
+def _spent(before: Usage, after: Usage) -> dict[str, float]:
+    """What one batch took."""
+    spent = {
+        "signal/judge_requests": float(after.requests - before.requests),
+        "signal/judge_prompt_tokens": float(after.prompt_tokens - before.prompt_tokens),
+        "signal/judge_completion_tokens": float(after.completion_tokens - before.completion_tokens),
+    }
+    if after.cost is not None and before.cost is not None:
+        spent["signal/judge_cost"] = after.cost - before.cost
+    return spent
