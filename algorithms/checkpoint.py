@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,9 @@ def save_checkpoint(folder: Path, model: Any, tokenizer: Any, state: dict[str, A
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        model.save_pretrained(partial)
+        with warnings.catch_warnings():  # peft looks for a changed vocabulary where the adapters' model is named
+            warnings.filterwarnings("ignore", "Could not find a config file in")
+            model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         if state is not None:
             torch.save(state, partial / "trainer.pt")

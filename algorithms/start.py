@@ -28,6 +28,13 @@ VERSION = 4  # of the recipe: to be raised when the same configuration would giv
 
 
 @dataclass(frozen=True)
+class Given(Pretrained):
+    """A model that is there. With `warm_start` training begins by cloning the environment's expert into it."""
+
+    warm_start: WarmStart | None = None
+
+
+@dataclass(frozen=True)
 class Tiny:
     """The shape of the embedded default policy, see `agents.policies.tiny`."""
 

@@ -60,7 +60,7 @@ class WarmStart:
     steps: int  # optimiser steps
     tokens_per_step: int
     max_turns: int  # of an episode that is played to learn from
-    matrix_lr: float  # Muon, for the hidden matrices
+    matrix_lr: float | None  # Muon, for the hidden matrices; None: AdamW for them too
     other_lr: float  # AdamW, for embeddings and norms
     observation_weight: float = 0.5
 
@@ -144,18 +144,20 @@ class Demonstrator:
 
 
 class Cloner:
-    """Cross-entropy on lessons: Muon on the hidden matrices, AdamW on the rest."""
+    """Cross-entropy on lessons: Muon on the hidden matrices, AdamW on the rest, or on all that is trained."""
 
     def __init__(self, model: Any, config: WarmStart, rng: np.random.Generator) -> None:
         self.model, self.config, self.rng = model, config, rng
         embedding = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
-        matrices = [p for p in model.parameters() if p.ndim == 2 and id(p) not in embedding]
+        trained = [p for p in model.parameters() if p.requires_grad]
+        matrices = [p for p in trained if p.ndim == 2 and id(p) not in embedding and config.matrix_lr is not None]
         hidden = {id(p) for p in matrices}
-        others = [p for p in model.parameters() if id(p) not in hidden]
+        others = [p for p in trained if id(p) not in hidden]
         self.optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.Muon(matrices, lr=config.matrix_lr, weight_decay=0.0),
-            torch.optim.AdamW(others, lr=config.other_lr, betas=(0.9, 0.95), weight_decay=0.0),
+            torch.optim.AdamW(others, lr=config.other_lr, betas=(0.9, 0.95), weight_decay=0.0)
         ]
+        if config.matrix_lr is not None:
+            self.optimizers.append(torch.optim.Muon(matrices, lr=config.matrix_lr, weight_decay=0.0))
         self.schedules = [torch.optim.lr_scheduler.LambdaLR(o, self._rate) for o in self.optimizers]
 
     def _rate(self, step: int) -> float:

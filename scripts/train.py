@@ -30,8 +30,9 @@ from agents.prompts import Prompter
 from algorithms.checkpoint import checkpoints
 from algorithms.learner import Learner, LearnerConfig, Objective
 from algorithms.memory import describe_memory
-from algorithms.start import Tiny, tiny_policy
+from algorithms.start import Given, Tiny, tiny_policy
 from algorithms.trainer import Metrics, Trainer, TrainerConfig
+from algorithms.warm_start import warm_start
 from envs.core import TaskSet, UnknownNameError
 from envs.pool import EnvPool
 from scripts.agents import checkpoint_of
@@ -97,7 +98,11 @@ def _start(
     start: Tiny | Pretrained = instantiate(cfg.policy)
     name = str(checkpoints(Path(cfg.resume))[-1]) if cfg.resume else checkpoint_of(cfg.model) if cfg.model else None
     if name is not None:
-        return (start if isinstance(start, Pretrained) else Pretrained()).load(name)
+        loaded = (start if isinstance(start, Pretrained) else Pretrained()).load(name)
+        if isinstance(start, Given) and start.warm_start is not None and not cfg.resume:
+            tasks = [task_set.task(cfg.split, i) for i in task_set.manifest(cfg.split).ids]
+            warm_start(loaded, prompter, task_set, tasks, pool, start.warm_start, cfg.seed, reporter)
+        return loaded
     if isinstance(start, Pretrained):
         raise ValueError("this policy needs a model to start from: model=FOLDER, or policy=tiny for one made here")
     policy, kept = tiny_policy(start, task_set, cfg.split, prompter, pool, cfg.seed, reporter)

@@ -35,14 +35,15 @@ def command(name: str, *arguments: str) -> str:
 def test_it_plays_alfworld_and_learns_by_adapters(tmp_path: Path) -> None:
     run = tmp_path / "run"
     said = command(
-        "train", "+experiment=alfworld_gigpo_smollm2_cpu", "trainer.updates=1", "trainer.max_turns=3",
-        "env.max_turns=3", "eval.limit=2", f"hydra.run.dir={run}",
+        "train", "+experiment=alfworld_gigpo_smollm2_cpu", "policy.warm_start.episodes=8", "policy.warm_start.steps=10",
+        "trainer.updates=1", "trainer.max_turns=3", "env.max_turns=3", "eval.limit=2", f"hydra.run.dir={run}",
     )  # fmt: skip
     assert "memory, about: weights" in said
     logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     (update,) = [line for line in logged if "rollout/success" in line]
     assert update["mismatch/kl"] < 1e-4  # sampled with kept keys and values, trained without
     assert update["rollout/turns"] == 3
+    assert 0 < update["rollout/invalid"] < 1  # some of its commands are known to the game, so that it has what to learn
     checkpoint = run / "checkpoints" / "update-000001"
     trained = load_file(checkpoint / "adapter_model.safetensors")
     assert any(tensor.abs().max() > 0 for name, tensor in trained.items() if "lora_B" in name)
@@ -50,8 +51,8 @@ def test_it_plays_alfworld_and_learns_by_adapters(tmp_path: Path) -> None:
     evaluated = tmp_path / "evaluated"
     command(
         "evaluate", "env.games=embedded", "env.max_turns=2", "agent=chat", "agent.prompter.admissible=false",
-        "agent.sampling.max_tokens=32", "agent.sampling.stop=[</action>]", f"model={checkpoint}", "limit=2",
-        "policy.dtype=float32", f"hydra.run.dir={evaluated}",
+        "agent.prompter.parser._target_=agents.parsing.Line", "agent.sampling.max_tokens=16", f"model={checkpoint}",
+        "limit=2", "policy.dtype=float32", f"hydra.run.dir={evaluated}",
     )  # fmt: skip
     result = json.loads((evaluated / "evaluation.json").read_text())
     assert result["evaluation"]["success"]["n"] == 2

@@ -1,15 +1,24 @@
 """What becomes a target when another action was played than the expert wanted."""
 
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
 
 from agents.agent import Decision, View
 from agents.episode import Episode
+from agents.policies.lora import Lora
+from agents.policies.pretrained import Pretrained
 from agents.prompts import Transcript
 from agents.samples import Sample
-from algorithms.warm_start import NO_TARGET, Demonstrator, make_lesson
-from tests.agents.toys import corridor, random_policy
+from algorithms.checkpoint import save_checkpoint
+from algorithms.warm_start import NO_TARGET, Demonstrator, WarmStart, make_lesson, warm_start
+from envs.pool import EnvPool
+from tests.agents.toys import Corridors, corridor, random_policy
+from tests.algorithms.test_trainer import Quiet
 
 # observation [7, 8], played [3, 4, 1], observation [9], played [5, 1]
 SAMPLE = Sample(
@@ -73,3 +82,29 @@ def test_noise_is_refused() -> None:
 def test_there_is_no_noise_where_nothing_is_refused() -> None:
     assert {action for action, _ in demonstrate(0.9, [["go right", "go left"]])} == {"go right"}
     assert {action for action, _ in demonstrate(0.9, [[]])} == {"go right"}
+
+
+def test_a_model_with_adapters_clones_with_these_alone(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    plain = random_policy()
+    save_checkpoint(tmp_path / "model", plain.model, plain.tokenizer)
+    policy = Pretrained(lora=Lora(rank=4)).load(tmp_path / "model")
+    before = {name: p.clone() for name, p in policy.model.named_parameters()}
+    config = WarmStart(
+        episodes=16, noise=0.0, steps=30, tokens_per_step=512,
+        max_turns=8, matrix_lr=None, other_lr=0.02, observation_weight=0.0,
+    )  # fmt: skip
+    tasks = [corridor(length) for length in (2, 3)]
+    shares: list[str] = []
+
+    class Told(Quiet):
+        def advance(self, status: str = "") -> None:
+            shares.append(status)
+
+    with EnvPool(Corridors().make, 4) as pool:
+        warm_start(policy, Transcript(), Corridors(), tasks, pool, config, 0, Told())
+    changed = {name for name, p in policy.model.named_parameters() if not torch.equal(p, before[name])}
+    assert changed
+    assert all(".lora_" in name for name in changed)
+    first, last = (float(re.search(r"loss ([\d.]+)", s)[1]) for s in (shares[16], shares[-1]))
+    assert last < first - 0.3  # as far as a frozen head of random weights lets it

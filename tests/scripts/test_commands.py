@@ -275,7 +275,7 @@ def test_a_terminal_that_is_closed_ends_the_evaluation_cleanly(tmp_path: Path) -
 
 
 def test_a_reader_that_goes_away_and_a_full_disk(tmp_path: Path) -> None:
-    write_episodes(tmp_path / "many.jsonl", [an_episode() for _ in range(1200)])
+    write_episodes(tmp_path / "many.jsonl", [an_episode() for _ in range(6000)])
     process = start("view", str(tmp_path / "many.jsonl"))
     assert process.stdout
     process.stdout.readline()
