@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from envs.conformance import TaskSetConformance, check_env_rule, subject_of
-from envs.core import INFO_KEYS, EpisodeOverError, StopReason, Task, UnknownNameError
+from envs.core import INFO_KEYS, TURN_KEYS, EpisodeOverError, StopReason, Task, UnknownNameError
 from envs.gym_tasks import DEFAULT_MAX_TURNS, GymTasks, TextAdapter
 from envs.pool import EnvPool
 
@@ -76,6 +76,13 @@ def test_info_is_filled_from_the_text_where_the_environment_says_nothing() -> No
         "state_key": "Hello.",
     }
     assert env.step("x")[4] == info | {"state_key": "One."}
+
+
+def test_what_rules_say_of_a_turn_is_passed_on() -> None:
+    told = {"turn_reward": 0.5, "tool_result": True}
+    _, steps = played([("One.", 0, False, False, told), ("Two.", 0, False, False, {})])
+    assert {key: steps[0][4].get(key) for key in TURN_KEYS} == told
+    assert not set(TURN_KEYS) & set(steps[1][4])
 
 
 def test_info_of_the_environment_is_passed_on() -> None:
