@@ -9,9 +9,7 @@ A checkpoint appears under its name only when it is whole: it is written beside 
 
 from __future__ import annotations
 
-import os
 import shutil
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,31 +17,17 @@ import torch
 from safetensors.torch import load_file
 
 from agents.policies.lora import has_adapters, read_adapters
+from agents.policies.pretrained import save_model, whole_folder
 
 PREFIX = "update-"
 
 
 def save_checkpoint(folder: Path, model: Any, tokenizer: Any, state: dict[str, Any] | None = None) -> None:
     """Write a checkpoint folder, replacing one of that name. An error (a full disk, say) leaves nothing behind."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        with warnings.catch_warnings():  # peft looks for a changed vocabulary where the adapters' model is named
-            warnings.filterwarnings("ignore", "Could not find a config file in")
-            model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
+    with whole_folder(folder) as partial:
+        save_model(partial, model, tokenizer)
         if state is not None:
             torch.save(state, partial / "trainer.pt")
-        for path in partial.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.replace(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def load_weights(folder: Path, model: Any) -> None:

@@ -33,6 +33,7 @@ class Model:
     """The model of a command: its name (see `agents.policies.pretrained`), and how it is loaded and sampled."""
 
     name: str
+    run: Path  # as the command names it; of a training run, its folder
     policy: DictConfig  # conf/policy: an `agents.policies.pretrained.Pretrained`
     rollout: DictConfig  # conf/rollout
 
@@ -64,18 +65,19 @@ class Model:
 
 def model_of(config: DictConfig) -> Model | None:
     """The model that a command's configuration asks for."""
-    return Model(checkpoint_of(config.model), config.policy, config.rollout) if config.model else None
+    if not config.model:
+        return None
+    return Model(checkpoint_of(config.model), Path(config.model).expanduser(), config.policy, config.rollout)
 
 
-def make_agent(command: DictConfig, task_set: TaskSet, seed: int) -> Agent:
+def make_agent(config: DictConfig, task_set: TaskSet, model: Model | None, seed: int) -> Agent:
     """The agent of a configuration. Raises `ValueError` for a model that is missing, or that does not belong to it."""
-    config, model = command.agent, model_of(command)
     missing = OmegaConf.missing_keys(config)
     if missing:
         name = sorted(missing)[0].removeprefix("agent.")
         raise ValueError(f"agent.{name} has no value; give it one: agent.{name}=…")
     if model and "prompter" in config:
-        _check_prompter(config, Path(command.model).expanduser())
+        _check_prompter(config, model.run)
     agent: Agent = instantiate(config, _partial_=True)(task_set=task_set, model=model, seed=seed)
     return agent
 

@@ -30,7 +30,7 @@ from agents.episode import Episode, read_episodes, write_episodes
 from agents.evaluation import Evaluation, episode_key, evaluate, plan
 from envs.core import TaskSet
 from envs.pool import EnvPool
-from scripts.agents import make_agent, model_of
+from scripts.agents import Model, make_agent, model_of
 from scripts.common import Terminal, command, versions, write_whole
 
 
@@ -45,8 +45,9 @@ def main(cfg: DictConfig) -> None:
     if not OmegaConf.is_list(cfg.seeds):
         raise ValueError(f"seeds is a list, as in seeds=[0,1,2]; got {cfg.seeds!r}")
     jobs = plan(task_set, cfg.split, cfg.seeds, cfg.limit)
-    agent = make_agent(cfg, task_set, cfg.seeds[0])
-    facts = _facts(cfg, task_set)
+    model = model_of(cfg)
+    agent = make_agent(cfg.agent, task_set, model, cfg.seeds[0])
+    facts = _facts(cfg, task_set, model)
     _keep_facts(run / "run.json", facts)
     file = run / "episodes.jsonl"
     wanted = {(job.task.id, job.seed) for job in jobs}
@@ -79,10 +80,9 @@ def main(cfg: DictConfig) -> None:
 
 
 # -- what is played ---------------------------------------------------------------------------------------------------
-def _facts(cfg: DictConfig, task_set: TaskSet) -> dict[str, Any]:
+def _facts(cfg: DictConfig, task_set: TaskSet, model: Model | None) -> dict[str, Any]:
     """What makes the episodes of a run comparable, as plain data."""
     manifest = task_set.manifest(cfg.split)
-    model = model_of(cfg)
     return {
         "env": manifest.env,
         "split": manifest.split,

