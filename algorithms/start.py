@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 
 from agents.policies.local import LocalPolicy
 from agents.policies.models import find_device
@@ -25,6 +27,7 @@ from envs.core import Task, TaskSet, cache_root
 from envs.pool import EnvPool
 
 VERSION = 4  # of the recipe: to be raised when the same configuration would give other weights
+LONGEST_WAIT = 4 * 3600.0  # seconds for another process to make the same
 
 
 @dataclass(frozen=True)
@@ -57,24 +60,59 @@ def tiny_policy(
 ) -> tuple[LocalPolicy, Path]:
     """The small policy, warm-started on `split`, and the folder where it is kept (made now, or found there)."""
     folder = cache_root() / "warm_starts" / _key(config, task_set, split, prompter, seed)
-    if not (folder / "config.json").is_file():
-        ids = task_set.manifest(split).ids
-        tasks = [task_set.task(split, i) for i in ids]
-        tokenizer = build_tokenizer(_texts(task_set, tasks, pool, progress))
-        model = build_model(
-            vocabulary_size(tokenizer),
-            width=config.width,
-            layers=config.layers,
-            heads=config.heads,
-            feed_forward=config.feed_forward,
-            context=config.context,
-            seed=seed,
-        )
-        policy = LocalPolicy(model.to(find_device()), tokenizer)
-        if config.warm_start is not None:
-            warm_start(policy, prompter, task_set, tasks, pool, config.warm_start, seed, progress)
-        save_checkpoint(folder, model, tokenizer)
-    return Pretrained().load(folder), folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(folder, progress):
+        if not (folder / "config.json").is_file():
+            _make(folder, config, task_set, split, prompter, pool, seed, progress)
+        return Pretrained().load(folder), folder
+
+
+@contextmanager
+def _alone(folder: Path, progress: Progress) -> Iterator[None]:
+    """Held by one process at a time: runs that start together clone once, and the others wait for that."""
+    lock = FileLock(folder.with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        progress.phase("wait for another run that makes this warm start")
+        try:
+            lock.acquire(timeout=LONGEST_WAIT)
+        except Timeout:
+            raise TimeoutError(
+                f"another process has been making the warm start {folder} for {LONGEST_WAIT / 3600:.0f} hours; "
+                f"if there is none, remove {lock.lock_file}"
+            ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _make(
+    folder: Path,
+    config: Tiny,
+    task_set: TaskSet,
+    split: str,
+    prompter: Prompter,
+    pool: EnvPool,
+    seed: int,
+    progress: Progress,
+) -> None:
+    tasks = [task_set.task(split, i) for i in task_set.manifest(split).ids]
+    tokenizer = build_tokenizer(_texts(task_set, tasks, pool, progress))
+    model = build_model(
+        vocabulary_size(tokenizer),
+        width=config.width,
+        layers=config.layers,
+        heads=config.heads,
+        feed_forward=config.feed_forward,
+        context=config.context,
+        seed=seed,
+    )
+    policy = LocalPolicy(model.to(find_device()), tokenizer)
+    if config.warm_start is not None:
+        warm_start(policy, prompter, task_set, tasks, pool, config.warm_start, seed, progress)
+    save_checkpoint(folder, model, tokenizer)
 
 
 def _key(config: Tiny, task_set: TaskSet, split: str, prompter: Prompter, seed: int) -> str:
