@@ -144,6 +144,11 @@ class Learner:
             raise ValueError("trainer.minibatches and trainer.micro_batch_tokens must be at least 1")
         if config.importance_cap is not None and config.importance_cap <= 0:
             raise ValueError(f"trainer.importance_cap must be positive, got {config.importance_cap}")
+        if getattr(model, "is_quantized", False) and not has_adapters(model):
+            raise ValueError(
+                "of a model whose weights are packed only what is not (embeddings, norms) could be trained; "
+                "policy=lora trains adapters beside them"
+            )
         self.model, self.config, self.objective = model, config, config.objective
         self.micro_batch_tokens = config.micro_batch_tokens  # halved where the memory does not suffice
         self.checkpointed = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]

@@ -169,6 +169,7 @@ class Trainer:
             **rollout_metrics(played),
             "groups/uniform": _uniform_groups(played),
             "train/learning_rate": rate,
+            "rollout/env_steps": float(len(turns)),
             "tokens/sampled": float(sampled),
             "tokens/prefix_breaks": float(len(batch.samples) - sum(bool(e.turns) for e in episodes)),
             **measured,

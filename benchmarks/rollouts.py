@@ -65,7 +65,8 @@ from agents.prompts import Transcript, encode
 from agents.rollout import Job, rollout
 from agents.samples import Sample, build_samples
 from algorithms.estimators.grpo import grpo
-from algorithms.learner import LENGTH_STEP, Learner, LearnerConfig
+from algorithms.batches import LENGTH_STEP
+from algorithms.learner import Learner, LearnerConfig
 from algorithms.losses import clip_loss
 from algorithms.turn_table import TurnTable
 from envs.alfworld.engine import Engine

@@ -73,7 +73,7 @@ def read_run(folder: Path) -> Run:
     overrides = [str(o) for o in OmegaConf.load(record)]
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     updates = [line for line in lines if "rollout/success" in line]
-    taken = [u["rollout/turns"] * u["rollout/episodes"] + u.get("signal/env_steps", 0.0) for u in updates]
+    taken = [u["rollout/env_steps"] + u.get("signal/env_steps", 0.0) for u in updates]
     evaluated = [line for line in lines if any(map(is_success, line))]
     names = dict.fromkeys(key for line in evaluated for key in line if is_success(key))
     return Run(

@@ -16,7 +16,7 @@ def a_run(folder: Path, overrides: list[str], success: list[float], **more: floa
     (folder / ".hydra" / "overrides.yaml").write_text("".join(f"- {o}\n" for o in overrides))
     lines = [{"update": 0, "eval/corridor/valid/success": 0.25}]
     lines += [
-        {"update": n + 1, "rollout/success": s, "rollout/turns": 5.0, "rollout/episodes": 8.0, **more}
+        {"update": n + 1, "rollout/success": s, "rollout/env_steps": 40.0, **more}
         for n, s in enumerate(success)
     ]
     lines.append({"update": len(success), "eval/corridor/valid/success": success[-1]})
