@@ -202,6 +202,13 @@ def test_four_bits_of_frozen_weights_carry_adapters(folder: Path) -> None:
     assert packed.grad is None
 
 
+def test_four_bits_without_adapters_are_not_trained(folder: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="needs the extra quantized")
+    policy = Pretrained(quantization="4bit").load(folder)
+    with pytest.raises(ValueError, match="policy=lora trains adapters"):
+        Learner(policy.model, learner_config())
+
+
 # -- what cannot be loaded --------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("name", "said"),

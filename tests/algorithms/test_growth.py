@@ -180,5 +180,6 @@ def test_a_tree_is_written_whole_and_its_tokens_are_counted_once(
     metrics = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[1])
     rows = metrics["rollout/turns"] * metrics["rollout/episodes"]
     assert metrics["signal/shared_turns"] > 0
+    assert metrics["rollout/env_steps"] < rows
     assert metrics["tokens/sampled"] < rows * 6
     assert all(a.observation for e in episodes for a, _ in pairwise(e.turns))
