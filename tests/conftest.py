@@ -5,6 +5,7 @@ import signal
 from collections.abc import Callable, Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.agents.endpoint_server import Reply, Serve, Server
 
@@ -15,6 +16,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A shell has what it starts in the background ignore Ctrl-C, and nohup the end of the terminal; that is inherited.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+# How long an example takes is the machine's affair.
+settings.register_profile("polyturn", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("polyturn")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -167,12 +167,12 @@ def test_merged_weights_are_those_of_a_plain_model(folder: Path) -> None:
 
 def test_the_model_without_its_adapters_is_the_reference_of_kl(folder: Path) -> None:
     """What it is apart from the weights of the start is told, and no second copy of the model is kept."""
-    batch, advantages = samples()
+    batch, table, advantages = samples()
     kls = []
     for policy in (Pretrained(lora=Lora(rank=4)).load(folder), trained_adapters(folder)):
         learner = Learner(policy.model, learner_config(kl_coef=0.1, minibatches=1))
         assert learner.reference is None
-        kls.append(learner.update(batch, advantages, np.random.default_rng(0), 0.0)["train/kl"])
+        kls.append(learner.update(batch, table, advantages, np.random.default_rng(0), 0.0)["train/kl"])
     assert kls[0] == 0.0
     assert kls[1] > 1e-3
 

@@ -176,7 +176,7 @@ def test_solves_generated_games(task_type: str, tmp_path: Path) -> None:
     assert rate >= 0.95
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10_000), others=st.integers(0, 60), salt=st.integers())
 def test_never_insists_and_never_fails(
     tmp_path_factory: pytest.TempPathFactory, seed: int, others: int, salt: int

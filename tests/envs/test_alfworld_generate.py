@@ -102,7 +102,7 @@ def test_ids_tell_the_games_apart_and_say_what_they_are() -> None:
 
 
 # -- after the rules --------------------------------------------------------------------------------------------------
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(games)
 def test_objects_lie_where_the_rules_allow(game: GeneratedGame) -> None:
     facts = facts_of(game)
@@ -116,7 +116,7 @@ def test_objects_lie_where_the_rules_allow(game: GeneratedGame) -> None:
     assert {item for (item,) in facts["pickupable"]} == {i for i, k in facts["objectType"] if kinds[i] not in STANDING}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(games)
 def test_every_thing_is_somewhere(game: GeneratedGame) -> None:
     facts = facts_of(game)
@@ -130,7 +130,7 @@ def test_every_thing_is_somewhere(game: GeneratedGame) -> None:
     assert start not in places.values()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(games)
 def test_nothing_is_done_at_the_start_and_everything_needed_is_there(game: GeneratedGame) -> None:
     facts = facts_of(game)
@@ -281,7 +281,7 @@ def test_walkthroughs_win_on_every_floor_plan() -> None:
             assert not any(won[:-1])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(games)
 def test_walkthroughs_win(game: GeneratedGame) -> None:
     won = play_natively(game)
