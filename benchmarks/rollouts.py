@@ -64,8 +64,8 @@ from agents.policies.tiny import ACT, BOS, EOS, build_tokenizer
 from agents.prompts import Transcript, encode
 from agents.rollout import Job, rollout
 from agents.samples import Sample, build_samples
-from algorithms.estimators.grpo import grpo
 from algorithms.batches import LENGTH_STEP
+from algorithms.estimators.grpo import grpo
 from algorithms.learner import Learner, LearnerConfig
 from algorithms.losses import clip_loss
 from algorithms.turn_table import TurnTable
