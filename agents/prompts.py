@@ -16,7 +16,8 @@ from typing import Any, Protocol
 
 import jinja2
 
-from agents.episode import Turn
+from agents.episode import ParseStatus, Turn
+from agents.parsing import judge, project_webshop
 from agents.policies.tiny import ACT
 from envs.core import Info, UnknownNameError
 
@@ -37,6 +38,9 @@ class Prompter(Protocol):
 
     def parse(self, text: str) -> str | None:
         """The action in a completion's text; None when there is none."""
+
+    def read(self, text: str, finished: bool, info: Info) -> tuple[str, ParseStatus]:
+        """What the environment gets of a completion's text, and what became of it; most do as `parsing.judge`."""
 
 
 class Transcript:
@@ -65,6 +69,10 @@ class Transcript:
     def parse(self, text: str) -> str | None:
         """The whole text is the action; None when it is blank."""
         return text.strip() or None
+
+    def read(self, text: str, finished: bool, info: Info) -> tuple[str, ParseStatus]:
+        """See `agents.parsing.judge`."""
+        return judge(text, self.parse(text), finished, info)
 
 
 def encode(tokenizer: Any, text: str) -> tuple[int, ...]:
@@ -133,3 +141,24 @@ class Template:
         """What stands between the first pair of action tags, in lower case as the official projection does."""
         found = re.search(r"<action>(.*?)</action>", text, flags=re.DOTALL | re.IGNORECASE)
         return (found[1].strip().lower() or None) if found else None
+
+    def read(self, text: str, finished: bool, info: Info) -> tuple[str, ParseStatus]:
+        """See `agents.parsing.judge`."""
+        return judge(text, self.parse(text), finished, info)
+
+
+class WebShopTemplate(Template):
+    """The prompts of GiGPO for WebShop, and its reading of answers (`prompts/webshop.py` and `projection.py` there).
+
+    An answer without tags is played and counts as malformed; an action that is not admissible counts as any other.
+    """
+
+    def __init__(self, history: int = 2) -> None:
+        super().__init__("gigpo_webshop", history)
+
+    def read(self, text: str, finished: bool, info: Info) -> tuple[str, ParseStatus]:  # noqa: ARG002
+        """See `agents.parsing.project_webshop`."""
+        action, valid = project_webshop(text)
+        if valid:
+            return action, ParseStatus.OK
+        return action, ParseStatus.MALFORMED if finished else ParseStatus.TRUNCATED
