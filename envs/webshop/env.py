@@ -15,7 +15,7 @@ from __future__ import annotations
 import random
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -33,22 +33,31 @@ _WON = 10.0  # verl-agent's reward
 
 
 @lru_cache(maxsize=2)
-def open_shop(folder: Path, show_attributes: bool = False) -> Shop:
-    """The shop over a folder's catalogue, opened once in a process."""
-    catalogue = load_catalogue(folder)
+def open_shop(folder: Path, size: str | None = None, show_attributes: bool = False) -> Shop:
+    """The shop over a folder's catalogue, opened once in a process. `size` is as for `load_catalogue`."""
+    catalogue = load_catalogue(folder, size)
     return Shop(catalogue, open_index(catalogue), show_attributes)
 
 
 @lru_cache(maxsize=16)
-def _prices(folder: Path, seed: int) -> npt.NDArray[np.float64]:
-    return sample_prices(open_shop(folder).catalogue, seed)
+def _prices(shop: Shop, seed: int) -> npt.NDArray[np.float64]:
+    return sample_prices(shop.catalogue, seed)
+
+
+class _Place(NamedTuple):
+    """Where an episode plays."""
+
+    folder: Path
+    size: str | None
+    price_seed: int
 
 
 class WebShopEnv(TextEnv):
     """Shops in the catalogue that a task names.
 
     The payload of a task has `catalogue`, the folder of the catalogue; `price_seed`, from which prices are drawn as in
-    `envs.webshop.goals.sample_prices`; and `goal`, what `Goal.to_json` gives.
+    `envs.webshop.goals.sample_prices`; `goal`, what `Goal.to_json` gives; and where a folder holds two catalogues,
+    `size`, which of them.
     """
 
     def __init__(
@@ -66,9 +75,9 @@ class WebShopEnv(TextEnv):
         if protocol not in PROTOCOLS:
             raise UnknownNameError("protocol", protocol, PROTOCOLS)
         self.observation, self.protocol, self.show_attributes = observation, protocol, show_attributes
-        self._place: tuple[Path, int] | None = None  # the catalogue's folder, and the seed of its prices
+        self._place: _Place | None = None
         self._page: Page | None = None
-        self._rng = random.Random()
+        self._rng = random.Random()  # for the search `<r>`
 
     def _begin(self, task: Any, seed: int | None) -> tuple[str, Info]:
         payload = task.payload if isinstance(task, Task) else {}
@@ -79,22 +88,21 @@ class WebShopEnv(TextEnv):
                 f"'catalogue', a 'price_seed' and a 'goal'; got {task!r:.200}, without {', '.join(missing)}"
             )
         goal = Goal.from_json(payload["goal"])
-        self._place = Path(payload["catalogue"]), payload["price_seed"]
+        self._enter(_Place(Path(payload["catalogue"]), payload.get("size"), payload["price_seed"]))
         self._shop.catalogue.index(goal.asin)  # raises for a goal of another catalogue
         self._rng.seed(task.seed if seed is None else seed)
         return self._show(self._shop.start(goal))
 
-    @property
-    def _shop(self) -> Shop:
-        assert self._place is not None  # there is a task
-        return open_shop(self._place[0], self.show_attributes)
+    def _enter(self, place: _Place) -> None:
+        self._place = place
+        self._shop = open_shop(place.folder, place.size, self.show_attributes)
+        self._prices = _prices(self._shop, place.price_seed)
 
     def _act(self, action: str) -> tuple[str, float, bool, Info]:
-        assert self._place is not None  # there is no step before a reset
-        assert self._page is not None
+        assert self._page is not None  # there is no step before a reset
         page = self._page
         try:
-            page = self._shop.step(self._page, action, _prices(*self._place), self._rng)
+            page = self._shop.step(self._page, action, self._prices, self._rng)
         except UnansweredError:
             pass  # where the official environment breaks, nothing happens
         observation, info = self._show(page)
@@ -122,5 +130,6 @@ class WebShopEnv(TextEnv):
         return self._place, self._page, self._rng.getstate()
 
     def _load(self, saved: Any) -> None:
-        self._place, self._page, state = saved
+        place, self._page, state = saved
+        self._enter(place)
         self._rng.setstate(state)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
 from typing import NamedTuple
@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from envs.webshop.catalogue import Catalogue, Product
+from envs.webshop.catalogue import Catalogue
 from envs.webshop.goals import Goal
 from envs.webshop.reward import Reward, judge
 from envs.webshop.search import SearchIndex
@@ -98,14 +98,14 @@ class _Part(NamedTuple):
 
     nodes: tuple[_Node, ...]
     text: str  # in text mode
-
-    @property
-    def buttons(self) -> list[str]:
-        return [node.text.lower() for node in self.nodes if node.kind == "button"]
+    clickables: tuple[str, ...]
 
 
-def _part(*nodes: _Node | str) -> _Part:
-    """Nodes as BeautifulSoup finds them: none for an empty text, blanks alone as one blank, or none with a newline."""
+def _part(*nodes: _Node | str, values: Iterable[str] = ()) -> _Part:
+    """Nodes as BeautifulSoup finds them: none for an empty text, blanks alone as one blank, or none with a newline.
+
+    `values` are those of options, which can be clicked even where there is no text to be seen.
+    """
     kept = []
     for node in nodes:
         node = _Node(node) if isinstance(node, str) else node
@@ -114,7 +114,8 @@ def _part(*nodes: _Node | str) -> _Part:
                 continue
             node = node._replace(text=" ")
         kept.append(node)
-    return _Part(tuple(kept), SEPARATOR.join(node.text.strip() for node in kept))
+    names = [node.text.lower() for node in kept if node.kind in ("button", "link")]
+    return _Part(tuple(kept), SEPARATOR.join(node.text.strip() for node in kept), (*names, *values))
 
 
 class Shop:
@@ -127,6 +128,7 @@ class Shop:
         self._listed = lru_cache(maxsize=16)(self._list)
         self._entry = lru_cache(maxsize=4096)(self._make_entry)
         self._item = lru_cache(maxsize=512)(self._make_item)
+        self._sub = lru_cache(maxsize=512)(self._make_sub)
 
     def start(self, goal: Goal, session: str = "") -> Page:
         """The search page of a new session."""
@@ -211,12 +213,7 @@ class Shop:
     # -- reading ------------------------------------------------------------------------------------------------------
     def clickables(self, page: Page) -> tuple[str, ...]:
         """What can be clicked: buttons, then products, then options. `search` is listed, but clicking it is nothing."""
-        if page.kind == "item":
-            return self._item(page.product)[1]
-        found = list(chain.from_iterable(part.buttons for part in self._parts(page)))
-        if page.kind == "results":
-            found += [self.catalogue.asins[i].lower() for i in page.shown]
-        return tuple(dict.fromkeys(found))
+        return tuple(dict.fromkeys(chain.from_iterable(part.clickables for part in self._parts(page))))
 
     def text(self, page: Page) -> str:
         """The official observation in `text` mode. It does not show which options were chosen."""
@@ -277,15 +274,15 @@ class Shop:
         if page.kind == "results":
             return [head, _navigation(page.number, len(page.hits)), *map(self._entry, page.shown)]
         if page.kind == "item":
-            return [head, self._item(page.product)[0]]
-        return [head, _sub_page(self.catalogue.product(page.product), page.sub)]
+            return [head, self._item(page.product)]
+        return [head, self._sub(page.product, page.sub)]
 
     def _make_entry(self, index: int) -> _Part:
         product = self.catalogue.product(index)
         return _part(_Node(product.asin, "link"), product.name, product.price_tag)
 
-    def _make_item(self, index: int) -> tuple[_Part, tuple[str, ...]]:
-        """A product's page below its head, and all of its clickables."""
+    def _make_item(self, index: int) -> _Part:
+        """A product's page below its head."""
         product = self.catalogue.product(index)
         options = [
             node
@@ -293,7 +290,7 @@ class Shop:
             for node in (_Node(name), *(_Node(value, "option") for value in values))
         ]
         subs = SUB_PAGES if self.show_attributes else SUB_PAGES[:-1]
-        part = _part(
+        return _part(
             _Node(PREVIOUS, "button"),
             *options,
             product.name,
@@ -301,9 +298,23 @@ class Shop:
             "Rating: N.A.",
             *(_Node(sub, "button") for sub in subs),
             _Node(BUY, "button"),
+            values=chain.from_iterable(product.options.values()),
         )
-        values = chain.from_iterable(product.options.values())
-        return part, tuple(dict.fromkeys([BACK.lower(), *part.buttons, *values]))
+
+    def _make_sub(self, index: int, sub: str) -> _Part:
+        product = self.catalogue.product(index)
+        texts: dict[str, Sequence[str]] = {
+            "Description": [product.description],
+            "Features": [f" {bullet}" for bullet in product.bullets],
+            "Reviews": [],
+            "Attributes": [
+                *(f" {attribute}" for attribute in product.attributes),
+                product.category,
+                product.query,
+                product.product_category,
+            ],
+        }
+        return _part(_Node(PREVIOUS, "button"), *texts[sub])
 
 
 @lru_cache(maxsize=256)
@@ -318,21 +329,6 @@ def _navigation(number: int, total: int) -> _Part:
     """There is always a next page, empty where there are no more results."""
     before = [_Node(PREVIOUS, "button")] if number > 1 else []
     return _part(f"Page {number} (Total results: {total})", *before, _Node(NEXT, "button"))
-
-
-def _sub_page(product: Product, sub: str) -> _Part:
-    texts: dict[str, Sequence[str]] = {
-        "Description": [product.description],
-        "Features": [f" {bullet}" for bullet in product.bullets],
-        "Reviews": [],
-        "Attributes": [
-            *(f" {attribute}" for attribute in product.attributes),
-            product.category,
-            product.query,
-            product.product_category,
-        ],
-    }
-    return _part(_Node(PREVIOUS, "button"), *texts[sub])
 
 
 _BOUGHT = ("attrs", "None", "category", "None", "query", "None", "product category", "None")

@@ -63,7 +63,7 @@ class Stock:
         return self.shop().catalogue
 
     def shop(self, show_attributes: bool = False) -> Shop:
-        return open_shop(self.folder, show_attributes)
+        return open_shop(self.folder, show_attributes=show_attributes)
 
 
 def kind_of(data: Any) -> str:
@@ -173,13 +173,14 @@ def _goals(data: dict[str, Any], stock: Stock, recorder: Recorder) -> None:
         where = f"seed {seed}, {'human' if human else 'synthetic'}, {case['mode']}"
         goals = build_goals(catalogue, seed, human=human, shuffle_seed=case["shuffle_seed"])
         prices = dict(zip(catalogue.asins, sample_prices(catalogue, seed).tolist(), strict=True))
+        made = list(goals)
         ours = {
             "count": len(goals),
-            "sha256_goals": _sha256(map(_canonical, goals)),
-            "sha256_instructions": _sha256(goal.instruction_text for goal in goals),
-            "sha256_asin_order": _sha256(goal.asin for goal in goals),
+            "sha256_goals": _sha256(map(_canonical, made)),
+            "sha256_instructions": _sha256(goal.instruction_text for goal in made),
+            "sha256_asin_order": _sha256(goal.asin for goal in made),
             "sha256_prices": _sha256(f"{asin} {price}" for asin, price in prices.items()),
-            "n_price_upper_sentinel": sum(goal.price_upper == NO_LIMIT for goal in goals),
+            "n_price_upper_sentinel": sum(goal.price_upper == NO_LIMIT for goal in made),
         }
         recorder.check_fields(where, ours, {name: case[name] for name in ours})
         for asin, price in case["prices_sample"]:
