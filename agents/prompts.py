@@ -19,7 +19,7 @@ import jinja2
 from agents.episode import ParseStatus, Turn
 from agents.parsing import judge, project_webshop
 from agents.policies.tiny import ACT
-from envs.core import Info, UnknownNameError
+from envs.core import BRIEF, Info, UnknownNameError
 
 
 class Prompter(Protocol):
@@ -44,19 +44,22 @@ class Prompter(Protocol):
 
 
 class Transcript:
-    """`<bos> observation <act> action <eos> observation <act> action <eos> …`: one sequence an episode."""
+    """`<bos> observation <act> action <eos> observation <act> action <eos> …`: one sequence an episode.
+
+    What was seen before stands there already: an environment that says what is new (`info["brief"]`) is taken at that.
+    """
 
     max_prompt_tokens: int | None = None
 
     def __init__(self) -> None:
         self._encode = lru_cache(maxsize=100_000)(encode)  # environments repeat themselves, and encoding is slow
 
-    def prompt_ids(self, tokenizer: Any, turns: Sequence[Turn], observation: str, info: Info) -> list[int]:  # noqa: ARG002
+    def prompt_ids(self, tokenizer: Any, turns: Sequence[Turn], observation: str, info: Info) -> list[int]:
         """What was there, plus the new observation and the token that asks for an action."""
         before = [*turns[-1].prompt_ids, *turns[-1].completion_ids] if turns else [tokenizer.bos_token_id]
         if turns and before[-1] != tokenizer.eos_token_id:
             before.append(tokenizer.eos_token_id)  # a completion that was cut off ends all the same
-        return [*before, *self._encode(tokenizer, observation), *self._encode(tokenizer, ACT)]
+        return [*before, *self._encode(tokenizer, info.get(BRIEF, observation)), *self._encode(tokenizer, ACT)]
 
     def action_ids(self, tokenizer: Any, action: str) -> list[int]:
         """The action's ids and the end-of-sequence token."""

@@ -7,7 +7,8 @@ is 10 for the score 1 and else 0, as that project trains.
 `info["state_key"]` names all that a page comes from: its kind, the search, the product and the chosen options, which
 the observation in text mode does not show. With `verl_agent` it is that project's anchor, the observation after the
 task. `info["type"]` is the category of what is wanted, and `info["admissible"]` lists what can be done here, a search
-as `search[<your query>]`.
+as `search[<your query>]`. `info["brief"]` is the page in lower case, a line for each text, with the instruction on
+the search page only: what can be clicked stands there as it is written in the click.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from envs.core import Info, Task, TextEnv, UnknownNameError
+from envs.core import BRIEF, Info, Task, TextEnv, UnknownNameError
 from envs.webshop.catalogue import load_catalogue
 from envs.webshop.goals import Goal, sample_prices
-from envs.webshop.pages import Page, Shop, UnansweredError, quoted
+from envs.webshop.nouns import NounsNotFoundError
+from envs.webshop.pages import SEPARATOR, Page, Shop, UnansweredError, quoted
 from envs.webshop.search import open_index
 
 OBSERVATIONS = ("text", "text_rich")
@@ -34,8 +36,13 @@ _WON = 10.0  # verl-agent's reward
 
 @lru_cache(maxsize=2)
 def open_shop(folder: Path, size: str | None = None, show_attributes: bool = False) -> Shop:
-    """The shop over a folder's catalogue, opened once in a process. `size` is as for `load_catalogue`."""
+    """The shop over a folder's catalogue, opened once in a process. `size` is as for `load_catalogue`.
+
+    Raises what `load_catalogue` does, and `NounsNotFoundError` where purchases could not be judged.
+    """
     catalogue = load_catalogue(folder, size)
+    if not catalogue.has_nouns:
+        raise NounsNotFoundError(catalogue.content_hash)
     return Shop(catalogue, open_index(catalogue), show_attributes)
 
 
@@ -113,8 +120,10 @@ class WebShopEnv(TextEnv):
 
     def _show(self, page: Page) -> tuple[str, Info]:
         shop, self._page = self._shop, page
-        observation = shop.text(page) if self.observation == "text" else shop.text_rich(page)
-        goal = page.goal.instruction_text
+        goal, text = page.goal.instruction_text, shop.text(page)
+        observation = text if self.observation == "text" else shop.text_rich(page)
+        _, told, rest = text.partition(f"{SEPARATOR}{goal.strip()}{SEPARATOR}")
+        news = f"{goal}{SEPARATOR}{rest}" if page.kind == "search" else rest if told else text
         clicks = [f"click[{name}]" for name in shop.clickables(page)]
         score = page.reward.total if page.reward else 0.0
         return observation, {
@@ -124,6 +133,7 @@ class WebShopEnv(TextEnv):
             "score": score,
             "success": score == 1.0,
             "state_key": shop.key(page) if self.protocol == "official" else quoted(observation, goal.strip()),
+            BRIEF: news.replace(SEPARATOR, "\n").lower(),
         }
 
     def _save(self) -> Any:
