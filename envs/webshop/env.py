@@ -14,6 +14,7 @@ the search page only: what can be clicked stands there as it is written in the c
 from __future__ import annotations
 
 import random
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -108,10 +109,8 @@ class WebShopEnv(TextEnv):
     def _act(self, action: str) -> tuple[str, float, bool, Info]:
         assert self._page is not None  # there is no step before a reset
         page = self._page
-        try:
+        with suppress(UnansweredError):  # where the official environment breaks, nothing happens
             page = self._shop.step(self._page, action, self._prices, self._rng)
-        except UnansweredError:
-            pass  # where the official environment breaks, nothing happens
         observation, info = self._show(page)
         if page.reward is None:
             return observation, 0.0, False, info

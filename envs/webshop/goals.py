@@ -1,7 +1,7 @@
 """What shoppers are asked to buy: goals and prices, drawn from a catalogue exactly as the official server draws them.
 
-    goals = build_goals(catalogue, seed=0)     # synthetic ones: for every combination of an instructed product's options
-    goals[17].instruction_text                 # "Find me … with color: black, and price lower than 50.00 dollars"
+    goals = build_goals(catalogue, seed=0)      # synthetic: one for each combination of an instructed product's options
+    goals[17].instruction_text                  # "Find me … with color: black, and price lower than 50.00 dollars"
 
 The official server draws prices and price limits from Python's global generator, whose state nobody set, and then
 shuffles with the seed 233: its order of goals is the same in every run, its prices are not. Here both follow from
@@ -123,13 +123,14 @@ class Goals(Sequence[Goal]):
         limit = float(self._limits[source])
         price_text = "" if isnan(limit) else f", and price lower than {limit:.2f} dollars"
         written = int(self._sources.instructions[source])
+        options: Mapping[str, str] | tuple[str, ...]
         if written >= 0:
             human = product.human[written]
             text, attributes, options = human.instruction.strip("."), human.attributes, human.options
         else:
             first = int(self._ends[source] - self._sources.counts[source])
-            options = _combination(product, number - first)
-            wanted = ", and ".join(f"{name}: {value}" for name, value in options.items())
+            options = chosen = _combination(product, number - first)
+            wanted = ", and ".join(f"{name}: {value}" for name, value in chosen.items())
             text = f"{product.instruction} with {wanted}" if wanted else str(product.instruction)
             attributes = product.instruction_attributes
         return Goal(
@@ -146,9 +147,7 @@ class Goals(Sequence[Goal]):
         )
 
 
-def build_goals(
-    catalogue: Catalogue, seed: int, *, human: bool = False, shuffle_seed: int = OFFICIAL_SHUFFLE
-) -> Goals:
+def build_goals(catalogue: Catalogue, seed: int, *, human: bool = False, shuffle_seed: int = OFFICIAL_SHUFFLE) -> Goals:
     """All goals of a catalogue in the official order. Raises `ValueError` for an instruction without attributes."""
     rng = random.Random(seed)
     prices = _sample_prices(catalogue, rng)

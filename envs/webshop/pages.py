@@ -33,7 +33,6 @@ SEARCH, BACK, NEXT, PREVIOUS, BUY = "Search", "Back to Search", "Next >", "< Pre
 _BASE_URL = "http://127.0.0.1:3000"
 # In this order they are looked for in a URL, keywords included, to find out where `< Prev` leads.
 _PLACES = ("search_results", "item_page", "item_sub_page", "done")
-_LONGEST_KEPT = 1000  # characters of a query whose results are kept
 _NOTHING: Mapping[str, str] = {}
 
 
@@ -67,10 +66,10 @@ class Page(NamedTuple):
 
 
 def parse_action(action: str) -> tuple[str, str]:
-    """Name and lower-cased argument of `name[argument]`; two empty strings where it is no such thing.
+    r"""Name and lower-cased argument of `name[argument]`; two empty strings where it is no such thing.
 
-    As the official greedy `(.+)\\[(.+)\\]`: within the first line, up to the last bracket that closes, from the last one
-    that opens before it. A regular expression would take quadratic time on a million of brackets.
+    As the official greedy `(.+)\[(.+)\]`: in the first line, from the last bracket that opens before the last one that
+    closes. That expression itself takes quadratic time on a million brackets.
     """
     line = action.partition("\n")[0]
     end = line.rfind("]")
@@ -124,7 +123,6 @@ class Shop:
     def __init__(self, catalogue: Catalogue, index: SearchIndex, show_attributes: bool = False) -> None:
         """`show_attributes` adds the official sub page that tells a product's attributes."""
         self.catalogue, self.index, self.show_attributes = catalogue, index, show_attributes
-        self._ranked = lru_cache(maxsize=2048)(self._rank)
         self._listed = lru_cache(maxsize=16)(self._list)
         self._entry = lru_cache(maxsize=4096)(self._make_entry)
         self._item = lru_cache(maxsize=512)(self._make_item)
@@ -166,11 +164,7 @@ class Shop:
                 return self._listed("category", keywords[1].strip())
             case "<q>":
                 return self._listed("query", rest)
-        query = " ".join(keywords)
-        return self._ranked(query) if len(query) <= _LONGEST_KEPT else self._rank(query)
-
-    def _rank(self, query: str) -> Sequence[int]:
-        return self.index.search(query, MOST_RESULTS)
+        return self.index.search(keywords, MOST_RESULTS)
 
     def _list(self, field: str, text: str) -> Sequence[int]:
         return self.catalogue.of_category(text) if field == "category" else self.catalogue.of_query(text)
@@ -196,7 +190,7 @@ class Shop:
             return page._replace(kind="item", hits=(), product=product, visited=page.visited | {product})
         # Where two groups of options share a value, it is that of the last one.
         options = self.catalogue.product(page.product).options
-        group = next(group for group, values in reversed(options.items()) if name in values)
+        group = next(group for group in reversed(list(options)) if name in options[group])
         return page._replace(options={**page.options, group: name})
 
     def _buy(self, page: Page, prices: npt.NDArray[np.float64]) -> Reward:
@@ -229,7 +223,9 @@ class Shop:
             if kind == "button":
                 text = f"[button] {text} [button_]"
             elif kind == "link":
-                text = f"\n[clicked button] {text} [clicked button_]" if text in asins else f"\n[button] {text} [button_]"
+                text = (
+                    f"\n[clicked button] {text} [clicked button_]" if text in asins else f"\n[button] {text} [button_]"
+                )
             elif kind == "option":
                 # Chosen ones are found in the JSON of the URL: not those with a quote, or with a letter beyond ASCII.
                 if f'"{text}"' in url:

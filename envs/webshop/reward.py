@@ -4,7 +4,7 @@
 
 The formula of WebShop (arXiv 2207.01206, section 3.1) as the official code computes it, whose accidents matter to every
 reported score and are kept. Texts are alike where `token_set_ratio` is above 85: thefuzz 0.19 on difflib, which later
-versions and rapidfuzz do not equal. Nouns of names are given: the official ones are a tagger's, and depend on its model.
+versions and rapidfuzz do not equal. Nouns of names are given: the official ones are a tagger's, and differ by model.
 """
 
 from __future__ import annotations
@@ -21,17 +21,16 @@ from envs.webshop.goals import Goal
 
 ALIKE = 85  # a score above this is a match
 # In the order in which they are tried: the first that occurs in an option's text stands for the whole option.
-COLORS = tuple(
-    """
+_COLORS = """
     alabaster apricot aqua ash asphalt azure banana beige black blue blush bordeaux bronze brown burgundy camel camo
-    caramel champagne charcoal cheetah chestnut chocolate christmas coffee cognac copper coral cranberry cream crystal
-    dark denim eggplant elephant espresso fuchsia gold granite grape graphite grass gray green grey heather indigo ivory
-    ivy khaki lavender lemon leopard light lilac lime magenta maroon mauve merlot midnight mint mocha multicolor
-    mushroom mustard natural navy nude olive orange peach pewter pink plum purple rainbow red rose royal rust sand
-    sapphire seashell silver skull slate steel stone stonewash sunflower tan taupe teal tiger turquoise violet walnut
-    wheat white wine yellow
-    """.split()
-)
+    caramel champagne charcoal cheetah chestnut chocolate christmas coffee cognac copper coral cranberry cream
+    crystal dark denim eggplant elephant espresso fuchsia gold granite grape graphite grass gray green grey heather
+    indigo ivory ivy khaki lavender lemon leopard light lilac lime magenta maroon mauve merlot midnight mint mocha
+    multicolor mushroom mustard natural navy nude olive orange peach pewter pink plum purple rainbow red rose royal
+    rust sand sapphire seashell silver skull slate steel stone stonewash sunflower tan taupe teal tiger turquoise
+    violet walnut wheat white wine yellow
+"""
+COLORS = tuple(_COLORS.split())
 _LATIN_1 = dict.fromkeys(range(128, 256))
 _NO_WORD = re.compile(r"\W")
 

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from envs.webshop.env import open_shop
 from envs.webshop.goals import Goal, build_goals, sample_prices
 from envs.webshop.pages import Shop, UnansweredError, parse_action, quoted
-from tests.envs.webshop_shop import write_catalogue
 
 LAMP = "click[lamp000001]"
 
@@ -52,8 +51,8 @@ class Walk:
 
 
 @pytest.fixture(scope="module")
-def shop(tmp_path_factory):
-    return open_shop(write_catalogue(tmp_path_factory.mktemp("shop")))
+def shop(shop_folder):
+    return open_shop(shop_folder)
 
 
 @pytest.fixture
@@ -131,7 +130,7 @@ def test_the_search_page(walk):
 def test_results_are_pages_of_ten(walk):
     walk("search[bulb]")
     assert walk.text.startswith(
-        "Instruction: [SEP] Find me a lamp [SEP] Back to Search [SEP] Page 1 (Total results: 50) [SEP] Next > [SEP] BULB"
+        "Instruction: [SEP] Find me a lamp [SEP] Back to Search [SEP] Page 1 (Total results: 50) [SEP] Next > [SEP] B"
     )
     assert walk.text.count("$100.0") == 10  # the price of what has none
     assert walk.clickables == ("back to search", "next >", *(asin.lower() for asin in walk.shown))
@@ -261,7 +260,9 @@ def test_attributes_are_told_where_that_is_asked_for(shop, goal):
     telling("search[lamp]", LAMP)
     assert telling.clickables[4:7] == ("reviews", "attributes", "buy now")
     telling("click[attributes]")
-    expected = "< Prev [SEP] dimmable [SEP] energy efficient [SEP] solid brass [SEP] garden [SEP] lamps [SEP] Home › Lights"
+    expected = (
+        "< Prev [SEP] dimmable [SEP] energy efficient [SEP] solid brass [SEP] garden [SEP] lamps [SEP] Home › Lights"
+    )
     assert telling.text.endswith(expected)
 
 
@@ -295,7 +296,9 @@ def test_buying_is_judged(walk):
     page = walk("search[lamp]", LAMP, "click[large]", "click[red]", "click[buy now]")
     assert page.reward.total == 1.0
     assert walk.clickables == ()
-    assert walk.text.startswith("Thank you for shopping with us! [SEP] Your code: [SEP] None [SEP] (Paste it in your MTurk")
+    assert walk.text.startswith(
+        "Thank you for shopping with us! [SEP] Your code: [SEP] None [SEP] (Paste it in your MTurk"
+    )
     assert '[SEP] asin [SEP] LAMP000001 [SEP] options [SEP] {"color": "red", "size": "large"} [SEP]' in walk.text
     assert walk.text.endswith("[SEP] Your score (min 0.0, max 1.0) [SEP] 1.0 [SEP] Reward Details [SEP] None")
     assert walk.url == "http://127.0.0.1:3000/done/me/LAMP000001/{'size': 'large', 'color': 'red'}"
@@ -359,11 +362,15 @@ def test_prices_and_goals_follow_the_seed(shop):
     prices = [float(sample_prices(catalogue, seed)[0]) for seed in range(5)]
     assert all(20.0 <= price <= 30.0 for price in prices)
     assert len(set(prices)) == 5
-    orders = {tuple(goal.goal_options.items()) for seed in range(9) for goal in build_goals(catalogue, 0, shuffle_seed=seed)[:1]}
+    orders = {
+        tuple(goal.goal_options.items())
+        for seed in range(9)
+        for goal in build_goals(catalogue, 0, shuffle_seed=seed)[:1]
+    }
     assert len(orders) > 1
 
 
-def test_goals_are_plain_data(shop, tmp_path):
+def test_goals_are_plain_data(shop):
     for human in (False, True):
         for goal in build_goals(shop.catalogue, 0, human=human):
             assert Goal.from_json(goal.to_json()) == goal

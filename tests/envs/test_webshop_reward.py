@@ -179,4 +179,6 @@ def test_recorded_ratios_and_colours():
         other = str(tuple(b)) if isinstance(b, list) else b
         assert token_set_ratio(a, other) == ratio, (a, b)
         assert module._alike(a, other) == (ratio > 85), (a, b)
-    assert [normalize_color(text) for text, _ in data["normalize_color"]] == [color for _, color in data["normalize_color"]]
+    assert [normalize_color(text) for text, _ in data["normalize_color"]] == [
+        color for _, color in data["normalize_color"]
+    ]

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from envs.core import Task
-from envs.webshop.goals import build_goals
 from envs.webshop.env import open_shop
+from envs.webshop.goals import build_goals
 
 
 def record(asin: str, name: str, options: dict[str, list[str]] | None = None, **fields: Any) -> dict[str, Any]:
@@ -48,7 +48,11 @@ ATTRIBUTES: dict[str, dict[str, Any]] = {
         "instruction": "Find me dimmable lamps with solid brass",
         "instruction_attributes": ["dimmable", "solid brass"],
     },
-    "CHAIR00001": {"attributes": ["solid oak"], "instruction": "Find me chairs", "instruction_attributes": ["solid oak"]},
+    "CHAIR00001": {
+        "attributes": ["solid oak"],
+        "instruction": "Find me chairs",
+        "instruction_attributes": ["solid oak"],
+    },
 }
 HUMAN = {
     "LAMP000001": [

@@ -63,7 +63,8 @@ def _replay(path: Path, stock: Stock, console: Console, table: Table) -> str:
     elif verdict == "ok" and not recorder.compared:
         verdict = "nothing in it"
     counts = (recorder.cases, recorder.compared, len(recorder.differences))
-    table.add_row(path.name, kind, *map(str, counts), verdict, f"{time.perf_counter() - began:.1f}")
+    what = kind.removeprefix("webshop-")
+    table.add_row(path.name, what, *map(str, counts), verdict, f"{time.perf_counter() - began:.1f}")
     return verdict
 
 

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from agents.episode import ParseStatus, Turn
-from agents.prompts import Template
+from agents.prompts import WebShopTemplate
 from envs.core import Task
 from envs.webshop.analysis import analyze
-from envs.webshop.catalogue import Catalogue, document, load_catalogue
+from envs.webshop.catalogue import Catalogue, document
 from envs.webshop.env import ANY_SEARCH, WebShopEnv, open_shop
 from envs.webshop.goals import NO_LIMIT, Goal, build_goals, sample_prices
 from envs.webshop.pages import Shop, UnansweredError
 from envs.webshop.reward import judge, normalize_color, token_set_ratio
-from envs.webshop.tasks import verl_draws
+from envs.webshop.tasks import worker_draws
 from tests.webshop_replay.official import OfficialEnv
 
 TOLERANCE = 1e-4  # of the scores of searches
@@ -232,7 +232,9 @@ def _fuzz(data: dict[str, Any], stock: Stock, recorder: Recorder) -> None:
         recorder.check(f"{a!r} and {b!r}", token_set_ratio(*texts), expected)
     for text, expected in data["normalize_color"]:
         recorder.cases += 1
-        recorder.check(f"colour of {text!r}", normalize_color(tuple(text) if isinstance(text, list) else text), expected)
+        recorder.check(
+            f"colour of {text!r}", normalize_color(tuple(text) if isinstance(text, list) else text), expected
+        )
 
 
 def _episodes(data: dict[str, Any], stock: Stock, recorder: Recorder) -> None:
@@ -296,14 +298,14 @@ def _verl_agent(data: dict[str, Any], stock: Stock, recorder: Recorder) -> None:
     goals = cache(lambda seed, human: build_goals(stock.catalogue, seed, human=human, shuffle_seed=seed))
     for number, run in enumerate(data["runs"]):
         many = len(goals(run["worker_seeds"][0], run["human_goals"]))
-        draws = verl_draws(run["seed"], run["env_num"], many, run["is_train"], 1)[0]
+        draws = worker_draws(run["seed"], run["env_num"], many, is_train=run["is_train"], resets=1)[0]
         workers = [draw for draw in draws for _ in range(run["group_n"])]
-        recorder.check(f"run {number}, seeds", [seed for seed, _ in workers], run["worker_seeds"])
-        recorder.check(f"run {number}, goals", [str(index) for _, index in workers], run["goal_index"])
-        for place, (seed, index) in enumerate(workers):
+        recorder.check(f"run {number}, seeds", [draw.seed for draw in workers], run["worker_seeds"])
+        recorder.check(f"run {number}, goals", [str(draw.place) for draw in workers], run["goal_index"])
+        for place, draw in enumerate(workers):
             recorder.cases += 1
-            goal = goals(seed, run["human_goals"])[index]
-            worker = _Worker(stock.folder, seed, goal, run)
+            goal = goals(draw.seed, run["human_goals"])[draw.place]
+            worker = _Worker(stock.folder, draw.seed, goal, run)
             where = f"run {number}, worker {place}"
             recorder.check(f"{where}, goal", goal.to_json(), run["goals"][place])
             recorder.check(f"{where}, task", goal.instruction_text, run["tasks"][place])
@@ -320,7 +322,7 @@ class _Worker:
     def __init__(self, folder: Path, seed: int, goal: Goal, run: Mapping[str, Any]) -> None:
         payload = {"catalogue": str(folder), "price_seed": seed, "goal": goal.to_json()}
         self.env = WebShopEnv(run["max_steps"], protocol="verl_agent")
-        self.template = Template("gigpo_webshop", history=run["history_length"], projection="verl_agent")
+        self.template = WebShopTemplate(run["history_length"])
         self.observation, self.info = self.env.reset(options={"task": Task("", "", payload=payload)})
         self.turns: list[Turn] = []
 
