@@ -7,8 +7,8 @@
 Two protocols cut a catalogue's goals into splits. `official` has one order of goals and, by `seed`, one draw of prices:
 the first 500 goals are `test`, the next 1,000 `valid`, the others `train`, as WebShop's authors split them; ids are
 `goal-0000042`. `verl_agent` is how `langfengQ/verl-agent` trains: every worker draws prices and shuffles goals with a
-seed of its own, and at each reset every worker gets a goal by its place in that order; ids are `reset-0003-worker-11`,
-and what is worker 11's goal 700 may be worker 12's goal 3, so that train and valid overlap there.
+seed of its own, and at each reset every worker gets a goal by its place in that order; ids are
+`train-reset-0003-worker-011`. What is one worker's goal 700 may be another's goal 3: train and valid overlap there.
 """
 
 from __future__ import annotations
@@ -119,8 +119,8 @@ class WebShopTasks:
         """
         if split not in self._manifests:
             ids = tuple(sorted(self._draws(split)))
-            shop = self._catalogue.content_hash
-            contents = ({**self.task(split, i).payload, "catalogue": shop, "protocol": self._protocol} for i in ids)
+            payloads = (self.task(split, task_id).payload for task_id in ids)
+            contents = ([self._catalogue.content_hash, self._protocol, p["price_seed"], p["goal"]] for p in payloads)
             lines = (json.dumps(content, sort_keys=True).encode() for content in contents)
             content_hash = hash_tasks(zip(ids, lines, strict=True))
             self._manifests[split] = Manifest(ENV_ID, split, ids, content_hash)
@@ -213,7 +213,7 @@ class WebShopTasks:
                 resets = self._resets if is_train else 1
                 draws = worker_draws(seed, self._workers[split], count, is_train=is_train, resets=resets)
                 self._drawn[split] = {
-                    f"reset-{reset:04d}-worker-{worker:03d}": draw
+                    f"{split}-reset-{reset:04d}-worker-{worker:03d}": draw
                     for reset, row in enumerate(draws)
                     for worker, draw in enumerate(row)
                 }
