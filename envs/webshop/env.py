@@ -55,7 +55,7 @@ def _prices(shop: Shop, seed: int) -> npt.NDArray[np.float64]:
 class _Place(NamedTuple):
     """Where an episode plays."""
 
-    folder: Path
+    folder: str
     size: str | None
     price_seed: int
 
@@ -96,15 +96,16 @@ class WebShopEnv(TextEnv):
                 f"'catalogue', a 'price_seed' and a 'goal'; got {task!r:.200}, without {', '.join(missing)}"
             )
         goal = Goal.from_json(payload["goal"])
-        self._enter(_Place(Path(payload["catalogue"]), payload.get("size"), payload["price_seed"]))
+        self._enter(_Place(payload["catalogue"], payload.get("size"), payload["price_seed"]))
         self._shop.catalogue.index(goal.asin)  # raises for a goal of another catalogue
         self._rng.seed(task.seed if seed is None else seed)
         return self._show(self._shop.start(goal))
 
     def _enter(self, place: _Place) -> None:
-        self._place = place
-        self._shop = open_shop(place.folder, place.size, self.show_attributes)
-        self._prices = _prices(self._shop, place.price_seed)
+        if place != self._place:
+            self._shop = open_shop(Path(place.folder), place.size, self.show_attributes)
+            self._prices = _prices(self._shop, place.price_seed)
+            self._place = place
 
     def _act(self, action: str) -> tuple[str, float, bool, Info]:
         assert self._page is not None  # there is no step before a reset

@@ -16,7 +16,7 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,7 @@ SEARCH, BACK, NEXT, PREVIOUS, BUY = "Search", "Back to Search", "Next >", "< Pre
 _BASE_URL = "http://127.0.0.1:3000"
 # In this order they are looked for in a URL, keywords included, to find out where `< Prev` leads.
 _PLACES = ("search_results", "item_page", "item_sub_page", "done")
+_LONGEST_KEPT = 1000  # characters of a query whose results are kept
 _NOTHING: Mapping[str, str] = {}
 
 
@@ -85,11 +86,9 @@ def quoted(observation: str, task: str) -> str:
     return SEPARATOR.join(f"'{part}'" for part in parts[parts.index(task) + 1 :])
 
 
-class _Node(NamedTuple):
-    """A visible text of the page's HTML."""
-
-    text: str
-    kind: str = ""  # or "button", "option"; "link" for a product
+# A visible text of the page's HTML, and what it is: "" or one of these.
+_Node: TypeAlias = tuple[str, str]
+_BUTTON, _LINK, _OPTION = "button", "link", "option"  # a link is a product
 
 
 class _Part(NamedTuple):
@@ -100,21 +99,30 @@ class _Part(NamedTuple):
     clickables: tuple[str, ...]
 
 
-def _part(*nodes: _Node | str, values: Iterable[str] = ()) -> _Part:
+def _part(nodes: Iterable[_Node], values: Iterable[str] = ()) -> _Part:
     """Nodes as BeautifulSoup finds them: none for an empty text, blanks alone as one blank, or none with a newline.
 
     `values` are those of options, which can be clicked even where there is no text to be seen.
     """
-    kept = []
-    for node in nodes:
-        node = _Node(node) if isinstance(node, str) else node
-        if not node.text.strip(" \t\n\f\r"):
-            if not node.text or "\n" in node.text:
+    kept, texts = [], []
+    for text, kind in nodes:
+        stripped = text.strip()
+        if not stripped and not text.strip(" \t\n\f\r"):
+            if not text or "\n" in text:
                 continue
-            node = node._replace(text=" ")
-        kept.append(node)
-    names = [node.text.lower() for node in kept if node.kind in ("button", "link")]
-    return _Part(tuple(kept), SEPARATOR.join(node.text.strip() for node in kept), (*names, *values))
+            text = " "
+        kept.append((text, kind))
+        texts.append(stripped)
+    names = [text.lower() for text, kind in kept if kind in (_BUTTON, _LINK)]
+    return _Part(tuple(kept), SEPARATOR.join(texts), (*names, *values))
+
+
+def _plain(*texts: str) -> list[_Node]:
+    return [(text, "") for text in texts]
+
+
+def _buttons(*texts: str) -> list[_Node]:
+    return [(text, _BUTTON) for text in texts]
 
 
 class Shop:
@@ -123,6 +131,7 @@ class Shop:
     def __init__(self, catalogue: Catalogue, index: SearchIndex, show_attributes: bool = False) -> None:
         """`show_attributes` adds the official sub page that tells a product's attributes."""
         self.catalogue, self.index, self.show_attributes = catalogue, index, show_attributes
+        self._ranked = lru_cache(maxsize=2048)(self._rank)
         self._listed = lru_cache(maxsize=16)(self._list)
         self._entry = lru_cache(maxsize=4096)(self._make_entry)
         self._item = lru_cache(maxsize=512)(self._make_item)
@@ -164,7 +173,11 @@ class Shop:
                 return self._listed("category", keywords[1].strip())
             case "<q>":
                 return self._listed("query", rest)
-        return self.index.search(keywords, MOST_RESULTS)
+        query = " ".join(keywords)
+        return self._ranked(query) if len(query) <= _LONGEST_KEPT else self._rank(query)
+
+    def _rank(self, query: str) -> Sequence[int]:
+        return self.index.search(query, MOST_RESULTS)
 
     def _list(self, field: str, text: str) -> Sequence[int]:
         return self.catalogue.of_category(text) if field == "category" else self.catalogue.of_query(text)
@@ -220,13 +233,13 @@ class Shop:
         lines: list[str] = []
         clicked: list[str] = []
         for text, kind in chain.from_iterable(part.nodes for part in self._parts(page)):
-            if kind == "button":
+            if kind == _BUTTON:
                 text = f"[button] {text} [button_]"
-            elif kind == "link":
+            elif kind == _LINK:
                 text = (
                     f"\n[clicked button] {text} [clicked button_]" if text in asins else f"\n[button] {text} [button_]"
                 )
-            elif kind == "option":
+            elif kind == _OPTION:
                 # Chosen ones are found in the JSON of the URL: not those with a quote, or with a letter beyond ASCII.
                 if f'"{text}"' in url:
                     clicked.append(f"You have clicked {text}.")
@@ -275,27 +288,19 @@ class Shop:
 
     def _make_entry(self, index: int) -> _Part:
         product = self.catalogue.product(index)
-        return _part(_Node(product.asin, "link"), product.name, product.price_tag)
+        return _part([(product.asin, _LINK), *_plain(product.name, product.price_tag)])
 
     def _make_item(self, index: int) -> _Part:
         """A product's page below its head."""
         product = self.catalogue.product(index)
-        options = [
-            node
-            for name, values in product.options.items()
-            for node in (_Node(name), *(_Node(value, "option") for value in values))
-        ]
+        options: list[_Node] = []
+        for name, values in product.options.items():
+            options.append((name, ""))
+            options += [(value, _OPTION) for value in values]
         subs = SUB_PAGES if self.show_attributes else SUB_PAGES[:-1]
-        return _part(
-            _Node(PREVIOUS, "button"),
-            *options,
-            product.name,
-            f"Price: {product.price_tag}",
-            "Rating: N.A.",
-            *(_Node(sub, "button") for sub in subs),
-            _Node(BUY, "button"),
-            values=chain.from_iterable(product.options.values()),
-        )
+        told = _plain(product.name, f"Price: {product.price_tag}", "Rating: N.A.")
+        nodes = [*_buttons(PREVIOUS), *options, *told, *_buttons(*subs, BUY)]
+        return _part(nodes, chain.from_iterable(product.options.values()))
 
     def _make_sub(self, index: int, sub: str) -> _Part:
         product = self.catalogue.product(index)
@@ -310,21 +315,21 @@ class Shop:
                 product.product_category,
             ],
         }
-        return _part(_Node(PREVIOUS, "button"), *texts[sub])
+        return _part([*_buttons(PREVIOUS), *_plain(*texts[sub])])
 
 
 @lru_cache(maxsize=256)
 def _head(instruction: str, searching: bool) -> _Part:
     if searching:
-        return _part("WebShop", "Instruction: ", instruction, _Node(SEARCH, "button"))
-    return _part("Instruction:", instruction, _Node(BACK, "button"))
+        return _part([*_plain("WebShop", "Instruction: ", instruction), *_buttons(SEARCH)])
+    return _part([*_plain("Instruction:", instruction), *_buttons(BACK)])
 
 
 @lru_cache(maxsize=256)
 def _navigation(number: int, total: int) -> _Part:
     """There is always a next page, empty where there are no more results."""
-    before = [_Node(PREVIOUS, "button")] if number > 1 else []
-    return _part(f"Page {number} (Total results: {total})", *before, _Node(NEXT, "button"))
+    buttons = (PREVIOUS, NEXT) if number > 1 else (NEXT,)
+    return _part([*_plain(f"Page {number} (Total results: {total})"), *_buttons(*buttons)])
 
 
 _BOUGHT = ("attrs", "None", "category", "None", "query", "None", "product category", "None")
@@ -336,8 +341,9 @@ def _receipt(asin: str, options: Mapping[str, str], reward: Reward | None) -> _P
     chosen = json.dumps(dict(options), sort_keys=True)
     for letter in "<>&'":
         chosen = chosen.replace(letter, f"\\u{ord(letter):04x}")
-    return _part(
+    texts = [
         *("Thank you for shopping with us!", "Your code: ", "None", " (Paste it in your MTurk interface.)"),
         *("Purchased", "asin", asin, "options", chosen, *_BOUGHT, "Target", *_TARGET, "Goal ", "None"),
         *("Reward", "Your score (min 0.0, max 1.0)", str(reward.total if reward else 0.0), "Reward Details ", "None"),
-    )
+    ]
+    return _part(_plain(*texts))
