@@ -11,6 +11,7 @@ with which `nltk` agrees (half a second and 45 MB to import, at every start) and
 
 from __future__ import annotations
 
+import bisect
 import json
 import re
 from functools import cache, lru_cache
@@ -18,6 +19,7 @@ from pathlib import Path
 
 VERSION = 1  # of what `analyze` gives, in the names of what is cached of it
 _MAX_TOKEN = 255  # UTF-16 code units; what is longer is cut
+_LONGEST_KEPT = 100  # characters without white space whose terms are remembered
 _STOP_WORDS = re.compile(
     "an?|and|are|as|at|be|but|by|for|if|in|into|is|it|no|not|of|on|or|such|that|the|their|then|there|these|they|this|"
     "to|was|will|with"
@@ -27,7 +29,10 @@ _POSSESSIVES = ("'s", "’s", "＇s", "'S", "’S", "＇S")
 
 def analyze(text: str) -> list[str]:
     """The terms of a text in their order, repetitions kept."""
-    return [term for chunk in text.split() for term in _terms(chunk)]  # no token reaches across white space
+    terms: list[str] = []
+    for chunk in text.split():  # no token reaches across white space
+        terms += _terms(chunk) if len(chunk) <= _LONGEST_KEPT else _terms.__wrapped__(chunk)
+    return terms
 
 
 @lru_cache(maxsize=1 << 16)
@@ -42,91 +47,121 @@ def _lower(token: str) -> str:
 
 
 # -- tokens -----------------------------------------------------------------------------------------------------------
+# One letter for each class of characters in word_break.json, so that the rules read letters instead of Unicode.
+_SYMBOLS = {
+    "letter": "L",
+    "letter_han": "l",
+    "letter_emoji": "m",
+    "hebrew": "H",
+    "ascii_digit": "0",
+    "digit": "D",
+    "katakana": "K",
+    "join": "_",
+    "mid": ".",  # between letters, and between digits
+    "mid_letter": ":",
+    "mid_digit": ",",
+    "single_quote": "'",
+    "double_quote": '"',
+    "extend": "X",
+    "joiner": "J",  # of emoji: U+200D
+    "text_selector": "t",  # U+FE0E
+    "emoji_selector": "e",  # U+FE0F
+    "keycap": "C",
+    "tag": "T",
+    "tag_end": "Z",
+    "asian": "S",  # South East Asian
+    "asian_extend": "s",
+    "flag": "F",
+    "han": "I",
+    "hiragana": "Y",
+    "emoji": "E",
+    "emoji_base": "B",
+    "emoji_modifier": "M",
+    "keycap_base": "#",
+}
+
+
+def _words() -> str:
+    """Letters, digits and what may stand between them (UAX #29, WB4 to WB13)."""
+    x = "[XJteCTZs]*+"  # what extends the character before it
+    letter, digit, hebrew, join = f"(?:[LlmH]{x})", f"(?:[0D]{x})", f"(?:H{x})", f"(?:_{x})"
+    word = f"(?:{digit}(?:(?:[.,']{x})?{digit})*|{hebrew}(?:\"{x}{hebrew}|'{x})|{letter}(?:[.:']{x}{letter})*)+"
+    part = f"(?:(?:K{x})+|{word})"
+    return f"{join}*{part}(?:{join}+{part})*{join}*"
+
+
+def _emoji() -> str:
+    """Sequences of emoji (UTS #51): the joiner may stand within what extends one, presentation selectors may not."""
+    x, plain, modified = "[XJCTZs]*", "J*[EBm]", "(?:J*B[XJCTZs]*)?M"
+    joined = f"(?:{modified}{x}J(?=J*[EBmM])|{plain}(?:{x}eJ+|{x}J)(?=J*[EBmM]))*"
+    return f"{plain}{x}eT+Z|{joined}(?:{modified}{x}|{plain}{x}e?)|[0#]{x}e?C{x}|F[XJteCTZs]*+F[XJteCTZs]*+"
+
+
+# The rules that can match at a character, by its symbol; where there are two, the longer match counts.
+_WORD, _EMOJI = re.compile(_words()), re.compile(_emoji())
+_RULES = {
+    **dict.fromkeys("LlH0DK_", (_WORD,)),
+    **dict.fromkeys("EBMJF#", (_EMOJI,)),
+    "m": (_WORD, _EMOJI),
+    **dict.fromkeys("Ss", (re.compile("(?:[Ss][XJteCTZs]*+)+"),)),
+    **dict.fromkeys("IY", (re.compile("[IY][XJteCTZs]*"),)),
+}
+_RUN = re.compile(r"(.)\1*")
+
+
 def tokenize(text: str) -> list[str]:
     """What StandardTokenizer finds in a text: at each place the longest match of any of its rules."""
-    if text.isascii() and len(text) <= _MAX_TOKEN:
-        return _ascii_words().findall(text)
-    rules = _rules()
+    symbols = text.translate(_symbol_table())
+    wide = len(text) * 2 > _MAX_TOKEN and max(text) > "\uffff"
     tokens, at = [], 0
     while at < len(text):
-        end = _window(text, at)
-        stop = max((found.end() for rule in rules if (found := rule.match(text, at, end))), default=0)
-        if stop:
+        end = _window(text, at) if wide else at + _MAX_TOKEN
+        stop = at
+        for rule in _RULES.get(symbols[at], ()):
+            if found := rule.match(symbols, at, end):
+                stop = max(stop, found.end())
+        if stop > at:
             tokens.append(text[at:stop])
-        at = stop or at + 1
+            at = stop
+        else:  # in a long run of the same, all fail that do not see its end
+            run = _RUN.match(symbols, at)
+            at = max(at + 1, run.end() - _MAX_TOKEN if run else 0)
     return tokens
 
 
 def _window(text: str, start: int) -> int:
     """Where the scanner's buffer ends that begins at `start`."""
     window = text[start : start + _MAX_TOKEN]
-    while _utf16_length(window) > _MAX_TOKEN:
-        window = window[:-1]
+    while (excess := _utf16_length(window) - _MAX_TOKEN) > 0:
+        window = window[: -max(1, excess // 2)]
     return start + len(window)
 
 
 def _utf16_length(text: str) -> int:
-    return len(text) + sum(letter > "\uffff" for letter in text)
+    return len(text) if text.isascii() else len(text.encode("utf-16-le", "surrogatepass")) // 2
+
+
+class _SymbolTable(dict[int, str]):
+    """Code points to symbols, for `str.translate`; those that were met are remembered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        classes = json.loads(Path(__file__).with_name("word_break.json").read_bytes())
+        self._ranges = sorted(
+            (int(first, 16), int(last or first, 16), _SYMBOLS[name])
+            for name, ranges in classes.items()
+            for first, _, last in (codes.partition("-") for codes in ranges.split())
+        )
+
+    def __missing__(self, code: int) -> str:
+        _, last, symbol = self._ranges[max(0, bisect.bisect_right(self._ranges, (code, 0x110000, "")) - 1)]
+        self[code] = symbol if code <= last and code >= self._ranges[0][0] else " "
+        return self[code]
 
 
 @cache
-def _ascii_words() -> re.Pattern[str]:
-    return re.compile(_words(_classes(ascii_only=True)))
-
-
-@cache
-def _rules() -> tuple[re.Pattern[str], ...]:
-    """Emoji; words and numbers; South East Asian runs; single Han and Hiragana characters."""
-    sets = _classes(ascii_only=False)
-    x = sets["extend"] + "*+"
-    rules = (
-        _emoji(sets),
-        _words(sets),
-        f"(?:{sets['south_east_asian']}{x})+",
-        f"{sets['han']}{x}",
-        f"{sets['hiragana']}{x}",
-    )
-    return tuple(re.compile(rule) for rule in rules)
-
-
-def _classes(ascii_only: bool) -> dict[str, str]:
-    """Regular expressions for one character of each class of `word_break.json`."""
-    classes = {}
-    for name, ranges in json.loads(Path(__file__).with_name("word_break.json").read_bytes()).items():
-        bounds = [codes.split("-") for codes in ranges.split()]
-        if ascii_only:
-            bounds = [codes for codes in bounds if int(codes[0], 16) < 128]
-        inside = "".join("-".join(f"\\U{code:0>8}" for code in codes) for codes in bounds)
-        classes[name] = f"[{inside}]" if inside else r"[^\s\S]"
-    return classes
-
-
-def _words(sets: dict[str, str]) -> str:
-    """Letters, digits and what may stand between them (UAX #29, WB4 to WB13)."""
-    x = sets["extend"] + "*+"
-    hebrew, letter, digit, join = (f"(?:{sets[name]}{x})" for name in ("hebrew", "letter", "digit", "join"))
-    letter = f"(?:{letter}|{hebrew})"
-    word = (
-        f"(?:{digit}(?:(?:{sets['mid_digit']}{x})?{digit})*"
-        f"|{hebrew}(?:\"{x}{hebrew}|'{x})"
-        f"|{letter}(?:{sets['mid_letter']}{x}{letter})*)+"
-    )
-    part = f"(?:(?:{sets['katakana']}{x})+|{word})"
-    return f"{join}*{part}(?:{join}+{part})*{join}*"
-
-
-def _emoji(sets: dict[str, str]) -> str:
-    """Sequences of emoji (UTS #51): the joiner may stand within what extends one, presentation selectors may not."""
-    x, base, plain = f"(?:(?![\\uFE0E\\uFE0F]){sets['extend']})*", sets["emoji_base"], rf"\u200D*{sets['emoji']}"
-    modified = rf"(?:\u200D*{base}{x})?{sets['emoji_modifier']}"
-    another = rf"(?=\u200D*(?:{sets['emoji']}|{sets['emoji_modifier']}))"
-    joined = rf"(?:{modified}{x}\u200D{another}|{plain}(?:{x}\uFE0F\u200D+|{x}\u200D){another})*"
-    return (
-        rf"{plain}{x}\uFE0F[\U000E0020-\U000E007E]+\U000E007F"
-        rf"|{joined}(?:{modified}{x}|{plain}{x}\uFE0F?)"
-        rf"|[0-9#*]{x}\uFE0F?\u20E3{x}"
-        rf"|(?:{sets['flag']}{sets['extend']}*+){{2}}"
-    )
+def _symbol_table() -> _SymbolTable:
+    return _SymbolTable()
 
 
 # -- stems ------------------------------------------------------------------------------------------------------------

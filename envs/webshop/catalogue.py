@@ -48,7 +48,7 @@ from envs.webshop.store import (
     written_whole,
 )
 
-VERSION = 1  # of what is kept
+VERSION = 2  # of what is kept
 SIZES = {"small": "_1000", "full": ""}  # what the official files have in their names
 TITLE_NOUNS = "title_nouns.json"  # {asin: [noun, …]}, in the folder of a catalogue that brings its own
 _LONGEST_ASIN = 10  # products with a longer one are left out, as officially

@@ -1,6 +1,6 @@
 """The inverted index of a catalogue, as BM25 wants it and Lucene 8 would have it.
 
-For each term, in the order of their bytes, the products that have it and for each of them BM25's denominator
+For each term, in the order of their `term_key`, the products that have it and for each of them BM25's denominator
 `1 + tf / (k1 · (1 - b + b · length / average length))` as the float32 that Lucene computes. The length is that of
 Lucene's norm: one byte, exact below 40 and then to four significant bits (`SmallFloat.intToByte4`).
 """
@@ -8,6 +8,7 @@ Lucene's norm: one byte, exact below 40 and then to four significant bits (`Smal
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from array import array
 from collections import Counter
 from collections.abc import Sequence
@@ -21,6 +22,16 @@ from envs.webshop.store import RowWriter, save_array
 
 K1, B = np.float32(0.9), np.float32(0.4)  # Anserini's
 _BLOCK = 1 << 21  # postings that are put in order at a time
+
+
+def encode(term: str) -> bytes:
+    """A term as it is stored."""
+    return term.encode("utf-8", "surrogatepass")
+
+
+def term_key(term: bytes) -> int:
+    """By which a term is looked up: 64 bits, which two terms might share."""
+    return int.from_bytes(hashlib.blake2b(term, digest_size=8).digest(), "big")
 
 
 class PostingsWriter:
@@ -63,14 +74,17 @@ class PostingsWriter:
         return {"documents": filled, "tokens": tokens, "terms": len(ranks)}
 
     def _write_terms(self) -> NDArray[np.int32]:
-        """Write the vocabulary in the order of its bytes. Returns the place of each term's number in it."""
-        terms = sorted((term.encode("utf-8", "surrogatepass"), number) for term, number in self._vocabulary.items())
-        ranks = np.empty(len(terms), dtype=np.int32)
-        with contextlib.closing(RowWriter(self._folder, "terms")) as writer:
-            for rank, (term, number) in enumerate(terms):
-                writer.append(term)
-                ranks[number] = rank
+        """Write the vocabulary in the order of its keys. Returns the place of each term's number in it."""
+        terms = list(self._vocabulary)
         self._vocabulary.clear()
+        keys = np.fromiter((term_key(encode(term)) for term in terms), dtype=np.uint64, count=len(terms))
+        order = np.argsort(keys, kind="stable")
+        save_array(self._folder, "keys", keys[order])
+        ranks = np.empty(len(terms), dtype=np.int32)
+        ranks[order] = np.arange(len(terms), dtype=np.int32)
+        with contextlib.closing(RowWriter(self._folder, "terms")) as writer:
+            for number in order.tolist():
+                writer.append(encode(terms[number]))
         return ranks
 
     def _invert(

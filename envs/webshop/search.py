@@ -10,17 +10,16 @@ are the same ones; they are broken by asin, as Anserini's searcher does.
 
 from __future__ import annotations
 
-import bisect
 import math
 from collections import Counter
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from envs.webshop.analysis import analyze
 from envs.webshop.catalogue import Catalogue
+from envs.webshop.postings import encode, term_key
 from envs.webshop.store import Rows, load_array, read_meta
 
 HITS = 50  # what the shop asks for
@@ -34,22 +33,22 @@ class SearchIndex:
         folder = catalogue.folder
         self._documents: int = read_meta(folder)["documents"]  # that have any term
         self._ranks = catalogue.asin_ranks
-        self._terms = Rows(folder, "terms")  # sorted
+        self._keys = load_array(folder, "keys")  # [terms] uint64, sorted: `term_key` of each
+        self._terms = Rows(folder, "terms")
         self._starts = load_array(folder, "starts")  # [terms + 1]: where the postings of each begin
         self._products = load_array(folder, "products")  # [postings] int32
         self._denominators = load_array(folder, "denominators")  # [postings] float32
-        self._ranked = lru_cache(maxsize=1024)(self._rank)
 
     def search(self, words: Sequence[str] | str, k: int = HITS) -> list[int]:
         """Numbers of the best `k` products, best first. Several words are joined by spaces."""
-        return list(self._ranked(_join(words), k)[0])
+        return self._rank(_join(words), k)[0]
 
     def scored(self, words: Sequence[str] | str, k: int = HITS) -> list[tuple[int, float]]:
         """As `search`, with the scores as Anserini reports them: to four places, and ties set apart by 1e-6."""
-        products, scores = self._ranked(_join(words), k)
+        products, scores = self._rank(_join(words), k)
         return list(zip(products, _set_apart(scores), strict=True))
 
-    def _rank(self, query: str, k: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    def _rank(self, query: str, k: int) -> tuple[list[int], list[float]]:
         total = np.zeros(len(self._ranks))
         for term, times in Counter(analyze(query)).items():
             found = self._postings(term)
@@ -67,16 +66,19 @@ class SearchIndex:
             best = np.flatnonzero(scores >= least)  # with all that tie with the last one
             candidates, scores = candidates[best], scores[best]
         order = np.lexsort((self._ranks[candidates], -scores))[:k]
-        return tuple(candidates[order].tolist()), tuple(scores[order].tolist())
+        return candidates[order].tolist(), scores[order].tolist()
 
     def _postings(self, term: str) -> tuple[NDArray[np.int32], NDArray[np.float32]] | None:
         """The products that have a term, and their denominators."""
-        key = term.encode("utf-8", "surrogatepass")
-        number = bisect.bisect_left(self._terms, key)
-        if number == len(self._terms) or self._terms[number] != key:
-            return None
-        start, end = self._starts[number : number + 2].tolist()
-        return self._products[start:end], self._denominators[start:end]
+        encoded = encode(term)
+        key = np.uint64(term_key(encoded))
+        for number in range(int(np.searchsorted(self._keys, key)), len(self._keys)):
+            if self._keys[number] != key:
+                break
+            if self._terms[number] == encoded:
+                start, end = self._starts[number : number + 2].tolist()
+                return self._products[start:end], self._denominators[start:end]
+        return None
 
 
 def open_index(catalogue: Catalogue) -> SearchIndex:
