@@ -136,7 +136,7 @@ def token_set_ratio(a: str, b: str) -> int:
     return max((_ratio(x, y) for x, y in _pairs(a, b)), default=0)
 
 
-@lru_cache(maxsize=65536)
+@lru_cache(maxsize=16384)
 def _alike(a: str, b: str) -> bool:
     """`token_set_ratio(a, b) > ALIKE`, without the work that bounds make needless."""
     return any(_could_be(x, y) and _ratio(x, y) > ALIKE for x, y in _pairs(a, b))
@@ -154,7 +154,7 @@ def _pairs(a: str, b: str) -> list[tuple[str, str]]:
     return [(shared, with_a), (shared, with_b), (with_a, with_b)] if common else [(with_a, with_b)]
 
 
-@lru_cache(maxsize=65536)
+@lru_cache(maxsize=16384)
 def _words(text: str) -> frozenset[str]:
     return frozenset(_NO_WORD.sub(" ", text.translate(_LATIN_1)).lower().split())
 
@@ -165,6 +165,5 @@ def _ratio(a: str, b: str) -> int:
 
 def _could_be(a: str, b: str) -> bool:
     """Whether the lengths alone, and then the letters alone, leave room for a match."""
-    if 200 * min(len(a), len(b)) < ALIKE * (len(a) + len(b)):
-        return False
-    return a == b or 100 * SequenceMatcher(None, a, b).quick_ratio() > ALIKE
+    enough = ALIKE * (len(a) + len(b)) / 200
+    return min(len(a), len(b)) > enough and sum(min(a.count(c), b.count(c)) for c in set(a)) > enough

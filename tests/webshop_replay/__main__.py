@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from envs.core import data_root
+from envs.webshop.catalogue import CatalogueNotFoundError
 from tests.webshop_replay.replay import REPLAYS, Recorder, Stock, kind_of
 
 SHOWN = 10  # differences of a file
@@ -53,6 +54,9 @@ def _replay(path: Path, stock: Stock, console: Console, table: Table) -> str:
     except json.JSONDecodeError as error:
         console.print(f"{path.name} is no recording: {error}", markup=False)
         verdict = "no recording"
+    except CatalogueNotFoundError as error:
+        console.print(f"{path.name}: {error}", markup=False)
+        verdict = "no catalogue"
     except Exception:
         console.print(f"{path.name}: {traceback.format_exc()}", markup=False)
         verdict = "failed"

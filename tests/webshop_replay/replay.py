@@ -53,17 +53,18 @@ def _apart(got: Any, expected: Any) -> str:
 
 
 class Stock:
-    """What recordings are replayed on: a folder's catalogue, and the shops that stand on it."""
+    """What recordings are replayed on: a folder's catalogue, the small one of two, and the shops that stand on it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.size = "small" if (folder / "items_shuffle_1000.json").is_file() else None
 
     @cached_property
     def catalogue(self) -> Catalogue:
         return self.shop().catalogue
 
     def shop(self, show_attributes: bool = False) -> Shop:
-        return open_shop(self.folder, show_attributes=show_attributes)
+        return open_shop(self.folder, self.size, show_attributes)
 
 
 def kind_of(data: Any) -> str:
@@ -305,7 +306,7 @@ def _verl_agent(data: dict[str, Any], stock: Stock, recorder: Recorder) -> None:
         for place, draw in enumerate(workers):
             recorder.cases += 1
             goal = goals(draw.seed, run["human_goals"])[draw.place]
-            worker = _Worker(stock.folder, draw.seed, goal, run)
+            worker = _Worker(stock, draw.seed, goal, run)
             where = f"run {number}, worker {place}"
             recorder.check(f"{where}, goal", goal.to_json(), run["goals"][place])
             recorder.check(f"{where}, task", goal.instruction_text, run["tasks"][place])
@@ -319,8 +320,9 @@ def _verl_agent(data: dict[str, Any], stock: Stock, recorder: Recorder) -> None:
 class _Worker:
     """One environment of verl-agent, and the prompts that are made for it."""
 
-    def __init__(self, folder: Path, seed: int, goal: Goal, run: Mapping[str, Any]) -> None:
-        payload = {"catalogue": str(folder), "price_seed": seed, "goal": goal.to_json()}
+    def __init__(self, stock: Stock, seed: int, goal: Goal, run: Mapping[str, Any]) -> None:
+        shop = {"catalogue": str(stock.folder), "size": stock.size}
+        payload = {**shop, "price_seed": seed, "goal": goal.to_json()}
         self.env = WebShopEnv(run["max_steps"], protocol="verl_agent")
         self.template = WebShopTemplate(run["history_length"])
         self.observation, self.info = self.env.reset(options={"task": Task("", "", payload=payload)})
