@@ -15,7 +15,7 @@ import random
 from array import array
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from math import isnan, nan, prod
 from typing import Any, NamedTuple, overload
@@ -51,7 +51,7 @@ class Goal:
     def to_json(self) -> dict[str, Any]:
         """Plain data: `from_json` gives the goal back."""
         options = self.goal_options
-        return asdict(self) | {
+        return {name: getattr(self, name) for name in self.__slots__} | {
             "attributes": list(self.attributes),
             "goal_options": dict(options) if isinstance(options, Mapping) else list(options),
         }

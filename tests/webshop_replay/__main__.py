@@ -31,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"no *.json directly in {arguments.folder}")
     stock = Stock(arguments.catalogue or data_root() / "webshop")
     console = Console(soft_wrap=True)
-    table = Table("file", "what", "cases", "compared", "different", "", "s", title=str(arguments.folder))
+    columns = ("file", "what", "cases", "compared", "different", "", "s")
+    table = Table(*columns, title=str(arguments.folder), box=None)
     verdicts = [_replay(path, stock, console, table) for path in paths]
     console.print(table)
     return int(any(verdict not in ("ok", "passed over") for verdict in verdicts))

@@ -248,7 +248,8 @@ def _episodes(data: dict[str, Any], stock: Stock, recorder: Recorder) -> None:
             env.rng.seed(episode["random_seed_before_reset"])
         env.reset(episode["session"])
         recorder.check(f"{name}, session", env.session, episode["session_name"])
-        recorder.check(f"{name}, goal's index", env.goal_index, episode["goal_index"])
+        places = [index % len(env.goals) for index in (env.goal_index, episode["goal_index"])]  # -1 is the last
+        recorder.check(f"{name}, goal's index", *places)
         recorder.check(f"{name}, goal", env.page.goal.to_json(), episode["goal"])
         _check_page(f"{name}, reset", env, episode["reset"], recorder)
         for number, step in enumerate(episode["steps"]):
