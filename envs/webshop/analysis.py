@@ -35,7 +35,7 @@ def analyze(text: str) -> list[str]:
     return terms
 
 
-@lru_cache(maxsize=1 << 16)
+@lru_cache(maxsize=1 << 18)
 def _terms(chunk: str) -> tuple[str, ...]:
     lowered = (_lower(token[:-2] if token.endswith(_POSSESSIVES) else token) for token in tokenize(chunk))
     return tuple(stem(token) for token in lowered if not _STOP_WORDS.fullmatch(token))
@@ -165,15 +165,15 @@ def _symbol_table() -> _SymbolTable:
 
 
 # -- stems ------------------------------------------------------------------------------------------------------------
-def _pairs(text: str) -> list[tuple[str, str]]:
-    return [(old, new) for old, _, new in (pair.partition("-") for pair in text.split())]
+def _endings(text: str) -> dict[str, str]:
+    return {old: new for old, _, new in (pair.partition("-") for pair in text.split())}
 
 
-_STEP_2 = _pairs(
+_STEP_2 = _endings(
     "ational-ate tional-tion enci-ence anci-ance izer-ize bli-ble alli-al entli-ent eli-e ousli-ous ization-ize "
     "ation-ate ator-ate alism-al iveness-ive fulness-ful ousness-ous aliti-al iviti-ive biliti-ble logi-log"
 )
-_STEP_3 = _pairs("icate-ic ative- alize-al iciti-ic ical-ic ful- ness-")
+_STEP_3 = _endings("icate-ic ative- alize-al iciti-ic ical-ic ful- ness-")
 _STEP_4 = re.compile("(?:al|ance|ence|er|ic|able|ible|ant|ement|ment|ent|(?<=[st])ion|ou|ism|ate|iti|ous|ive|ize)$")
 
 
@@ -218,12 +218,12 @@ def _mend(word: str) -> str:
     return word + "e" if _measure(word) == 1 and _is_short(word) else word
 
 
-def _replace(word: str, endings: list[tuple[str, str]]) -> str:
+def _replace(word: str, endings: dict[str, str]) -> str:
     """The first ending that is there replaced, if a syllable stays before it."""
-    for old, new in endings:
-        if word.endswith(old):
-            stays = word.removesuffix(old)
-            return stays + new if _measure(stays) > 0 else word
+    old = next(filter(word.endswith, endings), None)
+    if old:
+        stays = word.removesuffix(old)
+        return stays + endings[old] if _measure(stays) > 0 else word
     return word
 
 

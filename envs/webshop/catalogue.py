@@ -44,6 +44,7 @@ from envs.webshop.store import (
     load_array,
     read_meta,
     remove,
+    remove_rows,
     save_array,
     written_whole,
 )
@@ -249,8 +250,9 @@ def _build(files: CatalogueFiles, content_hash: str, kept: Path, on_progress: Ca
     """Read the files and write what `Catalogue` and `SearchIndex` open. Raises `JSONFileError`."""
     meta: dict[str, Any] = {"content_hash": content_hash}
     with written_whole(kept, meta) as folder:
-        attributes, human = _Members(files.attributes, folder), _read_human(files.human)
-        columns = _Columns(folder, files.nouns)
+        attributes, human = _Members(files.attributes, dict, folder), _read_human(files.human)
+        brought = _Members(files.nouns, list, folder) if files.nouns else None
+        columns = _Columns(folder)
         postings = PostingsWriter(folder)
         for number, record in enumerate(stream_list(files.products, on_progress)):
             asin = record.get("asin") if isinstance(record, dict) else None
@@ -259,43 +261,47 @@ def _build(files: CatalogueFiles, content_hash: str, kept: Path, on_progress: Ca
             if asin == "nan" or len(asin) > _LONGEST_ASIN or asin in columns.seen:
                 continue
             try:
-                product = parse_product(record, attributes.get(asin), human.get(asin, []))
+                product = parse_product(record, attributes.get(asin) or {}, human.get(asin, []))
             except ProductError as error:
                 raise CatalogueError(files.products, f"product {number}, {asin}: {error}") from error
-            columns.add(product)
+            nouns = brought.get(asin) if brought else shipped_nouns().get(key_of(product.name))
+            if nouns is None and files.nouns:
+                raise CatalogueError(files.nouns, f"no nouns of {asin}")
+            columns.add(product, nouns)
             postings.add(analysis.analyze(document(product)))
         if not columns.seen:
             raise CatalogueError(files.products, "no product in it")
         for path, asins in ((files.attributes, attributes.asins), (files.human, human)):
             if path and asins and columns.seen.isdisjoint(asins):
                 raise CatalogueError(path, f"none of its {len(asins):,} products is in {files.products.name}")
-        attributes.close()
+        for members in filter(None, (attributes, brought)):
+            members.close()
         meta |= postings.close() | columns.close()
 
 
 class _Members:
     """The members of a JSON object too large to have in memory, by name."""
 
-    def __init__(self, path: Path, folder: Path) -> None:
-        self._path, self._folder = path, folder
+    def __init__(self, path: Path, kind: type, folder: Path) -> None:
+        """`kind` is what each member must be. `folder` is for what has to be written meanwhile."""
+        self._folder, self._name = folder, path.stem
         self.asins: dict[str, int] = {}
-        with contextlib.closing(RowWriter(folder, "members")) as writer:
+        with contextlib.closing(RowWriter(folder, self._name)) as writer:
             for number, (asin, member) in enumerate(stream_object(path)):
-                if not isinstance(member, dict):
-                    raise CatalogueError(path, f"{asin} is {member!r:.60}, expected an object")
+                if not isinstance(member, kind):
+                    raise CatalogueError(path, f"{asin} is {member!r:.60}, expected a {kind.__name__}")
                 self.asins[asin] = number
                 writer.append(json.dumps(member).encode())
-        self._rows = Rows(folder, "members")
+        self._rows = Rows(folder, self._name)
 
-    def get(self, asin: str) -> dict[str, Any]:
-        """The member, {} where there is none."""
+    def get(self, asin: str) -> Any:
+        """The member; None where there is none."""
         number = self.asins.get(asin)
-        return {} if number is None else json.loads(self._rows[number])
+        return None if number is None else json.loads(self._rows[number])
 
     def close(self) -> None:
         """Remove what was written."""
-        for suffix in ("bin", "npy"):
-            (self._folder / f"members.{suffix}").unlink()
+        remove_rows(self._folder, self._name)
 
 
 def _read_human(path: Path | None) -> dict[str, list[Any]]:
@@ -311,7 +317,7 @@ def _read_human(path: Path | None) -> dict[str, list[Any]]:
 class _Columns:
     """Writes what `Catalogue` opens, one product after the other."""
 
-    def __init__(self, folder: Path, nouns: Path | None) -> None:
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.seen: set[str] = set()
         self._asins: list[str] = []
@@ -320,11 +326,10 @@ class _Columns:
         self._groups = {"category": array("i"), "query": array("i")}
         self._group_numbers: dict[str, dict[str, int]] = {name: {} for name in self._groups}
         self._records, self._nouns = RowWriter(folder, "records"), RowWriter(folder, "nouns")
-        self._brought, self._nouns_complete = nouns, True
-        self._known = dict(stream_object(nouns)) if nouns else shipped_nouns()
+        self._all_nouns = True
 
-    def add(self, product: Product) -> None:
-        """The next product."""
+    def add(self, product: Product, nouns: list[str] | None) -> None:
+        """The next product; the nouns of its name where they are known."""
         self.seen.add(product.asin)
         self._asins.append(product.asin)
         self._prices.extend((*product.prices, float("nan"))[:2])
@@ -333,19 +338,15 @@ class _Columns:
             numbers = self._group_numbers[name]
             column.append(numbers.setdefault(getattr(product, name), len(numbers)))
         self._records.append(pack(product))
-        nouns = self._known.get(product.asin if self._brought else key_of(product.name))
-        if nouns is None and self._brought:
-            raise CatalogueError(self._brought, f"no nouns of {product.asin}")
-        self._nouns_complete &= nouns is not None
+        self._all_nouns &= nouns is not None
         self._nouns.append(json.dumps(nouns).encode())
 
     def close(self) -> dict[str, Any]:
         """Write the columns. Returns what stands beside them."""
         self._records.close()
         self._nouns.close()
-        if not self._nouns_complete:
-            for suffix in ("bin", "npy"):
-                (self._folder / f"nouns.{suffix}").unlink()
+        if not self._all_nouns:
+            remove_rows(self._folder, "nouns")
         asins = np.array(self._asins)
         by_rank = np.argsort(asins, kind="stable").astype(np.int32)
         ranks = np.empty_like(by_rank)

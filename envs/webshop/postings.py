@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from array import array
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -42,20 +43,16 @@ class PostingsWriter:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._vocabulary: dict[str, int] = {}
+        self._vocabulary: defaultdict[str, int] = defaultdict()
+        self._vocabulary.default_factory = self._vocabulary.__len__  # new terms are numbered as they come
         self._forward = (folder / "forward.tmp").open("wb")  # (term, tf) of all documents, int32 each
         self._lengths = array("i")
         self._unique = array("i")  # different terms in each document
 
     def add(self, terms: Sequence[str]) -> None:
         """The next document."""
-        vocabulary = self._vocabulary
-        counts = Counter(terms)
-        pairs = array("i")
-        for term, count in counts.items():
-            pairs.append(vocabulary.setdefault(term, len(vocabulary)))
-            pairs.append(count)
-        pairs.tofile(self._forward)
+        counts = Counter(map(self._vocabulary.__getitem__, terms))
+        array("i", chain.from_iterable(counts.items())).tofile(self._forward)
         self._lengths.append(len(terms))
         self._unique.append(len(counts))
 

@@ -135,7 +135,9 @@ def document(product: Product) -> str:
 
 def pack(product: Product) -> bytes:
     """The product as bytes, for `unpack`."""
-    return json.dumps(astuple(product), separators=(",", ":")).encode()
+    values = [getattr(product, name) for name in Product.__dataclass_fields__]
+    values[-1] = [astuple(instruction) for instruction in product.human]
+    return json.dumps(values, separators=(",", ":")).encode()
 
 
 def unpack(packed: bytes) -> Product:

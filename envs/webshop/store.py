@@ -87,6 +87,12 @@ class RowWriter:
         save_array(self._folder, self._name, np.array(self._ends, dtype=np.int64))
 
 
+def remove_rows(folder: Path, name: str) -> None:
+    """Remove what a `RowWriter` wrote."""
+    for suffix in ("bin", "npy"):
+        (folder / f"{name}.{suffix}").unlink()
+
+
 class Rows(Sequence[bytes]):
     """Byte strings by number, mapped."""
 
