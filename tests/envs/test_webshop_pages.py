@@ -356,6 +356,11 @@ def test_human_goals_are_instructions_with_attributes(shop):
     assert goal.goal_options == ("red",)
 
 
+def test_a_limit_is_the_larger_of_two_of_the_next_four_tens(shop):
+    chairs = [goal for seed in range(60) for goal in build_goals(shop.catalogue, seed) if goal.asin == "CHAIR00001"]
+    assert {goal.price_upper for goal in chairs} == {30.0, 40.0, 50.0}  # the chair is 10 dollars: of 20, 30, 40, 50
+
+
 def test_prices_and_goals_follow_the_seed(shop):
     catalogue = shop.catalogue
     assert list(build_goals(catalogue, 1)) == list(build_goals(catalogue, 1))

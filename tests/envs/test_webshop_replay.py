@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from envs.webshop.env import open_shop
 from tests.webshop_replay.__main__ import main
+from tests.webshop_replay.official import OfficialEnv
 
 RECORDINGS = Path(__file__).parent.parent / "golden_data" / "webshop"
 CATALOGUE = Path(os.environ.get("POLYTURN_DATA", "/nowhere")) / "webshop"
@@ -62,6 +64,22 @@ def test_a_difference_is_found_and_told(name, keys, value, tmp_path, capsys):
     told = capsys.readouterr().out
     assert f"{name}.json, " in told
     assert "different" in told
+
+
+def test_a_session_keeps_its_goal_for_ever(shop_folder):
+    env = OfficialEnv(open_shop(shop_folder), seed=0)
+    env.reset("somebody")
+    first = env.goal_index
+    drawn = set()
+    for _ in range(20):
+        env.reset()
+        drawn.add(env.goal_index)
+        env.reset("somebody")
+        assert env.goal_index == first
+    assert len(drawn) > 1
+    assert 0 not in drawn  # the first goal has no weight, by an accident upstream
+    env.reset(2)
+    assert env.goal_index == 2
 
 
 @pytest.mark.parametrize(
