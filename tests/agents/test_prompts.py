@@ -75,6 +75,14 @@ def test_the_transcript_never_encodes_a_completion_again() -> None:
     assert tokenizer.decode(ids[:1]) == "<bos>"
 
 
+def test_a_transcript_shows_what_is_new_where_the_environment_says_it() -> None:
+    tokenizer = random_policy().tokenizer
+    info = {"goal": "", "admissible": None}
+    shown = Transcript().prompt_ids(tokenizer, [], "a long page", {**info, "brief": "look"})
+    assert shown == Transcript().prompt_ids(tokenizer, [], "look", info)
+    assert shown != Transcript().prompt_ids(tokenizer, [], "a long page", info)
+
+
 SEARCH = """
 You are an expert autonomous agent operating in the WebShop e‑commerce environment. 
 Your task is to: buy red shoes.

@@ -89,6 +89,23 @@ def test_a_task_holds_all_that_is_needed_to_play_it() -> None:
     assert info["goal"] in observation
 
 
+def test_the_brief_form_shows_what_can_be_clicked_as_it_is_clicked() -> None:
+    tasks = small()
+    env, expert = tasks.make(), tasks.expert()
+    observation, info = env.reset(options={"task": tasks.task("train", tasks.manifest("train").ids[0])})
+    expert.reset(observation, info)
+    goal = info["goal"].lower()
+    assert info["brief"] == f"{goal}\nsearch"
+    while info["stop_reason"] is None:
+        action = expert.act()
+        observation, _, terminated, _, info = env.step(action)
+        expert.observe(action, observation, info)
+        lines = info["brief"].split("\n")
+        assert goal not in lines
+        assert {action.removeprefix("click[").removesuffix("]") for action in info["admissible"]} <= set(lines)
+    assert terminated
+
+
 def test_instructions_may_be_those_that_people_wrote() -> None:
     written = small(instructions="human")
     assert sum(len(written.manifest(split).ids) for split in written.splits) == 80
