@@ -86,12 +86,14 @@ class _Reader:
         self.peek()
         while True:
             try:
-                value, self._at = self._decode(self._text, self._at)
+                value, end = self._decode(self._text, self._at)
             except json.JSONDecodeError:
                 if len(self._text) - self._at > _LARGEST or not self._more():
                     raise
             else:
-                return value
+                if end < len(self._text) or not self._more():  # a number might go on
+                    self._at = min(end, len(self._text))
+                    return value
 
     def _more(self) -> bool:
         rest = self._text[self._at :]
