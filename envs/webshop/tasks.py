@@ -4,11 +4,12 @@
     manifest = tasks.manifest("test")            # 500 ids, sorted, with the hash of the goals
     env = tasks.make(); env.reset(options={"task": tasks.task("test", manifest.ids[0])})
 
-Two protocols cut a catalogue's goals into splits. `official` has one order of goals and, by `seed`, one draw of prices:
-the first 500 goals are `test`, the next 1,000 `valid`, the others `train`, as WebShop's authors split them; ids are
-`goal-0000042`. `verl_agent` is how `langfengQ/verl-agent` trains: every worker draws prices and shuffles goals with a
-seed of its own, and at each reset every worker gets a goal by its place in that order; ids are
-`train-reset-0003-worker-011`. What is one worker's goal 700 may be another's goal 3: train and valid overlap there.
+Two protocols cut a catalogue's goals into splits, and stand in the ids of tasks. `official` has one order of goals and,
+by `seed`, one draw of prices: the first 500 goals are `test`, the next 1,000 `valid`, the others `train`, as WebShop's
+authors split them (`official/goal-0000042`). `verl_agent` is how `langfengQ/verl-agent` trains: every worker draws
+prices and shuffles goals with a seed of its own, and at each reset every worker gets a goal by its place in that order
+(`verl_agent/train-reset-0003-worker-011`). What is one worker's goal 700 may be another's goal 3: there, train and
+valid overlap.
 """
 
 from __future__ import annotations
@@ -150,6 +151,7 @@ class WebShopTasks:
         return Shopper() if self._observation == "text" else None
 
     def describe(self) -> str:
+        """Raises `CatalogueNotFoundError` where an official catalogue has not been downloaded."""
         if self._size:
             shop, hint = f"the official {self._size} catalogue in {self._folder}", "env.catalogue=embedded is made up"
         else:
@@ -158,8 +160,8 @@ class WebShopTasks:
         chosen = f" ({hint})" if self._asked == "auto" else ""
         overlap = ", whose train and valid overlap" if self._protocol == "verl_agent" else ""
         return (
-            f"{ENV_ID}: {shop}{chosen}; instructions: {self._instructions}; protocol {self._protocol}{overlap}, seed "
-            f"{self._seed}; at most {self._max_turns} turns"
+            f"{ENV_ID}: {shop}{chosen}; {'human' if self._human else 'synthetic'} instructions; protocol "
+            f"{self._protocol}{overlap}, seed {self._seed}; at most {self._max_turns} turns"
         )
 
     # -- what is in a split -------------------------------------------------------------------------------------------
@@ -208,12 +210,12 @@ class WebShopTasks:
             count = len(self._order(seed))
             if self._protocol == "official":
                 places = self._without_repeats(official_places(count), split)
-                self._drawn[split] = {f"goal-{place:07d}": Draw(seed, place) for place in places}
+                self._drawn[split] = {f"official/goal-{place:07d}": Draw(seed, place) for place in places}
             else:
                 resets = self._resets if is_train else 1
                 draws = worker_draws(seed, self._workers[split], count, is_train=is_train, resets=resets)
                 self._drawn[split] = {
-                    f"{split}-reset-{reset:04d}-worker-{worker:03d}": draw
+                    f"verl_agent/{split}-reset-{reset:04d}-worker-{worker:03d}": draw
                     for reset, row in enumerate(draws)
                     for worker, draw in enumerate(row)
                 }

@@ -125,7 +125,7 @@ def test_the_official_small_catalogue_has_the_published_goals() -> None:
         if (case["seed"], case["human_goals"], case["mode"]) == (0, False, "official")
     )
     for goal in recorded["goals"]:
-        assert tasks.task("test", f"goal-{goal.pop('index'):07d}").payload["goal"] == goal
+        assert tasks.task("test", f"official/goal-{goal.pop('index'):07d}").payload["goal"] == goal
 
 
 # -- verl-agent's protocol --------------------------------------------------------------------------------------------
@@ -174,7 +174,8 @@ def test_the_reward_is_that_of_the_protocol() -> None:
 
 # -- which catalogue --------------------------------------------------------------------------------------------------
 def test_an_official_catalogue_is_taken_where_there_is_one(tmp_path: Path) -> None:
-    assert "made-up products" in small().describe()
+    assert "80 made-up products" in small().describe()
+    assert "synthetic instructions; protocol official, seed 0" in small().describe()
     assert "scripts.download webshop" in small().describe()
     made, folder = embedded_catalogue(80), tmp_path / "data" / "webshop"
     folder.mkdir(parents=True)
@@ -206,8 +207,8 @@ def test_a_wrong_name_is_told_with_those_there_are(arguments: dict[str, str], sa
 def test_sizes_are_checked_and_unknown_tasks_told() -> None:
     with pytest.raises(ValueError, match="must be at least 1"):
         small(train_workers=0)
-    with pytest.raises(UnknownNameError, match="goal-0000000"):
-        small().task("test", "goal-000000")
+    with pytest.raises(UnknownNameError, match="did you mean 'official/goal-"):
+        small().task("test", "official/goal-000000")
     with pytest.raises(UnknownNameError, match="protocol verl_agent"):
         small(protocol="verl_agent").manifest("test")
 
