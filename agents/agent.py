@@ -47,19 +47,6 @@ class Agent(Protocol):
         """The episode of this key is over; `key` will not come back."""
 
 
-def judge(text: str, action: str | None, finished: bool, info: Info) -> tuple[str, ParseStatus]:
-    """What the environment gets of a text in which `action` was read, and what became of the text."""
-    if not finished:
-        status = ParseStatus.TRUNCATED
-    elif action is None:
-        status = ParseStatus.MALFORMED
-    else:
-        admissible = info["admissible"]
-        status = ParseStatus.OK if admissible is None or action in admissible else ParseStatus.ILLEGAL
-    # Without an action the environment gets the raw text, and answers as it does to any nonsense.
-    return text if action is None else action, status
-
-
 class PolicyAgent:
     """A policy behind a prompter. It samples with `generator`, which the caller owns and may save."""
 
@@ -84,7 +71,7 @@ class PolicyAgent:
     def _decide(self, prompt: list[int], done: Completion, info: Info) -> Decision:
         # Special tokens stay in the text, all but the one that ended it: an action with one inside is no action.
         text = self.policy.tokenizer.decode(done.text_ids, skip_special_tokens=False)
-        action, status = judge(text, self.prompter.parse(text), done.finished, info)
+        action, status = self.prompter.read(text, done.finished, info)
         return Decision(action, status, prompt, done.ids, done.logprobs)
 
     def finish(self, key: int) -> None:

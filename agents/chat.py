@@ -18,8 +18,8 @@ from functools import lru_cache
 from importlib import resources
 from typing import Any
 
-from agents.episode import Turn
-from agents.parsing import THINK_OPEN, Parser, answer_part
+from agents.episode import ParseStatus, Turn
+from agents.parsing import THINK_OPEN, Parser, answer_part, judge
 from agents.prompts import encode, read_template
 from envs.core import Info, UnknownNameError
 
@@ -184,6 +184,10 @@ class Chat:
     def action_ids(self, tokenizer: Any, action: str) -> list[int]:
         """The completion that a demonstration of `action` would be, stop token included."""
         return [*self._encode(tokenizer, self.write(action)), tokenizer.eos_token_id]
+
+    def read(self, text: str, finished: bool, info: Info) -> tuple[str, ParseStatus]:
+        """See `agents.parsing.judge`."""
+        return judge(text, self.parse(text), finished, info)
 
     def write(self, action: str) -> str:
         """The action in the form that was asked for, without reasoning."""

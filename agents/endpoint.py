@@ -13,7 +13,7 @@ from typing import Any
 
 import openai
 
-from agents.agent import Decision, View, judge
+from agents.agent import Decision, View
 from agents.chat import Chat
 from agents.policies.base import Sampling, Usage
 
@@ -127,7 +127,7 @@ class EndpointAgent:
     def _decide(self, view: View, choice: Any) -> Decision:
         text = choice.message.content or ""
         self._answers[view.key].append(text)
-        return Decision(*judge(text, self.prompter.parse(text), choice.finish_reason != "length", view.info))
+        return Decision(*self.prompter.read(text, choice.finish_reason != "length", view.info))
 
     def finish(self, key: int) -> None:
         """The episode is over."""

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+from agents.episode import ParseStatus
+from envs.core import Info
 
 
 class Parser(Protocol):
@@ -116,3 +119,46 @@ def answer_part(text: str, prefilled: bool = False) -> str | None:
     if closed:
         return after
     return None if prefilled or THINK_OPEN in text else text
+
+
+def judge(text: str, action: str | None, finished: bool, info: Info) -> tuple[str, ParseStatus]:
+    """What the environment gets of a text in which `action` was read, and what became of the text."""
+    if not finished:
+        status = ParseStatus.TRUNCATED
+    elif action is None:
+        status = ParseStatus.MALFORMED
+    else:
+        admissible = info["admissible"]
+        status = ParseStatus.OK if admissible is None or fits(action, admissible) else ParseStatus.ILLEGAL
+    # Without an action the environment gets the raw text, and answers as it does to any nonsense.
+    return text if action is None else action, status
+
+
+def fits(action: str, admissible: Sequence[str]) -> bool:
+    """Whether `action` is one of the admissible ones, in which `<…>` after a bracket stands for any text.
+
+    `search[red shoes]` fits `search[<your query>]`.
+    """
+    if action in admissible:
+        return True
+    slots = (pattern.partition("[<") for pattern in admissible if pattern.endswith(">]"))
+    return any(found and action.startswith(f"{verb}[") and action.endswith("]") for verb, found, _ in slots)
+
+
+_CHINESE = re.compile(r"[\u4e00-\u9fff]")
+_LAST_CHARACTERS = 20  # of a text without tags, which are played all the same
+
+
+def project_webshop(text: str) -> tuple[str, bool]:
+    """The action that verl-agent plays for an answer in WebShop, and whether it counts as valid.
+
+    The text between the first `<action>` and the first `</action>`, in lower case. Whether the action is admissible
+    does not matter; tags of reasoning do. As `webshop_projection` of `langfengQ/verl-agent`, where a closing tag
+    before the opening one gives a valid empty action.
+    """
+    lowered = text.lower()
+    start, end = lowered.find("<action>"), lowered.find("</action>")
+    if start < 0 or end < 0:
+        return lowered[-_LAST_CHARACTERS:], False
+    valid = "<think>" in text and "</think>" in text and not _CHINESE.search(text)
+    return lowered[start + len("<action>") : end].strip(), valid

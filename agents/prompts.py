@@ -16,9 +16,10 @@ from typing import Any, Protocol
 
 import jinja2
 
-from agents.episode import Turn
+from agents.episode import ParseStatus, Turn
+from agents.parsing import judge, project_webshop
 from agents.policies.tiny import ACT
-from envs.core import Info, UnknownNameError
+from envs.core import BRIEF, Info, UnknownNameError
 
 
 class Prompter(Protocol):
@@ -38,21 +39,27 @@ class Prompter(Protocol):
     def parse(self, text: str) -> str | None:
         """The action in a completion's text; None when there is none."""
 
+    def read(self, text: str, finished: bool, info: Info) -> tuple[str, ParseStatus]:
+        """What the environment gets of a completion's text, and what became of it; most do as `parsing.judge`."""
+
 
 class Transcript:
-    """`<bos> observation <act> action <eos> observation <act> action <eos> …`: one sequence an episode."""
+    """`<bos> observation <act> action <eos> observation <act> action <eos> …`: one sequence an episode.
+
+    What was seen before stands there already: an environment that says what is new (`info["brief"]`) is taken at that.
+    """
 
     max_prompt_tokens: int | None = None
 
     def __init__(self) -> None:
         self._encode = lru_cache(maxsize=100_000)(encode)  # environments repeat themselves, and encoding is slow
 
-    def prompt_ids(self, tokenizer: Any, turns: Sequence[Turn], observation: str, info: Info) -> list[int]:  # noqa: ARG002
+    def prompt_ids(self, tokenizer: Any, turns: Sequence[Turn], observation: str, info: Info) -> list[int]:
         """What was there, plus the new observation and the token that asks for an action."""
         before = [*turns[-1].prompt_ids, *turns[-1].completion_ids] if turns else [tokenizer.bos_token_id]
         if turns and before[-1] != tokenizer.eos_token_id:
             before.append(tokenizer.eos_token_id)  # a completion that was cut off ends all the same
-        return [*before, *self._encode(tokenizer, observation), *self._encode(tokenizer, ACT)]
+        return [*before, *self._encode(tokenizer, info.get(BRIEF, observation)), *self._encode(tokenizer, ACT)]
 
     def action_ids(self, tokenizer: Any, action: str) -> list[int]:
         """The action's ids and the end-of-sequence token."""
@@ -65,6 +72,10 @@ class Transcript:
     def parse(self, text: str) -> str | None:
         """The whole text is the action; None when it is blank."""
         return text.strip() or None
+
+    def read(self, text: str, finished: bool, info: Info) -> tuple[str, ParseStatus]:
+        """See `agents.parsing.judge`."""
+        return judge(text, self.parse(text), finished, info)
 
 
 def encode(tokenizer: Any, text: str) -> tuple[int, ...]:
@@ -133,3 +144,24 @@ class Template:
         """What stands between the first pair of action tags, in lower case as the official projection does."""
         found = re.search(r"<action>(.*?)</action>", text, flags=re.DOTALL | re.IGNORECASE)
         return (found[1].strip().lower() or None) if found else None
+
+    def read(self, text: str, finished: bool, info: Info) -> tuple[str, ParseStatus]:
+        """See `agents.parsing.judge`."""
+        return judge(text, self.parse(text), finished, info)
+
+
+class WebShopTemplate(Template):
+    """The prompts of GiGPO for WebShop, and its reading of answers (`prompts/webshop.py` and `projection.py` there).
+
+    An answer without tags is played and counts as malformed; an action that is not admissible counts as any other.
+    """
+
+    def __init__(self, history: int = 2) -> None:
+        super().__init__("gigpo_webshop", history)
+
+    def read(self, text: str, finished: bool, info: Info) -> tuple[str, ParseStatus]:  # noqa: ARG002
+        """See `agents.parsing.project_webshop`."""
+        action, valid = project_webshop(text)
+        if valid:
+            return action, ParseStatus.OK
+        return action, ParseStatus.MALFORMED if finished else ParseStatus.TRUNCATED

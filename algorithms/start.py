@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -15,6 +16,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
+from agents.agent import Agent, Decision, View
 from agents.policies.local import LocalPolicy
 from agents.policies.models import find_device
 from agents.policies.pretrained import Pretrained
@@ -23,7 +25,7 @@ from agents.prompts import Prompter
 from agents.rollout import Job, rollout
 from algorithms.checkpoint import save_checkpoint
 from algorithms.warm_start import Progress, WarmStart, teacher_of, warm_start
-from envs.core import Task, TaskSet, cache_root
+from envs.core import BRIEF, Task, TaskSet, cache_root
 from envs.pool import EnvPool
 
 VERSION = 4  # of the recipe: to be raised when the same configuration would give other weights
@@ -133,6 +135,32 @@ def _texts(task_set: TaskSet, tasks: Sequence[Task], pool: EnvPool, progress: Pr
     chosen = tasks[:: max(1, len(tasks) // count)][:count]
     progress.phase("read the environment's text", len(chosen))
     jobs = [Job(task, seed=task.seed) for task in chosen]
-    episodes = rollout(teacher_of(task_set), pool, jobs, on_episode=lambda _: progress.advance())
-    texts = [text for e in episodes for turn in e.turns for text in (turn.observation, turn.action)]
-    return texts + [e.final_observation for e in episodes]
+    reader = _Reader(teacher_of(task_set))
+    episodes = rollout(reader, pool, jobs, on_episode=lambda _: progress.advance())
+    texts = [
+        text
+        for key, episode in enumerate(episodes)
+        for shown, turn in zip(reader.shown[key], episode.turns, strict=True)
+        for text in (shown, turn.action)
+    ]
+    # A last page is never shown; where pages are shown as they are, it has words that others have.
+    return texts if reader.brief else texts + [episode.final_observation for episode in episodes]
+
+
+class _Reader:
+    """A teacher that keeps what a policy would be shown, by episode and turn."""
+
+    def __init__(self, teacher: Agent) -> None:
+        self.teacher = teacher
+        self.shown: defaultdict[int, list[str]] = defaultdict(list)
+        self.brief = False  # whether the environment has a brief form of its observations
+
+    def act(self, views: Sequence[View]) -> list[Decision]:
+        """What the teacher does."""
+        for view in views:
+            self.brief |= BRIEF in view.info
+            self.shown[view.key].append(view.info.get(BRIEF, view.observation))
+        return self.teacher.act(views)
+
+    def finish(self, key: int) -> None:
+        self.teacher.finish(key)

@@ -30,6 +30,8 @@ Info: TypeAlias = dict[str, Any]
 INFO_KEYS = ("goal", "admissible", "score", "success", "state_key", "answers", "stop_reason")
 # What `step` may add of its turn: what a rule pays for it beside the reward, and whether a tool gave a result.
 TURN_KEYS = {"turn_reward": float, "tool_result": bool}
+# What they may add for a policy that is shown a whole episode as one text: what is new in an observation, a str.
+BRIEF = "brief"
 
 
 class StopReason(StrEnum):
@@ -205,6 +207,11 @@ class TaskSet(Protocol):
 
     def describe(self) -> str:
         """One line said at the start of a run: where the tasks come from, and which defaults were chosen."""
+
+
+def evaluation_splits(task_set: TaskSet) -> list[str]:
+    """The splits to evaluate on where nobody names any: `task_set.eval_splits`, or all but the one to train on."""
+    return list(getattr(task_set, "eval_splits", None) or task_set.splits[1:] or task_set.splits)
 
 
 class TextEnv(gym.Env[str, str], ABC):

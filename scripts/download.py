@@ -1,7 +1,7 @@
-"""Fetch published data: `python -m scripts.download alfworld`. It can be interrupted and run again.
+"""Fetch published data: `python -m scripts.download alfworld`, or `webshop`. It can be interrupted and run again.
 
 --data   where to put it (default: $POLYTURN_DATA, else the place where environments look for it)
---from   take it from a folder with the archives, or with the unpacked games, instead of from the net
+--from   take it from a folder with the published files instead of from the net
 """
 
 from __future__ import annotations
@@ -9,26 +9,44 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from envs.alfworld.download import GAMES, TRAJECTORIES, install
+from envs.alfworld import download as alfworld
 from envs.core import data_root
+from envs.webshop import download as webshop
 from scripts.common import run
 
 
 def main() -> None:
     """Read the command line and fetch what it names."""
     parser = argparse.ArgumentParser(prog="python -m scripts.download", description="Fetch published data, once.")
-    parser.add_argument("what", choices=["alfworld"], help="the official games of ALFWorld: 37 MB, unpacked 340 MB")
-    parser.add_argument("--data", type=Path, default=data_root(), metavar="DIR", help="where to put it (%(default)s)")
-    parser.add_argument(
-        "--from", dest="mirror", type=Path, metavar="DIR", help="a folder with the archives or with json_2.1.1/<split>"
-    )
-    parser.add_argument(
+    commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--data", type=Path, default=data_root(), metavar="DIR", help="where to put it (%(default)s)")
+    shared.add_argument("--from", dest="mirror", type=Path, metavar="DIR", help="a folder that has the files")
+
+    what = "the official games of ALFWorld: 37 MB, unpacked 340 MB"
+    command = commands.add_parser("alfworld", parents=[shared], help=what, description=what)
+    command.add_argument(
         "--trajectories",
         action="store_true",
         help="also traj_data.json beside each game (72 MB more), which the alfworld package's own loader asks for",
     )
+    what = "the official catalogues of WebShop: 1,000 products, or all 1.18 million (5 GB)"
+    command = commands.add_parser("webshop", parents=[shared], help=what, description=what)
+    command.add_argument("--size", choices=sorted(webshop.FILES), default="small", help="which one (%(default)s)")
+    command.add_argument(
+        "--nouns",
+        action="store_true",
+        help="find the nouns of the products' names, which rewards need and the 1,000 have (pip install "
+        "polyturn[webshop]; an hour for a million)",
+    )
+
     args = parser.parse_args()
-    install(args.data.expanduser(), args.mirror, (GAMES, TRAJECTORIES) if args.trajectories else (GAMES,))
+    data = args.data.expanduser()
+    if args.what == "alfworld":
+        archives = (alfworld.GAMES, alfworld.TRAJECTORIES) if args.trajectories else (alfworld.GAMES,)
+        alfworld.install(data, args.mirror, archives)
+    else:
+        webshop.install(data, args.size, args.mirror, args.nouns)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from agents.episode import Episode, read_episodes, write_episodes
 from agents.evaluation import Evaluation, episode_key, evaluate, plan
-from envs.core import TaskSet
+from envs.core import TaskSet, evaluation_splits
 from envs.pool import EnvPool
 from scripts.agents import Model, make_agent, model_of
 from scripts.common import Terminal, command, versions, write_whole
@@ -41,6 +41,7 @@ def main(cfg: DictConfig) -> None:
     run = Path(os.path.relpath(HydraConfig.get().runtime.output_dir))
     task_set: TaskSet = instantiate(cfg.env)
     console.print(task_set.describe())
+    cfg.split = cfg.split or evaluation_splits(task_set)[0]
     console.print(task_set.manifest(cfg.split).describe())
     if not OmegaConf.is_list(cfg.seeds):
         raise ValueError(f"seeds is a list, as in seeds=[0,1,2]; got {cfg.seeds!r}")

@@ -19,7 +19,7 @@ from rich.text import Text
 from agents.agent import Agent, PolicyAgent, View
 from agents.episode import Episode, Turn
 from agents.scripted import HumanAgent
-from envs.core import Info, StopReason, Task, TaskSet, UnknownNameError
+from envs.core import Info, StopReason, Task, TaskSet, UnknownNameError, evaluation_splits
 from scripts.agents import make_agent, model_of
 from scripts.common import Terminal, command, printable
 from scripts.view import result, show_goal
@@ -32,7 +32,7 @@ def main(cfg: DictConfig) -> None:
     """Play one task."""
     console = Terminal(markup=False)
     task_set: TaskSet = instantiate(cfg.env)
-    task = find_task(task_set, cfg.split, str(cfg.task))
+    task = find_task(task_set, cfg.split or evaluation_splits(task_set)[0], str(cfg.task))
     if cfg.get("agent"):
         agent, delay = make_agent(cfg.agent, task_set, model_of(cfg), cfg.seed), float(cfg.delay)
     else:

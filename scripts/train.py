@@ -33,7 +33,7 @@ from algorithms.memory import describe_memory
 from algorithms.start import Given, Tiny, tiny_policy
 from algorithms.trainer import Metrics, Trainer, TrainerConfig
 from algorithms.warm_start import warm_start
-from envs.core import TaskSet, UnknownNameError
+from envs.core import TaskSet, UnknownNameError, evaluation_splits
 from envs.pool import EnvPool
 from scripts.agents import checkpoint_of
 from scripts.common import Terminal, command, versions, write_whole
@@ -59,6 +59,8 @@ def main(cfg: DictConfig) -> None:
     task_set: TaskSet = instantiate(cfg.env)
     console = Terminal()
     console.print(task_set.describe())
+    if cfg.eval.splits is None:
+        cfg.eval.splits = evaluation_splits(task_set)
     for split in dict.fromkeys([cfg.split, *cfg.eval.splits]):
         console.print(task_set.manifest(split).describe())
     prompter: Prompter = instantiate(cfg.agent.prompter)

@@ -11,16 +11,10 @@ said for every split and neither is an error, since an incomplete or older copy 
 
 from __future__ import annotations
 
-import hashlib
-import http
-import http.client
 import io
 import re
 import shutil
 import tempfile
-import time
-import urllib.error
-import urllib.request
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,40 +24,20 @@ from pathlib import Path
 from typing import IO
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-    track,
-)
+from rich.progress import track
 
 from envs.alfworld.game import GAME_FILE
 from envs.alfworld.tasks import OFFICIAL_COUNTS, GamesNotFoundError, official_folder, read_manifest
-
-_TIMEOUT_S = 30.0  # without a byte from the server
-_FAILURES = 5  # in a row without a byte, until the download is given up
-_CHUNK = 1 << 18
-
-
-class DownloadError(OSError):
-    """The games could not be fetched; the message says why and what to do."""
+from envs.fetch import DownloadError, Remote, check, fetch, size_of
 
 
 @dataclass(frozen=True)
-class Archive:
+class Archive(Remote):
     """A published zip file, and the one file of each game that it brings."""
 
-    url: str
-    size: int  # bytes
+    size: int
     sha256: str
     brings: str  # "game.tw-pddl"
-
-    @property
-    def name(self) -> str:
-        return self.url.rpartition("/")[2]
 
 
 _RELEASES = "https://github.com/alfworld/alfworld/releases/download"
@@ -115,7 +89,7 @@ def install(
                 raise DownloadError(f"no {archive.brings} in {tree / '<split>' / '<task>' / '<trial>'}")
             _place(files, folder, console)
             continue
-        path = mirror / archive.name if mirror else _download(archive, folder.parent, console)
+        path = mirror / archive.name if mirror else fetch(archive, folder.parent, console)
         with _open_zip(path, archive) as opened:
             _place(_files_of_zip(opened, archive.brings, folder), folder, console)
         if not mirror:
@@ -144,71 +118,14 @@ def _report(folder: Path, say: Callable[[str], None]) -> None:
     say(f"the games are in {folder}")
 
 
-# -- from the net -----------------------------------------------------------------------------------------------------
-def _download(archive: Archive, folder: Path, console: Console) -> Path:
-    """The archive in `folder`. What an earlier run left of it is gone on with."""
-    path, part = folder / archive.name, folder / f"{archive.name}.part"
-    if path.is_file():
-        return path
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
-        bar = progress.add_task(archive.name, total=archive.size)
-        failures = 0
-        while (have := _size(part)) < archive.size:
-            try:
-                _fetch(archive, part, lambda done: progress.update(bar, completed=done))
-                reason = "the server ended it"
-            except urllib.error.HTTPError as error:
-                if error.code < 500:
-                    raise DownloadError(f"{archive.url}: {error}; {_BY_HAND}") from error
-                reason = str(error)
-            except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
-                reason = str(error) or type(error).__name__
-            failures = 0 if _size(part) > have else failures + 1
-            if failures == _FAILURES:
-                raise DownloadError(
-                    f"{archive.url}: the download stopped at {_size(part):,} of {archive.size:,} bytes ({reason}). "
-                    f"Run the command again to go on from there, or {_BY_HAND}"
-                )
-            time.sleep(failures)  # a server that is not ready gets a moment longer each time
-    part.replace(path)
-    return path
-
-
-_BY_HAND = "fetch the archive by other means and give its folder with --from"
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
-def _fetch(archive: Archive, part: Path, on_progress: Callable[[int], None]) -> None:
-    """Append to `part` until the server ends or there is as much as there should be."""
-    done = _size(part)
-    request = urllib.request.Request(archive.url, headers={"Range": f"bytes={done}-"} if done else {})
-    with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:
-        if response.status != http.HTTPStatus.PARTIAL_CONTENT:
-            done = 0  # the server does not know ranges and begins anew
-        with part.open("ab" if done else "wb") as file:
-            while done < archive.size and (chunk := response.read(_CHUNK)):
-                done += file.write(chunk)
-                on_progress(done)
-
-
 # -- from files -------------------------------------------------------------------------------------------------------
 @contextmanager
 def _open_zip(path: Path, archive: Archive) -> Iterator[zipfile.ZipFile]:
     """The archive, once it is known to be the published one. Raises `DownloadError`."""
     try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        check(path, archive.sha256, archive.url)
     except FileNotFoundError as error:
         raise DownloadError(f"no {archive.name} and no json_2.1.1 in {path.parent}") from error
-    if found != archive.sha256:
-        raise DownloadError(
-            f"{path} is not {archive.url}: its SHA-256 is {found}, expected {archive.sha256}. It was damaged on "
-            "its way, or is another release; delete it and run the command again"
-        )
     with zipfile.ZipFile(path) as opened:
         yield opened
 
@@ -242,7 +159,7 @@ def _files_of_tree(tree: Path, brings: str) -> Iterator[_File]:
 
 def _place(files: Iterable[_File], folder: Path, console: Console) -> None:
     """Write the files that are missing or of another size: all of them beside `folder`, then each to its place."""
-    new = [file for file in files if _size(folder / file.name) != file.size]
+    new = [file for file in files if size_of(folder / file.name) != file.size]
     needed, free = sum(file.size for file in new), shutil.disk_usage(folder).free
     if needed > free:
         raise DownloadError(f"{len(new)} files need {needed:,} bytes in {folder}, where {free:,} are free")

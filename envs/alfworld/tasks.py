@@ -108,6 +108,10 @@ class ALFWorldTasks:
         return tuple(OFFICIAL_COUNTS if self._official else _EMBEDDED)
 
     @property
+    def eval_splits(self) -> Sequence[str]:
+        return ("valid_seen", "valid_unseen")
+
+    @property
     def max_turns(self) -> int:
         return self._max_turns
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from agents.episode import Turn
-from agents.prompts import Template, Transcript
+from agents.episode import ParseStatus, Turn
+from agents.prompts import Template, Transcript, WebShopTemplate
 from envs.core import UnknownNameError
 from tests.agents.toys import random_policy
 
@@ -73,3 +73,92 @@ def test_the_transcript_never_encodes_a_completion_again() -> None:
     assert ids[:end] == [*turn.prompt_ids, 40, 41, 42]
     assert tokenizer.decode(ids[end:]) == "<eos>You are in room 2.<act>"
     assert tokenizer.decode(ids[:1]) == "<bos>"
+
+
+def test_a_transcript_shows_what_is_new_where_the_environment_says_it() -> None:
+    tokenizer = random_policy().tokenizer
+    info = {"goal": "", "admissible": None}
+    shown = Transcript().prompt_ids(tokenizer, [], "a long page", {**info, "brief": "look"})
+    assert shown == Transcript().prompt_ids(tokenizer, [], "look", info)
+    assert shown != Transcript().prompt_ids(tokenizer, [], "a long page", info)
+
+
+SEARCH = """
+You are an expert autonomous agent operating in the WebShop e‑commerce environment. 
+Your task is to: buy red shoes.
+Your current observation is: 'Search'.
+Your admissible actions of the current situation are: 
+[
+'search[<your query>]',
+'click[search]',
+].
+
+Now it's your turn to take one action for the current step.
+"""  # noqa: W291 - the published text has these spaces
+
+RESULTS = """
+You are an expert autonomous agent operating in the WebShop e‑commerce environment.
+Your task is to: buy red shoes.
+Prior to this step, you have already taken 3 step(s). Below are the most recent 2 observations and the corresponding actions you took: [Observation 2: 'two', Action 2: 'click[b]']
+[Observation 3: ''Back to Search' [SEP] 'three'', Action 3: '']
+You are now at step 4 and your current observation is: 'Back to Search' [SEP] 'four'.
+Your admissible actions of the current situation are: 
+[
+'click[back to search]',
+].
+
+Now it's your turn to take one action for the current step.
+"""  # noqa: W291, E501
+
+
+def page(*parts: str) -> str:
+    return " [SEP] ".join(["Instruction:", "buy red shoes", *parts])
+
+
+def test_the_webshop_prompt_quotes_what_stands_after_the_task() -> None:
+    prompter, goal = WebShopTemplate(), "buy red shoes"
+    info = {"goal": goal, "admissible": ["search[<your query>]"]}
+    assert prompter.render([], "WebShop [SEP] " + page("Search"), info).startswith(SEARCH)
+    past = turns(("one", "search[red]"), ("two", "click[b]"), (page("Back to Search", "three"), ""))
+    info["admissible"] = ["click[back to search]"]
+    assert prompter.render(past, page("Back to Search", "four"), info).startswith(RESULTS)
+
+
+def test_a_webshop_prompt_that_is_too_long_does_without_its_history() -> None:
+    past = turns((page("x" * 13_000), "click[next >]"))
+    text = WebShopTemplate().render(past, page("Search"), {"goal": "buy red shoes", "admissible": []})
+    assert "Prior to this step" not in text
+    assert "Your current observation is: 'Search'." in text
+
+
+@pytest.mark.parametrize(
+    ("text", "action", "valid"),
+    [
+        ("<think>so</think><action> Click[RED] </action>", "click[red]", True),
+        ("<think>so</think><action>fly</action>", "fly", True),
+        ("<action>click[red]</action>", "click[red]", False),
+        ("<THINK>so</THINK><action>click[red]</action>", "click[red]", False),
+        ("<think>我想</think><action>click[red]</action>", "click[red]", False),
+        ("<think>so</think> I would rather CLICK[BUY NOW]", "ather click[buy now]", False),
+        ("</action><think></think><action>click[red]", "", True),
+    ],
+)
+def test_webshop_answers_are_read_as_verl_agent_does(text: str, action: str, valid: bool) -> None:
+    info = {"goal": "", "admissible": ["click[red]"]}
+    played, status = WebShopTemplate().read(text, True, info)
+    assert (played, status is ParseStatus.OK) == (action, valid)
+
+
+@pytest.mark.parametrize(
+    ("action", "status"),
+    [
+        ("search[red shoes]", ParseStatus.OK),
+        ("search[]", ParseStatus.OK),
+        ("click[next >]", ParseStatus.OK),
+        ("search red shoes", ParseStatus.ILLEGAL),
+        ("click[red shoes]", ParseStatus.ILLEGAL),
+    ],
+)
+def test_an_admissible_action_may_have_a_slot_for_any_text(action: str, status: ParseStatus) -> None:
+    info = {"goal": "", "admissible": ["search[<your query>]", "click[< prev]", "click[next >]"]}
+    assert Transcript().read(action, True, info) == (action, status)

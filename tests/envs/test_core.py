@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -23,6 +24,7 @@ from envs.core import (
     Task,
     TextEnv,
     UnknownNameError,
+    evaluation_splits,
     hash_tasks,
 )
 
@@ -48,6 +50,18 @@ def test_an_unknown_name_is_told_with_the_nearest_ones() -> None:
     assert error.startswith("unknown split 'valid_sen'; did you mean 'valid_seen'")
     assert "known: train, valid_seen, valid_unseen" in error
     assert error.endswith("see the docs")
+
+
+@pytest.mark.parametrize(
+    ("task_set", "splits"),
+    [
+        (SimpleNamespace(splits=("train", "odd", "valid"), eval_splits=("valid",)), ["valid"]),
+        (SimpleNamespace(splits=("train", "valid", "test")), ["valid", "test"]),
+        (SimpleNamespace(splits=("all",)), ["all"]),
+    ],
+)
+def test_where_no_split_is_named_the_environment_says_which(task_set: SimpleNamespace, splits: list[str]) -> None:
+    assert evaluation_splits(task_set) == splits
 
 
 def test_a_long_list_of_known_names_is_cut_and_counted() -> None:

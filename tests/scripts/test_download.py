@@ -7,21 +7,22 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 import zipfile
 from collections import namedtuple
 from collections.abc import Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from envs import fetch as fetch_module
 from envs.alfworld import download
-from envs.alfworld.download import GAMES, TRAJECTORIES, Archive, DownloadError, install
+from envs.alfworld.download import GAMES, TRAJECTORIES, Archive, install
 from envs.alfworld.game import GAME_FILE
 from envs.alfworld.tasks import read_manifest
+from envs.fetch import DownloadError
+from tests.file_server import FileServer
 
 ROOT = Path(__file__).parents[2]
 SPLITS = {"train": 3, "valid_train": 1, "valid_seen": 2, "valid_unseen": 2}
@@ -48,57 +49,21 @@ def make_zip(files: dict[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-class Server(ThreadingHTTPServer):
-    """Serves one file under any name, as well or badly as it is told."""
-
-    def __init__(self, content: bytes) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.content = content
-        self.ranges = True  # whether parts can be asked for
-        self.cuts: list[int] = []  # after how many bytes the next connections end
-        self.statuses: list[int] = []  # what the next requests are answered with instead
-        self.asked: list[str | None] = []  # the range of each request
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self) -> None:
-        asked = self.headers.get("Range")
-        self.server.asked.append(asked)
-        if self.server.statuses:
-            self.send_error(self.server.statuses.pop(0))
-            return
-        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and self.server.ranges else 0
-        body = self.server.content[start:]
-        self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body[: self.server.cuts.pop(0)] if self.server.cuts else body)
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        pass
-
-
 @pytest.fixture(autouse=True)
 def _small_and_quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLYTURN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(download, "OFFICIAL_COUNTS", SPLITS)
-    monkeypatch.setattr(download, "_FAILURES", 2)
+    monkeypatch.setattr(fetch_module, "_FAILURES", 2)
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
-    with Server(make_zip(GAME_FILES)) as running:
-        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+def server() -> Iterator[FileServer]:
+    with FileServer(make_zip(GAME_FILES)).running() as running:
         yield running
-        running.shutdown()
-        thread.join()
 
 
-def archive_of(server: Server, brings: str = GAME_FILE) -> Archive:
-    url = f"http://127.0.0.1:{server.server_port}/release/games.zip"
+def archive_of(server: FileServer, brings: str = GAME_FILE) -> Archive:
+    url = f"{server.address}/release/games.zip"
     return Archive(url, len(server.content), hashlib.sha256(server.content).hexdigest(), brings)
 
 
@@ -116,7 +81,7 @@ def installed(data: Path) -> dict[str, bytes]:
 
 
 # -- from the net -----------------------------------------------------------------------------------------------------
-def test_fetches_unpacks_and_tells(server: Server, tmp_path: Path) -> None:
+def test_fetches_unpacks_and_tells(server: FileServer, tmp_path: Path) -> None:
     said = fetch(tmp_path, archive_of(server))
     assert installed(tmp_path) == GAME_FILES  # and nothing else: no archive, no part
     for split, count in SPLITS.items():
@@ -125,21 +90,21 @@ def test_fetches_unpacks_and_tells(server: Server, tmp_path: Path) -> None:
         assert len(manifest.ids) == count
 
 
-def test_the_second_time_nothing_is_asked_for(server: Server, tmp_path: Path) -> None:
+def test_the_second_time_nothing_is_asked_for(server: FileServer, tmp_path: Path) -> None:
     fetch(tmp_path, archive_of(server))
     before = len(server.asked)
     assert "already there" in fetch(tmp_path, archive_of(server))
     assert len(server.asked) == before
 
 
-def test_a_broken_connection_is_taken_up_where_it_broke(server: Server, tmp_path: Path) -> None:
+def test_a_broken_connection_is_taken_up_where_it_broke(server: FileServer, tmp_path: Path) -> None:
     server.cuts = [10_000, 20_000]
     fetch(tmp_path, archive_of(server))
     assert server.asked == [None, "bytes=10000-", "bytes=30000-"]
     assert installed(tmp_path) == GAME_FILES
 
 
-def test_a_later_run_goes_on_with_the_part_of_an_earlier_one(server: Server, tmp_path: Path) -> None:
+def test_a_later_run_goes_on_with_the_part_of_an_earlier_one(server: FileServer, tmp_path: Path) -> None:
     server.cuts = [10_000, 0, 0]
     with pytest.raises(DownloadError, match=r"stopped at 10,000 of [\d,]+ bytes.*again to go on.*--from"):
         fetch(tmp_path, archive_of(server))
@@ -149,34 +114,34 @@ def test_a_later_run_goes_on_with_the_part_of_an_earlier_one(server: Server, tmp
     assert installed(tmp_path) == GAME_FILES
 
 
-def test_a_server_without_ranges_is_read_from_its_beginning(server: Server, tmp_path: Path) -> None:
+def test_a_server_without_ranges_is_read_from_its_beginning(server: FileServer, tmp_path: Path) -> None:
     server.ranges = False
     server.cuts = [10_000]
     fetch(tmp_path, archive_of(server))
     assert installed(tmp_path) == GAME_FILES
 
 
-def test_a_server_that_is_busy_gets_another_chance(server: Server, tmp_path: Path) -> None:
+def test_a_server_that_is_busy_gets_another_chance(server: FileServer, tmp_path: Path) -> None:
     server.statuses = [503]
     fetch(tmp_path, archive_of(server))
     assert installed(tmp_path) == GAME_FILES
 
 
-def test_what_is_not_there_is_asked_for_once(server: Server, tmp_path: Path) -> None:
+def test_what_is_not_there_is_asked_for_once(server: FileServer, tmp_path: Path) -> None:
     server.statuses = [404]
     with pytest.raises(DownloadError, match=r"games\.zip: HTTP Error 404.*--from"):
         fetch(tmp_path, archive_of(server))
     assert len(server.asked) == 1
 
 
-def test_no_server_at_all_says_so(server: Server, tmp_path: Path) -> None:
+def test_no_server_at_all_says_so(server: FileServer, tmp_path: Path) -> None:
     archive = replace(archive_of(server), url="http://127.0.0.1:1/games.zip")
     with pytest.raises(DownloadError, match=r"stopped at 0 of .* bytes .*refused"):
         fetch(tmp_path, archive)
 
 
 @pytest.mark.parametrize("damage", ["another file", "a longer file"])
-def test_another_file_is_not_unpacked(server: Server, tmp_path: Path, damage: str) -> None:
+def test_another_file_is_not_unpacked(server: FileServer, tmp_path: Path, damage: str) -> None:
     archive = archive_of(server)
     if damage == "another file":
         server.content = server.content[:-1] + b"x"
@@ -200,7 +165,7 @@ def test_another_file_is_not_unpacked(server: Server, tmp_path: Path, damage: st
         "json_2.1.1/train/a/b/other.txt",
     ],
 )
-def test_nothing_is_written_but_games_in_their_place(server: Server, tmp_path: Path, name: str) -> None:
+def test_nothing_is_written_but_games_in_their_place(server: FileServer, tmp_path: Path, name: str) -> None:
     server.content = make_zip({name: b"{}", **GAME_FILES})
     data = tmp_path / "deep" / "data"
     fetch(data, archive_of(server))
@@ -209,7 +174,7 @@ def test_nothing_is_written_but_games_in_their_place(server: Server, tmp_path: P
     assert len(written) == len(GAME_FILES)
 
 
-def test_trajectories_are_those_of_games(server: Server, tmp_path: Path) -> None:
+def test_trajectories_are_those_of_games(server: FileServer, tmp_path: Path) -> None:
     fetch(tmp_path, archive_of(server))
     mine = {name.replace(GAME_FILE, "traj_data.json"): b"{}" for name in GAME_FILES}
     server.content = make_zip(mine | {"json_2.1.1/train/pick-Mug-Box-Desk-1/trial_9/traj_data.json": b"{}"})
@@ -217,7 +182,7 @@ def test_trajectories_are_those_of_games(server: Server, tmp_path: Path) -> None
     assert installed(tmp_path) == GAME_FILES | mine
 
 
-def test_games_that_are_there_stay(server: Server, tmp_path: Path) -> None:
+def test_games_that_are_there_stay(server: FileServer, tmp_path: Path) -> None:
     fetch(tmp_path, archive_of(server))
     lost, *kept = (tmp_path / "alfworld" / name for name in GAME_FILES)
     lost.unlink()
@@ -228,7 +193,7 @@ def test_games_that_are_there_stay(server: Server, tmp_path: Path) -> None:
 
 
 def test_a_disk_without_room_is_told_before_anything_is_written(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(100, 99, 1))
@@ -238,7 +203,7 @@ def test_a_disk_without_room_is_told_before_anything_is_written(
 
 
 # -- from a mirror ----------------------------------------------------------------------------------------------------
-def test_a_mirror_with_the_archive(server: Server, tmp_path: Path) -> None:
+def test_a_mirror_with_the_archive(server: FileServer, tmp_path: Path) -> None:
     mirror = tmp_path / "mirror"
     mirror.mkdir()
     (mirror / "games.zip").write_bytes(server.content)
@@ -249,7 +214,7 @@ def test_a_mirror_with_the_archive(server: Server, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shape", [".", "alfworld"])
-def test_a_mirror_with_games(server: Server, tmp_path: Path, shape: str) -> None:
+def test_a_mirror_with_games(server: FileServer, tmp_path: Path, shape: str) -> None:
     names = [name for name in GAME_FILES if "unseen" not in name]
     for name in names:
         path = tmp_path / "mirror" / shape / name
@@ -262,12 +227,12 @@ def test_a_mirror_with_games(server: Server, tmp_path: Path, shape: str) -> None
     assert not server.asked
 
 
-def test_a_mirror_without_either(server: Server, tmp_path: Path) -> None:
+def test_a_mirror_without_either(server: FileServer, tmp_path: Path) -> None:
     with pytest.raises(DownloadError, match=r"no games\.zip and no json_2\.1\.1 in .*nowhere"):
         fetch(tmp_path / "data", archive_of(server), mirror=tmp_path / "nowhere")
 
 
-def test_a_mirror_with_no_games(server: Server, tmp_path: Path) -> None:
+def test_a_mirror_with_no_games(server: FileServer, tmp_path: Path) -> None:
     (tmp_path / "mirror" / "json_2.1.1" / "train").mkdir(parents=True)
     with pytest.raises(DownloadError, match=r"no game\.tw-pddl in .*mirror/json_2\.1\.1/<split>/<task>/<trial>"):
         fetch(tmp_path / "data", archive_of(server), mirror=tmp_path / "mirror")

@@ -47,3 +47,13 @@ def test_the_published_run_has_the_published_settings() -> None:
     assert (config.algo.kl_coef, config.trainer.learning_rate, config.trainer.updates) == (0.01, 1e-6, 150)
     assert (config.agent.sampling.temperature, config.agent.sampling.max_tokens) == (1.0, 512)
     assert config.eval.temperature == 0.4
+
+
+def test_the_published_webshop_run_has_the_published_settings() -> None:
+    config = composed("webshop_gigpo_qwen2.5_1.5b")
+    assert (config.env.catalogue, config.env.protocol, config.env.max_turns) == ("small", "verl_agent", 15)
+    assert config.agent.prompter == {"_target_": "agents.prompts.WebShopTemplate", "history": 2}
+    assert (config.trainer.groups, config.trainer.group_size, config.trainer.updates) == (16, 8, 150)
+    assert (config.algo.estimator.mode, config.algo.estimator.gamma, config.algo.kl_coef) == ("mean_norm", 0.95, 0.01)
+    assert config.algo.estimator.invalid_penalty == 0.1
+    assert config.eval.temperature == 0.4

@@ -1,0 +1,300 @@
+"""WebShop: steps per second, start-up, memory and queries, on a thousand products and on as many as you like.
+
+    python -m benchmarks.webshop --catalogue DIR --recordings DIR    # official files; episodes.json and search.json
+    python -m benchmarks.webshop                                     # the embedded catalogue, shopped at random
+    python -m benchmarks.webshop --scale 1_000_000 [--folder DIR]    # a synthetic catalogue of that size
+
+Steps are those of the Gymnasium environment in text mode, observation, admissible actions and reward included, on fixed
+action lists in one process: "first play" with nothing remembered of pages and searches, "played before" any later play.
+Start-up is that of a new process up to the first observation, with the catalogue read before. Queries are each asked
+once. Synthetic products have words by Zipf's law, 108 tokens in the searched text on average, as the official 1,000
+have; nothing of them is timed but reading, start-up and queries. Ends with one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from envs.core import Task
+from envs.webshop.catalogue import load_catalogue
+from envs.webshop.env import WebShopEnv, open_shop
+from envs.webshop.generate import embedded_catalogue
+from envs.webshop.goals import build_goals
+from envs.webshop.search import open_index
+
+_REPEATS = 10  # later plays of each action list
+_TURNS = 1000  # more than any list has
+_TAIL = 60  # actions of a random shopper
+
+# In a new process: what it costs to open a catalogue that was read before, and then to search it.
+_OPEN = """
+import json, sys, time
+start = time.perf_counter()
+from pathlib import Path
+from envs.webshop.catalogue import load_catalogue
+from envs.webshop.search import open_index
+imported = time.perf_counter()
+index = open_index(load_catalogue(Path(sys.argv[1])))
+opened = time.perf_counter()
+def memory():
+    lines = (line.split() for line in open("/proc/self/status"))
+    return {words[0]: int(words[1]) // 1024 for words in lines if words[0] in ("VmRSS:", "RssAnon:")}
+at_start = memory()
+queries = json.load(open(sys.argv[2]))
+seconds = []
+for query in queries:
+    begun = time.perf_counter()
+    index.search(query)
+    seconds.append(time.perf_counter() - begun)
+seconds.sort()
+print(json.dumps({
+    "import_s": imported - start, "open_s": opened - imported, "start_mb": at_start["VmRSS:"],
+    "queries": len(queries), "query_ms": 1e3 * sum(seconds) / len(seconds),
+    "query_p95_ms": 1e3 * seconds[int(0.95 * len(seconds))], "queries_per_s": len(seconds) / sum(seconds),
+    "searched_mb": memory()["VmRSS:"], "searched_own_mb": memory()["RssAnon:"],
+}))
+"""
+
+# In a new process: everything up to the first observation.
+_START = """
+import json, pickle, resource, sys, time
+start = time.perf_counter()
+from envs.webshop.env import WebShopEnv
+env = WebShopEnv()
+env.reset(options={"task": pickle.load(open(sys.argv[1], "rb"))})
+seconds = time.perf_counter() - start
+print(json.dumps([seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
+"""
+
+
+@dataclass(frozen=True)
+class Play:
+    """A task and the actions to play in it; after a purchase it begins anew."""
+
+    task: Task
+    actions: tuple[str, ...]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure and tell."""
+    parser = argparse.ArgumentParser(prog="benchmarks.webshop", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--catalogue", type=Path, help="folder with the official files (the embedded catalogue)")
+    parser.add_argument("--recordings", type=Path, help="folder with episodes.json and search.json")
+    parser.add_argument("--scale", type=int, help="measure a synthetic catalogue of so many products instead")
+    parser.add_argument("--folder", type=Path, help="keep the synthetic catalogue here")
+    options = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as temporary:
+        if options.scale:
+            figures = _measure_scale(options.scale, options.folder or Path(temporary, "catalogue"), Path(temporary))
+        else:
+            folder = options.catalogue or embedded_catalogue()
+            figures = _measure(folder, options.recordings, Path(temporary))
+    Console().print(_table(figures))
+    print(json.dumps(figures))
+
+
+# -- a thousand products ----------------------------------------------------------------------------------------------
+def _measure(folder: Path, recordings: Path | None, temporary: Path) -> dict[str, float]:
+    plays = list(_recorded(folder, recordings) if recordings else _at_random(folder))
+    shop = open_shop(folder)
+    if recordings:
+        queries = [case["query"] for case in json.loads((recordings / "search.json").read_bytes())["cases"]]
+    else:
+        queries = [shop.catalogue.product(number).name for number in range(0, len(shop.catalogue), 4)]
+    return {
+        "products": len(shop.catalogue),
+        **_time_steps(plays),
+        **_time_start(plays[0].task, temporary),
+        **_time_queries(folder, queries, temporary),
+    }
+
+
+def _recorded(folder: Path, recordings: Path) -> Iterator[Play]:
+    """The recorded episodes that were played in the official order of goals."""
+    catalogue = open_shop(folder).catalogue
+    for episode in json.loads((recordings / "episodes.json").read_bytes())["episodes"]:
+        server = episode["server"]
+        goals = build_goals(catalogue, server["seed"], human=server["human_goals"])
+        goal = goals[episode["goal_index"]]
+        yield Play(_task(folder, server["seed"], goal.to_json()), tuple(step["action"] for step in episode["steps"]))
+
+
+def _at_random(folder: Path, count: int = 60) -> Iterator[Play]:
+    """Random shoppers: they search for words of the instruction and click what is there."""
+    rng = random.Random(0)
+    goals = build_goals(open_shop(folder).catalogue, 0)
+    env = WebShopEnv(_TURNS)
+    for number in range(count):
+        task = _task(folder, 0, goals[number * len(goals) // count].to_json())
+        _, info = env.reset(options={"task": task})
+        actions = []
+        over = False
+        for _ in range(_TAIL):
+            if over:
+                _, info = env.reset(options={"task": task})
+            words = rng.choices(info["goal"].split(), k=4)
+            action = rng.choice(info["admissible"]).replace("<your query>", " ".join(words))
+            actions.append(action)
+            *_, over, _, info = env.step(action)
+        yield Play(task, tuple(actions))
+
+
+def _task(folder: Path, seed: int, goal: Mapping[str, Any]) -> Task:
+    payload = {"catalogue": str(folder), "size": None, "price_seed": seed, "goal": goal}
+    return Task(id="benchmark", env="polyturn/WebShop-v0", payload=payload)
+
+
+def _time_steps(plays: Sequence[Play]) -> dict[str, float]:
+    """Steps per second of the environment; resets are not timed."""
+    open_shop.cache_clear()  # with all that was remembered
+    env = WebShopEnv(_TURNS)
+    env.reset(options={"task": plays[0].task})
+    seconds = [_play_all(env, plays) for _ in range(1 + _REPEATS)]
+    steps = sum(len(play.actions) for play in plays)
+    return {
+        "steps": steps,
+        "first_play_steps_per_s": round(steps / seconds[0]),
+        "steps_per_s": round(steps * _REPEATS / sum(seconds[1:])),
+    }
+
+
+def _play_all(env: WebShopEnv, plays: Sequence[Play]) -> float:
+    clock, total = time.perf_counter, 0.0
+    for play in plays:
+        over = True
+        for action in play.actions:
+            if over:
+                env.reset(options={"task": play.task})
+            start = clock()
+            *_, over, _, _ = env.step(action)
+            total += clock() - start
+    return total
+
+
+def _time_start(task: Task, temporary: Path) -> dict[str, float]:
+    """Seconds and memory (MB) of a new process up to the first observation; the median of five."""
+    import pickle
+
+    path = temporary / "task.pickle"
+    path.write_bytes(pickle.dumps(task))
+    found = sorted(_run(_START, str(path)) for _ in range(5))
+    return {"start_s": round(found[2][0], 3), "start_mb": round(found[2][1])}
+
+
+def _time_queries(folder: Path, queries: Sequence[str], temporary: Path) -> dict[str, float]:
+    path = temporary / "queries.json"
+    path.write_text(json.dumps(queries))
+    found = _run(_OPEN, str(folder), str(path))
+    found = {name: round(value, 4) for name, value in found.items()}
+    return {name: found[name] for name in ("queries", "query_ms", "query_p95_ms", "queries_per_s")}
+
+
+def _run(code: str, *arguments: str) -> Any:
+    return json.loads(subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True).stdout)
+
+
+# -- a million --------------------------------------------------------------------------------------------------------
+def _measure_scale(count: int, folder: Path, temporary: Path) -> dict[str, float]:
+    if not (folder / "items_shuffle.json").is_file():
+        write_synthetic(folder, count)
+    queries = temporary / "queries.json"
+    queries.write_text(json.dumps(_synthetic_queries(folder, 500)))
+    start = time.perf_counter()
+    catalogue = load_catalogue(folder)
+    read_s = time.perf_counter() - start
+    open_index(catalogue)
+    found = _run(_OPEN, str(folder), str(queries))
+    return {
+        "products": len(catalogue),
+        "files_gb": round(sum(path.stat().st_size for path in folder.glob("items_*.json")) / 1e9, 2),
+        "kept_gb": round(sum(path.stat().st_size for path in catalogue.folder.iterdir()) / 1e9, 2),
+        "read_s": round(read_s, 1),
+        "read_peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        **{name: round(value, 3) for name, value in found.items()},
+    }
+
+
+def write_synthetic(folder: Path, count: int, seed: int = 0) -> None:
+    """A catalogue of invented words in the official files' schema; its products are written one after the other."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    vocabulary = _words(max(20_000, count))
+    cumulative = np.cumsum(1 / (np.arange(len(vocabulary)) + 2.7) ** 1.05)
+    with (
+        (folder / "items_shuffle.json").open("w") as products,
+        (folder / "items_ins_v2.json").open("w") as attributes,
+        (folder / "title_nouns.json").open("w") as nouns,
+    ):
+        for number in track(range(count), "writing products", console=Console(stderr=True)):
+            lengths = rng.poisson((12, 60, 14, 14, 14, 14))
+            drawn = np.searchsorted(cumulative, rng.random(lengths.sum() + 6) * cumulative[-1])
+            words = iter([vocabulary[i] for i in drawn.tolist()])
+            name, description, *bullets = (" ".join(itertools.islice(words, n)) for n in lengths.tolist())
+            asin, separator = f"S{number:09d}", "[" if number == 0 else ",\n"
+            sizes = [{"value": value} for value in ("small", "medium", "large", *words)]
+            record = {
+                "asin": asin,
+                "name": name,
+                "full_description": description,
+                "small_description": bullets,
+                "pricing": f"${5 + number % 90}.99",
+                "images": [""],
+                "category": f"category {number % 5}",
+                "query": f"query {number % 300}",
+                "product_category": f"A › B › {number % 300}",
+                "customization_options": {"size": sizes} if number % 2 else "",
+            }
+            products.write(separator + json.dumps(record))
+            separator = "{" if number == 0 else ",\n"
+            attributes.write(f'{separator}"{asin}": {json.dumps({"attributes": bullets[0].split()[:4]})}')
+            nouns.write(f'{separator}"{asin}": {json.dumps(name.split()[:8])}')
+        products.write("]")
+        attributes.write("}")
+        nouns.write("}")
+
+
+def _words(count: int) -> list[str]:
+    """Different words of two to four syllables, short ones first."""
+    syllables = [a + b for a in "bcdfghklmnprstvz" for b in ("a", "e", "i", "o", "u", "an", "er", "il", "on", "us")]
+    longer = ("".join(parts) for length in (2, 3, 4) for parts in itertools.product(syllables, repeat=length))
+    return list(itertools.islice(longer, count))
+
+
+def _synthetic_queries(folder: Path, count: int) -> list[str]:
+    """Four to eight words of a product's name each."""
+    rng = random.Random(0)
+    queries = []
+    with (folder / "items_shuffle.json").open() as file:
+        for line in itertools.islice(file, count):
+            words = json.loads(line.strip("[],\n"))["name"].split()
+            queries.append(" ".join(rng.sample(words, min(len(words), rng.randint(4, 8)))))
+    return queries
+
+
+def _table(figures: Mapping[str, Any]) -> Table:
+    table = Table("", "", title="WebShop")
+    table.columns[1].justify = "right"
+    for name, value in figures.items():
+        table.add_row(name.replace("_", " "), f"{value:,}")
+    return table
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""Fetching published files: resumed where they broke off, checked, put in place whole."""
+
+from __future__ import annotations
+
+import hashlib
+import http
+import http.client
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+_TIMEOUT_S = 30.0  # without a byte from the server
+_FAILURES = 5  # in a row without a byte, until the download is given up
+_CHUNK = 1 << 18
+
+
+class DownloadError(OSError):
+    """Something could not be fetched; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A published file. Size (bytes) and hash are None where nobody has published them."""
+
+    url: str
+    size: int | None
+    sha256: str | None
+
+    @property
+    def name(self) -> str:
+        return self.url.rpartition("/")[2]
+
+
+def fetch(remote: Remote, folder: Path, console: Console) -> Path:
+    """The file in `folder`, unchecked. What an earlier run left of it is gone on with. Raises `DownloadError`."""
+    path, part = folder / remote.name, folder / f"{remote.name}.part"
+    if path.is_file():
+        return path
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
+        bar = progress.add_task(remote.name, total=remote.size)
+        size, failures = remote.size, 0
+        while size is None or size_of(part) < size:
+            have = size_of(part)
+            try:
+                size = _fetch(remote, part, lambda done, size: progress.update(bar, completed=done, total=size))
+                reason = "the server ended it"
+            except urllib.error.HTTPError as error:
+                if error.code < 500:
+                    raise DownloadError(f"{remote.url}: {error}; {_BY_HAND}") from error
+                reason = str(error)
+            except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
+                reason = str(error) or type(error).__name__
+            failures = 0 if size_of(part) > have else failures + 1
+            if failures == _FAILURES:
+                of = f"{size:,}" if size is not None else "unknown"
+                raise DownloadError(
+                    f"{remote.url}: the download stopped at {size_of(part):,} of {of} bytes ({reason}). "
+                    f"Run the command again to go on from there, or {_BY_HAND}"
+                )
+            time.sleep(failures)  # a server that is not ready gets a moment longer each time
+    part.replace(path)
+    return path
+
+
+_BY_HAND = "fetch the file by other means and give its folder with --from"
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, 0 where there is none."""
+    return path.stat().st_size if path.exists() else 0
+
+
+def _fetch(remote: Remote, part: Path, on_progress: Callable[[int, int | None], None]) -> int:
+    """Append to `part` until the server ends or there is as much as there should be. Returns how much that is."""
+    done = size_of(part)
+    request = urllib.request.Request(remote.url, headers={"Range": f"bytes={done}-"} if done else {})
+    try:
+        response = urllib.request.urlopen(request, timeout=_TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and remote.size is None:
+            return done  # there was no more than what an earlier run left
+        raise
+    with response:
+        if response.headers.get_content_type() == "text/html":
+            raise DownloadError(f"{remote.url}: the server sent a page instead of the file; {_BY_HAND}")
+        if response.status != http.HTTPStatus.PARTIAL_CONTENT:
+            done = 0  # the server does not know ranges and begins anew
+        length = response.headers["Content-Length"]
+        size = remote.size if remote.size is not None else done + int(length) if length else None
+        with part.open("ab" if done else "wb") as file:
+            while (size is None or done < size) and (chunk := response.read(_CHUNK)):
+                done += file.write(chunk)
+                on_progress(done, size)
+    return done if size is None else size
+
+
+def check(path: Path, sha256: str, source: str) -> None:
+    """Raises `DownloadError` unless the file has this hash; `source` is what it should be."""
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != sha256:
+        raise DownloadError(
+            f"{path} is not {source}: its SHA-256 is {found}, expected {sha256}. It was damaged on its way, or is "
+            "another release; delete it and run the command again"
+        )

@@ -1,0 +1,176 @@
+"""Fetches the official catalogues of WebShop once, or takes them from a local mirror.
+
+    install(data_root(), "small")          # fills data_root()/webshop with the 1,000 products; "full" has 1.18 million
+
+The files are where the official `setup.sh` has them from (https://github.com/princeton-nlp/WebShop), on Google Drive.
+Nobody has published their sizes or hashes. So they are verified against a `SHA256SUMS`, as `sha256sum` writes it, where
+the mirror or the data folder has one; the hash of every file that arrived is added to that of the data folder, and the
+next copy is held to it. Whatever arrives is read whole before it counts, as a catalogue.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+
+from envs.fetch import DownloadError, Remote, check, fetch
+from envs.webshop.catalogue import SIZES, Catalogue, JSONFileError, load_catalogue
+from envs.webshop.nouns import load_tagger, tag_names
+
+SUMS = "SHA256SUMS"
+_HUMAN = "items_human_ins.json"
+
+
+@dataclass(frozen=True)
+class DriveFile(Remote):
+    """A file on Google Drive, which does not have its name in its address."""
+
+    file_name: str
+
+    @property
+    def name(self) -> str:
+        return self.file_name
+
+
+def _on_drive(file_id: str, name: str) -> DriveFile:
+    address = f"https://drive.usercontent.google.com/download?id={file_id}&export=download&confirm=t"
+    return DriveFile(address, None, None, name)
+
+
+_HUMAN_FILE = _on_drive("14Kb5SPBk_jfdLZ_CDBNitW98QLDlKR5O", _HUMAN)
+FILES = {
+    "small": (
+        _on_drive("1EgHdxQ_YxqIQlvvq5iKlCrkEKR6-j0Ib", "items_shuffle_1000.json"),
+        _on_drive("1IduG0xl544V_A_jv3tHXC0kyFi7PnyBu", "items_ins_v2_1000.json"),
+        _HUMAN_FILE,
+    ),
+    "full": (
+        _on_drive("1A2whVgOO0euk5O13n2iYDM0bQRkkRduB", "items_shuffle.json"),
+        _on_drive("1s2j6NgHljiZzQNL3veZaAiyW_qDEgBNi", "items_ins_v2.json"),
+        _HUMAN_FILE,
+    ),
+}
+
+
+def install(
+    data: Path,
+    size: str = "small",
+    mirror: Path | None = None,
+    nouns: bool = False,
+    files: tuple[Remote, ...] | None = None,
+    console: Console | None = None,
+) -> Catalogue:
+    """Put a catalogue into `data/webshop` and read it. What is there already stays, so that it can be run again.
+
+    `mirror` is a folder with the files, or one with a `webshop` or `data` that has them. With `nouns`, the nouns of the
+    names are found where they are not known. `files` are those of the size unless others are given. Raises
+    `DownloadError`, `JSONFileError` for files that are no catalogue, and `ImportError` where the tagger is missing.
+    """
+    console = console or Console()
+    say = partial(console.print, highlight=False, soft_wrap=True)
+    folder = data / "webshop"
+    folder.mkdir(parents=True, exist_ok=True)
+    source = _find(mirror, size) if mirror else None
+    sums = _read_sums(folder / SUMS) | (_read_sums(source / SUMS) if source else {})
+    new: list[Path] = []
+    for remote in files or FILES[size]:
+        name = _present(folder, remote.name, size)
+        if name:
+            say(f"{name}: already there")
+        elif source:
+            new += _copy(source, folder, remote.name, size, sums, say)
+        else:
+            new.append(fetch(remote, folder, console))
+            _verify(new[-1], sums, say, remove=True)
+    try:
+        catalogue = load_catalogue(folder, size)
+    except JSONFileError:
+        for path in new:
+            path.unlink()
+        raise
+    _write_sums(folder, sums)
+    say(f"{size}: {len(catalogue):,} products, catalogue {catalogue.content_hash[:12]}, in {folder}")
+    if nouns and not catalogue.has_nouns:
+        names = (catalogue.product(number).name for number in range(len(catalogue)))
+        tag_names(catalogue.content_hash, names, len(catalogue), load_tagger(), console)
+        catalogue = load_catalogue(folder, size)
+    if catalogue.has_nouns:
+        say("the nouns of its names are known")
+    else:
+        say("the nouns of its names are not known, which rewards need: add --nouns")
+    return catalogue
+
+
+def _find(mirror: Path, size: str) -> Path:
+    wanted = FILES[size][0].name
+    for folder in (mirror, mirror / "webshop", mirror / "data"):
+        if (folder / wanted).is_file():
+            return folder
+    raise DownloadError(f"no {wanted} in {mirror}, nor in its webshop or data")
+
+
+def _present(folder: Path, name: str, size: str) -> str | None:
+    """The file that serves for `name`: human instructions may stand under the catalogue's size."""
+    names = (f"items_human_ins{SIZES[size]}.json", name) if name == _HUMAN else (name,)
+    return next((found for found in names if (folder / found).is_file()), None)
+
+
+def _copy(
+    source: Path, folder: Path, name: str, size: str, sums: dict[str, str], say: Callable[[str], None]
+) -> list[Path]:
+    """The file that was put into `folder`, none for human instructions that are not there."""
+    found = _present(source, name, size)
+    if not found:
+        if name != _HUMAN:
+            raise DownloadError(f"no {name} in {source}")
+        say(f"no {name} in {source}: there will be no human instructions")
+        return []
+    part = folder / f"{found}.part"
+    try:
+        shutil.copyfile(source / found, part)
+        _verify(part, sums, say, name=found)
+        return [part.replace(folder / found)]
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _verify(path: Path, sums: dict[str, str], say: Callable[[str], None], name: str = "", remove: bool = False) -> None:
+    """Against what is known of the file. Raises `DownloadError`; with `remove`, one that is wrong is removed."""
+    name = name or path.name
+    if name in sums:
+        try:
+            check(path, sums[name], f"the {name} of {SUMS}")
+        except DownloadError:
+            if remove:
+                path.unlink()
+            raise
+        say(f"{name}: verified")
+        return
+    with path.open("rb") as file:
+        sums[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    say(f"{name}: SHA-256 {sums[name]}; there is no published one to compare it with")
+
+
+def _read_sums(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        return {}
+    sums = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        digest, _, name = line.partition(" ")
+        if len(digest) != 64 or not name.strip(" *"):
+            raise DownloadError(f"{path}: {line!r:.80} is no line of sha256sum")
+        sums[name.strip(" *")] = digest.lower()
+    return sums
+
+
+def _write_sums(folder: Path, sums: dict[str, str]) -> None:
+    lines = [f"{digest}  {name}\n" for name, digest in sorted(sums.items()) if (folder / name).is_file()]
+    partial_file = folder / f".{SUMS}.part"
+    partial_file.write_text("".join(lines), encoding="utf-8")
+    partial_file.replace(folder / SUMS)

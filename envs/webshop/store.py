@@ -1,0 +1,119 @@
+"""What is kept of a catalogue on disk, and read from there as it is needed: arrays, and rows of bytes."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_META = "meta.json"
+
+
+class DamagedStoreError(ValueError):
+    """A folder that is not as it was written."""
+
+
+@contextmanager
+def written_whole(folder: Path, meta: dict[str, Any]) -> Iterator[Path]:
+    """An empty folder to write into, which becomes `folder` at the end; nothing is left of it when something fails.
+
+    `meta` is written last, as it is then. Who comes second, where two write the same folder, keeps the first one's.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        whole = Path(temporary) / "whole"
+        whole.mkdir()
+        yield whole
+        (whole / _META).write_text(json.dumps(meta), encoding="utf-8")
+        try:
+            os.rename(whole, folder)
+        except OSError:
+            if not (folder / _META).is_file():
+                raise
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """Raises `DamagedStoreError`."""
+    try:
+        return dict(json.loads((folder / _META).read_bytes()))
+    except (OSError, ValueError) as error:
+        raise DamagedStoreError(f"{folder}: {error}") from error
+
+
+def remove(folder: Path) -> None:
+    """Out of sight at once, then away."""
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        shutil.move(folder, temporary)
+
+
+def save_array(folder: Path, name: str, array: NDArray[Any]) -> None:
+    """Write an array that `load_array` maps."""
+    np.save(folder / f"{name}.npy", array, allow_pickle=False)
+
+
+def load_array(folder: Path, name: str) -> NDArray[Any]:
+    """The array, mapped: only what is touched is read. Raises `DamagedStoreError`."""
+    try:
+        return np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False))
+    except (OSError, ValueError, EOFError) as error:
+        raise DamagedStoreError(f"{folder / name}.npy: {error}") from error
+
+
+class RowWriter:
+    """Appends rows that `Rows` reads. To be closed."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._folder, self._name = folder, name
+        self._file: IO[bytes] = (folder / f"{name}.bin").open("wb")
+        self._ends = [0]
+
+    def append(self, row: bytes) -> None:
+        """Add one row."""
+        self._file.write(row)
+        self._ends.append(self._ends[-1] + len(row))
+
+    def close(self) -> None:
+        """Finish both files."""
+        self._file.close()
+        save_array(self._folder, self._name, np.array(self._ends, dtype=np.int64))
+
+
+def remove_rows(folder: Path, name: str) -> None:
+    """Remove what a `RowWriter` wrote."""
+    for suffix in ("bin", "npy"):
+        (folder / f"{name}.{suffix}").unlink()
+
+
+class Rows(Sequence[bytes]):
+    """Byte strings by number, mapped."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        """Raises `DamagedStoreError`."""
+        self._ends = load_array(folder, name)  # [rows + 1], from 0
+        path = folder / f"{name}.bin"
+        try:
+            with path.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                self._data: mmap.mmap | bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+        except OSError as error:
+            raise DamagedStoreError(f"{path}: {error}") from error
+        if size != self._ends[-1]:
+            raise DamagedStoreError(f"{path}: {size:,} bytes, expected {self._ends[-1]:,}")
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        start, end = self._ends[index : index + 2].tolist()
+        return self._data[start:end]

@@ -1,0 +1,261 @@
+"""The tasks of WebShop: what to buy, in which catalogue, at which prices.
+
+    tasks = WebShopTasks()                       # "auto": says in `describe()` which catalogue it chose
+    manifest = tasks.manifest("test")            # 500 ids, sorted, with the hash of the goals
+    env = tasks.make(); env.reset(options={"task": tasks.task("test", manifest.ids[0])})
+
+Two protocols cut a catalogue's goals into splits, and stand in the ids of tasks. `official` has one order of goals and,
+by `seed`, one draw of prices: the first 500 goals are `test`, the next 1,000 `valid`, the others `train`, as WebShop's
+authors split them (`official/goal-0000042`). `verl_agent` is how `langfengQ/verl-agent` trains: every worker draws
+prices and shuffles goals with a seed of its own, and at each reset every worker gets a goal by its place in that order
+(`verl_agent/train-reset-0003-worker-011`). What is one worker's goal 700 may be another's goal 3: there, train and
+valid overlap.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from envs.core import Expert, Manifest, Task, UnknownNameError, data_root, hash_tasks
+from envs.webshop.catalogue import SIZES, Catalogue, CatalogueFiles, CatalogueNotFoundError, load_catalogue
+from envs.webshop.env import OBSERVATIONS, PROTOCOLS, WebShopEnv
+from envs.webshop.expert import Shopper
+from envs.webshop.generate import GENERATOR_VERSION, embedded_catalogue
+from envs.webshop.goals import OFFICIAL_SHUFFLE, Goal, Goals, build_goals
+from envs.webshop.nouns import NounsNotFoundError
+
+ENV_ID = "polyturn/WebShop-v0"
+CATALOGUES = ("auto", "small", "full", "embedded")
+INSTRUCTIONS = ("auto", "synthetic", "human")
+DOWNLOAD = "python -m scripts.download webshop"
+TEST_GOALS, VALID_GOALS = 500, 1000  # of the official order, from its beginning
+FEWEST_GOALS = 3000  # with fewer, test and valid are a tenth each
+VALID_SEED = 1000  # is added to verl-agent's seed for validation
+ENOUGH_HUMAN = 2000  # instructions written by people, for `instructions=auto` to take them
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Which goal a task is: its place in the order of goals that belongs to `seed`."""
+
+    seed: int  # of the prices; of verl-agent's order, too
+    place: int
+
+
+class WebShopTasks:
+    """WebShop as a `TaskSet`. A catalogue is opened when the first task is asked for."""
+
+    def __init__(
+        self,
+        catalogue: str = "auto",
+        data: str | os.PathLike[str] | None = None,
+        protocol: str = "official",
+        instructions: str = "auto",
+        observation: str = "text",
+        max_turns: int = 15,
+        seed: int = 0,
+        embedded_products: int = 1000,
+        train_workers: int = 16,
+        train_resets: int = 150,
+        valid_workers: int = 128,
+    ) -> None:
+        """Nothing is made or read here, beyond a look for official files.
+
+        `catalogue` is one of `CATALOGUES`: "auto" takes the official small one if it is there, else the full one, else
+        the embedded one of `embedded_products`. `data` is the folder above `webshop` (`envs.core.data_root()` when
+        None). `instructions` is one of `INSTRUCTIONS`: "auto" takes those that people wrote where the catalogue has
+        `ENOUGH_HUMAN`. `seed` draws the prices, and with the protocol "verl_agent" the workers' orders; the last three
+        are the size of that protocol's splits. Raises `UnknownNameError` and `ValueError`.
+        """
+        for kind, name, known in (
+            ("catalogue", catalogue, CATALOGUES),
+            ("protocol", protocol, PROTOCOLS),
+            ("kind of instructions", instructions, INSTRUCTIONS),
+            ("observation", observation, OBSERVATIONS),
+        ):
+            if name not in known:
+                raise UnknownNameError(kind, name, known)
+        counts = {"max_turns": max_turns, "train_workers": train_workers, "valid_workers": valid_workers}
+        if min(*counts.values(), train_resets) < 1:
+            raise ValueError(f"turns, workers and resets must be at least 1, got {counts} and {train_resets} resets")
+        self._asked, self._protocol, self._instructions = catalogue, protocol, instructions
+        self._observation, self._max_turns, self._seed = observation, max_turns, seed
+        self._folder = (data_root() if data is None else Path(data).expanduser()) / "webshop"
+        self._embedded_products = embedded_products
+        self._workers, self._resets = {"train": train_workers, "valid": valid_workers}, train_resets
+        self._size = catalogue if catalogue in SIZES else None
+        if catalogue == "auto":
+            self._size = next((size for size in SIZES if _is_there(self._folder, size)), None)
+        self._drawn: dict[str, dict[str, Draw]] = {}  # by split and id
+        self._orders: dict[int, Goals] = {}  # by seed
+        self._manifests: dict[str, Manifest] = {}
+
+    @property
+    def env_id(self) -> str:
+        return ENV_ID
+
+    @property
+    def splits(self) -> Sequence[str]:
+        return ("train", "valid", "test") if self._protocol == "official" else ("train", "valid")
+
+    @property
+    def eval_splits(self) -> Sequence[str]:
+        return ("valid",)
+
+    @property
+    def max_turns(self) -> int:
+        return self._max_turns
+
+    def manifest(self, split: str) -> Manifest:
+        """The tasks of a split. The embedded catalogue is made now if it is not there yet.
+
+        Raises `UnknownNameError`, and `CatalogueNotFoundError` where an official catalogue has not been downloaded.
+        """
+        if split not in self._manifests:
+            ids = tuple(sorted(self._draws(split)))
+            payloads = (self.task(split, task_id).payload for task_id in ids)
+            contents = ([self._catalogue.content_hash, self._protocol, p["price_seed"], p["goal"]] for p in payloads)
+            lines = (json.dumps(content, sort_keys=True).encode() for content in contents)
+            content_hash = hash_tasks(zip(ids, lines, strict=True))
+            self._manifests[split] = Manifest(ENV_ID, split, ids, content_hash)
+        return self._manifests[split]
+
+    def task(self, split: str, task_id: str) -> Task:
+        draws = self._draws(split)
+        if task_id not in draws:
+            raise UnknownNameError(f"task of {ENV_ID} {split}", task_id, draws)
+        draw = draws[task_id]
+        goal = self._order(draw.seed)[draw.place]
+        payload = {
+            "catalogue": str(self._place),
+            "size": self._size,
+            "price_seed": draw.seed,
+            "goal": goal.to_json(),
+            "type": goal.category,
+        }
+        return Task(id=task_id, env=ENV_ID, split=split, payload=payload)
+
+    def make(self) -> WebShopEnv:
+        """A new environment. A catalogue is opened once in a process, whichever environment plays in it."""
+        return WebShopEnv(max_turns=self._max_turns, observation=self._observation, protocol=self._protocol)
+
+    def expert(self) -> Expert | None:
+        """None with rich observations, which the expert does not read."""
+        return Shopper() if self._observation == "text" else None
+
+    def describe(self) -> str:
+        """Raises `CatalogueNotFoundError` where an official catalogue has not been downloaded."""
+        if self._size:
+            shop, hint = f"the official {self._size} catalogue in {self._folder}", "env.catalogue=embedded is made up"
+        else:
+            shop = f"a catalogue of {self._embedded_products} made-up products, version {GENERATOR_VERSION}"
+            hint = f"no official one in {self._folder}; `{DOWNLOAD}` fetches it"
+        chosen = f" ({hint})" if self._asked == "auto" else ""
+        overlap = ", whose train and valid overlap" if self._protocol == "verl_agent" else ""
+        return (
+            f"{ENV_ID}: {shop}{chosen}; {'human' if self._human else 'synthetic'} instructions; protocol "
+            f"{self._protocol}{overlap}, seed {self._seed}; at most {self._max_turns} turns"
+        )
+
+    # -- what is in a split -------------------------------------------------------------------------------------------
+    @cached_property
+    def _place(self) -> Path:
+        return self._folder if self._size else embedded_catalogue(self._embedded_products)
+
+    @cached_property
+    def _catalogue(self) -> Catalogue:
+        catalogue = load_catalogue(self._place, self._size)
+        if not catalogue.has_nouns:
+            raise NounsNotFoundError(catalogue.content_hash)  # now, and not at the first purchase
+        return catalogue
+
+    @cached_property
+    def _human(self) -> bool:
+        if self._instructions == "auto":
+            return int(self._catalogue.human_instructed.sum()) >= ENOUGH_HUMAN
+        return self._instructions == "human"
+
+    def _order(self, seed: int) -> Goals:
+        """All goals, in the order that belongs to `seed`."""
+        if seed not in self._orders:
+            shuffle = OFFICIAL_SHUFFLE if self._protocol == "official" else seed
+            self._orders[seed] = build_goals(self._catalogue, seed, human=self._human, shuffle_seed=shuffle)
+        return self._orders[seed]
+
+    def _without_repeats(self, places: dict[str, range], split: str) -> list[int]:
+        """The places of a split; of train without those whose goal is one of the others, word for word.
+
+        A product that lists a value twice makes such goals.
+        """
+        if split != "train":
+            return list(places[split])
+        goals = self._order(self._seed)
+        held_out = {_identity(goals[place]) for name in ("test", "valid") for place in places[name]}
+        return [place for place in places["train"] if _identity(goals[place]) not in held_out]
+
+    def _draws(self, split: str) -> dict[str, Draw]:
+        """The tasks of a split by id."""
+        if split not in self.splits:
+            raise UnknownNameError(f"split of {ENV_ID} with the protocol {self._protocol}", split, self.splits)
+        if split not in self._drawn:
+            is_train = split == "train"
+            seed = self._seed if self._protocol == "official" or is_train else self._seed + VALID_SEED
+            count = len(self._order(seed))
+            if self._protocol == "official":
+                places = self._without_repeats(official_places(count), split)
+                self._drawn[split] = {f"official/goal-{place:07d}": Draw(seed, place) for place in places}
+            else:
+                resets = self._resets if is_train else 1
+                draws = worker_draws(seed, self._workers[split], count, is_train=is_train, resets=resets)
+                self._drawn[split] = {
+                    f"verl_agent/{split}-reset-{reset:04d}-worker-{worker:03d}": draw
+                    for reset, row in enumerate(draws)
+                    for worker, draw in enumerate(row)
+                }
+        return self._drawn[split]
+
+
+def _identity(goal: Goal) -> tuple[str, str]:
+    return goal.asin, goal.instruction_text
+
+
+def _is_there(folder: Path, size: str) -> bool:
+    try:
+        CatalogueFiles.find(folder, size)
+    except CatalogueNotFoundError:
+        return False
+    return True
+
+
+def official_places(goals: int) -> dict[str, range]:
+    """Which goals of the official order are in which split, of so many goals.
+
+    Raises `ValueError` where they are too few for one in each.
+    """
+    test, valid = (TEST_GOALS, VALID_GOALS) if goals >= FEWEST_GOALS else (goals // 10, goals // 10)
+    if not test:
+        raise ValueError(f"{goals} goals cannot be split: at least 10 are needed (env.instructions=synthetic has more)")
+    return {"test": range(test), "valid": range(test, test + valid), "train": range(test + valid, goals)}
+
+
+def worker_draws(seed: int, workers: int, goals: int, *, is_train: bool, resets: int) -> list[list[Draw]]:
+    """The goals that verl-agent's workers get at each reset: `[resets][workers]`.
+
+    As `WebshopMultiProcessEnv` there: places 0 to 499 are for validation, which has its own seed, the others for
+    training; the workers of a group share a draw, and so count as one here. Raises `ValueError` for too few goals.
+    """
+    places = np.arange(TEST_GOALS, goals) if is_train else np.arange(min(TEST_GOALS, goals))
+    if len(places) < workers:
+        raise ValueError(f"{workers} workers need as many goals, and there are {len(places)} for them of {goals}")
+    rng = np.random.RandomState(seed)  # theirs
+    return [
+        [Draw(seed + worker, int(place)) for worker, place in enumerate(rng.choice(places, workers, replace=False))]
+        for _ in range(resets)
+    ]
