@@ -6,7 +6,7 @@ StandardTokenizer → possessive 's off → lower case → stop words out → Po
 `StandardTokenizerImpl.jflex` over Unicode 9 and the emoji of Unicode 11, and that is why its character classes are
 shipped (`word_break.json`, derived from https://www.unicode.org/Public/9.0.0 and /emoji/11.0): today's tables, those
 of the package `regex` say, differ for a hundred characters that existed then. The stemmer is Martin Porter's release 3,
-with which `nltk` agrees (half a second and 45 MB to import, at every start) and Snowball's does not ("trekking").
+which is a mode of `nltk`'s; Snowball's is another ("trekking").
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from __future__ import annotations
 import bisect
 import json
 import re
+from array import array
 from functools import cache, lru_cache
 from pathlib import Path
+from typing import Any
 
 VERSION = 1  # of what `analyze` gives, in the names of what is cached of it
 _MAX_TOKEN = 255  # UTF-16 code units; what is longer is cut
@@ -165,80 +167,17 @@ def _symbol_table() -> _SymbolTable:
 
 
 # -- stems ------------------------------------------------------------------------------------------------------------
-def _endings(text: str) -> dict[str, str]:
-    return {old: new for old, _, new in (pair.partition("-") for pair in text.split())}
-
-
-_STEP_2 = _endings(
-    "ational-ate tional-tion enci-ence anci-ance izer-ize bli-ble alli-al entli-ent eli-e ousli-ous ization-ize "
-    "ation-ate ator-ate alism-al iveness-ive fulness-ful ousness-ous aliti-al iviti-ive biliti-ble logi-log"
-)
-_STEP_3 = _endings("icate-ic ative- alize-al iciti-ic ical-ic ful- ness-")
-_STEP_4 = re.compile("(?:al|ance|ence|er|ic|able|ible|ant|ement|ment|ent|(?<=[st])ion|ou|ism|ate|iti|ous|ive|ize)$")
-
-
 def stem(word: str) -> str:
     """The stem of a lower-case word: Porter 1980, with the two departures (bli, logi) of the author's release 3."""
-    if _utf16_length(word) < 3:
-        return word
-    word = _step_1(word)
-    word = _replace(word, _STEP_2)
-    word = _replace(word, _STEP_3)
-    if (found := _STEP_4.search(word)) and _measure(word[: found.start()]) > 1:
-        word = word[: found.start()]
-    if word.endswith("e"):
-        measure = _measure(word)
-        if measure > 1 or (measure == 1 and not _is_short(word[:-1])):
-            word = word[:-1]
-    return word[:-1] if word.endswith("ll") and _measure(word) > 1 else word
+    if word.isascii():
+        return str(_stemmer().stem(word, to_lowercase=False))
+    units = array("H", word.encode("utf-16-le", "surrogatepass"))  # the characters that Java counts
+    stemmed = str(_stemmer().stem("".join(map(chr, units)), to_lowercase=False))
+    return stemmed.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
 
 
-def _step_1(word: str) -> str:
-    """Plurals, -ed, -ing and final y."""
-    if word.endswith(("sses", "ies")):
-        word = word[:-2]
-    elif word.endswith("s") and not word.endswith("ss"):
-        word = word[:-1]
-    if word.endswith("eed"):
-        if _measure(word[:-3]) > 0:
-            word = word[:-1]
-    elif word.endswith(("ed", "ing")):
-        rest = word[: -2 if word.endswith("ed") else -3]
-        if "v" in _shape(rest):
-            word = _mend(rest)
-    return word[:-1] + "i" if word.endswith("y") and "v" in _shape(word[:-1]) else word
+@cache
+def _stemmer() -> Any:
+    from nltk.stem.porter import PorterStemmer  # half a second and 45 MB, for whoever searches
 
-
-def _mend(word: str) -> str:
-    """What -ed or -ing was taken from, as it stands alone: hopp → hop, hop → hope."""
-    if word.endswith(("at", "bl", "iz")):
-        return word + "e"
-    if word[-1:] == word[-2:-1] and _shape(word).endswith("c"):
-        return word if word[-1] in "lsz" else word[:-1]
-    return word + "e" if _measure(word) == 1 and _is_short(word) else word
-
-
-def _replace(word: str, endings: dict[str, str]) -> str:
-    """The first ending that is there replaced, if a syllable stays before it."""
-    old = next(filter(word.endswith, endings), None)
-    if old:
-        stays = word.removesuffix(old)
-        return stays + endings[old] if _measure(stays) > 0 else word
-    return word
-
-
-def _shape(word: str) -> str:
-    """v for a vowel, c for a consonant; y is a vowel after a consonant."""
-    shape = ""
-    for letter in word:
-        shape += "v" if letter in "aeiou" or (letter == "y" and shape.endswith("c")) else "c"
-    return shape
-
-
-def _measure(word: str) -> int:
-    return _shape(word).count("vc")
-
-
-def _is_short(word: str) -> bool:
-    """Whether it ends in consonant, vowel, consonant, the last not w, x or y."""
-    return _shape(word).endswith("cvc") and word[-1] not in "wxy"
+    return PorterStemmer(PorterStemmer.MARTIN_EXTENSIONS)

@@ -1,4 +1,8 @@
-"""JSON files of gigabytes, one member at a time: `json.load` would take ten times their size."""
+"""JSON files of gigabytes, one member at a time: `json.load` would take ten times their size.
+
+Each member is read by `json` itself, so that it is what `json.load` gives: the parser of `ijson` refuses NaN and long
+integers, and replaces lone surrogates.
+"""
 
 from __future__ import annotations
 
