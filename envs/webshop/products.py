@@ -142,9 +142,11 @@ def pack(product: Product) -> bytes:
 
 def unpack(packed: bytes) -> Product:
     """The product of `pack`."""
-    values = [tuple(value) if isinstance(value, list) else value for value in json.loads(packed)]
-    product: dict[str, Any] = dict(zip(Product.__dataclass_fields__, values, strict=True))
-    product["options"] = {name: tuple(values) for name, values in product["options"].items()}
+    values: list[Any] = json.loads(packed)
+    product = dict(zip(Product.__dataclass_fields__, values, strict=True))
+    for name in ("bullets", "prices", "attributes", "instruction_attributes"):
+        product[name] = tuple(product[name])
+    product["options"] = {name: tuple(choices) for name, choices in product["options"].items()}
     product["human"] = tuple(
         HumanInstruction(text, tuple(attributes), tuple(options)) for text, attributes, options in product["human"]
     )

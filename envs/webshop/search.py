@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +39,7 @@ class SearchIndex:
         self._starts = load_array(folder, "starts")  # [terms + 1]: where the postings of each begin
         self._products = load_array(folder, "products")  # [postings] int32
         self._denominators = load_array(folder, "denominators")  # [postings] float32
+        self._known = lru_cache(maxsize=1 << 14)(self._postings)
 
     def search(self, words: Sequence[str] | str, k: int = HITS) -> list[int]:
         """Numbers of the best `k` products, best first. Several words are joined by spaces."""
@@ -51,13 +53,11 @@ class SearchIndex:
     def _rank(self, query: str, k: int) -> tuple[list[int], list[float]]:
         total = np.zeros(len(self._ranks))
         for term, times in Counter(analyze(query)).items():
-            found = self._postings(term)
+            found = self._known(term)
             if found is None:
                 continue
-            products, denominators = found
-            # float32 throughout, in the order of Lucene's operations
-            idf = np.float32(math.log(1 + (self._documents - len(products) + 0.5) / (len(products) + 0.5)))
-            weight = np.float32(times) * idf
+            products, denominators, idf = found
+            weight = np.float32(times) * idf  # float32 throughout, in the order of Lucene's operations
             total[products] += weight - weight / denominators
         candidates = np.flatnonzero(total)
         scores = total[candidates].astype(np.float32)
@@ -68,8 +68,8 @@ class SearchIndex:
         order = np.lexsort((self._ranks[candidates], -scores))[:k]
         return candidates[order].tolist(), scores[order].tolist()
 
-    def _postings(self, term: str) -> tuple[NDArray[np.int32], NDArray[np.float32]] | None:
-        """The products that have a term, and their denominators."""
+    def _postings(self, term: str) -> tuple[NDArray[np.int32], NDArray[np.float32], np.float32] | None:
+        """The products that have a term, their denominators, and its inverse document frequency."""
         encoded = encode(term)
         key = np.uint64(term_key(encoded))
         for number in range(int(np.searchsorted(self._keys, key)), len(self._keys)):
@@ -77,7 +77,8 @@ class SearchIndex:
                 break
             if self._terms[number] == encoded:
                 start, end = self._starts[number : number + 2].tolist()
-                return self._products[start:end], self._denominators[start:end]
+                idf = math.log(1 + (self._documents - (end - start) + 0.5) / (end - start + 0.5))
+                return self._products[start:end], self._denominators[start:end], np.float32(idf)
         return None
 
 
