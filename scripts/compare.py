@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from scripts.curve import is_success
 
 SMOOTH = 5  # updates of the moving average
 POINTS = 200  # of a line
+LEGEND_WIDTH = 110  # characters
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def label_of(name: str, shared: set[str]) -> str:
 
 def draw(groups: dict[str, list[Run]], target: Path) -> None:
     """A line with the range of its seeds for each group."""
-    figure, axes = plt.subplots(figsize=(7.2, 4.6), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7.2, 4.4 + 0.22 * len(groups)), layout="constrained")
     shared = shared_part(list(groups))
     for name, runs in groups.items():
         begun = [one for one in runs if len(one.steps)]
@@ -115,7 +117,8 @@ def draw(groups: dict[str, list[Run]], target: Path) -> None:
             continue
         steps, success = line_of(begun)
         seeds = f"{len(begun)} seed{'s' if len(begun) > 1 else ''}"
-        (line,) = axes.plot(steps, success.mean(0), label=f"{label_of(name, shared)} ({seeds})")
+        label = textwrap.fill(f"{label_of(name, shared)} ({seeds})", LEGEND_WIDTH, break_long_words=False)
+        (line,) = axes.plot(steps, success.mean(0), label=label)
         axes.fill_between(steps, success.min(0), success.max(0), color=line.get_color(), alpha=0.15, linewidth=0)
     axes.set(xlabel="steps taken in environments", ylabel=f"success in training (mean of {SMOOTH} updates)")
     axes.set(ylim=(0, 1), title=" ".join(sorted(shared)) or None)
@@ -123,28 +126,37 @@ def draw(groups: dict[str, list[Run]], target: Path) -> None:
     axes.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
     axes.xaxis.set_major_formatter(mpl.ticker.EngFormatter(sep=""))
     axes.grid(alpha=0.3)
-    axes.legend(loc="best", frameon=False, fontsize=9)
+    figure.legend(loc="outside lower left", frameon=False, fontsize=8)
     figure.savefig(target.with_suffix(".partial"), format="png", dpi=150)
     plt.close(figure)
     target.with_suffix(".partial").replace(target)
 
 
 def table(groups: dict[str, list[Run]]) -> str:
-    """The first and the last evaluation of each group: the mean over its seeds, and their range."""
+    """What each group came to: the mean over its seeds, and their range.
+
+    `first` and `last` are the success in training in the first and the last `SMOOTH` updates, `before` and `after` the
+    first and the last evaluation, on each split.
+    """
     shared = shared_part(list(groups))
-    rows = ["| | seeds | split | before | after | steps |", "|---|---:|---|---:|---:|---:|"]
+    rows = ["| | seeds | steps | first | last | split | before | after |", "|---|---:|---:|---:|---:|---|---:|---:|"]
     for name, runs in groups.items():
-        steps = np.mean([one.steps[-1] for one in runs if len(one.steps)] or [0.0])
+        begun = [one for one in runs if len(one.steps)]
+        steps = np.mean([one.steps[-1] for one in begun] or [0.0])
+        trained = [told([one.success[part].mean() for one in begun]) for part in (slice(SMOOTH), slice(-SMOOTH, None))]
         for split in dict.fromkeys(split for one in runs for split in one.evaluations):
             first, last = ([one.evaluations[split][at] for one in runs if split in one.evaluations] for at in (0, -1))
             rows.append(
-                f"| {label_of(name, shared)} | {len(last)} | {split} | {told(first)} | {told(last)} | {steps:,.0f} |"
+                f"| {label_of(name, shared)} | {len(last)} | {steps:,.0f} | {' | '.join(trained)} | {split} "
+                f"| {told(first)} | {told(last)} |"
             )
     return "\n".join(rows) + "\n"
 
 
 def told(rates: Sequence[float]) -> str:
     """The mean of several shares, and how far they reach."""
+    if not rates:
+        return "–"
     mean = f"{np.mean(rates):.1%}"
     return mean if len(rates) == 1 else f"{mean} ({min(rates):.1%} – {max(rates):.1%})"
 
