@@ -128,7 +128,7 @@ def test_which_records_are_products(tmp_path: Path) -> None:
 def test_files_are_read_once(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_catalogue(tmp_path)
     first = load_catalogue(folder)
-    monkeypatch.setattr("envs.webshop.catalogue._build", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr("envs.webshop.catalogue.build", lambda *_: pytest.fail("read again"))
     again = load_catalogue(folder)
     assert (again.content_hash, again.product(0)) == (first.content_hash, first.product(0))
     assert [path.name for path in cache.iterdir()] == [first.folder.name]  # nothing half-written beside it
@@ -162,13 +162,13 @@ def test_who_builds_at_the_same_time_keeps_the_first(tmp_path: Path, monkeypatch
     folder = write_catalogue(tmp_path)
     from envs.webshop import catalogue as module
 
-    build = module._build
-    monkeypatch.setattr(module, "_build", lambda *arguments: (build(*arguments), build(*arguments)))
+    build = module.build
+    monkeypatch.setattr(module, "build", lambda *arguments: (build(*arguments), build(*arguments)))
     assert load_catalogue(folder).product(0).asin == "LAMP000001"
 
 
 def test_the_hash_of_a_large_file_is_remembered(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("envs.webshop.catalogue._ALWAYS_HASHED", 10)
+    monkeypatch.setattr("envs.webshop.files.ALWAYS_HASHED", 10)
     folder = write_catalogue(tmp_path)
     found = load_catalogue(folder).content_hash
     assert len(list((cache / "hashes").iterdir())) == 4
