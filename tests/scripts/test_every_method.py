@@ -34,7 +34,8 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, 
     with closing(Server(lambda _: said('{"wrong": [1]}'))) as judge:
         for these, more in (
             ([name for name in names if name not in JUDGED], []),
-            (JUDGED, [f"algo.signals.judge.model.base_url={judge.url}", "algo.signals.judge.model.name=m"]),
+            # Hydra reads the overrides of a sweep with the default method first, which has no judge: hence ++.
+            (JUDGED, [f"++algo.signals.judge.model.base_url={judge.url}", "++algo.signals.judge.model.name=m"]),
         ):
             command = [sys.executable, "-m", "scripts.train", "-m", f"algo={','.join(these)}", *SMALL, *more]
             command += [f"hydra.sweep.dir={folder}", "hydra.sweep.subdir=${hydra:runtime.choices.algo}"]
