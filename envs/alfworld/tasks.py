@@ -29,7 +29,7 @@ from envs.alfworld.env import ENGINES, ALFWorldEnv
 from envs.alfworld.expert import Expert
 from envs.alfworld.game import GAME_FILE, TASK_TYPES, GameFileError
 from envs.alfworld.generate import GENERATOR_VERSION, HELD_OUT_FLOOR_PLANS, TRAIN_FLOOR_PLANS, generate_game
-from envs.core import Manifest, Task, UnknownNameError, cache_root, data_root, hash_tasks
+from envs.core import Manifest, Task, UnknownNameError, cache_root, data_root, hash_tasks, made_once
 
 ENV_ID = "polyturn/ALFWorld-v0"
 SOURCES = ("auto", "official", "embedded")
@@ -246,21 +246,14 @@ def _embed(split: str, size: int) -> Path:
     folder = cache_root() / "alfworld" / f"embedded-{GENERATOR_VERSION}" / f"{split}-{size}"
     if folder.is_dir():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
     recipe = _EMBEDDED[split]
     seeds = range(recipe.first_seed, recipe.first_seed + size)
     console = Console(stderr=True)
     console.print(f"making {size} games of ALFWorld's split {split} in {folder}, once", highlight=False, soft_wrap=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        games = Path(temporary, "games")
+    with made_once(folder) as games:
         for seed in track(seeds, "", console=console, transient=True, disable=not console.is_terminal):
             game = generate_game(seed, floor_plans=recipe.floor_plans)
             path = games / game.id / GAME_FILE
             path.parent.mkdir(parents=True)
             path.write_text(json.dumps(game.content), encoding="utf-8")
-        try:
-            games.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # else another process was faster, with the same games
-                raise
     return folder

@@ -15,14 +15,13 @@ from __future__ import annotations
 import json
 import random
 import string
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from envs.core import cache_root
+from envs.core import cache_root, made_once
 
 GENERATOR_VERSION = 1  # to be raised when the same size would give other files
 ITEMS, INSTRUCTIONS, HUMAN = "items_shuffle.json", "items_ins_v2.json", "items_human_ins.json"
@@ -87,17 +86,9 @@ def embedded_catalogue(size: int = 1000) -> Path:
     folder = cache_root() / "webshop" / f"embedded-{GENERATOR_VERSION}-{size}"
     if folder.is_dir():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        whole = Path(temporary, "whole")
-        whole.mkdir()
+    with made_once(folder) as whole:
         for name, content in make_files(size).items():
             (whole / name).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-        try:
-            whole.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # else another process was faster, with the same files
-                raise
     return folder
 
 

@@ -15,6 +15,8 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.core import made_once
+
 _META = "meta.json"
 
 
@@ -24,21 +26,10 @@ class DamagedStoreError(ValueError):
 
 @contextmanager
 def written_whole(folder: Path, meta: dict[str, Any]) -> Iterator[Path]:
-    """An empty folder to write into, which becomes `folder` at the end; nothing is left of it when something fails.
-
-    `meta` is written last, as it is then. Who comes second, where two write the same folder, keeps the first one's.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        whole = Path(temporary) / "whole"
-        whole.mkdir()
+    """`made_once` for what is kept here: `meta` is written last, as it is then."""
+    with made_once(folder, _META) as whole:
         yield whole
         (whole / _META).write_text(json.dumps(meta), encoding="utf-8")
-        try:
-            os.rename(whole, folder)
-        except OSError:
-            if not (folder / _META).is_file():
-                raise
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
