@@ -15,6 +15,7 @@ import bisect
 import json
 import re
 from functools import cache, lru_cache
+from itertools import accumulate
 from pathlib import Path
 
 VERSION = 1  # of what `analyze` gives, in the names of what is cached of it
@@ -112,10 +113,14 @@ _RUN = re.compile(r"(.)\1*")
 def tokenize(text: str) -> list[str]:
     """What StandardTokenizer finds in a text: at each place the longest match of any of its rules."""
     symbols = text.translate(_symbol_table())
-    wide = len(text) * 2 > _MAX_TOKEN and max(text) > "\uffff"
+    units = [0]  # UTF-16 code units before each character, where they are needed
+    if len(text) * 2 > _MAX_TOKEN and max(text) > "\uffff":
+        units += accumulate(1 + (character > "\uffff") for character in text)
     tokens, at = [], 0
     while at < len(text):
-        end = _window(text, at) if wide else at + _MAX_TOKEN
+        end = at + _MAX_TOKEN  # of the scanner's buffer
+        if len(units) > 1:
+            end = bisect.bisect_right(units, units[at] + _MAX_TOKEN) - 1
         stop = at
         for rule in _RULES.get(symbols[at], ()):
             if found := rule.match(symbols, at, end):
@@ -127,18 +132,6 @@ def tokenize(text: str) -> list[str]:
             run = _RUN.match(symbols, at)
             at = max(at + 1, run.end() - _MAX_TOKEN if run else 0)
     return tokens
-
-
-def _window(text: str, start: int) -> int:
-    """Where the scanner's buffer ends that begins at `start`."""
-    window = text[start : start + _MAX_TOKEN]
-    while (excess := _utf16_length(window) - _MAX_TOKEN) > 0:
-        window = window[: -max(1, excess // 2)]
-    return start + len(window)
-
-
-def _utf16_length(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode("utf-16-le", "surrogatepass")) // 2
 
 
 class _SymbolTable(dict[int, str]):
@@ -179,7 +172,7 @@ _STEP_4 = re.compile("(?:al|ance|ence|er|ic|able|ible|ant|ement|ment|ent|(?<=[st
 
 def stem(word: str) -> str:
     """The stem of a lower-case word: Porter 1980, with the two departures (bli, logi) of the author's release 3."""
-    if _utf16_length(word) < 3:
+    if len(word.encode("utf-16-le", "surrogatepass")) < 6:  # one or two code units
         return word
     word = _step_1(word)
     word = _replace(word, _STEP_2)
