@@ -47,9 +47,10 @@ from agents.prompts import Transcript
 from agents.rollout import Job, rollout
 from agents.samples import Sample, build_samples
 from algorithms.estimators.grpo import grpo
-from algorithms.learner import Learner
+from algorithms.learner import Learner, Objective
+from algorithms.losses import clip_loss
 from algorithms.turn_table import TurnTable
-from benchmarks.rollouts import apart, learner_config, write_line
+from benchmarks.rollouts import apart, learner_config, table_of, write_line
 from envs.alfworld.env import ALFWorldEnv
 from envs.alfworld.game import GAME_FILE
 from envs.alfworld.generate import generate_game
@@ -195,9 +196,12 @@ class Bench:
             sample.extend(rng.integers(2, shape.vocabulary, shape.prompt).tolist())
             sample.extend(rng.integers(2, shape.vocabulary, shape.new).tolist(), [-10.0] * shape.new, row)
             samples.append(sample)
-        advantages = rng.normal(size=shape.sessions)
+        table, advantages = table_of(samples), rng.normal(size=shape.sessions)
         self.forget_peak()
-        times = [self.clock(lambda: learner.update(samples, advantages, rng, 1e-6))[0] for _ in range(1 + self.repeats)]
+        times = [
+            self.clock(lambda: learner.update(samples, table, advantages, rng, 1e-6))[0]
+            for _ in range(1 + self.repeats)
+        ]
         length = shape.prompt + shape.new
         tokens, trained = shape.sessions * length, shape.sessions * shape.new
         flops = 3 * shape.flops(model, tokens, length / 2, trained)
@@ -214,8 +218,9 @@ class Bench:
         shape, policy = self.shape, self.policy()
         tasks, make = _games(folder, shape) if find_spec("alfworld") else _lamps(shape)
         # A policy that wins nothing has no advantages to learn from; KL has it learn all the same.
+        objective = Objective(partial(clip_loss, dual_clip=None), kl_coef=0.01)
         learner = Learner(
-            policy.model, learner_config(shape.micro_batch_tokens, kl_coef=0.01, precision=self.precision)
+            policy.model, learner_config(shape.micro_batch_tokens, objective=objective, precision=self.precision)
         )
         rng, generator = np.random.default_rng(0), torch.Generator(policy.device).manual_seed(0)
         agent = PolicyAgent(policy, Transcript(), Sampling(1.0, 24), generator)
@@ -224,9 +229,10 @@ class Bench:
         with EnvPool(make, shape.episodes) as pool:
             for _ in range(2):
                 rollout_s, episodes = self.clock(partial(rollout, agent, pool, jobs, max_turns=shape.turns))
-                samples, advantages = build_samples(episodes), grpo(TurnTable.from_episodes(episodes))
+                samples, table = build_samples(episodes), TurnTable.from_episodes(episodes)
+                advantages = grpo(table)
                 policy.pause()
-                learn_s, learned = self.clock(partial(learner.update, samples, advantages, rng, 1e-6))
+                learn_s, learned = self.clock(partial(learner.update, samples, table, advantages, rng, 1e-6))
                 policy.sync()
         turns = [turn for episode in episodes for turn in episode.turns]
         return {

@@ -66,7 +66,7 @@ from agents.rollout import Job, rollout
 from agents.samples import Sample, build_samples
 from algorithms.batches import LENGTH_STEP
 from algorithms.estimators.grpo import grpo
-from algorithms.learner import Learner, LearnerConfig
+from algorithms.learner import Learner, LearnerConfig, Objective
 from algorithms.losses import clip_loss
 from algorithms.turn_table import TurnTable
 from envs.alfworld.engine import Engine
@@ -493,10 +493,11 @@ def _update_ours(
     memory = Memory()
     learner = Learner(model, learner_config(size.micro_batch * width))
     rng, seconds, norms = np.random.default_rng(0), [], []
+    table = table_of(samples)
     for _ in range(UPDATES):
         start = time.perf_counter()
         by_turn = np.repeat(advantages, size.turns)
-        norms.append(learner.update(samples, by_turn, rng, LEARNING_RATE)["train/grad_norm"])
+        norms.append(learner.update(samples, table, by_turn, rng, LEARNING_RATE)["train/grad_norm"])
         seconds.append(time.perf_counter() - start)
     return {"seconds": seconds[1:], "peak_mb": memory.peak_mb(), "grad_norm": norms[0]}
 
@@ -560,13 +561,26 @@ def _trl_batch(samples: Sequence[Sample], advantages: NDArray[np.float64]) -> di
     }
 
 
+def table_of(samples: Sequence[Sample]) -> TurnTable:
+    """The turns of samples, of an episode each, as far as a learner asks: how many tokens each has."""
+    counts = [np.unique([t for t in sample.turn if t >= 0], return_counts=True)[1] for sample in samples]
+    turns, tokens = np.array([len(these) for these in counts]), np.concatenate(counts)
+    n = len(tokens)
+    return TurnTable(
+        group=np.zeros(n, dtype=np.int64),
+        episode=np.repeat(np.arange(len(samples)), turns),
+        turn=np.concatenate([np.arange(count) for count in turns]),
+        reward=np.zeros(n),
+        state=np.array([str(i) for i in range(n)], dtype=object),
+        valid=np.ones(n, dtype=np.bool_),
+        tokens=tokens,
+    )
+
+
 def learner_config(micro_batch_tokens: int, **changes: Any) -> LearnerConfig:
     """One optimiser step an update, PPO's clipping, no KL."""
     settings: dict[str, Any] = {
-        "loss": partial(clip_loss, dual_clip=None),
-        "aggregation": "token-mean",
-        "loss_divisor": None,
-        "kl_coef": 0.0,
+        "objective": Objective(partial(clip_loss, dual_clip=None)),
         "learning_rate": LEARNING_RATE,
         "final_learning_rate": LEARNING_RATE,
         "warmup_updates": 0,
