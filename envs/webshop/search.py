@@ -35,7 +35,7 @@ class _Term:
 
     products: NDArray[np.int32]  # that have it, in order
     denominators: NDArray[np.float32]
-    weight: np.float32  # which no product's score by this term reaches
+    weight: np.float32  # more than it can add to a score
 
     @property
     def scores(self) -> NDArray[np.float32]:
