@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from agents.episode import Episode, ParseStatus
+from agents.episode import Choice, Episode, ParseStatus
 from agents.policies.base import Completion, Policy, Request, Sampling
 from envs.core import Info
 
@@ -35,6 +35,7 @@ class Decision:
     prompt_ids: list[int] = field(default_factory=list)
     completion_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    choice: Choice | None = None
 
 
 class Agent(Protocol):
@@ -47,14 +48,25 @@ class Agent(Protocol):
         """The episode of this key is over; `key` will not come back."""
 
 
+def admissible_actions(view: View) -> list[str]:
+    """What can be done now. Raises `ValueError` where the environment does not say."""
+    admissible: list[str] | None = view.info["admissible"]
+    if not admissible:
+        raise ValueError(
+            f"this agent needs info['admissible'], and {view.episode.task.env} gives none; "
+            "use another agent for this environment"
+        )
+    return admissible
+
+
+@dataclass(eq=False)
 class PolicyAgent:
     """A policy behind a prompter. It samples with `generator`, which the caller owns and may save."""
 
-    def __init__(self, policy: Policy, prompter: Prompter, sampling: Sampling, generator: torch.Generator) -> None:
-        self.policy = policy
-        self.prompter = prompter
-        self.sampling = sampling
-        self.generator = generator
+    policy: Policy
+    prompter: Prompter
+    sampling: Sampling
+    generator: torch.Generator
 
     def act(self, views: Sequence[View]) -> list[Decision]:
         """Prompt, sample and parse, in one batch."""
@@ -62,13 +74,20 @@ class PolicyAgent:
         prompts = [self.prompter.prompt_ids(tokenizer, v.episode.turns, v.observation, v.info) for v in views]
         most = min(self.policy.context_length - 1, self.prompter.max_prompt_tokens or self.policy.context_length)
         fits = [i for i, prompt in enumerate(prompts) if len(prompt) <= most]
-        requests = [Request(views[i].key, prompts[i]) for i in fits]
         decisions = [Decision("", None, prompt) for prompt in prompts]
-        for i, done in zip(fits, self.policy.generate(requests, self.sampling, self.generator), strict=True):
-            decisions[i] = self._decide(prompts[i], done, views[i].info)
+        for i, decision in zip(fits, self._decide([views[i] for i in fits], [prompts[i] for i in fits]), strict=True):
+            decisions[i] = decision
         return decisions
 
-    def _decide(self, prompt: list[int], done: Completion, info: Info) -> Decision:
+    def _decide(self, views: Sequence[View], prompts: Sequence[list[int]]) -> list[Decision]:
+        """The decisions after prompts that fit."""
+        requests = [Request(view.key, prompt) for view, prompt in zip(views, prompts, strict=True)]
+        completions = self.policy.generate(requests, self.sampling, self.generator)
+        return [
+            self._read(prompt, done, view.info) for view, prompt, done in zip(views, prompts, completions, strict=True)
+        ]
+
+    def _read(self, prompt: list[int], done: Completion, info: Info) -> Decision:
         # Special tokens stay in the text, all but the one that ended it: an action with one inside is no action.
         text = self.policy.tokenizer.decode(done.text_ids, skip_special_tokens=False)
         action, status = self.prompter.read(text, done.finished, info)

@@ -21,12 +21,21 @@ class ParseStatus(StrEnum):
     TRUNCATED = "truncated"  # the text hit the token limit before its end
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What an action was chosen among, by agents that score whole actions: K candidates, the chosen one first."""
+
+    ids: list[list[int]]  # [K] the completion that each would be
+    lengths: list[int]  # [K] by which its log-probability is divided
+
+
 @dataclass
 class Turn:
     """One observation and the answer to it.
 
     `prompt_ids` are all the ids the policy saw, `completion_ids` the ids that it sampled and `logprobs` their
-    log-probabilities (nats) under the sampling distribution; the three are empty for agents without tokens.
+    log-probabilities (nats) under the sampling distribution; the three are empty for agents without tokens. With a
+    `choice` the action was sampled as a whole, and its log-probability is the only one.
 
     Example: `Turn(observation="You arrive at desk 1. On the desk 1, you see a mug 2.", action="take mug 2 from
     desk 1", reward=0.0, state_key="You arrive …", status="ok", prompt_ids=[2, 17, …], completion_ids=[40, 91, 12,
@@ -40,11 +49,13 @@ class Turn:
     status: ParseStatus = ParseStatus.OK
     prompt_ids: list[int] = field(default_factory=list)  # [P]
     completion_ids: list[int] = field(default_factory=list)  # [C]
-    logprobs: list[float] = field(default_factory=list)  # [C]
+    logprobs: list[float] = field(default_factory=list)  # [C], with a choice [1]
     turn_reward: float | None = None  # what a rule of the environment paid beside it; None where it has none
     tool_result: bool | None = None  # whether a tool gave a result; None where the environment does not say
     advantage: float | None = None  # what training gave it
-    # The state it was taken in, where the rollout was asked to keep it: never written, printed or compared.
+    # What training needs, and the state it was taken in where the rollout was asked to keep it: never written, printed
+    # or compared.
+    choice: Choice | None = field(default=None, repr=False, compare=False)
     start: Start | None = field(default=None, repr=False, compare=False)
 
 
@@ -87,12 +98,12 @@ class Episode:
 
 
 def write_episodes(path: Path, episodes: Iterable[Episode], append: bool = False) -> None:
-    """Write episodes as JSON lines, one episode a line. Where their turns started stays in memory."""
+    """Write episodes as JSON lines, one episode a line. Choices and starts of turns stay in memory."""
     with path.open("a" if append else "w", encoding="utf-8") as file:
         for episode in episodes:
-            row = asdict(replace(episode, turns=[replace(turn, start=None) for turn in episode.turns]))
+            row = asdict(replace(episode, turns=[replace(turn, choice=None, start=None) for turn in episode.turns]))
             for turn in row["turns"]:
-                del turn["start"]
+                del turn["choice"], turn["start"]
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 

@@ -143,6 +143,7 @@ class _Stage:
                     prompt_ids=decision.prompt_ids,
                     completion_ids=decision.completion_ids,
                     logprobs=decision.logprobs,
+                    choice=decision.choice,
                     start=starts.get(slot),
                 )
             )

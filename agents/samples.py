@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from agents.episode import Episode
+from agents.episode import Choice, Episode, Turn
 
 
 @dataclass
@@ -23,12 +23,16 @@ class Sample:
 
     Example: two turns `[1, 2] → [3, 4]` and `[1, 2, 3, 4, 5] → [6]` are one sample: `ids=[1, 2, 3, 4, 5, 6]`,
     `mask=[F, F, T, T, F, T]`, `turn=[-1, -1, 0, 0, -1, 1]`.
+
+    A turn with a `choice` is a sample of its own: the prompt, then all candidates in a row, none of which follows
+    another. What was sampled is one of them as a whole, which stands at the first id behind the prompt.
     """
 
     ids: list[int] = field(default_factory=list)  # [L]
     mask: list[bool] = field(default_factory=list)  # [L]
     logprobs: list[float] = field(default_factory=list)  # [L]
     turn: list[int] = field(default_factory=list)  # [L]
+    choice: Choice | None = None
 
     def extend(self, ids: Sequence[int], logprobs: Sequence[float] | None = None, turn: int = -1) -> None:
         """Append ids: observed ones, or with `logprobs` the sampled ones of `turn`."""
@@ -45,6 +49,10 @@ def build_samples(episodes: Iterable[Episode]) -> list[Sample]:
     for episode in episodes:
         current: Sample | None = None
         for turn in episode.turns:
+            if turn.choice is not None:
+                samples.append(_choice_sample(turn, turn.choice, row))
+                row += 1
+                continue
             if not turn.completion_ids or len(turn.completion_ids) != len(turn.logprobs):
                 raise ValueError(
                     f"turn {row} of task {episode.task.id!r} has {len(turn.completion_ids)} sampled ids and "
@@ -57,3 +65,12 @@ def build_samples(episodes: Iterable[Episode]) -> list[Sample]:
             current.extend(turn.completion_ids, turn.logprobs, row)
             row += 1
     return samples
+
+
+def _choice_sample(turn: Turn, choice: Choice, row: int) -> Sample:
+    sample = Sample(choice=choice)
+    sample.extend(turn.prompt_ids)
+    ids = [i for candidate in choice.ids for i in candidate]
+    sample.extend(ids[:1], turn.logprobs, row)
+    sample.extend(ids[1:])
+    return sample

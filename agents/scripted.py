@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from agents.agent import Decision, View
+from agents.agent import Decision, View, admissible_actions
 from envs.core import Expert
 
 
@@ -22,17 +22,12 @@ class RandomAgent:
         return [Decision(self._choose(view)) for view in views]
 
     def _choose(self, view: View) -> str:
-        admissible = view.info["admissible"]
-        if not admissible:
-            raise ValueError(
-                f"the random agent needs info['admissible'], and {view.episode.task.env} gives none; "
-                "use another agent for this environment"
-            )
+        admissible = admissible_actions(view)
         if view.key not in self._rngs:
             task = view.episode.task
             name = [*task.id.encode(), *view.episode.seed.to_bytes(8, "little", signed=True)]
             self._rngs[view.key] = np.random.default_rng([self.seed, *name])
-        return str(admissible[int(self._rngs[view.key].integers(len(admissible)))])
+        return admissible[int(self._rngs[view.key].integers(len(admissible)))]
 
     def finish(self, key: int) -> None:
         self._rngs.pop(key, None)

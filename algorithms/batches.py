@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,12 +15,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from agents.policies.models import head_logits
+from agents.candidates import candidate_logprobs
+from agents.policies.models import MOST_LOGITS, branch_sums, branches, forked_places, forked_states, head_logits
 from agents.samples import Sample
 from algorithms.losses import entropy
 
-MOST_LOGITS = 2**26  # at a time: 256 MB in float32, and as much again in the backward pass
 LENGTH_STEP = 64  # widths are padded to a multiple: in bf16 every new shape costs a CPU a new kernel
+
+
+class Choices(NamedTuple):
+    """What was chosen among in each of B sequences, the first of K candidates: see `agents.episode.Choice`."""
+
+    branch: Tensor  # [B, T + 1], see `agents.policies.models`
+    lengths: Tensor  # [B, K], 0 where there are fewer candidates
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,7 @@ class Batch:
     ids: Tensor  # [B, T + 1]
     mask: Tensor
     old_logprobs: Tensor  # as they were sampled
+    choices: Choices | None = None  # where actions were sampled and not ids
 
     def spread(self, values: Sequence[NDArray[Any]]) -> Tensor:
         """[B, T] `values`, for each sequence one number for each of its sampled ids; 0 elsewhere."""
@@ -48,7 +56,19 @@ def make_batch(samples: Sequence[Sample], device: torch.device) -> Batch:
         ids[b, :length] = torch.tensor(sample.ids)
         mask[b, :length] = torch.tensor(sample.mask)
         logprobs[b, :length] = torch.tensor(sample.logprobs)
-    return Batch(*(t.to(device) for t in (ids, mask[:, 1:], logprobs[:, 1:])))
+    choices = _make_choices(samples, width, device) if samples[0].choice else None
+    return Batch(ids.to(device), mask[:, 1:].to(device), logprobs[:, 1:].to(device), choices)
+
+
+def _make_choices(samples: Sequence[Sample], width: int, device: torch.device) -> Choices:
+    made = [sample.choice for sample in samples if sample.choice is not None]
+    branch = torch.full((len(samples), width), -1)
+    lengths = torch.zeros(len(samples), max(len(choice.ids) for choice in made))
+    for b, (sample, choice) in enumerate(zip(samples, made, strict=True)):
+        counts = [len(ids) for ids in choice.ids]
+        branch[b, : len(sample.ids)] = torch.tensor(branches(len(sample.ids) - sum(counts), counts))
+        lengths[b, : len(counts)] = torch.tensor(choice.lengths)
+    return Choices(branch.to(device), lengths.to(device))
 
 
 def micro_batches(lengths: Sequence[int], most_tokens: int) -> list[list[int]]:
@@ -92,6 +112,8 @@ def hidden_states(model: Any, batch: Batch, dtype: torch.dtype) -> Tensor:
     """The states [B, T, E] that each id after the first is predicted from, computed in `dtype`."""
     device = batch.ids.device.type
     with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+        if batch.choices is not None:
+            return forked_states(model, batch.ids[:, :-1], batch.choices.branch[:, :-1])
         states: Tensor = model.base_model(input_ids=batch.ids[:, :-1], use_cache=False).last_hidden_state
     return states
 
@@ -101,15 +123,32 @@ def sampled_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities [B, T] of the sampled ids (0 elsewhere) and the entropies [M] they were sampled at.
 
-    Logits are made at the M sampled ids only: observations are most of a sequence and need none.
+    Logits are made at the M sampled ids only: observations are most of a sequence and need none. Where actions were
+    sampled, both are those of the policy over candidates, with gradients through all of them.
     """
-    states = hidden_states(model, batch, dtype)[batch.mask]
+    states = hidden_states(model, batch, dtype)
     with torch.autocast(batch.ids.device.type, dtype, enabled=dtype != torch.float32):
-        chosen, entropies = chosen_logprobs(
-            model, states, batch.ids[:, 1:][batch.mask], temperature or 1.0, entropy_gradient=entropy_gradient
-        )
+        if batch.choices is not None:
+            chosen, entropies = _choice_logprobs(model, states, batch.ids, batch.choices, temperature or 1.0)
+        else:
+            chosen, entropies = chosen_logprobs(
+                model, states[batch.mask], batch.ids[:, 1:][batch.mask], temperature or 1.0,
+                entropy_gradient=entropy_gradient,
+            )  # fmt: skip
     logprobs = torch.zeros(batch.mask.shape, device=chosen.device).masked_scatter(batch.mask, chosen)
     return logprobs, entropies
+
+
+def _choice_logprobs(
+    model: Any, states: Tensor, ids: Tensor, choices: Choices, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """[B] the log-probability of the action that was chosen, and [B] the entropy over the candidates."""
+    branch, lengths = choices
+    rows, columns, before = forked_places(branch)
+    each, _ = chosen_logprobs(model, states[rows, before], ids[rows, columns], 1.0)
+    there = lengths > 0
+    logprobs = candidate_logprobs(branch_sums(branch, each), lengths.clamp(min=1) * temperature, there)
+    return logprobs[:, 0], -(logprobs.exp() * logprobs.masked_fill(~there, 0.0)).sum(-1)
 
 
 def chosen_logprobs(

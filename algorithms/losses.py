@@ -170,17 +170,6 @@ def probability_mask(old_logprobs: Tensor, mask: Tensor, *, threshold: float = 0
     return mask & (old_logprobs.detach() < math.log(threshold))
 
 
-def candidate_logprobs(logprob_sums: Tensor, lengths: Tensor, mask: Tensor) -> Tensor:
-    """TWOSOME's policy over the K admissible actions of each of B states, [B, K], as log-probabilities.
-
-        log softmax over the candidates of (sum of the action's token log-probabilities / its length)
-
-    Candidates without `mask` have -inf. `lengths` [B, K] count words, with which TWOSOME (Tan et al., arXiv
-    2401.14151) evens out long actions, or tokens; lengths of 1 give GLAM's policy (Carta et al., arXiv 2302.02662).
-    """
-    return (logprob_sums / lengths).masked_fill(~mask, -torch.inf).log_softmax(-1)
-
-
 def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: str = "k3") -> Tensor:
     """Estimate of KL(policy ‖ reference) per token, [B, T], in nats; d = logprobs - ref_logprobs.
 

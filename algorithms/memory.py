@@ -7,8 +7,7 @@ from typing import Any
 import torch
 
 from agents.policies.lora import has_adapters
-from agents.policies.models import cache_shape
-from algorithms.batches import MOST_LOGITS
+from agents.policies.models import MOST_LOGITS, cache_shape
 from algorithms.learner import LearnerConfig, check_precision
 
 GIGA = 2**30

@@ -22,13 +22,10 @@ from pathlib import Path
 from typing import Protocol, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from agents.agent import PolicyAgent
 from agents.episode import Episode, ParseStatus, write_episodes
-from agents.policies.base import Policy, Sampling
-from agents.prompts import Prompter
 from agents.rollout import Job, rollout
 from algorithms.checkpoint import checkpoint_folder, checkpoints, load_state, load_weights, prune, save_checkpoint
 from algorithms.growth import Growth
@@ -82,9 +79,7 @@ class Trainer:
         task_set: TaskSet,
         split: str,
         pool: EnvPool,
-        policy: Policy,
-        prompter: Prompter,
-        sampling: Sampling,
+        agent: PolicyAgent,
         signals: Mapping[str, MakeSignal],
         estimator: Estimator,
         learner: Learner,
@@ -94,10 +89,9 @@ class Trainer:
         reporter: Reporter,
     ) -> None:
         self.run, self.task_set, self.split, self.pool = run, task_set, split, pool
-        self.policy, self.estimator, self.learner = policy, estimator, learner
+        self.agent, self.policy, self.generator = agent, agent.policy, agent.generator
+        self.estimator, self.learner = estimator, learner
         self.config, self.seed, self.evaluate, self.reporter = config, seed, evaluate, reporter
-        self.generator = torch.Generator(policy.device).manual_seed(seed)
-        self.agent = PolicyAgent(policy, prompter, sampling, self.generator)
         self.rng = np.random.default_rng(seed)
         bench = Bench(
             learner.model, self.agent, pool, learner.dtype, learner.config.micro_batch_tokens,

@@ -86,7 +86,7 @@ class TurnTable:
     state: NDArray[np.object_]  # [N] hashable key of the state the action was chosen in; equal keys = equal states
     valid: NDArray[np.bool_]  # [N] whether the environment could play what the policy wrote
     signals: dict[str, NDArray[Any]] = field(default_factory=dict)  # [N, …] what signals measured, see SIGNALS
-    tokens: NDArray[np.int64] | None = None  # [N] how many tokens the policy sampled; None: nobody has counted
+    tokens: NDArray[np.int64] | None = None  # [N] how many tokens (or whole actions) were sampled; None: not counted
     token_signals: dict[str, NDArray[Any]] = field(default_factory=dict)  # [M, …] the same for tokens
 
     def __post_init__(self) -> None:
@@ -148,7 +148,7 @@ class TurnTable:
             reward=np.array([turn.reward for turn in turns], dtype=np.float64),
             state=state,
             valid=np.array([turn.status == ParseStatus.OK for turn in turns], dtype=np.bool_),
-            tokens=np.array([len(turn.completion_ids) for turn in turns], dtype=np.int64),
+            tokens=np.array([len(turn.logprobs) for turn in turns], dtype=np.int64),
         )
 
     # -- signals ------------------------------------------------------------------------------------------------------

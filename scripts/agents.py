@@ -7,6 +7,7 @@ the file it gets the task set to play, the `Model` that the command was given or
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ from agents.scripted import ExpertAgent, RandomAgent
 from envs.core import Expert, TaskSet
 
 if TYPE_CHECKING:  # torch takes seconds to import, and only policies need it
+    from torch import Generator
+
     from agents.chat import Chat
     from agents.endpoint import EndpointAgent
     from agents.policies.base import Policy, Sampling
@@ -108,8 +111,9 @@ def policy(
     seed: int,
     prompter: Prompter,
     sampling: Sampling,
+    player: Callable[[Policy, Prompter, Sampling, Generator], PolicyAgent],
 ) -> PolicyAgent:
-    """A language model behind a prompter."""
+    """A language model behind a prompter, and who makes decisions of it."""
     import torch
 
     if model is None:
@@ -118,7 +122,7 @@ def policy(
             "agent=expert and agent=random play without one"
         )
     loaded = model.load()
-    return PolicyAgent(loaded, prompter, sampling, torch.Generator(loaded.device).manual_seed(seed))
+    return player(loaded, prompter, sampling, torch.Generator(loaded.device).manual_seed(seed))
 
 
 def endpoint(

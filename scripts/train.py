@@ -80,9 +80,11 @@ def main(cfg: DictConfig) -> None:
         trained = _start(cfg, task_set, prompter, pool, reporter)
         console.print(describe_memory(trained.model, learner_config, cfg.pool.size))
         policy: Policy = instantiate(cfg.rollout)(trained)
-        judge = _Judge(cfg, task_set, policy, prompter, sampling, pool, reporter)
+        generator = torch.Generator(policy.device).manual_seed(cfg.seed)
+        agent: PolicyAgent = instantiate(cfg.agent.player)(policy, prompter, sampling, generator)
+        judge = _Judge(cfg, task_set, agent, pool, reporter)
         trainer = Trainer(
-            run, task_set, cfg.split, pool, policy, prompter, sampling, algo.signals,
+            run, task_set, cfg.split, pool, agent, algo.signals,
             algo.estimator, Learner(trained.model, learner_config), config, cfg.seed, judge, reporter,
         )  # fmt: skip
         if cfg.resume is not None:
@@ -119,17 +121,15 @@ class _Judge:
         self,
         cfg: DictConfig,
         task_set: TaskSet,
-        policy: Policy,
-        prompter: Prompter,
-        sampling: Sampling,
+        agent: PolicyAgent,
         pool: EnvPool,
         reporter: LiveReporter,
     ) -> None:
         for split in cfg.eval.splits:
             if split not in task_set.splits:
                 raise UnknownNameError("eval.splits", split, task_set.splits)
-        self.cfg, self.task_set, self.policy, self.prompter = cfg, task_set, policy, prompter
-        self.sampling = replace(sampling, temperature=cfg.eval.temperature)
+        self.cfg, self.task_set, self.agent = cfg, task_set, agent
+        self.sampling = replace(agent.sampling, temperature=cfg.eval.temperature)
         self.pool, self.reporter = pool, reporter
         self.name = HydraConfig.get().runtime.choices["env"]
         self.evaluations: dict[str, Evaluation] = {}
@@ -138,8 +138,8 @@ class _Judge:
         """The metrics of all splits, and the mean success to rank checkpoints by."""
         metrics: Metrics = {}
         for split in self.cfg.eval.splits:
-            generator = torch.Generator(self.policy.device).manual_seed(self.cfg.seed)
-            agent = PolicyAgent(self.policy, self.prompter, self.sampling, generator)
+            generator = torch.Generator(self.agent.policy.device).manual_seed(self.cfg.seed)
+            agent = replace(self.agent, sampling=self.sampling, generator=generator)
             self.reporter.phase(f"evaluate {split}", len(self.task_set.manifest(split).ids[: self.cfg.eval.limit]))
             evaluation = evaluate(
                 agent,

@@ -117,6 +117,11 @@ class Policy(Protocol):
     def score(self, sequences: Sequence[Sequence[int]]) -> list[torch.Tensor]:
         """Log-probabilities of ids that are given: for each sequence of L ids a tensor of [L - 1], in nats."""
 
+    def score_candidates(
+        self, prompts: Sequence[Sequence[int]], candidates: Sequence[Sequence[Sequence[int]]]
+    ) -> list[torch.Tensor]:
+        """Log-probabilities of whole completions: for each prompt a tensor [K] of its K candidates, in nats."""
+
     def release(self, session: int) -> None:
         """The session will not come back: forget what was kept for it."""
 

@@ -18,10 +18,16 @@ from transformers.cache_utils import Cache
 
 from agents.policies.base import Completion, End, Request, Sampling, token_limits
 from agents.policies.models import (
+    MOST_LOGITS,
+    branch_sums,
+    branches,
     context_length,
+    forked_places,
+    forked_states,
     head_logits,
     next_token_logits,
     pad,
+    sample,
     stop_ids,
     token_logprobs,
 )
@@ -132,7 +138,7 @@ class LocalPolicy:
         ends: list[End | None] = [None] * len(prompts)
         running = list(range(len(prompts)))
         while running:
-            sampled, sampled_logprobs = _sample(logits, sampling.temperature, generator)
+            sampled, sampled_logprobs = sample(logits, sampling.temperature, generator)
             for row, token, logprob in zip(running, sampled.tolist(), sampled_logprobs.tolist(), strict=True):
                 ids[row].append(token)
                 logprobs[row].append(logprob)
@@ -269,22 +275,37 @@ class LocalPolicy:
         scores = token_logprobs(self.model, ids)
         return [row[: len(s) - 1].cpu() for row, s in zip(scores, sequences, strict=True)]
 
+    @torch.inference_mode()
+    def score_candidates(
+        self, prompts: Sequence[Sequence[int]], candidates: Sequence[Sequence[Sequence[int]]]
+    ) -> list[Tensor]:
+        """See `Policy.score_candidates`; each prompt is read once, with its candidates side by side behind it."""
+        ids = [[*p, *(i for c in these for i in c)] for p, these in zip(prompts, candidates, strict=True)]
+        order = sorted(range(len(ids)), key=lambda row: -len(ids[row]))
+        scores: dict[int, Tensor] = {}
+        while order:
+            size = max(1, MOST_PREFILL // len(ids[order[0]]))
+            part, order = order[:size], order[size:]
+            branch = pad([branches(len(prompts[i]), map(len, candidates[i])) for i in part], self.device, -1)
+            sums = self._branch_logprobs(pad([ids[i] for i in part], self.device), branch).cpu()
+            scores |= {i: row[: len(candidates[i])] for i, row in zip(part, sums, strict=True)}
+        return [scores[i] for i in range(len(ids))]
+
+    def _branch_logprobs(self, ids: Tensor, branch: Tensor) -> Tensor:
+        """[B, K] log-probabilities of the branches of `ids` [B, L]."""
+        rows, columns, before = forked_places(branch)
+        states = forked_states(self.model, ids, branch)[rows, before]
+        size = max(1, MOST_LOGITS // self.model.config.get_text_config().vocab_size)
+        each = [
+            head_logits(self.model, s).log_softmax(-1).gather(-1, chosen[:, None])[:, 0]
+            for s, chosen in zip(torch.split(states, size), torch.split(ids[rows, columns], size), strict=True)
+        ]
+        return branch_sums(branch, torch.cat(each))
+
 
 def in_place(policy: LocalPolicy) -> LocalPolicy:
     """Sample from the weights where they are: the policy itself."""
     return policy
-
-
-def _sample(logits: Tensor, temperature: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """One token for each row of `logits` [B, V], and its log-probability under what it was sampled from."""
-    logprobs = torch.log_softmax(logits / (temperature or 1.0), dim=-1)
-    if temperature == 0:
-        tokens = logits.argmax(dim=-1)
-    else:
-        # argmax p/e with e ~ Exp(1) samples from p: the Gumbel trick, and far faster than multinomial on a CPU.
-        noise = torch.empty_like(logprobs).exponential_(generator=generator)
-        tokens = (logprobs - noise.log()).argmax(dim=-1)
-    return tokens, logprobs.gather(-1, tokens[:, None])[:, 0]
 
 
 def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor
+
+MOST_LOGITS = 2**26  # at a time: 256 MB in float32, and as much again in the backward pass
 
 
 def find_device() -> torch.device:
@@ -42,10 +44,54 @@ def token_logprobs(model: Any, ids: Tensor, temperature: float = 1.0) -> Tensor:
     return torch.log_softmax(logits, dim=-1).gather(-1, ids[:, 1:, None])[..., 0]
 
 
-def pad(sequences: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    """Ids padded on the right with 0, as a tensor [B, L]. Behind a causal mask the padding touches nothing."""
+def pad(sequences: Sequence[Sequence[int]], device: torch.device, fill: int = 0) -> Tensor:
+    """Ids padded on the right with `fill`, as a tensor [B, L]. Behind a causal mask the padding touches nothing."""
     width = max(len(s) for s in sequences)
-    return torch.tensor([[*s, *([0] * (width - len(s)))] for s in sequences], device=device)
+    return torch.tensor([[*s, *([fill] * (width - len(s)))] for s in sequences], device=device)
+
+
+def sample(logits: Tensor, temperature: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """One of each row of `logits` [B, V], and its log-probability under what it was sampled from."""
+    logprobs = torch.log_softmax(logits / (temperature or 1.0), dim=-1)
+    if temperature == 0:
+        chosen = logits.argmax(dim=-1)
+    else:
+        # argmax p/e with e ~ Exp(1) samples from p: the Gumbel trick, and far faster than multinomial on a CPU.
+        noise = torch.empty_like(logprobs).exponential_(generator=generator)
+        chosen = (logprobs - noise.log()).argmax(dim=-1)
+    return chosen, logprobs.gather(-1, chosen[:, None])[:, 0]
+
+
+# -- sequences that fork: a trunk and the branches that could follow it, side by side ----------------------------------
+# The branch [B, L] of each id is 0 on the trunk, k on the k-th branch from 1 and -1 on the padding.
+def branches(trunk: int, lengths: Iterable[int]) -> list[int]:
+    """The branch of each id of a sequence whose trunk and branches have so many ids."""
+    return [number for number, length in enumerate([trunk, *lengths]) for _ in range(length)]
+
+
+def forked_states(model: Any, ids: Tensor, branch: Tensor) -> Tensor:
+    """Hidden states [B, L, E] of `ids` [B, L], where each branch sees the trunk and itself, and stands right behind."""
+    seen = ((branch == 0)[:, None, :] | (branch[:, :, None] == branch[:, None, :])).tril()  # (B, Q, KV)
+    mask = torch.zeros(seen.shape, dtype=model.dtype, device=ids.device).masked_fill_(~seen, -torch.inf)
+    positions = (seen.sum(-1) - 1).clamp(max=context_length(model.config) - 1)  # of padding there may be too many
+    states: Tensor = model.base_model(
+        input_ids=ids, position_ids=positions, attention_mask=mask[:, None], use_cache=False
+    ).last_hidden_state
+    return states
+
+
+def forked_places(branch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the M ids of branches, each [M]: their row, their column, and the column of the state that predicts them."""
+    rows, columns = (branch > 0).nonzero(as_tuple=True)
+    opens = branch[rows, columns] != branch[rows, columns - 1]
+    return rows, columns, torch.where(opens, (branch == 0).sum(-1)[rows] - 1, columns - 1)
+
+
+def branch_sums(branch: Tensor, values: Tensor) -> Tensor:
+    """[B, K] the sum of `values` [M] (see `forked_places`) over each branch; 0 where a row has fewer than K."""
+    rows, columns = (branch > 0).nonzero(as_tuple=True)
+    sums = torch.zeros(len(branch), int(branch.max()), dtype=values.dtype, device=values.device)
+    return sums.index_put((rows, branch[rows, columns] - 1), values, accumulate=True)
 
 
 def cache_shape(config: Any) -> tuple[int, int, int]:

@@ -100,6 +100,14 @@ class Engine(ABC):
         answers = self._ask([list(ids) for ids in sequences], [settings] * len(sequences))
         return [torch.tensor(answer.prompt_logprobs) for answer in answers]
 
+    def score_candidates(
+        self, prompts: Sequence[Sequence[int]], candidates: Sequence[Sequence[Sequence[int]]]
+    ) -> list[Tensor]:
+        """See `Policy.score_candidates`; the prompt is read with each candidate anew."""
+        pairs = list(zip(prompts, candidates, strict=True))
+        scores = iter(self.score([[*prompt, *ids] for prompt, these in pairs for ids in these]))
+        return [torch.stack([next(scores)[len(prompt) - 1 :].sum() for _ in these]) for prompt, these in pairs]
+
     def release(self, session: int) -> None:  # noqa: B027 - there is nothing to do
         """See `Policy.release`; vLLM forgets prefixes by itself, the oldest first."""
 

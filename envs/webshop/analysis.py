@@ -16,6 +16,7 @@ import json
 import re
 from array import array
 from functools import cache, lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -114,10 +115,14 @@ _RUN = re.compile(r"(.)\1*")
 def tokenize(text: str) -> list[str]:
     """What StandardTokenizer finds in a text: at each place the longest match of any of its rules."""
     symbols = text.translate(_symbol_table())
-    wide = len(text) * 2 > _MAX_TOKEN and max(text) > "\uffff"
+    units = [0]  # UTF-16 code units before each character, where they are needed
+    if len(text) * 2 > _MAX_TOKEN and max(text) > "\uffff":
+        units += accumulate(1 + (character > "\uffff") for character in text)
     tokens, at = [], 0
     while at < len(text):
-        end = _window(text, at) if wide else at + _MAX_TOKEN
+        end = at + _MAX_TOKEN  # of the scanner's buffer
+        if len(units) > 1:
+            end = bisect.bisect_right(units, units[at] + _MAX_TOKEN) - 1
         stop = at
         for rule in _RULES.get(symbols[at], ()):
             if found := rule.match(symbols, at, end):
@@ -129,18 +134,6 @@ def tokenize(text: str) -> list[str]:
             run = _RUN.match(symbols, at)
             at = max(at + 1, run.end() - _MAX_TOKEN if run else 0)
     return tokens
-
-
-def _window(text: str, start: int) -> int:
-    """Where the scanner's buffer ends that begins at `start`."""
-    window = text[start : start + _MAX_TOKEN]
-    while (excess := _utf16_length(window) - _MAX_TOKEN) > 0:
-        window = window[: -max(1, excess // 2)]
-    return start + len(window)
-
-
-def _utf16_length(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode("utf-16-le", "surrogatepass")) // 2
 
 
 class _SymbolTable(dict[int, str]):

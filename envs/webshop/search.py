@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -24,6 +25,22 @@ from envs.webshop.postings import encode, term_key
 from envs.webshop.store import Rows, load_array, read_meta
 
 HITS = 50  # what the shop asks for
+_WORTHWHILE = 1 << 17  # postings; for fewer, finding out whether they can be spared costs more than they do
+_ALMOST = 1 - 1e-6  # scores this close could be equal once they are rounded
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Term:
+    """A term of a query."""
+
+    products: NDArray[np.int32]  # that have it, in order
+    denominators: NDArray[np.float32]
+    weight: np.float32  # more than it can add to a score
+
+    @property
+    def scores(self) -> NDArray[np.float32]:
+        """Of each product, in the order of Lucene's operations."""
+        return self.weight - self.weight / self.denominators
 
 
 class SearchIndex:
@@ -51,22 +68,43 @@ class SearchIndex:
         return list(zip(products, _set_apart(scores), strict=True))
 
     def _rank(self, query: str, k: int) -> tuple[list[int], list[float]]:
-        total = np.zeros(len(self._ranks))
-        for term, times in Counter(analyze(query)).items():
-            found = self._known(term)
-            if found is None:
-                continue
-            products, denominators, idf = found
-            weight = np.float32(times) * idf  # float32 throughout, in the order of Lucene's operations
-            total[products] += weight - weight / denominators
-        candidates = np.flatnonzero(total)
-        scores = total[candidates].astype(np.float32)
+        counts = Counter(analyze(query))
+        terms = [
+            _Term(products, denominators, np.float32(counts[term]) * idf)
+            for term in counts
+            if (found := self._known(term)) is not None
+            for products, denominators, idf in [found]
+        ]
+        candidates, exact = self._score(sorted(terms, key=lambda term: len(term.products)), k)
+        scores = exact.astype(np.float32)
         if len(candidates) > k:
             least = np.partition(scores, -k)[-k]
             best = np.flatnonzero(scores >= least)  # with all that tie with the last one
             candidates, scores = candidates[best], scores[best]
         order = np.lexsort((self._ranks[candidates], -scores))[:k]
         return candidates[order].tolist(), scores[order].tolist()
+
+    def _score(self, terms: Sequence[_Term], k: int) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+        """All products among which the best `k` are, and their scores. Rarest terms first.
+
+        Once the rest of the terms cannot lift another product among the best (MaxScore; Turtle and Flood 1995), they
+        are looked up for those that can still be.
+        """
+        total = np.zeros(len(self._ranks))
+        open_weight, open_postings = float(sum(t.weight for t in terms)), sum(len(t.products) for t in terms)
+        for number, term in enumerate(terms, 1):
+            total[term.products] += term.scores
+            open_weight -= float(term.weight)
+            open_postings -= len(term.products)
+            if open_postings > _WORTHWHILE:
+                candidates = np.flatnonzero(total).astype(np.int32)
+                scores = total[candidates]
+                least = _ALMOST * np.partition(scores, -k)[-k] if len(candidates) > k else 0.0
+                if least > open_weight:
+                    possible = scores + open_weight >= least
+                    return candidates[possible], _add(candidates[possible], scores[possible], terms[number:])
+        candidates = np.flatnonzero(total).astype(np.int32)
+        return candidates, total[candidates]
 
     def _postings(self, term: str) -> tuple[NDArray[np.int32], NDArray[np.float32], np.float32] | None:
         """The products that have a term, their denominators, and its inverse document frequency."""
@@ -80,6 +118,16 @@ class SearchIndex:
                 idf = math.log(1 + (self._documents - (end - start) + 0.5) / (end - start + 0.5))
                 return self._products[start:end], self._denominators[start:end], np.float32(idf)
         return None
+
+
+def _add(products: NDArray[np.int32], scores: NDArray[np.float64], terms: Sequence[_Term]) -> NDArray[np.float64]:
+    """The scores of these products, which are in order, with those of further terms."""
+    for term in terms:
+        place = np.minimum(np.searchsorted(term.products, products), len(term.products) - 1)
+        has = term.products[place] == products
+        found = term.weight - term.weight / term.denominators[place[has]]
+        scores[has] += found
+    return scores
 
 
 def open_index(catalogue: Catalogue) -> SearchIndex:

@@ -27,6 +27,7 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 NOT_IN_CORRIDORS = {"igpo", "mt_grpo"}
 # The methods that are a setting of another one's estimator, and what they set.
 OWN_SETTINGS = {
+    "twosome": {"gamma"},
     "dr_grpo": {"normalize_by_std", "statistics", "invalid_penalty"},
     "topr": {"normalize_by_std", "statistics", "invalid_penalty"},
     "nft": {"normalize_by_std", "statistics", "invalid_penalty"},
@@ -39,11 +40,15 @@ MASK = torch.ones(1, 4, dtype=torch.bool)
 
 def composed(name: str, *overrides: str) -> Any:
     """The configuration of a method, and its parts. A judge gets the name of a model."""
-    with hydra.initialize_config_module("conf", version_base="1.3"):
-        config = hydra.compose("config", [f"algo={name}", *overrides])
+    config = whole(name, *overrides)
     if "judge" in config.algo.signals and OmegaConf.is_missing(config.algo.signals.judge.model, "name"):
         config.algo.signals.judge.model.name = "m"
     return instantiate(config.algo)
+
+
+def whole(name: str, *overrides: str) -> Any:
+    with hydra.initialize_config_module("conf", version_base="1.3"):
+        return hydra.compose("config", [f"algo={name}", *overrides])
 
 
 @pytest.mark.parametrize("name", ["grpo", "gigpo"])
@@ -76,8 +81,8 @@ def test_every_method_trains(name: str, tmp_path: Path, serve: Serve) -> None:
     before = {key: tensor.clone() for key, tensor in policy.model.state_dict().items()}
     with EnvPool(lambda: Generous(max_turns=3), 8) as pool:
         trainer = make_trainer(
-            tmp_path / "run", pool, policy, 2, algo.estimator, algo.signals, groups=2, group_size=4,
-            growth=algo.growth, dynamic_sampling=algo.dynamic_sampling, minibatches=1,
+            tmp_path / "run", pool, policy, 2, algo.estimator, algo.signals, instantiate(whole(name).agent.player),
+            groups=2, group_size=4, growth=algo.growth, dynamic_sampling=algo.dynamic_sampling, minibatches=1,
             **{field.name: algo[field.name] for field in fields(Objective)},
         )  # fmt: skip
         trainer.train()

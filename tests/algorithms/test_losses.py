@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from agents.candidates import candidate_logprobs
 from algorithms.losses import (
     AGGREGATIONS,
     aggregate,
     aggregation_divisor,
-    candidate_logprobs,
     clip_loss,
     entropy,
     gspo_loss,

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from agents.agent import PolicyAgent
 from agents.episode import read_episodes
 from agents.policies.base import Sampling
 from agents.policies.local import LocalPolicy
@@ -64,15 +65,17 @@ def warm_policy(pool: EnvPool, steps: int = 45) -> LocalPolicy:
 
 
 def make_trainer(
-    run: Path, pool: EnvPool, policy: LocalPolicy, updates: int, estimator=gigpo, signals=None, **changes
-) -> Trainer:
+    run: Path, pool: EnvPool, policy: LocalPolicy, updates: int, estimator=gigpo, signals=None, player=PolicyAgent,
+    **changes,
+) -> Trainer:  # fmt: skip
     trainer_settings = {"groups": 4, "group_size": 4, "dynamic_sampling": False, "growth": None, "checkpoint_every": 2}
     trainer_settings |= {k: changes.pop(k) for k in list(changes) if k in TrainerConfig.__dataclass_fields__}
     config = TrainerConfig(updates=updates, max_turns=8, eval_every=0, episode_timeout=60.0, **trainer_settings)
     learner = Learner(policy.model, learner_config(**changes))
+    agent = player(policy, Transcript(), SAMPLING, torch.Generator().manual_seed(0))
     run.mkdir(exist_ok=True)
     return Trainer(
-        run, Corridors(), "train", pool, policy, Transcript(), SAMPLING, signals or {}, estimator, learner, config, 0,
+        run, Corridors(), "train", pool, agent, signals or {}, estimator, learner, config, 0,
         lambda: ({"eval/valid/success": 0.5}, 0.5), Quiet(),
     )  # fmt: skip
 
@@ -83,10 +86,8 @@ def pool():
         yield pool
 
 
-def success(policy: LocalPolicy, pool: EnvPool) -> float:
-    from agents.agent import PolicyAgent
-
-    agent = PolicyAgent(policy, Transcript(), SAMPLING, torch.Generator().manual_seed(9))
+def success(policy: LocalPolicy, pool: EnvPool, player=PolicyAgent) -> float:
+    agent = player(policy, Transcript(), SAMPLING, torch.Generator().manual_seed(9))
     jobs = [Job(corridor(2 + i % 3), i) for i in range(96)]
     return float(np.mean([e.success for e in rollout(agent, pool, jobs)]))
 

@@ -128,10 +128,11 @@ VOCABULARY = "red blue desk lamp lamps chair oak of 3.5 鞋 x"
 words = st.lists(st.sampled_from(VOCABULARY.split()), max_size=60).map(" ".join)
 
 
-@settings(max_examples=25, deadline=None)
-@given(st.lists(words, min_size=1, max_size=12), words, st.integers(1, 8))
+@pytest.mark.parametrize("worthwhile", [0, 1 << 17])  # postings, from which on the search tries to spare them
+@settings(max_examples=40, deadline=None)
+@given(names=st.lists(words, min_size=1, max_size=12), query=words, k=st.integers(1, 8))
 def test_ranks_are_those_of_a_plain_computation(
-    tmp_path_factory: pytest.TempPathFactory, names: list[str], query: str, k: int
+    tmp_path_factory: pytest.TempPathFactory, worthwhile: int, names: list[str], query: str, k: int
 ) -> None:
     catalogue = load_catalogue(shop_of(tmp_path_factory.mktemp("shop"), names, small_description=[""]))
     documents = [analyze(document(catalogue.product(number))) for number in range(len(names))]
@@ -139,7 +140,9 @@ def test_ranks_are_those_of_a_plain_computation(
     if any(documents):
         scores = plain_scores(documents, analyze(query))
         expected = sorted((number for number, score in enumerate(scores) if score), key=lambda n: (-scores[n], n))
-    assert open_index(catalogue).search(query, k) == expected[:k]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("envs.webshop.search._WORTHWHILE", worthwhile)
+        assert open_index(catalogue).search(query, k) == expected[:k]
 
 
 def test_exact_ties_are_broken_by_asin(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from scripts.agents import checkpoint_of
 from scripts.play import find_task
 from tests.agents.endpoint_server import Server, said
 from tests.agents.test_chat import CHATML
-from tests.agents.toys import Corridors, random_policy
+from tests.agents.toys import ACTIONS, Corridors, random_policy
 
 ROOT = Path(__file__).parents[2]
 CORRIDOR = ["--config-dir", str(Path(__file__).parent / "conf"), "env=corridor", "split=valid"]
@@ -147,6 +147,22 @@ def test_an_instruction_tuned_model_is_played_through_its_chat_template(cli: Cli
     assert len(episode.turns) == Corridors.max_turns
     code, _, err = cli("evaluate", *CORRIDOR, *arguments, f"model={cli.folder / 'plain'}")
     assert (code, "has no chat template" in err, "Traceback" in err) == (2, True, False)
+
+
+def test_a_model_chooses_among_the_admissible_actions(cli: Cli) -> None:
+    policy = random_policy()
+    save_checkpoint(cli.folder / "model", policy.model, policy.tokenizer)
+    cli.capsys.readouterr()
+    chosen = ["agent=candidates", f"model={cli.folder / 'model'}", "limit=2"]
+    run = cli.evaluate(*chosen)
+    turns = [turn for episode in read_episodes(run / "episodes.jsonl") for turn in episode.turns]
+    assert {turn.status for turn in turns} == {"ok"}
+    assert all(turn.action in ACTIONS and len(turn.logprobs) == 1 for turn in turns)
+    same = cli.evaluate("agent=transcript", "agent/player=candidates", *chosen[1:])
+    assert result_of(same) == result_of(run)
+    silent = ["env=gym", "env.id=tests.envs.test_gym_tasks:Script-v0", "split=valid"]
+    code, _, err = cli("evaluate", *silent, *chosen)
+    assert (code, "needs info['admissible']" in err, "Traceback" in err) == (2, True, False)
 
 
 def test_a_policy_is_played_from_the_best_checkpoint_of_a_run(cli: Cli) -> None:
