@@ -128,7 +128,7 @@ def test_the_reward_model_takes_the_gradient_of_its_loss(pool: EnvPool, loss: st
     else:
         sums = torch.zeros(len(played.episodes)).index_add(0, episode, turns)
         whole = outcome_loss(sums, torch.tensor([e.success for e in played.episodes]))
-    assert said["signal/prm_loss"] == pytest.approx(float(whole), rel=1e-4)
+    assert said["signal/prm_loss"] == pytest.approx(whole.item(), rel=1e-4)
     for mine, direct in zip(gradients, torch.autograd.grad(whole, list(policy.model.parameters())), strict=True):
         torch.testing.assert_close(mine, direct, atol=1e-6, rtol=1e-3)
 
