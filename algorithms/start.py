@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import defaultdict
+import re
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -28,7 +29,8 @@ from algorithms.warm_start import Progress, WarmStart, teacher_of, warm_start
 from envs.core import BRIEF, Task, TaskSet, cache_root
 from envs.pool import EnvPool
 
-VERSION = 4  # of the recipe: to be raised when the same configuration would give other weights
+VERSION = 5  # of the recipe: to be raised when the same configuration would give other weights
+_IN_BRACKETS = re.compile(r"\[(?!<\w)([^\[\]]+)\]")  # not "<your query>", which names nothing
 LONGEST_WAIT = 4 * 3600.0  # seconds for another process to make the same
 
 
@@ -101,7 +103,7 @@ def _make(
     progress: Progress,
 ) -> None:
     tasks = [task_set.task(split, i) for i in task_set.manifest(split).ids]
-    tokenizer = build_tokenizer(_texts(task_set, tasks, pool, progress))
+    tokenizer = build_tokenizer(*_texts(task_set, tasks, pool, progress))
     model = build_model(
         vocabulary_size(tokenizer),
         width=config.width,
@@ -130,8 +132,13 @@ def _key(config: Tiny, task_set: TaskSet, split: str, prompter: Prompter, seed: 
     return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _texts(task_set: TaskSet, tasks: Sequence[Task], pool: EnvPool, progress: Progress, count: int = 500) -> list[str]:
-    """What the environment and its teacher say over some episodes, spread evenly over the tasks."""
+def _texts(
+    task_set: TaskSet, tasks: Sequence[Task], pool: EnvPool, progress: Progress, count: int = 500
+) -> tuple[list[str], list[str]]:
+    """What the environment and its teacher say over some episodes, spread evenly over the tasks.
+
+    And what actions name in brackets, where it could be named at three turns or more.
+    """
     chosen = tasks[:: max(1, len(tasks) // count)][:count]
     progress.phase("read the environment's text", len(chosen))
     jobs = [Job(task, seed=task.seed) for task in chosen]
@@ -143,8 +150,9 @@ def _texts(task_set: TaskSet, tasks: Sequence[Task], pool: EnvPool, progress: Pr
         for shown, turn in zip(reader.shown[key], episode.turns, strict=True)
         for text in (shown, turn.action)
     ]
+    named = [name for name, turns in reader.named.items() if turns >= 3]
     # A last page is never shown; where pages are shown as they are, it has words that others have.
-    return texts if reader.brief else texts + [episode.final_observation for episode in episodes]
+    return (texts if reader.brief else texts + [episode.final_observation for episode in episodes]), named
 
 
 class _Reader:
@@ -153,12 +161,14 @@ class _Reader:
     def __init__(self, teacher: Agent) -> None:
         self.teacher = teacher
         self.shown: defaultdict[int, list[str]] = defaultdict(list)
+        self.named: Counter[str] = Counter()  # what stood in brackets, and at how many turns
         self.brief = False  # whether the environment has a brief form of its observations
 
     def act(self, views: Sequence[View]) -> list[Decision]:
         """What the teacher does."""
         for view in views:
             self.brief |= BRIEF in view.info
+            self.named.update({name for a in view.info["admissible"] or () for name in _IN_BRACKETS.findall(a)})
             self.shown[view.key].append(view.info.get(BRIEF, view.observation))
         return self.teacher.act(views)
 

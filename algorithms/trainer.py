@@ -287,6 +287,7 @@ def rollout_metrics(episodes: Sequence[Episode]) -> Metrics:
     return {
         "rollout/episodes": float(n),
         "rollout/success": sum(episode.success for episode in episodes) / n,
+        "rollout/score": sum(episode.score for episode in episodes) / n,
         "rollout/return": sum(episode.total_reward for episode in episodes) / n,
         "rollout/turns": len(turns) / n,
         "rollout/invalid": sum(turn.status is not ParseStatus.OK for turn in turns) / max(len(turns), 1),

@@ -4,8 +4,9 @@
     python -m scripts.compare outputs/sweeps/2026-11-21_12-00-00
 
 Runs that differ in their seed alone are one line: the mean over the seeds of the success in training, over the steps
-that were taken in environments (those that signals took are counted), and the range of the seeds around it. Leaves
-compare.png, and compare.md with the last evaluations, in the first folder.
+that were taken in environments (those that signals took are counted), and the range of the seeds around it; beside it
+the score, where an environment gives one. Leaves compare.png, and compare.md with the last evaluations, in the first
+folder.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class Run:
     seed: str
     steps: NDArray[np.float64]  # [U] taken until after each update
     success: NDArray[np.float64]  # [U] of the episodes of each update
+    score: NDArray[np.float64]  # [U] the same; the success where none was logged
     evaluations: dict[str, list[float]]  # split -> success of each evaluation, the first before any update
 
 
@@ -84,16 +86,16 @@ def read_run(folder: Path) -> Run:
         seed=next((o.removeprefix("seed=") for o in overrides if o.startswith("seed=")), "0"),
         steps=np.cumsum(taken),
         success=np.array([u["rollout/success"] for u in updates]),
+        score=np.array([u.get("rollout/score", u["rollout/success"]) for u in updates]),
         evaluations={key.split("/")[-2]: [line[key] for line in evaluated if key in line] for key in names},
     )
 
 
-def line_of(runs: Sequence[Run]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Steps [P] up to where the shortest run ends, and the smoothed success of each run there, [runs, P]."""
+def line_of(runs: Sequence[Run], values: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Steps [P] up to where the shortest run ends, and the smoothed `values` of each run there, [runs, P]."""
     steps = np.linspace(max(r.steps[0] for r in runs), min(r.steps[-1] for r in runs), POINTS)
-    smooth = [
-        np.array([one.success[max(0, i - SMOOTH + 1) : i + 1].mean() for i in range(len(one.success))]) for one in runs
-    ]
+    logged = [getattr(one, values) for one in runs]
+    smooth = [np.array([y[max(0, i - SMOOTH + 1) : i + 1].mean() for i in range(len(y))]) for y in logged]
     return steps, np.array([np.interp(steps, one.steps, values) for one, values in zip(runs, smooth, strict=True)])
 
 
@@ -107,26 +109,35 @@ def label_of(name: str, shared: set[str]) -> str:
     return " ".join(part for part in name.split(" ") if part not in shared) or "defaults"
 
 
+def scored(groups: dict[str, list[Run]]) -> bool:
+    """Whether some score says more than success."""
+    return any(not np.array_equal(one.score, one.success) for runs in groups.values() for one in runs)
+
+
 def draw(groups: dict[str, list[Run]], target: Path) -> None:
-    """A line with the range of its seeds for each group."""
-    figure, axes = plt.subplots(figsize=(7.2, 4.4 + 0.22 * len(groups)), layout="constrained")
+    """A line with the range of its seeds for each group, in a panel for success and, where there is one, for score."""
+    shown = ["success", "score"] if scored(groups) else ["success"]
+    height = 0.6 + 3.8 * len(shown) + 0.22 * len(groups)
+    figure, panels = plt.subplots(len(shown), figsize=(7.2, height), sharex=True, squeeze=False, layout="constrained")
     shared = shared_part(list(groups))
-    for name, runs in groups.items():
-        begun = [one for one in runs if len(one.steps)]
-        if not begun:
-            continue
-        steps, success = line_of(begun)
-        seeds = f"{len(begun)} seed{'s' if len(begun) > 1 else ''}"
-        label = textwrap.fill(f"{label_of(name, shared)} ({seeds})", LEGEND_WIDTH, break_long_words=False)
-        (line,) = axes.plot(steps, success.mean(0), label=label)
-        axes.fill_between(steps, success.min(0), success.max(0), color=line.get_color(), alpha=0.15, linewidth=0)
-    axes.set(xlabel="steps taken in environments", ylabel=f"success in training (mean of {SMOOTH} updates)")
-    axes.set(ylim=(0, 1), title=" ".join(sorted(shared)) or None)
-    axes.title.set_fontsize(9)
-    axes.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
-    axes.xaxis.set_major_formatter(mpl.ticker.EngFormatter(sep=""))
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside lower left", frameon=False, fontsize=8)
+    for values, axes in zip(shown, panels[:, 0], strict=True):
+        for name, runs in groups.items():
+            begun = [one for one in runs if len(one.steps)]
+            if not begun:
+                continue
+            steps, lines = line_of(begun, values)
+            seeds = f"{len(begun)} seed{'s' if len(begun) > 1 else ''}"
+            label = textwrap.fill(f"{label_of(name, shared)} ({seeds})", LEGEND_WIDTH, break_long_words=False)
+            (line,) = axes.plot(steps, lines.mean(0), label=label)
+            axes.fill_between(steps, lines.min(0), lines.max(0), color=line.get_color(), alpha=0.15, linewidth=0)
+        axes.set(ylabel=f"{values} in training (mean of {SMOOTH} updates)", ylim=(0, 1))
+        axes.grid(alpha=0.3)
+    top, bottom = panels[0, 0], panels[-1, 0]
+    top.set_title(" ".join(sorted(shared)), fontsize=9)
+    top.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
+    bottom.set_xlabel("steps taken in environments")
+    bottom.xaxis.set_major_formatter(mpl.ticker.EngFormatter(sep=""))
+    figure.legend(*top.get_legend_handles_labels(), loc="outside lower left", frameon=False, fontsize=8)
     figure.savefig(target.with_suffix(".partial"), format="png", dpi=150)
     plt.close(figure)
     target.with_suffix(".partial").replace(target)
@@ -135,15 +146,22 @@ def draw(groups: dict[str, list[Run]], target: Path) -> None:
 def table(groups: dict[str, list[Run]]) -> str:
     """What each group came to: the mean over its seeds, and their range.
 
-    `first` and `last` are the success in training in the first and the last `SMOOTH` updates, `before` and `after` the
-    first and the last evaluation, on each split.
+    `first` and `last` are the success in training in the first and the last `SMOOTH` updates, and the score where there
+    is one; `before` and `after` are the first and the last evaluation, on each split.
     """
     shared = shared_part(list(groups))
-    rows = ["| | seeds | steps | first | last | split | before | after |", "|---|---:|---:|---:|---:|---|---:|---:|"]
+    shown = {"success": "{:.1%}", "score": "{:.3f}"} if scored(groups) else {"success": "{:.1%}"}
+    heads = ["first", "last", *(["first score", "last score"] if len(shown) > 1 else [])]
+    rows = [f"| | seeds | steps | {' | '.join(heads)} | split | before | after |"]
+    rows.append(f"|---|---:|---:|{'---:|' * len(heads)}---|---:|---:|")
     for name, runs in groups.items():
         begun = [one for one in runs if len(one.steps)]
         steps = np.mean([one.steps[-1] for one in begun] or [0.0])
-        trained = [told([one.success[part].mean() for one in begun]) for part in (slice(SMOOTH), slice(-SMOOTH, None))]
+        trained = [
+            told([getattr(one, values)[part].mean() for one in begun], form)
+            for values, form in shown.items()
+            for part in (slice(SMOOTH), slice(-SMOOTH, None))
+        ]
         for split in dict.fromkeys(split for one in runs for split in one.evaluations):
             first, last = ([one.evaluations[split][at] for one in runs if split in one.evaluations] for at in (0, -1))
             rows.append(
@@ -153,12 +171,12 @@ def table(groups: dict[str, list[Run]]) -> str:
     return "\n".join(rows) + "\n"
 
 
-def told(rates: Sequence[float]) -> str:
-    """The mean of several shares, and how far they reach."""
+def told(rates: Sequence[float], form: str = "{:.1%}") -> str:
+    """The mean of several numbers, and how far they reach."""
     if not rates:
         return "–"
-    mean = f"{np.mean(rates):.1%}"
-    return mean if len(rates) == 1 else f"{mean} ({min(rates):.1%} – {max(rates):.1%})"
+    mean = form.format(np.mean(rates))
+    return mean if len(rates) == 1 else f"{mean} ({form.format(min(rates))} – {form.format(max(rates))})"
 
 
 if __name__ == "__main__":

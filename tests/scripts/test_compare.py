@@ -42,10 +42,18 @@ def test_seeds_are_one_line_and_methods_several(tmp_path: Path, capsys: pytest.C
     assert (tmp_path / "compare.md").read_text() in said
 
 
+def test_a_score_beside_success_is_told_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a_run(tmp_path / "r", ["env=webshop", "algo=grpo"], [0.0, 1.0], **{"rollout/score": 0.75})
+    main([str(tmp_path)])
+    said = capsys.readouterr().out
+    assert "| | seeds | steps | first | last | first score | last score | split | before | after |" in said
+    assert "| 1 | 80 | 50.0% | 50.0% | 0.750 | 0.750 | valid | 25.0% | 100.0% |" in said
+
+
 def test_a_line_is_the_smoothed_success_over_the_steps(tmp_path: Path) -> None:
     run = read_run(a_run(tmp_path / "r", ["algo=grpo"], [0.0, 1.0, 1.0]))
     np.testing.assert_array_equal(run.steps, [40, 80, 120])
-    steps, success = line_of([run])
+    steps, success = line_of([run], "success")
     assert (steps[0], steps[-1]) == (40, 120)
     np.testing.assert_allclose(success[0][[0, -1]], [0.0, 2 / 3])
     assert (run.name, run.seed) == ("algo=grpo", "0")
