@@ -50,6 +50,7 @@ class Tiny:
     heads: int
     feed_forward: int
     context: int
+    seed: int  # of the weights and of the warm start
     warm_start: WarmStart | None
 
 
@@ -59,15 +60,14 @@ def tiny_policy(
     split: str,
     prompter: Prompter,
     pool: EnvPool,
-    seed: int,
     progress: Progress,
 ) -> tuple[LocalPolicy, Path]:
     """The small policy, warm-started on `split`, and the folder where it is kept (made now, or found there)."""
-    folder = cache_root() / "warm_starts" / _key(config, task_set, split, prompter, seed)
+    folder = cache_root() / "warm_starts" / _key(config, task_set, split, prompter)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _alone(folder, progress):
         if not (folder / "config.json").is_file():
-            _make(folder, config, task_set, split, prompter, pool, seed, progress)
+            _make(folder, config, task_set, split, prompter, pool, progress)
         return Pretrained().load(folder), folder
 
 
@@ -99,7 +99,6 @@ def _make(
     split: str,
     prompter: Prompter,
     pool: EnvPool,
-    seed: int,
     progress: Progress,
 ) -> None:
     tasks = [task_set.task(split, i) for i in task_set.manifest(split).ids]
@@ -111,15 +110,15 @@ def _make(
         heads=config.heads,
         feed_forward=config.feed_forward,
         context=config.context,
-        seed=seed,
+        seed=config.seed,
     )
     policy = LocalPolicy(model.to(find_device()), tokenizer)
     if config.warm_start is not None:
-        warm_start(policy, prompter, task_set, tasks, pool, config.warm_start, seed, progress)
+        warm_start(policy, prompter, task_set, tasks, pool, config.warm_start, config.seed, progress)
     save_checkpoint(folder, model, tokenizer)
 
 
-def _key(config: Tiny, task_set: TaskSet, split: str, prompter: Prompter, seed: int) -> str:
+def _key(config: Tiny, task_set: TaskSet, split: str, prompter: Prompter) -> str:
     depends_on = {
         "version": VERSION,
         "torch": torch.__version__,
@@ -127,7 +126,6 @@ def _key(config: Tiny, task_set: TaskSet, split: str, prompter: Prompter, seed: 
         "env": task_set.env_id,
         "tasks": task_set.manifest(split).content_hash,
         "prompter": [type(prompter).__name__, getattr(prompter, "name", ""), getattr(prompter, "history", 0)],
-        "seed": seed,
     }
     return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -10,7 +10,7 @@ TEXTS = [
     "You arrive at desk 2. On the desk 2, you see nothing.",
     "take mug 2 from desk 1",
 ] * 30
-TOKENIZER = build_tokenizer(TEXTS)
+TOKENIZER = build_tokenizer(TEXTS, ["navy blue", "< prev", "x"])
 
 
 def pieces(text: str) -> list[str]:
@@ -30,6 +30,16 @@ def test_numbers_below_the_largest_seen_are_known() -> None:
 
 def test_a_task_is_read_by_its_words() -> None:
     assert " mug" in pieces("Your task is to: put a mug in desk.")
+
+
+def test_what_actions_name_is_the_same_token_wherever_it_stands() -> None:
+    tokenizer = build_tokenizer(["color: navy blue, and", "click[navy blue]"], ["navy blue", "crème"])
+    name = tokenizer.convert_tokens_to_ids("navy blue")
+    for text in ("color: navy blue, and", "click[navy blue]", "navy blue\nred"):
+        assert tokenizer.encode(text).count(name) == 1
+    assert name not in tokenizer.encode("navy blues")
+    text = "click[crème] navy blue"
+    assert tokenizer.decode(tokenizer.encode(text), clean_up_tokenization_spaces=False) == text
 
 
 @given(st.text())

@@ -16,7 +16,7 @@ from tests.agents.toys import Corridors
 from tests.algorithms.test_trainer import Quiet
 
 CLONES = WarmStart(episodes=4, noise=0.0, steps=2, tokens_per_step=128, max_turns=4, matrix_lr=0.02, other_lr=0.01)
-SMALL = Tiny(width=16, layers=1, heads=2, feed_forward=16, context=128, warm_start=CLONES)
+SMALL = Tiny(width=16, layers=1, heads=2, feed_forward=16, context=128, seed=0, warm_start=CLONES)
 
 
 class Phases(Quiet):
@@ -30,7 +30,7 @@ class Phases(Quiet):
 
 def make(phases: Phases):
     with EnvPool(Corridors().make, 2) as pool:
-        return tiny_policy(SMALL, Corridors(), "train", Transcript(), pool, 0, phases)
+        return tiny_policy(SMALL, Corridors(), "train", Transcript(), pool, phases)
 
 
 def test_two_at_once_clone_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
