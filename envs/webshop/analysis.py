@@ -18,7 +18,8 @@ from array import array
 from functools import cache, lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+
+from nltk.stem.porter import PorterStemmer
 
 VERSION = 1  # of what `analyze` gives, in the names of what is cached of it
 _MAX_TOKEN = 255  # UTF-16 code units; what is longer is cut
@@ -160,17 +161,13 @@ def _symbol_table() -> _SymbolTable:
 
 
 # -- stems ------------------------------------------------------------------------------------------------------------
+_STEMMER = PorterStemmer(PorterStemmer.MARTIN_EXTENSIONS)
+
+
 def stem(word: str) -> str:
     """The stem of a lower-case word: Porter 1980, with the two departures (bli, logi) of the author's release 3."""
     if word.isascii():
-        return str(_stemmer().stem(word, to_lowercase=False))
+        return str(_STEMMER.stem(word, to_lowercase=False))
     units = array("H", word.encode("utf-16-le", "surrogatepass"))  # the characters that Java counts
-    stemmed = str(_stemmer().stem("".join(map(chr, units)), to_lowercase=False))
+    stemmed = str(_STEMMER.stem("".join(map(chr, units)), to_lowercase=False))
     return stemmed.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
-
-
-@cache
-def _stemmer() -> Any:
-    from nltk.stem.porter import PorterStemmer  # half a second and 45 MB, for whoever searches
-
-    return PorterStemmer(PorterStemmer.MARTIN_EXTENSIONS)
