@@ -11,7 +11,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -50,8 +50,10 @@ class Tiny:
     heads: int
     feed_forward: int
     context: int
-    seed: int  # of the weights and of the warm start
     warm_start: WarmStart | None
+    seed: int | None = (
+        None  # of the weights and of the warm start; None: the run's, else all runs of a sweep start alike
+    )
 
 
 def tiny_policy(
@@ -60,9 +62,11 @@ def tiny_policy(
     split: str,
     prompter: Prompter,
     pool: EnvPool,
+    seed: int,
     progress: Progress,
 ) -> tuple[LocalPolicy, Path]:
     """The small policy, warm-started on `split`, and the folder where it is kept (made now, or found there)."""
+    config = config if config.seed is not None else replace(config, seed=seed)
     folder = cache_root() / "warm_starts" / _key(config, task_set, split, prompter)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _alone(folder, progress):
@@ -101,6 +105,7 @@ def _make(
     pool: EnvPool,
     progress: Progress,
 ) -> None:
+    assert config.seed is not None
     tasks = [task_set.task(split, i) for i in task_set.manifest(split).ids]
     tokenizer = build_tokenizer(*_texts(task_set, tasks, pool, progress))
     model = build_model(

@@ -109,7 +109,7 @@ def _start(
         return loaded
     if isinstance(start, Pretrained):
         raise ValueError("this policy needs a model to start from: model=FOLDER, or policy=tiny for one made here")
-    policy, kept = tiny_policy(start, task_set, cfg.split, prompter, pool, reporter)
+    policy, kept = tiny_policy(start, task_set, cfg.split, prompter, pool, cfg.seed, reporter)
     reporter.say(f"starting from {kept}")
     return policy
 

@@ -1,6 +1,7 @@
 """A warm start is made once, also by runs that begin together."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from tests.agents.toys import Corridors
 from tests.algorithms.test_trainer import Quiet
 
 CLONES = WarmStart(episodes=4, noise=0.0, steps=2, tokens_per_step=128, max_turns=4, matrix_lr=0.02, other_lr=0.01)
-SMALL = Tiny(width=16, layers=1, heads=2, feed_forward=16, context=128, seed=0, warm_start=CLONES)
+SMALL = Tiny(width=16, layers=1, heads=2, feed_forward=16, context=128, warm_start=CLONES)
 
 
 class Phases(Quiet):
@@ -28,9 +29,18 @@ class Phases(Quiet):
         self.names.append(name)
 
 
-def make(phases: Phases):
+def make(phases: Phases, config: Tiny = SMALL, seed: int = 0):
     with EnvPool(Corridors().make, 2) as pool:
-        return tiny_policy(SMALL, Corridors(), "train", Transcript(), pool, phases)
+        return tiny_policy(config, Corridors(), "train", Transcript(), pool, seed, phases)
+
+
+def test_runs_of_other_seeds_start_alike_where_the_start_has_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POLYTURN_CACHE", str(tmp_path))
+    (_, first), (_, second) = (make(Phases(), seed=seed) for seed in (0, 1))
+    assert first != second
+    assert {make(Phases(), replace(SMALL, seed=1), seed)[1] for seed in (0, 5)} == {second}
 
 
 def test_two_at_once_clone_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
