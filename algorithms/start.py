@@ -51,9 +51,7 @@ class Tiny:
     feed_forward: int
     context: int
     warm_start: WarmStart | None
-    seed: int | None = (
-        None  # of the weights and of the warm start; None: the run's, else all runs of a sweep start alike
-    )
+    seed: int | None = None  # of the weights and of the warm start; None: that of the run
 
 
 def tiny_policy(
