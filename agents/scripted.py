@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -9,9 +10,15 @@ import numpy as np
 from agents.agent import Decision, View, admissible_actions
 from envs.core import Expert
 
+_FREE = re.compile(r"<[^<>]+>")  # of an admissible action, as in "search[<your query>]": any text may stand there
+MOST_WORDS = 5  # of such a text
+
 
 class RandomAgent:
-    """Plays a random admissible action. Each episode has a generator of its own, from its seed and task."""
+    """Plays a random admissible action; what may be any text is one to `MOST_WORDS` words of the goal.
+
+    Each episode has a generator of its own, from its seed and task.
+    """
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
@@ -27,7 +34,14 @@ class RandomAgent:
             task = view.episode.task
             name = [*task.id.encode(), *view.episode.seed.to_bytes(8, "little", signed=True)]
             self._rngs[view.key] = np.random.default_rng([self.seed, *name])
-        return admissible[int(self._rngs[view.key].integers(len(admissible)))]
+        rng = self._rngs[view.key]
+        action = admissible[int(rng.integers(len(admissible)))]
+        return _FREE.sub(lambda slot: self._words(view, rng) or slot[0], action)
+
+    @staticmethod
+    def _words(view: View, rng: np.random.Generator) -> str:
+        words = re.findall(r"\w+", view.info["goal"])
+        return " ".join(rng.permutation(words)[: rng.integers(1, MOST_WORDS + 1)])
 
     def finish(self, key: int) -> None:
         self._rngs.pop(key, None)

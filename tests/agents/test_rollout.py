@@ -213,3 +213,15 @@ def test_the_random_agent_needs_admissible_actions() -> None:
 
     with EnvPool(lambda: Silent(8), 1) as pool, pytest.raises(ValueError, match="gives none"):
         rollout(RandomAgent(), pool, [Job(corridor(2))])
+
+
+def test_the_random_agent_says_words_of_the_goal_where_any_text_may_stand() -> None:
+    class Asked(Corridor):
+        def _extra(self, **more):
+            return {**super()._extra(**more), "goal": "a red lamp", "admissible": ["ask[<a question>]"]}
+
+    with EnvPool(lambda: Asked(8), 4) as pool:
+        episodes = rollout(RandomAgent(), pool, [Job(corridor(2), i, i) for i in range(20)], max_turns=1)
+    said = [episode.turns[0].action for episode in episodes]
+    assert all(action.startswith("ask[") and set(action[4:-1].split()) <= {"a", "red", "lamp"} for action in said)
+    assert len(set(said)) > 5
