@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     draw(groups, target / "compare.png")
     text = table(groups)
     write_whole(target / "compare.md", text)
-    console = Terminal(markup=False, soft_wrap=True)
+    console = Terminal(soft_wrap=True, markup=False)
     console.print(text)
     console.print(f"picture: {target / 'compare.png'}")
 

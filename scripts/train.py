@@ -57,7 +57,7 @@ def main(cfg: DictConfig) -> None:
     if cfg.resume is not None and not checkpoints(run):
         raise FileNotFoundError(f"nothing to resume in {run}: it has no checkpoint yet")
     task_set: TaskSet = instantiate(cfg.env)
-    console = Terminal()
+    console = Terminal(soft_wrap=True)
     console.print(task_set.describe())
     if cfg.eval.splits is None:
         cfg.eval.splits = evaluation_splits(task_set)
