@@ -43,7 +43,7 @@ class Run:
     seed: str
     steps: NDArray[np.float64]  # [U] taken until after each update
     success: NDArray[np.float64]  # [U] of the episodes of each update
-    score: NDArray[np.float64]  # [U] the same; the success where none was logged
+    score: NDArray[np.float64]  # [U] the same
     evaluations: dict[str, list[float]]  # split -> success of each evaluation, the first before any update
 
 
@@ -86,15 +86,15 @@ def read_run(folder: Path) -> Run:
         seed=next((o.removeprefix("seed=") for o in overrides if o.startswith("seed=")), "0"),
         steps=np.cumsum(taken),
         success=np.array([u["rollout/success"] for u in updates]),
-        score=np.array([u.get("rollout/score", u["rollout/success"]) for u in updates]),
+        score=np.array([u["rollout/score"] for u in updates]),
         evaluations={key.split("/")[-2]: [line[key] for line in evaluated if key in line] for key in names},
     )
 
 
-def line_of(runs: Sequence[Run], values: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Steps [P] up to where the shortest run ends, and the smoothed `values` of each run there, [runs, P]."""
+def line_of(runs: Sequence[Run], what: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Steps [P] up to where the shortest run ends, and the smoothed `what` of each run there, [runs, P]."""
     steps = np.linspace(max(r.steps[0] for r in runs), min(r.steps[-1] for r in runs), POINTS)
-    logged = [getattr(one, values) for one in runs]
+    logged = [getattr(one, what) for one in runs]
     smooth = [np.array([y[max(0, i - SMOOTH + 1) : i + 1].mean() for i in range(len(y))]) for y in logged]
     return steps, np.array([np.interp(steps, one.steps, values) for one, values in zip(runs, smooth, strict=True)])
 
@@ -120,17 +120,17 @@ def draw(groups: dict[str, list[Run]], target: Path) -> None:
     height = 0.6 + 3.8 * len(shown) + 0.22 * len(groups)
     figure, panels = plt.subplots(len(shown), figsize=(7.2, height), sharex=True, squeeze=False, layout="constrained")
     shared = shared_part(list(groups))
-    for values, axes in zip(shown, panels[:, 0], strict=True):
+    for what, axes in zip(shown, panels[:, 0], strict=True):
         for name, runs in groups.items():
             begun = [one for one in runs if len(one.steps)]
             if not begun:
                 continue
-            steps, lines = line_of(begun, values)
+            steps, lines = line_of(begun, what)
             seeds = f"{len(begun)} seed{'s' if len(begun) > 1 else ''}"
             label = textwrap.fill(f"{label_of(name, shared)} ({seeds})", LEGEND_WIDTH, break_long_words=False)
             (line,) = axes.plot(steps, lines.mean(0), label=label)
             axes.fill_between(steps, lines.min(0), lines.max(0), color=line.get_color(), alpha=0.15, linewidth=0)
-        axes.set(ylabel=f"{values} in training (mean of {SMOOTH} updates)", ylim=(0, 1))
+        axes.set(ylabel=f"{what} in training (mean of {SMOOTH} updates)", ylim=(0, 1))
         axes.grid(alpha=0.3)
     top, bottom = panels[0, 0], panels[-1, 0]
     top.set_title(" ".join(sorted(shared)), fontsize=9)
@@ -158,8 +158,8 @@ def table(groups: dict[str, list[Run]]) -> str:
         begun = [one for one in runs if len(one.steps)]
         steps = np.mean([one.steps[-1] for one in begun] or [0.0])
         trained = [
-            told([getattr(one, values)[part].mean() for one in begun], form)
-            for values, form in shown.items()
+            told([getattr(one, what)[part].mean() for one in begun], form)
+            for what, form in shown.items()
             for part in (slice(SMOOTH), slice(-SMOOTH, None))
         ]
         for split in dict.fromkeys(split for one in runs for split in one.evaluations):

@@ -62,7 +62,6 @@ class WebShopTasks:
         max_turns: int = 15,
         seed: int = 0,
         embedded_products: int = 1000,
-        train_goals: int | None = None,
         train_workers: int = 16,
         train_resets: int = 150,
         valid_workers: int = 128,
@@ -73,8 +72,7 @@ class WebShopTasks:
         the embedded one of `embedded_products`. `data` is the folder above `webshop` (`envs.core.data_root()` when
         None). `instructions` is one of `INSTRUCTIONS`: "auto" takes those that people wrote where the catalogue has
         `ENOUGH_HUMAN`. `seed` draws the prices, and with the protocol "verl_agent" the workers' orders; the last three
-        are the size of that protocol's splits. `train_goals` keeps so many goals of train, the first of the official
-        order; None keeps all, and "verl_agent" does not ask. Raises `UnknownNameError` and `ValueError`.
+        are the size of that protocol's splits. Raises `UnknownNameError` and `ValueError`.
         """
         for kind, name, known in (
             ("catalogue", catalogue, CATALOGUES),
@@ -85,13 +83,12 @@ class WebShopTasks:
             if name not in known:
                 raise UnknownNameError(kind, name, known)
         counts = {"max_turns": max_turns, "train_workers": train_workers, "valid_workers": valid_workers}
-        counts |= {"train_resets": train_resets} | ({} if train_goals is None else {"train_goals": train_goals})
-        if min(counts.values()) < 1:
-            raise ValueError(f"turns, goals, workers and resets must be at least 1, got {counts}")
+        if min(*counts.values(), train_resets) < 1:
+            raise ValueError(f"turns, workers and resets must be at least 1, got {counts} and {train_resets} resets")
         self._asked, self._protocol, self._instructions = catalogue, protocol, instructions
         self._observation, self._max_turns, self._seed = observation, max_turns, seed
         self._folder = (data_root() if data is None else Path(data).expanduser()) / "webshop"
-        self._embedded_products, self._train_goals = embedded_products, train_goals
+        self._embedded_products = embedded_products
         self._workers, self._resets = {"train": train_workers, "valid": valid_workers}, train_resets
         self._size = catalogue if catalogue in SIZES else None
         if catalogue == "auto":
@@ -212,7 +209,7 @@ class WebShopTasks:
             seed = self._seed if self._protocol == "official" or is_train else self._seed + VALID_SEED
             count = len(self._order(seed))
             if self._protocol == "official":
-                places = self._without_repeats(official_places(count), split)[: self._train_goals if is_train else None]
+                places = self._without_repeats(official_places(count), split)
                 self._drawn[split] = {f"official/goal-{place:07d}": Draw(seed, place) for place in places}
             else:
                 resets = self._resets if is_train else 1

@@ -71,15 +71,6 @@ def test_no_goal_of_train_is_held_out() -> None:
     assert not texts["valid"] & texts["test"]
 
 
-def test_train_can_be_cut_to_its_first_goals() -> None:
-    some, whole = small(train_goals=5), small()
-    assert some.manifest("train").ids == whole.manifest("train").ids[:5]
-    assert some.manifest("train").content_hash != whole.manifest("train").content_hash
-    assert some.manifest("test") == whole.manifest("test")
-    with pytest.raises(ValueError, match="'train_goals': 0"):
-        small(train_goals=0)
-
-
 def test_the_seed_draws_prices_and_leaves_the_order() -> None:
     one, other = goals_of(small(), "test"), goals_of(small(seed=1), "test")
     assert [goal.asin for goal in one] == [goal.asin for goal in other]

@@ -15,7 +15,10 @@ def a_run(folder: Path, overrides: list[str], success: list[float], **more: floa
     (folder / ".hydra").mkdir(parents=True)
     (folder / ".hydra" / "overrides.yaml").write_text("".join(f"- {o}\n" for o in overrides))
     lines = [{"update": 0, "eval/corridor/valid/success": 0.25}]
-    lines += [{"update": n + 1, "rollout/success": s, "rollout/env_steps": 40.0, **more} for n, s in enumerate(success)]
+    lines += [
+        {"update": n + 1, "rollout/success": s, "rollout/score": s, "rollout/env_steps": 40.0, **more}
+        for n, s in enumerate(success)
+    ]
     lines.append({"update": len(success), "eval/corridor/valid/success": success[-1]})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
