@@ -29,7 +29,7 @@ from algorithms.warm_start import Progress, WarmStart, teacher_of, warm_start
 from envs.core import BRIEF, Task, TaskSet, cache_root
 from envs.pool import EnvPool
 
-VERSION = 5  # of the recipe: to be raised when the same configuration would give other weights
+VERSION = 6  # of the recipe: to be raised when the same configuration would give other weights
 _IN_BRACKETS = re.compile(r"\[(?!<\w)([^\[\]]+)\]")  # not "<your query>", which names nothing
 LONGEST_WAIT = 4 * 3600.0  # seconds for another process to make the same
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from agents.agent import Agent, Decision, View
 from agents.episode import Episode
 from agents.policies.local import LocalPolicy
-from agents.policies.models import next_token_logits
+from agents.policies.models import head_logits
 from agents.prompts import Prompter
 from agents.rollout import Job, rollout
 from agents.samples import Sample, build_samples
@@ -63,10 +63,13 @@ class WarmStart:
     matrix_lr: float | None  # Muon, for the hidden matrices; None: AdamW for them too
     other_lr: float  # AdamW, for embeddings and norms
     observation_weight: float = 0.5
+    observation_share: float = 1.0  # of what is observed is a target, drawn anew at each step: less takes less time
 
     def __post_init__(self) -> None:
         if not 0 <= self.noise < 1:
             raise ValueError(f"warm_start.noise must be in [0, 1), got {self.noise}")
+        if not 0 <= self.observation_share <= 1:
+            raise ValueError(f"warm_start.observation_share must be in [0, 1], got {self.observation_share}")
         if self.episodes < 1 or self.steps < 1:
             raise ValueError("warm_start.episodes and warm_start.steps must be at least 1; warm_start=null skips it")
 
@@ -148,6 +151,7 @@ class Cloner:
 
     def __init__(self, model: Any, config: WarmStart, rng: np.random.Generator) -> None:
         self.model, self.config, self.rng = model, config, rng
+        (self.choice,) = rng.spawn(1)  # of targets; the order of lessons does not depend on it
         embedding = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
         trained = [p for p in model.parameters() if p.requires_grad]
         matrices = [p for p in trained if p.ndim == 2 and id(p) not in embedding and config.matrix_lr is not None]
@@ -196,9 +200,13 @@ class Cloner:
         ids = padded([lesson.ids for lesson in batch], 0)
         targets = padded([lesson.targets for lesson in batch], NO_TARGET)[:, 1:]  # (B, L - 1)
         weights = padded([lesson.weights for lesson in batch], 0.0)[:, 1:] * (targets != NO_TARGET)
-        logits = next_token_logits(self.model, ids[:, :-1])  # (B, L - 1, V)
-        losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-        loss = (losses * weights.flatten()).sum() / weights.sum()
+        chosen = torch.from_numpy(self.choice.random(targets.shape) < self.config.observation_share).to(device)
+        chosen |= weights == 1.0
+        targets, weights = targets[chosen], weights[chosen]  # (N,)
+        states = self.model.base_model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
+        logits = head_logits(self.model, states[chosen])  # (N, V): most of the work where there are many words
+        losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+        loss = (losses * weights).sum() / weights.sum()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):

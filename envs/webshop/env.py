@@ -7,8 +7,9 @@ is 10 for the score 1 and else 0, as that project trains.
 `info["state_key"]` names all that a page comes from: its kind, the search, the product and the chosen options, which
 the observation in text mode does not show. With `verl_agent` it is that project's anchor, the observation after the
 task. `info["type"]` is the category of what is wanted, and `info["admissible"]` lists what can be done here, a search
-as `search[<your query>]`. `info["brief"]` is the page in lower case, a line for each text, with the instruction on
-the search page only: what can be clicked stands there as it is written in the click.
+as `search[<your query>]`. `info["brief"]` is what is new: the page in lower case, a line for each text, with the
+instruction on the first page only, so that what can be clicked stands there as it is written in the click; and of a
+page that was shown before in the episode one button that tells its kind.
 """
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ from envs.core import BRIEF, Info, Task, TextEnv, UnknownNameError
 from envs.webshop.catalogue import load_catalogue
 from envs.webshop.goals import Goal, sample_prices
 from envs.webshop.nouns import NounsNotFoundError
-from envs.webshop.pages import SEPARATOR, Page, Shop, UnansweredError, quoted
+from envs.webshop.pages import BUY, NEXT, PREVIOUS, SEARCH, SEPARATOR, Page, Shop, UnansweredError, quoted
 from envs.webshop.search import open_index
 
 OBSERVATIONS = ("text", "text_rich")
 PROTOCOLS = ("official", "verl_agent")
 ANY_SEARCH = "search[<your query>]"
 _WON = 10.0  # verl-agent's reward
+_SIGN = {"search": SEARCH, "results": NEXT, "item": BUY, "sub": PREVIOUS}  # a button by which a kind of page is told
 
 
 @lru_cache(maxsize=2)
@@ -85,6 +87,7 @@ class WebShopEnv(TextEnv):
         self.observation, self.protocol, self.show_attributes = observation, protocol, show_attributes
         self._place: _Place | None = None
         self._page: Page | None = None
+        self._shown: frozenset[str] = frozenset()  # texts of this episode
         self._rng = random.Random()  # for the search `<r>`
 
     def _begin(self, task: Any, seed: int | None) -> tuple[str, Info]:
@@ -99,6 +102,7 @@ class WebShopEnv(TextEnv):
         self._enter(_Place(payload["catalogue"], payload.get("size"), payload["price_seed"]))
         self._shop.catalogue.index(goal.asin)  # raises for a goal of another catalogue
         self._rng.seed(task.seed if seed is None else seed)
+        self._shown = frozenset()
         return self._show(self._shop.start(goal))
 
     def _enter(self, place: _Place) -> None:
@@ -122,8 +126,12 @@ class WebShopEnv(TextEnv):
         shop, self._page = self._shop, page
         goal, text = page.goal.instruction_text, shop.text(page)
         observation = text if self.observation == "text" else shop.text_rich(page)
-        _, told, rest = text.partition(f"{SEPARATOR}{goal.strip()}{SEPARATOR}")
-        news = f"{goal}{SEPARATOR}{rest}" if page.kind == "search" else rest if told else text
+        if text in self._shown:
+            news = _SIGN[page.kind]
+        else:
+            _, told, rest = text.partition(f"{SEPARATOR}{goal.strip()}{SEPARATOR}")
+            news = f"{goal}{SEPARATOR}{rest}" if page.kind == "search" else rest if told else text
+            self._shown |= {text}
         clicks = [f"click[{name}]" for name in shop.clickables(page)]
         score = page.reward.total if page.reward else 0.0
         return observation, {
@@ -137,9 +145,9 @@ class WebShopEnv(TextEnv):
         }
 
     def _save(self) -> Any:
-        return self._place, self._page, self._rng.getstate()
+        return self._place, self._page, self._shown, self._rng.getstate()
 
     def _load(self, saved: Any) -> None:
-        place, self._page, state = saved
+        place, self._page, self._shown, state = saved
         self._enter(place)
         self._rng.setstate(state)

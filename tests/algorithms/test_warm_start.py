@@ -15,7 +15,7 @@ from agents.policies.pretrained import Pretrained
 from agents.prompts import Transcript
 from agents.samples import Sample
 from algorithms.checkpoint import save_checkpoint
-from algorithms.warm_start import NO_TARGET, Demonstrator, WarmStart, make_lesson, warm_start
+from algorithms.warm_start import NO_TARGET, Cloner, Demonstrator, Lesson, WarmStart, make_lesson, warm_start
 from envs.pool import EnvPool
 from tests.agents.toys import Corridors, corridor, random_policy
 from tests.algorithms.test_trainer import Quiet
@@ -82,6 +82,32 @@ def test_noise_is_refused() -> None:
 def test_there_is_no_noise_where_nothing_is_refused() -> None:
     assert {action for action, _ in demonstrate(0.9, [["go right", "go left"]])} == {"go right"}
     assert {action for action, _ in demonstrate(0.9, [[]])} == {"go right"}
+
+
+def cloned(observation_weight: float, observation_share: float) -> tuple[dict[str, torch.Tensor], int]:
+    """What one step makes of a small policy, and of how many positions it asked for the next token."""
+    model = random_policy().model
+    lesson = Lesson([0, *range(3, 103)], [0, *range(3, 103)], [observation_weight] * 81 + [1.0] * 20)
+    config = WarmStart(
+        episodes=1, noise=0.0, steps=1, tokens_per_step=512, max_turns=8, matrix_lr=0.02, other_lr=0.01,
+        observation_weight=observation_weight, observation_share=observation_share,
+    )  # fmt: skip
+    asked: list[int] = []
+    model.get_output_embeddings().register_forward_hook(lambda _, inputs, __: asked.append(inputs[0].shape[-2]))
+    Cloner(model, config, np.random.default_rng(0)).run([lesson], Quiet())
+    return {name: p.detach() for name, p in model.named_parameters()}, sum(asked)
+
+
+def test_what_is_observed_is_a_target_by_its_share() -> None:
+    nothing, few = cloned(observation_weight=0.5, observation_share=0.0)
+    unweighted, _ = cloned(observation_weight=0.0, observation_share=1.0)
+    everything, all_of_them = cloned(observation_weight=0.5, observation_share=1.0)
+    _, some = cloned(observation_weight=0.5, observation_share=0.5)
+    assert (few, all_of_them) == (20, 100)
+    assert 45 < some < 75
+    for name, p in nothing.items():
+        torch.testing.assert_close(p, unweighted[name])
+    assert not all(torch.allclose(p, everything[name]) for name, p in nothing.items())
 
 
 def test_a_model_with_adapters_clones_with_these_alone(tmp_path: Path) -> None:

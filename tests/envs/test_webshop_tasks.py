@@ -96,14 +96,42 @@ def test_the_brief_form_shows_what_can_be_clicked_as_it_is_clicked() -> None:
     expert.reset(observation, info)
     goal = info["goal"].lower()
     assert info["brief"] == f"{goal}\nsearch"
+    shown = {observation}
     while info["stop_reason"] is None:
         action = expert.act()
         observation, _, terminated, _, info = env.step(action)
         expert.observe(action, observation, info)
         lines = info["brief"].split("\n")
         assert goal not in lines
-        assert {action.removeprefix("click[").removesuffix("]") for action in info["admissible"]} <= set(lines)
+        if observation not in shown:
+            assert {action.removeprefix("click[").removesuffix("]") for action in info["admissible"]} <= set(lines)
+        shown.add(observation)
     assert terminated
+
+
+def test_the_brief_form_of_a_page_that_was_shown_is_one_button() -> None:
+    tasks = small()
+    env = tasks.make()
+    task = tasks.task("train", tasks.manifest("train").ids[0])
+    first = env.reset(options={"task": task})[1]["brief"]
+
+    def brief(action: str) -> str:
+        return str(env.step(action)[4]["brief"])
+
+    results = brief("search[red]")
+    product = results.split("\n")[3]
+    item = brief(f"click[{product}]")
+    assert item.endswith("\nbuy now")
+    snapshot = env.unwrapped.snapshot()
+    for _ in range(2):
+        assert brief("click[nothing of the kind]") == "buy now"
+        assert brief("click[description]").startswith("back to search\n< prev")
+        assert brief("click[description]") == "< prev"  # refused
+        assert brief("click[< prev]") == "buy now"
+        assert brief("click[< prev]") == "next >"
+        assert brief("click[back to search]") == "search"
+        env.unwrapped.restore(snapshot)  # the description was not shown yet
+    assert env.reset(options={"task": task})[1]["brief"] == first
 
 
 def test_instructions_may_be_those_that_people_wrote() -> None:
