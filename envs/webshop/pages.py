@@ -136,6 +136,7 @@ class Shop:
         self._entry = lru_cache(maxsize=4096)(self._make_entry)
         self._item = lru_cache(maxsize=512)(self._make_item)
         self._sub = lru_cache(maxsize=512)(self._make_sub)
+        self._last: tuple[Page, list[_Part]] | None = None  # a page is asked for several things in turn
 
     def start(self, goal: Goal, session: str = "") -> Page:
         """The search page of a new session."""
@@ -275,6 +276,11 @@ class Shop:
         return "\n".join(lines)
 
     def _parts(self, page: Page) -> list[_Part]:
+        if self._last is None or self._last[0] is not page:
+            self._last = page, self._make_parts(page)
+        return self._last[1]
+
+    def _make_parts(self, page: Page) -> list[_Part]:
         if page.kind == "done":
             return [_receipt(self.catalogue.asins[page.product], page.options, page.reward)]
         head = _head(page.goal.instruction_text, page.kind == "search")

@@ -142,7 +142,7 @@ def pack(product: Product) -> bytes:
 
 def unpack(packed: bytes) -> Product:
     """The product of `pack`."""
-    values: list[Any] = json.loads(packed)
+    values: list[Any] = json.loads(packed.decode())
     product = dict(zip(Product.__dataclass_fields__, values, strict=True))
     for name in ("bullets", "prices", "attributes", "instruction_attributes"):
         product[name] = tuple(product[name])
