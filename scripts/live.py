@@ -25,6 +25,7 @@ COLUMNS = {  # heading -> (metric, how to write it)
     "learn s": ("time/learn_s", "{:.1f}"),
 }
 ROWS = 15  # of the table on a screen that redraws
+SAY_EVERY = 60.0  # seconds: where no screen redraws, how often a long phase tells how far it is
 
 
 class LiveReporter:
@@ -42,6 +43,7 @@ class LiveReporter:
         )  # fmt: skip
         self.task: TaskID | None = None
         self.phase_started, self.phase_name, self.phase_status = time.monotonic(), "", ""
+        self.said = self.phase_started  # when anything of the phase was said
         self.live = Live(self._screen(), console=self.console, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> LiveReporter:
@@ -71,6 +73,7 @@ class LiveReporter:
         """See `algorithms.warm_start.Progress`."""
         self._end_phase()
         self.phase_started, self.phase_name, self.phase_status = time.monotonic(), name, ""
+        self.said = self.phase_started
         if self.task is not None:
             self.progress.remove_task(self.task)
         self.task = self.progress.add_task(name, total=total, status="")
@@ -78,8 +81,14 @@ class LiveReporter:
     def advance(self, status: str = "") -> None:
         """See `algorithms.warm_start.Progress`."""
         self.phase_status = status
-        if self.task is not None:
-            self.progress.update(self.task, advance=1, status=status)
+        if self.task is None:
+            return
+        self.progress.update(self.task, advance=1, status=status)
+        if not self.console.is_terminal and time.monotonic() - self.said > SAY_EVERY:
+            self.said = time.monotonic()
+            task = self.progress.tasks[0]
+            far = f"{task.completed:.0f} of {task.total:.0f}" if task.total else f"{task.completed:.0f}"
+            self.say(f"{self.phase_name}: {far}, {self.said - self.phase_started:.0f} s{self._status()}")
 
     def update(self, update: int, metrics: dict[str, float]) -> None:
         """Add a row for an update, and say an evaluation in a line."""
@@ -106,9 +115,11 @@ class LiveReporter:
         """Say what a long phase came to; in an update the table does."""
         seconds = time.monotonic() - self.phase_started
         if self.phase_name and not quiet and seconds > 5:
-            said = f" ({self.phase_status})" if self.phase_status else ""
-            self.say(f"{self.phase_name}: {seconds:.0f} s{said}")
+            self.say(f"{self.phase_name}: {seconds:.0f} s{self._status()}")
         self.phase_name = ""
+
+    def _status(self) -> str:
+        return f" ({self.phase_status})" if self.phase_status else ""
 
     def _table(self, rows: int) -> Table:
         table = Table(title=f"{time.monotonic() - self.started:.0f} s", title_justify="left", box=None, padding=(0, 1))
