@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import fields
 from pathlib import Path
 
@@ -28,6 +29,8 @@ def test_every_part_of_a_preset_can_be_made(name: str) -> None:
     if "system" in config.agent.prompter:
         config.agent.prompter.system = "alfworld"  # of a command's own choice, which there is none of here
     assert not OmegaConf.missing_keys(config)
+    given = {key: value for key, value in config.env.items() if key != "_target_"}
+    inspect.signature(hydra.utils.get_class(config.env._target_)).bind(**given)  # the tasks may be still to download
     for part in (config.policy, config.agent.prompter, config.agent.sampling, config.algo):
         instantiate(part)
     settings = dict(config.trainer)
