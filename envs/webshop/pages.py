@@ -276,9 +276,10 @@ class Shop:
         return "\n".join(lines)
 
     def _parts(self, page: Page) -> list[_Part]:
-        if self._last is None or self._last[0] is not page:
-            self._last = page, self._make_parts(page)
-        return self._last[1]
+        last = self._last  # read once: an episode that was given up may still play in another thread
+        if last is None or last[0] is not page:
+            self._last = last = page, self._make_parts(page)
+        return last[1]
 
     def _make_parts(self, page: Page) -> list[_Part]:
         if page.kind == "done":
