@@ -11,7 +11,7 @@ taken at `effective_n` trials, the number that would vary as much as the tasks' 
 cluster sampling, Kish 1965; linearised variance, clusters = tasks). It answers: how would the agent do on other
 tasks like these? `by_seed` has the rate of each seed and its plain interval over tasks. `seed_mean` ± `seed_std` (the
 sample standard deviation, not an error of the mean) answers another question: how much does a run move when only
-chance changes, on these very tasks?
+chance changes, on these very tasks? The interval of the mean score is one over tasks, too.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ class Evaluation:
     seed_mean: float
     seed_std: float | None  # None for a single seed
     score: float
+    score_interval: tuple[float, float] | None  # 95 %; None where all tasks score the same, which tells no interval
     total_reward: float
     turns: float
     invalid: float  # turns that were malformed, illegal or truncated
@@ -71,6 +72,7 @@ class Evaluation:
             "success_low": self.success.low,
             "success_high": self.success.high,
             "score": self.score,
+            **(dict(zip(("score_low", "score_high"), self.score_interval, strict=True)) if self.score_interval else {}),
             "return": self.total_reward,
             "turns": self.turns,
             "invalid": self.invalid,
@@ -95,8 +97,9 @@ class Evaluation:
                 f"count as {self.success.effective_n:.0f} independent ones."
             )
         stops = ", ".join(f"{reason} {count}" for reason, count in self.stops.items())
+        low_high = " (95 % interval {:.3f} – {:.3f})".format(*self.score_interval) if self.score_interval else ""
         parts.append(
-            f"Mean score {self.score:.3f}, mean return {self.total_reward:.3f}, mean turns {self.turns:.1f}, "
+            f"Mean score {self.score:.3f}{low_high}, mean return {self.total_reward:.3f}, mean turns {self.turns:.1f}, "
             f"invalid turns {self.invalid:.1%}. Endings: {stops}."
         )
         return "\n\n".join(parts) + "\n"
@@ -183,6 +186,9 @@ def summarise(episodes: Sequence[Episode]) -> Evaluation:
         seed_mean=statistics.fmean(rates),
         seed_std=statistics.stdev(rates) if len(rates) > 1 else None,
         score=statistics.fmean(episode.score for episode in episodes),
+        score_interval=_mean_interval(
+            [[e.score for e in of] for of in _grouped(episodes, lambda e: e.task.id).values()]
+        ),
         total_reward=statistics.fmean(episode.total_reward for episode in episodes),
         turns=len(turns) / len(episodes),
         invalid=sum(turn.status is not ParseStatus.OK for turn in turns) / max(len(turns), 1),
@@ -216,6 +222,17 @@ def pooled(rates: Sequence[Rate]) -> Rate:
 def _interval(successes: int, n: int, effective_n: float) -> Rate:
     low, high = wilson(successes / n, effective_n)
     return Rate(successes, n, successes / n, low, high, effective_n)
+
+
+def _mean_interval(tasks: Sequence[Sequence[float]]) -> tuple[float, float] | None:
+    """95 % interval of the mean over all values, those of a task being one cluster: normal, linearised variance."""
+    clusters, n = len(tasks), sum(map(len, tasks))
+    mean = math.fsum(map(math.fsum, tasks)) / n
+    spread = math.fsum((math.fsum(of) - mean * len(of)) ** 2 for of in tasks)
+    if clusters == 1 or len({value for of in tasks for value in of}) == 1:
+        return None
+    half = Z95 * math.sqrt(clusters / (clusters - 1) * spread) / n
+    return mean - half, mean + half
 
 
 def effective_trials(counts: Sequence[tuple[int, int]]) -> float:

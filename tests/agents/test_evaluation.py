@@ -103,6 +103,28 @@ def test_means_are_over_episodes_and_invalid_is_over_turns() -> None:
     assert result.stops == {"success": 1, "failure": 1}
 
 
+def test_the_interval_of_the_mean_score_is_over_tasks() -> None:
+    scores = [0.0, 0.5, 0.5, 1.0]
+    once = summarise([episode(name, score=score) for name, score in zip("abcd", scores, strict=True)])
+    half = 1.959964 * np.std(scores, ddof=1) / 2
+    assert once.score_interval == pytest.approx((0.5 - half, 0.5 + half))
+    assert f"Mean score 0.500 (95 % interval {0.5 - half:.3f} – {0.5 + half:.3f})" in once.to_markdown()
+    assert once.metrics("eval")["eval/score_high"] == once.score_interval[1]
+    # Played twice with the same outcome, a task tells no more than once.
+    twice = [
+        episode(name, seed=seed, score=score) for name, score in zip("abcd", scores, strict=True) for seed in (0, 1)
+    ]
+    assert summarise(twice).score_interval == pytest.approx(once.score_interval)
+
+
+def test_where_all_tasks_score_the_same_there_is_no_interval() -> None:
+    same = summarise([episode("a", score=1.0), episode("b", score=1.0)])
+    assert same.score_interval is None
+    assert "Mean score 1.000, mean return" in same.to_markdown()
+    assert "eval/score_low" not in same.metrics("eval")
+    assert summarise([episode("a", score=0.5)]).score_interval is None
+
+
 def test_types_are_told_apart_only_where_there_are_some() -> None:
     assert summarise([episode("a"), episode("b")]).by_type == {}
     mixed = summarise([episode("a", kind="pick"), episode("b", False)])
