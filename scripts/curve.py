@@ -1,8 +1,9 @@
-"""The picture of a run: success over updates, in training and in evaluations with their intervals."""
+"""The picture of a run: success and score over updates, in training and in evaluations with their intervals."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -10,6 +11,7 @@ import numpy as np
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 
 SMOOTH = 10  # updates of the moving average
 DODGE = 0.008  # of the width, between the intervals of one evaluation
@@ -21,31 +23,49 @@ def is_success(metric: str) -> bool:
 
 
 def draw_curve(run: Path, title: str) -> Path:
-    """Draw `RUN/curve.png` from `RUN/metrics.jsonl`."""
+    """Draw `RUN/curve.png` from `RUN/metrics.jsonl`; below success the score, where an environment gives one."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    figure, axes = plt.subplots(figsize=(7.2, 4.2), layout="constrained")
-    rollouts = [(line["update"], line["rollout/success"]) for line in lines if "rollout/success" in line]
-    if rollouts:
-        updates, success = np.array(rollouts).T
-        axes.plot(updates, success, color="0.85", linewidth=0.8)
-        window = np.array([success[max(0, i - SMOOTH + 1) : i + 1].mean() for i in range(len(success))])
-        axes.plot(updates, window, color="0.5", label=f"training episodes, sampled (mean of {SMOOTH} updates)")
-    names = list(dict.fromkeys(key for line in lines for key in line if is_success(key)))
-    for number, name in enumerate(names):
-        points = np.array(
-            [[line["update"], line[name], line[f"{name}_low"], line[f"{name}_high"]] for line in lines if name in line]
-        )
-        update, rate, low, high = points.T
-        update = update + (number - (len(names) - 1) / 2) * DODGE * lines[-1]["update"]  # or intervals hide each other
-        label = name.removeprefix("eval/").removesuffix("/success").split("/", 1)[-1]
-        axes.errorbar(update, rate, [rate - low, high - rate], marker="o", capsize=3, label=f"{label} (95 % interval)")
-    axes.set(xlabel="update", ylabel="success", ylim=(0, 1), title=title)
-    axes.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
-    axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower right", frameon=False)
+    rollouts = [line for line in lines if "rollout/score" in line]
+    scored = any(line["rollout/score"] != line["rollout/success"] for line in rollouts)
+    shown = ["success", "score"] if scored else ["success"]
+    figure, axes = plt.subplots(
+        len(shown), figsize=(7.2, 1.1 + 3.4 * len(shown)), sharex=True, squeeze=False, layout="constrained"
+    )
+    for panel, quantity in zip(axes[:, 0], shown, strict=True):
+        _draw(panel, lines, quantity)
+    top, bottom = axes[0, 0], axes[-1, 0]
+    top.set_title(title)
+    top.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
+    bottom.set_xlabel("update")
+    bottom.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+    figure.legend(*top.get_legend_handles_labels(), loc="outside lower left", frameon=False, fontsize=8)
     target = run / "curve.png"
     figure.savefig(target.with_suffix(".partial"), format="png", dpi=150)
     plt.close(figure)
     target.with_suffix(".partial").replace(target)
     return target
+
+
+def _draw(axes: Axes, lines: Sequence[Mapping[str, float]], quantity: str) -> None:
+    rollouts = [(line["update"], line[f"rollout/{quantity}"]) for line in lines if f"rollout/{quantity}" in line]
+    if rollouts:
+        updates, values = np.array(rollouts).T
+        axes.plot(updates, values, color="0.85", linewidth=0.8)
+        window = np.array([values[max(0, i - SMOOTH + 1) : i + 1].mean() for i in range(len(values))])
+        axes.plot(updates, window, color="0.5", label=f"training episodes, sampled (mean of {SMOOTH} updates)")
+    splits = list(dict.fromkeys(key.removesuffix("success") for line in lines for key in line if is_success(key)))
+    for number, split in enumerate(splits):
+        name = split + quantity
+        points = [  # without an interval where all tasks came to the same
+            [line["update"], line[name], line.get(f"{name}_low", line[name]), line.get(f"{name}_high", line[name])]
+            for line in lines
+            if name in line
+        ]
+        if not points:
+            continue
+        update, mean, low, high = np.array(points).T
+        update = update + (number - (len(splits) - 1) / 2) * DODGE * lines[-1]["update"]  # or intervals hide each other
+        label = f"{split.removeprefix('eval/').split('/', 1)[-1].rstrip('/')} (95 % interval)"
+        axes.errorbar(update, mean, [mean - low, high - mean], marker="o", capsize=3, label=label)
+    axes.set(ylabel=quantity, ylim=(0, 1))
+    axes.grid(alpha=0.3)
