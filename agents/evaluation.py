@@ -59,7 +59,7 @@ class Evaluation:
     seed_mean: float
     seed_std: float | None  # None for a single seed
     score: float
-    score_interval: tuple[float, float] | None  # 95 %; None where all tasks score the same, which tells no interval
+    score_interval: tuple[float, float] | None  # 95 %; None where all tasks come to the same, which tells no interval
     total_reward: float
     turns: float
     invalid: float  # turns that were malformed, illegal or truncated
@@ -226,29 +226,34 @@ def _interval(successes: int, n: int, effective_n: float) -> Rate:
 
 def _mean_interval(tasks: Sequence[Sequence[float]]) -> tuple[float, float] | None:
     """95 % interval of the mean over all values, those of a task being one cluster: normal, linearised variance."""
-    clusters, n = len(tasks), sum(map(len, tasks))
-    mean = math.fsum(map(math.fsum, tasks)) / n
-    spread = math.fsum((math.fsum(of) - mean * len(of)) ** 2 for of in tasks)
-    if clusters == 1 or len({value for of in tasks for value in of}) == 1:
+    if len({statistics.fmean(of) for of in tasks}) == 1:
         return None
-    half = Z95 * math.sqrt(clusters / (clusters - 1) * spread) / n
+    counts = [(math.fsum(of), len(of)) for of in tasks]
+    mean = math.fsum(total for total, _ in counts) / sum(n for _, n in counts)
+    half = Z95 * math.sqrt(_variance(counts))
     return mean - half, mean + half
+
+
+def _variance(counts: Sequence[tuple[float, int]]) -> float:
+    """Of the mean over all trials of at least two clusters (total, trials): C / (C - 1) Σ (kᵢ - p nᵢ)² / n²."""
+    clusters, n = len(counts), sum(trials for _, trials in counts)
+    mean = sum(total for total, _ in counts) / n
+    return clusters / (clusters - 1) * sum((total - mean * trials) ** 2 for total, trials in counts) / n**2
 
 
 def effective_trials(counts: Sequence[tuple[int, int]]) -> float:
     """How many independent trials are worth as much as clusters with (successes, trials) each.
 
-    p (1 - p) over the linearised variance of the ratio estimate, C / (C - 1) Σ (kᵢ - p nᵢ)² / n²; kept between C, the
-    number of clusters, and n. Where nothing varies (p is 0 or 1) it is C: that is all the evidence there is.
+    p (1 - p) over the linearised variance of the ratio estimate; kept between C, the number of clusters, and n. Where
+    nothing varies (p is 0 or 1) it is C: that is all the evidence there is.
     """
     clusters, n = len(counts), sum(trials for _, trials in counts)
     p = sum(successes for successes, _ in counts) / n
-    spread = sum((successes - p * trials) ** 2 for successes, trials in counts)
     if clusters == 1 or p in (0.0, 1.0):
         return float(clusters)
-    if spread == 0.0:
+    variance = _variance(counts)
+    if variance == 0.0:
         return float(n)
-    variance = clusters / (clusters - 1) * spread / n**2
     return min(max(p * (1 - p) / variance, float(clusters)), float(n))
 
 

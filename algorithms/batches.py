@@ -16,7 +16,15 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from agents.candidates import candidate_logprobs
-from agents.policies.models import MOST_LOGITS, branch_sums, branches, forked_places, forked_states, head_logits
+from agents.policies.models import (
+    MOST_LOGITS,
+    branch_sums,
+    branches,
+    causal_states,
+    forked_places,
+    forked_states,
+    head_logits,
+)
 from agents.samples import Sample
 from algorithms.losses import entropy
 
@@ -114,8 +122,7 @@ def hidden_states(model: Any, batch: Batch, dtype: torch.dtype) -> Tensor:
     with torch.autocast(device, dtype, enabled=dtype != torch.float32):
         if batch.choices is not None:
             return forked_states(model, batch.ids[:, :-1], batch.choices.branch[:, :-1])
-        states: Tensor = model.base_model(input_ids=batch.ids[:, :-1], use_cache=False).last_hidden_state
-    return states
+        return causal_states(model, batch.ids[:, :-1])
 
 
 def sampled_logprobs(

@@ -27,7 +27,7 @@ from torch import Tensor
 from agents.agent import Agent, Decision, View
 from agents.episode import Episode
 from agents.policies.local import LocalPolicy
-from agents.policies.models import head_logits
+from agents.policies.models import causal_states, head_logits
 from agents.prompts import Prompter
 from agents.rollout import Job, rollout
 from agents.samples import Sample, build_samples
@@ -203,8 +203,8 @@ class Cloner:
         chosen = torch.from_numpy(self.choice.random(targets.shape) < self.config.observation_share).to(device)
         chosen |= weights == 1.0
         targets, weights = targets[chosen], weights[chosen]  # (N,)
-        states = self.model.base_model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
-        logits = head_logits(self.model, states[chosen])  # (N, V): most of the work where there are many words
+        states = causal_states(self.model, ids[:, :-1])[chosen]  # (N, E)
+        logits = head_logits(self.model, states)  # (N, V): most of the work where there are many words
         losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
         loss = (losses * weights).sum() / weights.sum()
         loss.backward()  # type: ignore[no-untyped-call]

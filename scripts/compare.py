@@ -27,7 +27,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 from scripts.common import Terminal, run, write_whole
-from scripts.curve import is_success
+from scripts.curve import is_success, moving_mean
 
 SMOOTH = 5  # updates of the moving average
 POINTS = 200  # of a line
@@ -94,8 +94,7 @@ def read_run(folder: Path) -> Run:
 def line_of(runs: Sequence[Run], what: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Steps [P] up to where the shortest run ends, and the smoothed `what` of each run there, [runs, P]."""
     steps = np.linspace(max(r.steps[0] for r in runs), min(r.steps[-1] for r in runs), POINTS)
-    logged = [getattr(one, what) for one in runs]
-    smooth = [np.array([y[max(0, i - SMOOTH + 1) : i + 1].mean() for i in range(len(y))]) for y in logged]
+    smooth = [moving_mean(getattr(one, what), SMOOTH) for one in runs]
     return steps, np.array([np.interp(steps, one.steps, values) for one, values in zip(runs, smooth, strict=True)])
 
 

@@ -12,6 +12,7 @@ import numpy as np
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from numpy.typing import NDArray
 
 SMOOTH = 10  # updates of the moving average
 DODGE = 0.008  # of the width, between the intervals of one evaluation
@@ -20,6 +21,11 @@ DODGE = 0.008  # of the width, between the intervals of one evaluation
 def is_success(metric: str) -> bool:
     """Whether it is the success rate of a whole split, `eval/<env>/<split>/success`."""
     return metric.startswith("eval/") and metric.endswith("/success") and metric.count("/") == 3
+
+
+def moving_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
+    """The mean of each of `values` [U] and of up to `window` - 1 before it, [U]."""
+    return np.array([values[max(0, i - window + 1) : i + 1].mean() for i in range(len(values))])
 
 
 def draw_curve(run: Path, title: str) -> Path:
@@ -51,8 +57,12 @@ def _draw(axes: Axes, lines: Sequence[Mapping[str, float]], quantity: str) -> No
     if rollouts:
         updates, values = np.array(rollouts).T
         axes.plot(updates, values, color="0.85", linewidth=0.8)
-        window = np.array([values[max(0, i - SMOOTH + 1) : i + 1].mean() for i in range(len(values))])
-        axes.plot(updates, window, color="0.5", label=f"training episodes, sampled (mean of {SMOOTH} updates)")
+        axes.plot(
+            updates,
+            moving_mean(values, SMOOTH),
+            color="0.5",
+            label=f"training episodes, sampled (mean of {SMOOTH} updates)",
+        )
     splits = list(dict.fromkeys(key.removesuffix("success") for line in lines for key in line if is_success(key)))
     for number, split in enumerate(splits):
         name = split + quantity

@@ -33,9 +33,15 @@ def head_logits(model: Any, hidden: Tensor) -> Tensor:
     return logits
 
 
+def causal_states(model: Any, ids: Tensor) -> Tensor:
+    """Hidden states [B, L, E] of `ids` [B, L] that are padded on the right; see `head_logits`."""
+    states: Tensor = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    return states
+
+
 def next_token_logits(model: Any, ids: Tensor) -> Tensor:
     """Logits of the token after each of `ids` [B, L] that are padded on the right: [B, L, V] in float32."""
-    return head_logits(model, model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
+    return head_logits(model, causal_states(model, ids))
 
 
 def token_logprobs(model: Any, ids: Tensor, temperature: float = 1.0) -> Tensor:
