@@ -3,12 +3,14 @@
     RUN/checkpoints/update-000010/model.safetensors, config.json, tokenizer.json, …   any tool loads these
                                   adapter_model.safetensors, adapter_config.json      where adapters are trained
                                   trainer.pt    optimiser, generators, task cursor, best score
+                                  run.json      what the run is: environment, tasks, configuration, versions
 
 A checkpoint appears under its name only when it is whole: it is written beside it, flushed to the disk, and renamed.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,16 +20,22 @@ from safetensors.torch import load_file
 
 from agents.policies.lora import has_adapters, read_adapters
 from agents.policies.pretrained import save_model, whole_folder
+from envs.facts import Facts
 
 PREFIX = "update-"
+RUN = "run.json"
 
 
-def save_checkpoint(folder: Path, model: Any, tokenizer: Any, state: dict[str, Any] | None = None) -> None:
+def save_checkpoint(
+    folder: Path, model: Any, tokenizer: Any, state: dict[str, Any] | None = None, run: Facts | None = None
+) -> None:
     """Write a checkpoint folder, replacing one of that name. An error (a full disk, say) leaves nothing behind."""
     with whole_folder(folder) as partial:
         save_model(partial, model, tokenizer)
         if state is not None:
             torch.save(state, partial / "trainer.pt")
+        if run is not None:
+            (partial / RUN).write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
 
 
 def load_weights(folder: Path, model: Any) -> None:
@@ -49,6 +57,17 @@ def load_state(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{folder} cannot be resumed from: it has no trainer.pt")
     state: dict[str, Any] = torch.load(path, weights_only=True)
     return state
+
+
+def load_run(folder: Path) -> Facts:
+    """What the run of a checkpoint is, as `save_checkpoint` got it. Raises `FileNotFoundError` and `ValueError`."""
+    path = folder / RUN
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} cannot be resumed from: it has no {RUN}, which says what was trained")
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def checkpoints(run: Path) -> list[Path]:

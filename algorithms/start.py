@@ -1,20 +1,19 @@
 """Where the policy of a run comes from: a model folder, or a fresh small one that is warm-started, once.
 
-A warm start is cached under a hash of everything that it depends on, so that a sweep clones once.
+A warm start is cached under a hash of everything that it depends on (`_key`), so that a sweep clones once.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
-import torch
 from filelock import FileLock, Timeout
 
 from agents.agent import Agent, Decision, View
@@ -24,12 +23,22 @@ from agents.policies.pretrained import Pretrained
 from agents.policies.tiny import build_model, build_tokenizer, vocabulary_size
 from agents.prompts import Prompter
 from agents.rollout import Job, rollout
+from agents.source import agents_hash
 from algorithms.checkpoint import save_checkpoint
 from algorithms.warm_start import Progress, WarmStart, teacher_of, warm_start
 from envs.core import BRIEF, Task, TaskSet, cache_root
+from envs.facts import code_hash, environment_facts, key_of, without
 from envs.pool import EnvPool
 
-VERSION = 6  # of the recipe: to be raised when the same configuration would give other weights
+VERSION = 6  # of the recipe in `algorithms`: to be raised when the same configuration would give other weights
+PACKAGES = ("torch", "transformers", "tokenizers", "numpy")  # whose versions may give other weights
+LEFT_OUT = (  # of a run's configuration: what a warm start does not depend on
+    "policy", "seed",  # they stand in `Tiny`
+    "env.data",  # what is in the folder counts, by the manifest
+    "agent._target_", "agent.player", "agent.sampling",  # experts play, and write as the prompter does
+    "pool.workers", "pool.step_timeout",  # `pool.size` sets the order in which demonstrations draw their noise
+    "model", "resume", "rollout", "algo", "trainer", "eval",  # of what comes after it
+)  # fmt: skip
 _IN_BRACKETS = re.compile(r"\[(?!<\w)([^\[\]]+)\]")  # not "<your query>", which names nothing
 LONGEST_WAIT = 4 * 3600.0  # seconds for another process to make the same
 
@@ -62,10 +71,14 @@ def tiny_policy(
     pool: EnvPool,
     seed: int,
     progress: Progress,
+    configured: Mapping[str, Any],
 ) -> tuple[LocalPolicy, Path]:
-    """The small policy, warm-started on `split`, and the folder where it is kept (made now, or found there)."""
+    """The small policy, warm-started on `split`, and the folder where it is kept (made now, or found there).
+
+    `configured` is the whole resolved configuration of the run as plain data: all of it counts but for `LEFT_OUT`.
+    """
     config = config if config.seed is not None else replace(config, seed=seed)
-    folder = cache_root() / "warm_starts" / _key(config, task_set, split, prompter)
+    folder = cache_root() / "warm_starts" / _key(config, task_set, split, prompter, configured)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _alone(folder, progress):
         if not (folder / "config.json").is_file():
@@ -121,16 +134,22 @@ def _make(
     save_checkpoint(folder, model, tokenizer)
 
 
-def _key(config: Tiny, task_set: TaskSet, split: str, prompter: Prompter) -> str:
-    depends_on = {
-        "version": VERSION,
-        "torch": torch.__version__,
-        "tiny": asdict(config),
-        "env": task_set.env_id,
-        "tasks": task_set.manifest(split).content_hash,
-        "prompter": [type(prompter).__name__, getattr(prompter, "name", ""), getattr(prompter, "history", 0)],
-    }
-    return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:16]
+def _key(config: Tiny, task_set: TaskSet, split: str, prompter: Prompter, configured: Mapping[str, Any]) -> str:
+    counts = without(configured, LEFT_OUT)
+    manifest = task_set.manifest(split)
+    return key_of(
+        {
+            "recipe": VERSION,
+            "tiny": asdict(config),
+            "environment": environment_facts(task_set, counts.pop("env", {})),
+            "split": manifest.split,
+            "tasks": manifest.content_hash,
+            "configured": counts,
+            "agents": [agents_hash(), code_hash(type(prompter))],
+            "packages": {package: metadata.version(package) for package in PACKAGES},
+            "device": find_device().type,
+        }
+    )
 
 
 def _texts(

@@ -34,6 +34,7 @@ from algorithms.signals.base import Bench, MakeSignal, Measurement, Played, turn
 from algorithms.turn_table import Estimate, TurnTable
 from algorithms.warm_start import Progress
 from envs.core import StopReason, Task, TaskSet
+from envs.facts import Facts
 from envs.pool import EnvPool
 
 MAX_TRIES = 10  # rollouts of dynamic sampling for one batch, as in verl-agent
@@ -87,7 +88,9 @@ class Trainer:
         seed: int,
         evaluate: Callable[[], tuple[Metrics, float]],
         reporter: Reporter,
+        facts: Facts | None = None,
     ) -> None:
+        self.facts = facts or {}  # what the run is, for its checkpoints
         self.run, self.task_set, self.split, self.pool = run, task_set, split, pool
         self.agent, self.policy, self.generator = agent, agent.policy, agent.generator
         self.estimator, self.learner = estimator, learner
@@ -254,7 +257,8 @@ class Trainer:
             "sample_order_rng": json.dumps(self.rng.bit_generator.state),
             "signals": {name: signal.state() for name, signal in self.signals.items()},
         }
-        save_checkpoint(checkpoint_folder(self.run, self.update), self.learner.model, self.policy.tokenizer, state)
+        folder = checkpoint_folder(self.run, self.update)
+        save_checkpoint(folder, self.learner.model, self.policy.tokenizer, state, self.facts)
         # The first is the reference of KL, the best is what evaluations of this run take.
         prune(self.run, {checkpoint_folder(self.run, 0), checkpoint_folder(self.run, self.best[1])})
 

@@ -132,6 +132,10 @@ class Manifest:
         if list(self.ids) != sorted(set(self.ids)):
             raise ValueError(f"manifest {self.env}/{self.split}: ids must be sorted and unique")
 
+    def facts(self) -> dict[str, Any]:
+        """What identifies the tasks, as plain data for the record of a run."""
+        return {"sha256": self.content_hash, "tasks": len(self.ids), "official_tasks": self.official_count}
+
     def describe(self) -> str:
         """One line for people: the count, beside the official one where they differ, and the hash."""
         count = f"{len(self.ids)} tasks"

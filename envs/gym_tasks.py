@@ -193,6 +193,11 @@ class GymTasks(SeedTasks):
         kwargs = f" with {self._kwargs}" if self._kwargs else ""
         return f"{super().describe()} ({self._limit_from}){kwargs}"
 
+    def facts(self) -> dict[str, Any]:
+        """See `envs.facts.environment_facts`; the code of the environment is in the manifest's hash."""
+        kwargs = json.dumps(self._spec.kwargs | self._kwargs, sort_keys=True, default=_type_name)
+        return {**super().facts(), "kwargs": json.loads(kwargs)}
+
 
 def _type_name(value: Any) -> str:
     kind = value if hasattr(value, "__qualname__") else type(value)

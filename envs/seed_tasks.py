@@ -65,6 +65,10 @@ class SeedTasks(ABC):
         splits = ", ".join(f"{size} {name} seeds from {FIRST_SEEDS[name]}" for name, size in self.sizes.items())
         return f"{self.env_id}: {splits}; at most {self.max_turns} turns"
 
+    def facts(self) -> dict[str, Any]:
+        """See `envs.facts.environment_facts`."""
+        return {f"{name}_tasks": size for name, size in self.sizes.items()}
+
     def ids(self, split: str) -> tuple[str, ...]:
         """The names of the seeds of a split, in their order."""
         return tuple(_task_id(seed) for seed in self.seeds(split))

@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and only policies need it
 
 
 IN_PLACE = "agents.policies.local.in_place"
+NO_MODEL = ("trainer.pt", "run.json")  # what a training run keeps beside the model of a checkpoint
 
 
 @dataclass(frozen=True)
@@ -53,17 +54,11 @@ class Model:
         return policy
 
     def facts(self) -> dict[str, Any]:
-        """What its answers depend on: its name, the hash of its weights, how it is loaded and sampled."""
-        from agents.policies.pretrained import locate
+        """What its answers depend on: its name, and its files by their hashes or, on a hub, its revision."""
+        from agents.policies.pretrained import sources
 
-        found = locate(self.name)
-        files = sorted(found.glob("*.safetensors")) if isinstance(found, Path) else []
-        return {
-            "name": self.name,
-            "weights_sha256": {file.name: _sha256(file) for file in files},
-            "policy": OmegaConf.to_container(self.policy),
-            "rollout": OmegaConf.to_container(self.rollout),
-        }
+        parts = zip(("base", "adapters"), sources(self.name), strict=False)
+        return {"name": self.name, **{part: _content(source) for part, source in parts}}
 
 
 def model_of(config: DictConfig) -> Model | None:
@@ -168,6 +163,16 @@ def _check_prompter(config: DictConfig, run: Path) -> None:
 def _refuse(agent: str, model: Model | None, instead: str = "a model is played by agent=transcript") -> None:
     if model:
         raise ValueError(f"{agent} plays without a model folder, got model={model.name}; {instead}")
+
+
+def _content(source: Path | str) -> dict[str, str]:
+    """The hashes of a model's files; of one on a hub, its revision."""
+    if isinstance(source, str):
+        from transformers import AutoConfig
+
+        return {"revision": str(AutoConfig.from_pretrained(source)._commit_hash)}
+    files = (path for path in sorted(source.iterdir()) if path.is_file() and path.name not in NO_MODEL)
+    return {path.name: _sha256(path) for path in files}
 
 
 def _sha256(path: Path) -> str:

@@ -36,6 +36,7 @@ from envs.core import UnknownNameError
 
 Job: TypeAlias = Callable[[DictConfig], None]
 PACKAGES = ("polyturn", "torch", "transformers", "gymnasium", "hydra-core", "textworld", "alfworld")
+_asked: list[str] = []  # the overrides of this start, without those that `resume` brings
 FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR") == "1"
 HOUSE = ("envs", "agents", "algorithms", "scripts", "benchmarks", "__main__")
 
@@ -117,6 +118,7 @@ def _launch(launch: Callable[[], None]) -> None:
     """Call Hydra so that its errors reach us, instead of being printed and turned into exits."""
     before, arguments = os.environ.get("HYDRA_FULL_ERROR", "0"), sys.argv
     record: dict[Path, bytes] = {}
+    _asked[:] = [_key_of(argument) for argument in arguments[1:] if "=" in argument]
     try:
         given = _resumed(arguments[1:], record)
         # Hydra's parser does not take options between overrides; here they may stand anywhere.
@@ -158,6 +160,11 @@ def _resumed(arguments: list[str], record: dict[Path, bytes]) -> list[str]:
 
 def _key_of(override: str) -> str:
     return override.lstrip("+~").partition("=")[0]
+
+
+def asked_for(key: str) -> bool:
+    """Whether this start's command line itself sets a key or its group; what `resume` brings does not count."""
+    return any(key == asked or key.startswith(f"{asked}.") for asked in _asked)
 
 
 # -- errors -----------------------------------------------------------------------------------------------------------
@@ -277,6 +284,23 @@ def write_whole(path: Path, content: str | bytes) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """A configuration as plain data, resolved, to be kept or compared.
+
+    Secrets stay out: keys called `api_key`, and what `${oc.env:…}` stands for.
+    """
+    raw = OmegaConf.create(_escaped(OmegaConf.to_container(config)))
+    return cast(dict[str, Any], OmegaConf.to_container(raw, resolve=True))
+
+
+def _escaped(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _escaped(member) for key, member in value.items() if key != "api_key"}
+    if isinstance(value, list):
+        return [_escaped(member) for member in value]
+    return value.replace("${oc.env:", "\\${oc.env:") if isinstance(value, str) else value
 
 
 def printable(text: str) -> str:

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
@@ -28,10 +27,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from agents.episode import Episode, read_episodes, write_episodes
 from agents.evaluation import Evaluation, episode_key, evaluate, plan
+from agents.source import agents_hash
 from envs.core import TaskSet, evaluation_splits
+from envs.facts import Facts, differences, environment_facts, without
 from envs.pool import EnvPool
 from scripts.agents import Model, make_agent, model_of
-from scripts.common import Terminal, command, versions, write_whole
+from scripts.common import Terminal, command, plain, versions, write_whole
 
 
 @command("evaluate")
@@ -77,13 +78,23 @@ def main(cfg: DictConfig) -> None:
                 console.print(usage.describe())
     if errors:
         console.print(f"{len(errors)} episodes ended by an error, the first by: {errors[0].strip().splitlines()[-1]}")
-    _write(run, facts, evaluation, console)
+    _write(run, facts, task_set.describe(), evaluation, console)
 
 
 # -- what is played ---------------------------------------------------------------------------------------------------
-def _facts(cfg: DictConfig, task_set: TaskSet, model: Model | None) -> dict[str, Any]:
-    """What makes the episodes of a run comparable, as plain data."""
+LEFT_OUT = (  # of the configuration: what may differ between the starts of one evaluation
+    "seeds", "limit",  # how much is played
+    "resume", "pool",  # and how
+    "env.data", "model",  # the content of their files is compared
+    *(f"agent.{key}" for key in ("concurrency", "timeout", "max_retries", "prices")),
+    *(f"rollout.{key}" for key in ("concurrency", "timeout", "max_retries")),
+)  # fmt: skip
+
+
+def _facts(cfg: DictConfig, task_set: TaskSet, model: Model | None) -> Facts:
+    """What makes the episodes of a run comparable."""
     manifest = task_set.manifest(cfg.split)
+    configured = without(plain(cfg), LEFT_OUT)
     return {
         "env": manifest.env,
         "split": manifest.split,
@@ -91,29 +102,23 @@ def _facts(cfg: DictConfig, task_set: TaskSet, model: Model | None) -> dict[str,
         "official_tasks": manifest.official_count,
         "manifest_sha256": manifest.content_hash,
         "agent": HydraConfig.get().runtime.choices["agent"],
-        "agent_config": OmegaConf.to_container(cfg.agent),
+        "environment": environment_facts(task_set, configured.pop("env")),
+        "config": configured,
         "model": model.facts() if model else None,
+        "agents_code": agents_hash(),
         "max_turns": cfg.max_turns or task_set.max_turns,
         "versions": versions(),
     }
 
 
-def _keep_facts(file: Path, facts: dict[str, Any]) -> None:
+def _keep_facts(file: Path, facts: Facts) -> None:
     """Write the facts, or compare them with those that the episodes so far were played with."""
     if not file.exists():
         write_whole(file, json.dumps(facts, indent=2) + "\n")
         return
-    before, now = _flat(json.loads(file.read_text(encoding="utf-8"))), _flat(facts)
-    changed = [f"{key} was {before.get(key)!r} and is {now[key]!r}" for key in now if before.get(key) != now[key]]
-    if changed:
-        raise ValueError(f"{file.parent} was played otherwise, start a new run: {'; '.join(changed)}")
-
-
-def _flat(facts: dict[str, Any], parent: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in facts.items():
-        flat |= _flat(value, f"{parent}{key}.") if isinstance(value, dict) else {f"{parent}{key}": value}
-    return flat
+    if changed := differences(json.loads(file.read_text(encoding="utf-8")), facts):
+        told = "; ".join(f"{name} {change}" for name, change in changed.items())
+        raise ValueError(f"{file.parent} was played otherwise, start a new run: {told}")
 
 
 def _read_whole_lines(file: Path) -> list[Episode]:
@@ -156,8 +161,8 @@ def _progress(
             console.print(f"{done} of {total} episodes are kept; go on with: {again}")
 
 
-def _write(run: Path, facts: dict[str, Any], evaluation: Evaluation, console: Console) -> None:
-    """The results as JSON, as Markdown, as a picture, and on the terminal."""
+def _write(run: Path, facts: Facts, environment: str, evaluation: Evaluation, console: Console) -> None:
+    """The results as JSON, as Markdown, as a picture, and on the terminal. `environment` is its description."""
     tasks = f"{evaluation.tasks} tasks" if evaluation.tasks == facts["tasks"] else (
         f"the first {evaluation.tasks} of {facts['tasks']} tasks"
     )  # fmt: skip
@@ -166,8 +171,8 @@ def _write(run: Path, facts: dict[str, Any], evaluation: Evaluation, console: Co
     title = f"{facts['agent']} on {evaluation.env} {evaluation.split}"
     seeds = ("seed " if len(evaluation.by_seed) == 1 else "seeds ") + ", ".join(map(str, evaluation.by_seed))
     played = f"{tasks}{missing}, {seeds}, manifest {facts['manifest_sha256'][:12]}"
-    markdown = f"# {title}\n\n{played}\n\n{evaluation.to_markdown()}"
-    results = {"run": facts, "evaluation": evaluation.to_json()}
+    markdown = f"# {title}\n\n{played}\n\n{environment}\n\n{evaluation.to_markdown()}"
+    results = {"run": facts, "environment": environment, "evaluation": evaluation.to_json()}
     write_whole(run / "evaluation.json", json.dumps(results, indent=2) + "\n")
     write_whole(run / "evaluation.md", markdown)
     write_whole(run / "evaluation.png", chart(evaluation, f"{title}\n{played}"))

@@ -27,16 +27,18 @@ from agents.policies.base import Policy, Sampling
 from agents.policies.local import LocalPolicy
 from agents.policies.pretrained import Pretrained
 from agents.prompts import Prompter
-from algorithms.checkpoint import checkpoints
+from agents.source import agents_hash
+from algorithms.checkpoint import checkpoints, load_run
 from algorithms.learner import Learner, LearnerConfig, Objective
 from algorithms.memory import describe_memory
 from algorithms.start import Given, Tiny, tiny_policy
 from algorithms.trainer import Metrics, Trainer, TrainerConfig
 from algorithms.warm_start import warm_start
 from envs.core import TaskSet, UnknownNameError, evaluation_splits
+from envs.facts import Facts, differences, environment_facts, without
 from envs.pool import EnvPool
 from scripts.agents import checkpoint_of
-from scripts.common import Terminal, command, versions, write_whole
+from scripts.common import Terminal, asked_for, command, plain, versions, write_whole
 from scripts.curve import draw_curve, is_success
 from scripts.live import LiveReporter
 
@@ -63,6 +65,9 @@ def main(cfg: DictConfig) -> None:
         cfg.eval.splits = evaluation_splits(task_set)
     for split in dict.fromkeys([cfg.split, *cfg.eval.splits]):
         console.print(task_set.manifest(split).describe())
+    facts = _facts(cfg, task_set)
+    if cfg.resume is not None:
+        _compare(load_run(checkpoints(run)[-1]), facts, console)
     prompter: Prompter = instantiate(cfg.agent.prompter)
     sampling: Sampling = instantiate(cfg.agent.sampling)
     algo = instantiate(cfg.algo)
@@ -85,7 +90,7 @@ def main(cfg: DictConfig) -> None:
         judge = _Judge(cfg, task_set, agent, pool, reporter)
         trainer = Trainer(
             run, task_set, cfg.split, pool, agent, algo.signals,
-            algo.estimator, Learner(trained.model, learner_config), config, cfg.seed, judge, reporter,
+            algo.estimator, Learner(trained.model, learner_config), config, cfg.seed, judge, reporter, facts,
         )  # fmt: skip
         if cfg.resume is not None:
             trainer.resume()
@@ -93,6 +98,46 @@ def main(cfg: DictConfig) -> None:
         with _stop_on_signals(trainer, reporter):
             trainer.train()
     _report(cfg, run, task_set, trainer, judge, console)
+
+
+# -- what a run is ----------------------------------------------------------------------------------------------------
+LEFT_OUT = (  # of the configuration: what does not change what is trained
+    "resume", "env.data",
+    *(f"algo.signals.judge.model.{key}" for key in ("concurrency", "timeout", "max_retries", "prices")),
+)  # fmt: skip
+MAY_CHANGE = ("trainer", "eval", "pool", "rollout")  # when the command line that resumes a run sets them
+MAY_DIFFER = ("versions.", "agents_code", "environment.code")  # of what is installed
+
+
+def _facts(cfg: DictConfig, task_set: TaskSet) -> Facts:
+    """What the run is: its checkpoints keep that, and `resume` compares it."""
+    configured = without(plain(cfg), LEFT_OUT)
+    splits = dict.fromkeys([cfg.split, *cfg.eval.splits])
+    return {
+        "environment": environment_facts(task_set, configured.pop("env")),
+        "manifests": {split: task_set.manifest(split).facts() for split in splits},
+        "config": configured,
+        "agents_code": agents_hash(),
+        "versions": versions(),
+    }
+
+
+def _compare(before: Facts, now: Facts, console: Terminal) -> None:
+    """Say what has changed on purpose since the last start. Raises `ValueError` for anything else that differs."""
+    shared = before["manifests"].keys() & now["manifests"].keys()  # other splits may be evaluated
+    both = [{**facts, "manifests": {split: facts["manifests"][split] for split in shared}} for facts in (before, now)]
+    refused, said = [], []
+    for name, change in differences(*both).items():
+        key = name.removeprefix("config.")
+        may = name.startswith(MAY_DIFFER) or (key.partition(".")[0] in MAY_CHANGE and asked_for(key))
+        (said if may else refused).append(f"{key} {change}")
+    if refused:
+        raise ValueError(
+            f"that is not the run that is to be resumed: {'; '.join(refused)}. "
+            f"Only {', '.join(MAY_CHANGE)} may change, each by an override of the command that resumes"
+        )
+    for change in said:
+        console.print(f"changed since the last start: {change}", markup=False)
 
 
 def _start(
@@ -109,7 +154,7 @@ def _start(
         return loaded
     if isinstance(start, Pretrained):
         raise ValueError("this policy needs a model to start from: model=FOLDER, or policy=tiny for one made here")
-    policy, kept = tiny_policy(start, task_set, cfg.split, prompter, pool, cfg.seed, reporter)
+    policy, kept = tiny_policy(start, task_set, cfg.split, prompter, pool, cfg.seed, reporter, plain(cfg))
     reporter.say(f"starting from {kept}")
     return policy
 
@@ -194,8 +239,8 @@ def _report(cfg: DictConfig, run: Path, task_set: TaskSet, trainer: Trainer, jud
         return
     record = {
         "updates": trainer.update,
-        "manifests": {split: task_set.manifest(split).content_hash for split in [cfg.split, *cfg.eval.splits]},
-        "versions": versions(),
+        "described": task_set.describe(),
+        **trainer.facts,
         "evaluations": {split: evaluation.to_json() for split, evaluation in judge.evaluations.items()},
     }
     write_whole(run / "evaluation.json", json.dumps(record, indent=2))
@@ -203,7 +248,8 @@ def _report(cfg: DictConfig, run: Path, task_set: TaskSet, trainer: Trainer, jud
         f"## {split}, {trainer.update} updates, temperature {cfg.eval.temperature:g}\n\n{evaluation.to_markdown()}"
         for split, evaluation in judge.evaluations.items()
     )
-    text = f"{_history(trainer.metrics_file)}\n{text}"
+    played = [task_set.describe(), *(task_set.manifest(s).describe() for s in trainer.facts["manifests"])]
+    text = "\n\n".join([*played, _history(trainer.metrics_file), text])
     write_whole(run / "evaluation.md", f"# {title}\n\n{text}")
     console.print(text, markup=False)
     console.print(f"curve: {curve}\nnewest checkpoint: {checkpoints(run)[-1]}", soft_wrap=True)

@@ -70,13 +70,11 @@ class Pretrained:
         Raises `ModelError` saying what is there instead, and `ValueError` for a kind of model whose keys and values
         cannot be kept from turn to turn (`LocalPolicy.check`).
         """
-        folder = locate(name)
+        base, *adapters = sources(name)
         device = device or find_device()
-        adapters = isinstance(folder, Path) and (folder / ADAPTER_CONFIG).is_file()
-        base = locate(_base_of(folder)) if adapters else folder  # type: ignore[arg-type]
         model, tokenizer = self._read(base, device)
         if adapters:
-            load_adapters(model, folder)  # type: ignore[arg-type]
+            load_adapters(model, Path(adapters[0]))
         elif self.lora is not None:
             add_adapters(model, self.lora, str(name))
         policy = LocalPolicy(model.eval(), tokenizer, base)
@@ -97,6 +95,14 @@ class Pretrained:
         except Exception as error:  # of a broken file, whatever its reader stumbles over
             raise ModelError(f"{source} cannot be loaded: {error}") from error
         return (model if self.quantization else model.to(device)), tokenizer
+
+
+def sources(name: str | Path) -> list[Path | str]:
+    """Where the parts of the model called `name` are: a folder or hub id, then the folder of its adapters if any."""
+    folder = locate(name)
+    if isinstance(folder, Path) and (folder / ADAPTER_CONFIG).is_file():
+        return [locate(_base_of(folder)), folder]
+    return [folder]
 
 
 def locate(name: str | Path) -> Path | str:

@@ -145,6 +145,11 @@ class ALFWorldTasks:
         chosen = f" ({hint})" if self._asked == "auto" else ""
         return f"{ENV_ID}: {games}{chosen}; {self._engine} engine, at most {self._max_turns} turns"
 
+    def facts(self) -> dict[str, Any]:
+        """See `envs.facts.environment_facts`."""
+        made = {} if self._official else {"generator": GENERATOR_VERSION, "sizes": self._sizes}
+        return {"games": "official" if self._official else "embedded", "engine": self._engine, **made}
+
     def _load(self, split: str) -> _Split:
         if split not in self.splits:
             raise UnknownNameError(f"split of {ENV_ID}", split, self.splits, "" if self._official else self.describe())

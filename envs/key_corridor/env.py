@@ -169,5 +169,12 @@ class KeyCorridorTasks(SeedTasks):
     def make(self) -> KeyCorridorEnv:
         return KeyCorridorEnv(self.max_turns)
 
+    def describe(self) -> str:
+        return f"{super().describe()}; {self.rooms} rooms, {self.loops} loops"
+
+    def facts(self) -> dict[str, Any]:
+        """See `envs.facts.environment_facts`."""
+        return {**super().facts(), "rooms": self.rooms, "loops": self.loops}
+
     def expert(self) -> KeyCorridorExpert:
         return KeyCorridorExpert()

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -161,8 +162,21 @@ class WebShopTasks:
         overlap = ", whose train and valid overlap" if self._protocol == "verl_agent" else ""
         return (
             f"{ENV_ID}: {shop}{chosen}; {'human' if self._human else 'synthetic'} instructions; protocol "
-            f"{self._protocol}{overlap}, seed {self._seed}; at most {self._max_turns} turns"
+            f"{self._protocol}{overlap}, seed {self._seed}; observations as {self._observation}; "
+            f"at most {self._max_turns} turns"
         )
+
+    def facts(self) -> dict[str, Any]:
+        """See `envs.facts.environment_facts`."""
+        return {
+            "catalogue": self._size or "embedded",
+            "catalogue_sha256": self._catalogue.content_hash,
+            "instructions": "human" if self._human else "synthetic",
+            "protocol": self._protocol,
+            "observation": self._observation,
+            "seed": self._seed,
+            **({} if self._size else {"generator": GENERATOR_VERSION, "embedded_products": self._embedded_products}),
+        }
 
     # -- what is in a split -------------------------------------------------------------------------------------------
     @cached_property

@@ -1,18 +1,24 @@
 """A warm start is made once, also by runs that begin together."""
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from filelock import FileLock
+from hydra import compose, initialize_config_module
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
 
 from agents.prompts import Transcript
 from algorithms import start
 from algorithms.start import Tiny, tiny_policy
 from algorithms.warm_start import WarmStart
 from envs.pool import EnvPool
+from scripts.common import plain
 from tests.agents.toys import Corridors
 from tests.algorithms.test_trainer import Quiet
 
@@ -31,7 +37,7 @@ class Phases(Quiet):
 
 def make(phases: Phases, config: Tiny = SMALL, seed: int = 0):
     with EnvPool(Corridors().make, 2) as pool:
-        return tiny_policy(config, Corridors(), "train", Transcript(), pool, seed, phases)
+        return tiny_policy(config, Corridors(), "train", Transcript(), pool, seed, phases, {})
 
 
 def test_runs_of_other_seeds_start_alike_where_the_start_has_its_own(
@@ -63,3 +69,67 @@ def test_whoever_waits_too_long_is_told_for_what(tmp_path: Path, monkeypatch: py
     with FileLock(folder.with_suffix(".lock")), pytest.raises(TimeoutError, match=r"remove .*\.lock"):
         make(phases)
     assert phases.names[-1] == "wait for another run that makes this warm start"
+
+
+# -- the key ----------------------------------------------------------------------------------------------------------
+def configured(*overrides: str) -> DictConfig:
+    with initialize_config_module("conf", version_base="1.3"):
+        return compose("config", ["+policy.seed=0", *overrides])
+
+
+def leaves(config: dict[str, Any], parent: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in config.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{parent}{name}.")
+        else:
+            yield f"{parent}{name}", value
+
+
+def other(value: Any) -> Any:
+    """A value of the same kind that is another one."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value * 0.5 + 0.25 if isinstance(value, float) else value + 1
+    return {**value, "more": 1} if isinstance(value, dict) else [*value, "more"] if isinstance(value, list) else "other"
+
+
+def key(config: DictConfig) -> str:
+    policy = OmegaConf.to_container(config.policy)
+    assert isinstance(policy, dict)
+    return start._key(
+        replace(instantiate({**policy, "_target_": "algorithms.start.Tiny"}), seed=policy["seed"]),
+        Corridors(), "train", Transcript(), plain(config),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("overrides", [[], ["agent=gigpo", "env=webshop"]])
+def test_every_key_of_the_configuration_counts_unless_it_is_left_out(overrides: list[str]) -> None:
+    """Also one that somebody adds."""
+    config = configured("+env.new=1", "+agent.prompter.new=1", "+new.key=1", *overrides)
+    before = key(config)
+    for name, value in leaves(OmegaConf.to_container(config, resolve=False)):  # type: ignore[arg-type]
+        if name.startswith("policy.") and name.endswith("_target_"):
+            continue  # the kinds of `Tiny` and `WarmStart`
+        changed = config.copy()
+        OmegaConf.update(changed, name, other(value), force_add=True)
+        left_out = name in start.LEFT_OUT or any(name.startswith(f"{part}.") for part in start.LEFT_OUT)
+        expected_same = left_out and not name.startswith("policy.")  # which is in `Tiny`
+        assert (key(changed) == before) is expected_same, name
+
+
+def test_what_the_configuration_does_not_hold_counts_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = configured()
+    keys = [key(config)]
+    for target, value in {
+        "algorithms.start.VERSION": start.VERSION + 1,
+        "algorithms.start.agents_hash": lambda: "another template",
+        "algorithms.start.code_hash": lambda _: "another prompter",
+        "envs.facts.code_hash": lambda _: "another expert",
+        "algorithms.start.metadata.version": lambda _: "0.0",
+        "tests.agents.toys.hash_tasks": lambda _: "other tasks",
+    }.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(target, value)
+            keys.append(key(config))
+    assert len(set(keys)) == len(keys)

@@ -101,6 +101,77 @@ def test_resume_may_add_seeds_but_not_change_the_agent(cli: Cli) -> None:
     assert set(result_of(run)["by_seed"]) == {"0", "1"}
 
 
+def test_resume_refuses_another_environment(cli: Cli) -> None:
+    """And says which of its settings is another one; how much is played, and how, may change."""
+    corridor = ["env=key_corridor", "env.valid_tasks=2", "agent=random", "hydra.run.dir=run"]
+    assert cli("evaluate", *corridor)[0] == 0
+    before = (cli.folder / "run" / "episodes.jsonl").read_bytes()
+    for override, change in {
+        "env.max_turns=7": "environment.max_turns was 30 and is 7",
+        "env.rooms=9": "environment.rooms was 8 and is 9",
+        "env.train_tasks=5": "environment.train_tasks was 1000 and is 5",
+        "split=train": "split was 'valid' and is 'train'",
+        "max_turns=3": "max_turns was 30 and is 3",
+        "policy.dtype=float32": "config.policy.dtype was 'auto' and is 'float32'",
+    }.items():
+        code, _, err = cli("evaluate", "resume=run", override)
+        assert (code, change in err) == (2, True), err
+    assert (cli.folder / "run" / "episodes.jsonl").read_bytes() == before
+    assert cli("evaluate", "resume=run", "pool.size=1", "seeds=[0,1]", "limit=1")[0] == 0
+
+
+def test_resume_refuses_another_prompt(cli: Cli) -> None:
+    """What concerns the endpoint may change: that is what somebody resumes for. Its key is kept nowhere."""
+    server = Server(lambda _: said("<action>go right</action>"))
+    cli.monkeypatch.setenv("OPENAI_API_KEY", "secret-1")
+    endpoint = [*CORRIDOR, "agent=openai", f"agent.base_url={server.url}", "agent.name=m", "agent.prompter.system=gym"]
+    assert cli("evaluate", *endpoint, "limit=1", "hydra.run.dir=run")[0] == 0
+    for override, change in {
+        "agent.prompter.admissible=false": "config.agent.prompter.admissible was True and is False",
+        "agent.prompter.system=alfworld": "config.agent.prompter.system was 'gym' and is 'alfworld'",
+        "agent.sampling.temperature=1": "config.agent.sampling.temperature was 0.0 and is 1",
+    }.items():
+        code, _, err = cli("evaluate", "resume=run", override)
+        assert (code, change in err) == (2, True), err
+    cli.monkeypatch.setattr("scripts.evaluate.agents_hash", lambda: "another template")
+    assert "agents_code was" in cli("evaluate", "resume=run")[2]
+    cli.monkeypatch.undo()
+    cli.monkeypatch.chdir(cli.folder)
+    cli.monkeypatch.setenv("OPENAI_API_KEY", "secret-2")
+    assert cli("evaluate", "resume=run", "agent.concurrency=1", "agent.max_retries=0", "agent.timeout=9")[0] == 0
+    server.close()
+    assert "secret" not in "".join(path.read_text() for path in (cli.folder / "run").glob("*.json"))
+
+
+def test_resume_refuses_a_model_with_other_content(cli: Cli) -> None:
+    for seed, name in enumerate(["model", "other"]):
+        policy = random_policy(seed=seed)
+        policy.model.save_pretrained(name)
+        policy.tokenizer.save_pretrained(name)
+    cli.capsys.readouterr()
+    run = cli.evaluate("model=model", "limit=1")
+    for file in ("model.safetensors", "tokenizer.json", "config.json"):
+        path = cli.folder / "model" / file
+        before = path.read_bytes()
+        path.write_bytes((cli.folder / "other" / file).read_bytes() if file.startswith("model") else before + b"\n")
+        code, _, err = cli("evaluate", f"resume={run}")
+        assert (code, f"model.base.{file} was" in err) == (2, True), err
+        path.write_bytes(before)
+    assert cli("evaluate", f"resume={run}")[0] == 0
+
+
+def test_a_report_says_what_was_played(cli: Cli) -> None:
+    shop = ["env=webshop", "env.catalogue=embedded", "env.embedded_products=60", "env.observation=text_rich"]
+    cli.monkeypatch.setenv("POLYTURN_CACHE", str(cli.folder / "cache"))
+    code, out, err = cli("evaluate", *shop, "agent=random", "limit=1", "hydra.run.dir=run")
+    assert (code, err) == (0, "")
+    for text in (out, (cli.folder / "run" / "evaluation.md").read_text()):
+        for part in ("60 made-up products", "protocol official", "observations as text_rich", "manifest "):
+            assert part in text
+    played = json.loads((cli.folder / "run" / "evaluation.json").read_text())["run"]["environment"]
+    assert (played["catalogue"], played["observation"], played["protocol"]) == ("embedded", "text_rich", "official")
+
+
 def test_a_limit_is_said_in_the_results(cli: Cli) -> None:
     run = cli.evaluate("agent=expert", "limit=2")
     assert "the first 2 of 6 tasks" in (run / "evaluation.md").read_text()
@@ -175,7 +246,7 @@ def test_a_policy_is_played_from_the_best_checkpoint_of_a_run(cli: Cli) -> None:
     run = cli.evaluate(f"model={trained}", "agent.sampling.temperature=0")
     facts = json.loads((run / "run.json").read_text())
     assert facts["model"]["name"] == str(checkpoint_folder(trained, 2).resolve())
-    assert len(facts["model"]["weights_sha256"]["model.safetensors"]) == 64
+    assert len(facts["model"]["base"]["model.safetensors"]) == 64
     assert next(read_episodes(run / "episodes.jsonl")).turns[0].completion_ids
     again = cli.evaluate(f"model={trained}", "agent.sampling.temperature=0", "pool.size=1")
     assert result_of(again) == result_of(run)

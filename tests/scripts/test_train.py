@@ -58,7 +58,11 @@ def test_a_run_leaves_what_the_readme_promises(whole: tuple[Path, str]) -> None:
     assert re.search(r"\| update \| valid_seen \|\n\|---:\|---:\|\n\| 0 \| .*%\) \|\n\| 4 \| .*%\) \|\n", said)
     record = json.loads((run / "evaluation.json").read_text())
     assert record["evaluations"]["valid_seen"]["success"]["n"] == 8
-    assert set(record["manifests"]) == {"train", "valid_seen"}
+    assert record["manifests"].keys() == {"train", "valid_seen"}
+    assert record["environment"]["games"] == "embedded"
+    report = (run / "evaluation.md").read_text()
+    assert "games generated from floor plans" in report
+    assert f"manifest {record['manifests']['train']['sha256'][:12]}" in report
     rollouts = [line for line in metrics(run) if "rollout/success" in line]
     assert [line["update"] for line in rollouts] == [1, 2, 3, 4]
     assert all(line["rollout/episodes"] == 8 for line in rollouts)
@@ -86,6 +90,13 @@ def test_a_run_that_was_ended_goes_on_as_if_it_had_not_been(whole, cache: Path, 
     weights, expected = load_file(run / newest), load_file(whole[0] / newest)
     assert all((weights[name] == expected[name]).all() for name in expected)
     assert not list((run / "checkpoints").glob(".*"))
+
+
+def test_a_run_is_not_resumed_as_another(whole, cache: Path) -> None:
+    code, said = train(f"resume={whole[0]}", "env.max_turns=9", cache=cache)
+    assert (code, "environment.max_turns was 50 and is 9" in said) == (2, True), said
+    code, said = train(f"resume={whole[0]}", "trainer.updates=4", "pool.size=64", cache=cache)
+    assert (code, "changed since the last start: pool.size was 128 and is 64" in said) == (0, True), said
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,11 @@
+"""The source of this package, by which results of other prompts are told apart."""
+
+from pathlib import Path
+
+from envs.facts import hash_files
+
+
+def agents_hash() -> str:
+    """Hex sha256 over the modules and the prompt templates."""
+    folder = Path(__file__).parent
+    return hash_files([*folder.rglob("*.py"), *folder.rglob("*.jinja")])

@@ -1,0 +1,90 @@
+"""What the numbers of a run depend on, as plain data: written beside them, compared, and hashed into keys of caches.
+
+Comparisons and keys start with everything that is configured. What does not matter is listed (`without`), so that a
+new setting counts until somebody says that it does not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from envs.core import TaskSet
+
+Facts: TypeAlias = dict[str, Any]  # what `json` writes and reads back unchanged
+
+
+def environment_facts(task_set: TaskSet, configured: Mapping[str, Any] | None = None) -> Facts:
+    """What episodes depend on beside their task: `configured`, and what the task set has made of it.
+
+    A task set may have a method `facts()`, which gives as plain data what it has chosen: the official games where
+    `auto` was configured, or a version of what it generates. `code` is the hash of its source, which changes more
+    often than the version in its id.
+    """
+    own: Facts = getattr(task_set, "facts", dict)()
+    code = code_hash(type(task_set))
+    return {**(configured or {}), **own, "env_id": task_set.env_id, "turn_limit": task_set.max_turns, "code": code}
+
+
+def code_hash(kind: type) -> str:
+    """Hex sha256 over the modules of the package that a class is defined in; outside a package, over its module alone.
+
+    Over the name of the class where Python has no file of it, as for one typed into an interpreter.
+    """
+    module = sys.modules.get(kind.__module__)
+    file = getattr(module, "__file__", None)
+    if file is None:
+        return hashlib.sha256(f"{kind.__module__}.{kind.__qualname__}".encode()).hexdigest()
+    path = Path(file)
+    return hash_files(path.parent.glob("*.py") if getattr(module, "__package__", "") else [path])
+
+
+def hash_files(paths: Iterable[Path]) -> str:
+    """Hex sha256 over the names and the content of files; folders among `paths` are left out."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in paths if path.is_file()):
+        digest.update(f"{path.name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def without(facts: Mapping[str, Any], left_out: Iterable[str]) -> Facts:
+    """A copy without the keys `left_out`: dotted names, of values or of whole branches; other names are ignored."""
+    names = set(left_out)
+    return {
+        key: without(value, _below(key, names)) if isinstance(value, Mapping) else value
+        for key, value in facts.items()
+        if key not in names
+    }
+
+
+def _below(key: str, names: set[str]) -> Iterator[str]:
+    return (name.removeprefix(f"{key}.") for name in names if name.startswith(f"{key}."))
+
+
+def key_of(facts: Mapping[str, Any]) -> str:
+    """16 hex digits that change with every fact."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """What differs, by dotted name, in words: `{"env.protocol": "was 'official' and is 'verl_agent'"}`."""
+    old, new = dict(_leaves(before)), dict(_leaves(json.loads(json.dumps(now))))
+    names = [*new, *(name for name in old if name not in new)]
+    changed = [name for name in names if name not in old or name not in new or old[name] != new[name]]
+    return {name: f"was {_shown(old, name)} and is {_shown(new, name)}" for name in changed}
+
+
+def _leaves(facts: Mapping[str, Any], parent: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in facts.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{parent}{key}.")
+        else:
+            yield f"{parent}{key}", value
+
+
+def _shown(leaves: Mapping[str, Any], name: str) -> str:
+    return repr(leaves[name]) if name in leaves else "not there"

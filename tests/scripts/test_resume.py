@@ -1,0 +1,88 @@
+"""What a training run is stands in its checkpoints, and a start that resumes another one is refused."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from algorithms.checkpoint import load_run, save_checkpoint
+from envs.facts import Facts
+from scripts import common, train
+from scripts.common import Terminal
+from tests.agents.toys import Corridors, random_policy
+from tests.algorithms.test_start import configured, leaves, other
+
+
+def facts_of(config: DictConfig, task_set: Any = None) -> Facts:
+    config = config.copy()
+    config.eval.splits = ["valid"]
+    return train._facts(config, task_set or Corridors())
+
+
+def compare(before: Facts, now: Facts) -> str:
+    """What is said. Raises where the run is another one."""
+    console = Terminal(file=io.StringIO(), width=200)
+    train._compare(before, now, console)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The keys that the command line of this start sets."""
+    keys: list[str] = []
+    monkeypatch.setattr(common, "_asked", keys)
+    return keys
+
+
+@pytest.mark.parametrize("is_asked", [False, True])
+def test_every_setting_is_compared_unless_it_is_left_out(asked: list[str], is_asked: bool) -> None:
+    """With the settings that may change, only where this start asks for it: another default is no wish."""
+    config = configured("+new.key=1")
+    before = facts_of(config)
+    for name, value in leaves(OmegaConf.to_container(config, resolve=False)):  # type: ignore[arg-type]
+        if name == "split" or name == "eval.splits" or name in train.LEFT_OUT:
+            continue
+        changed = config.copy()
+        OmegaConf.update(changed, name, other(value), force_add=True)
+        asked[:] = [name] if is_asked else []
+        if is_asked and name.partition(".")[0] in train.MAY_CHANGE:
+            assert f"changed since the last start: {name} was" in compare(before, facts_of(changed))
+        else:
+            with pytest.raises(ValueError, match=rf"not the run .*: \S*{name.removeprefix('env.')}(\.more)? was"):
+                compare(before, facts_of(changed))
+
+
+def test_another_manifest_is_refused(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder of the data has changed since. Other splits to evaluate are no other run."""
+    config = configured()
+    before = facts_of(config)
+    with monkeypatch.context() as patch:
+        patch.setattr("tests.agents.toys.hash_tasks", lambda _: "other tasks")
+        with pytest.raises(ValueError, match=r"manifests\.train\.sha256 was"):
+            compare(before, facts_of(config))
+    asked.append("eval.splits")
+    config.eval.splits = ["train"]
+    now = train._facts(config, Corridors())  # type: ignore[arg-type]
+    assert "eval.splits was ['valid'] and is ['train']" in compare(before, now)
+    assert compare(before, before) == ""
+
+
+def test_what_is_installed_may_differ_and_that_is_said(asked: list[str]) -> None:
+    before = facts_of(configured())
+    old = {**before, "agents_code": "0", "versions": {**before["versions"], "torch": "1.0"}}
+    assert "versions.torch was 1.0" in compare(old, before).replace("'", "")
+    assert "agents_code was '0'" in compare(old, before)
+
+
+def test_a_checkpoint_keeps_what_the_run_is(tmp_path: Path) -> None:
+    policy, facts = random_policy(), facts_of(configured())
+    save_checkpoint(tmp_path / "kept", policy.model, policy.tokenizer, {"update": 1}, facts)
+    assert load_run(tmp_path / "kept") == facts
+    (tmp_path / "kept" / "run.json").write_text('{"env')
+    with pytest.raises(ValueError, match=r"run\.json is damaged"):
+        load_run(tmp_path / "kept")
+    (tmp_path / "kept" / "run.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"cannot be resumed from: it has no run\.json"):
+        load_run(tmp_path / "kept")
