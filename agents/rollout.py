@@ -13,11 +13,12 @@ What holds of every rollout (the tests go through this list):
  6. The same jobs, agent and generator state give the same episodes, however many workers step the environments.
  7. An episode that begins in the middle of another has its turns up to there, the same objects, and the environment
     in the state that it was in. Limits of turns count them; `episode_timeout` counts from the new beginning.
+ 8. `episode_timeout` counts the seconds that the episode's own environment took. How long the policy or the other
+    environments take ends no episode.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -54,10 +55,10 @@ def rollout(
 ) -> list[Episode]:
     """Play all jobs, as many at a time as the pool has slots; a slot that falls free takes the next job.
 
-    `max_turns` may end episodes earlier than the environment does (`turn_limit`), `episode_timeout` (seconds) ends
-    those that take too long (`episode_timeout`). `keep_starts` keeps in each turn where it started, which takes an
-    environment with snapshots; without, episodes end with `env_error`. `on_episode` is called with each episode as it
-    ends.
+    `max_turns` may end episodes earlier than the environment does (`turn_limit`), `episode_timeout` ends those whose
+    environment takes more than so many seconds in all (`episode_timeout`). `keep_starts` keeps in each turn where it
+    started, which takes an environment with snapshots; without, episodes end with `env_error`. `on_episode` is called
+    with each episode as it ends.
     """
     seconds = float("inf") if episode_timeout is None else episode_timeout
     stage = _Stage(agent, pool, jobs, max_turns, seconds, policy_version, keep_starts, on_episode)
@@ -71,7 +72,7 @@ def rollout(
 @dataclass
 class _Running:
     view: View
-    deadline: float  # on the monotonic clock
+    seconds: float = 0.0  # that its environment has taken
 
 
 class _Stage:
@@ -107,9 +108,8 @@ class _Stage:
     def fill(self) -> None:
         """Give every free slot a job; again, where that failed and the slot fell free at once."""
         while starting := dict(zip((s for s in range(self.pool.size) if s not in self.running), self.waiting)):  # noqa: B905
-            deadline = time.monotonic() + self.episode_timeout
             for slot, job in starting.items():
-                self.running[slot] = _Running(View(job, self.episodes[job], "", {}), deadline)
+                self.running[slot] = _Running(View(job, self.episodes[job], "", {}))
             for slot, outcome in self._start({slot: self.jobs[job] for slot, job in starting.items()}).items():
                 self._see(slot, outcome)
 
@@ -162,6 +162,7 @@ class _Stage:
             if outcome.error is not None:
                 self._end(slot, outcome.error.reason, outcome.error.text)
                 continue
+            self.running[slot].seconds += outcome.seconds
             view = self.running[slot].view
             starts[slot] = Start(tuple(view.episode.turns), view.observation, view.info, outcome.snapshot)
         return starts
@@ -171,6 +172,7 @@ class _Stage:
         if outcome.error is not None:
             self._end(slot, outcome.error.reason, outcome.error.text)
             return
+        self.running[slot].seconds += outcome.seconds
         view, info = self.running[slot].view, outcome.info
         view.observation, view.info = outcome.observation, info
         episode = view.episode
@@ -180,7 +182,7 @@ class _Stage:
             self._end(slot, StopReason(info["stop_reason"]))
         elif self.max_turns is not None and len(episode.turns) >= self.max_turns:
             self._end(slot, StopReason.TURN_LIMIT)
-        elif time.monotonic() > self.running[slot].deadline:
+        elif self.running[slot].seconds > self.episode_timeout:
             self._end(slot, StopReason.EPISODE_TIMEOUT)
 
     def _end(self, slot: int, reason: StopReason, error: str = "") -> None:

@@ -1,1 +1,3 @@
 """Algorithms: signals measure, estimators assign, losses learn."""
+
+import agents  # noqa: F401 -- before torch: says how its threads wait

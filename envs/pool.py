@@ -67,6 +67,7 @@ class Outcome:
     """What a command came to. With an `error` the episode is over and the other fields say nothing.
 
     `reset` and `step` fill all but `snapshot`, which alone is what `snapshot` fills, and `restore` fills nothing.
+    `seconds` is how long the environment itself took for any of them, without being made and without waiting its turn.
     """
 
     observation: str = ""
@@ -76,6 +77,7 @@ class Outcome:
     info: Info = field(default_factory=dict)
     snapshot: Any = None
     error: EnvFailure | None = None
+    seconds: float = field(default=0.0, compare=False)
 
     @property
     def over(self) -> bool:
@@ -329,7 +331,9 @@ class _Player(threading.Thread):
             if env is None and command.what != "close":
                 raise EpisodeOverError(f"env {slot} has no episode: it was never reset, or an error ended it")
             self._enter(command, "closing" if command.what == "close" else command.what, self._timeout)
+            start = time.monotonic()
             outcome = Outcome() if env is None else _carry_out(command, env)
+            outcome.seconds = time.monotonic() - start
             if command.what == "close":
                 env = None
         except _Abandoned:

@@ -1,1 +1,3 @@
 """Commands: `python -m scripts.<name>`."""
+
+import agents  # noqa: F401 -- before torch: says how its threads wait

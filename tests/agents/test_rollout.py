@@ -1,13 +1,14 @@
 """The rules that stand at the top of agents/rollout.py, played by scripted agents on a real pool."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import envs.pool
 from agents.agent import Decision, PolicyAgent, View
 from agents.episode import Episode, ParseStatus, read_episodes, write_episodes
 from agents.policies.base import Sampling
@@ -101,6 +102,89 @@ def test_an_episode_that_takes_too_long_is_ended() -> None:
     assert episode.stop_reason is StopReason.EPISODE_TIMEOUT
 
 
+class Walker:
+    """Knows the way, and looks at nothing but where it is."""
+
+    def act(self, views: Sequence[View]) -> list[Decision]:
+        return [Decision("open door 1" if view.observation == self.last_room(view) else "go right") for view in views]
+
+    def last_room(self, view: View) -> str:
+        return f"You are in room {view.episode.task.payload['length']}."
+
+    def finish(self, key: int) -> None: ...
+
+
+class Clock:
+    """The pool's clock: it stands still but for what is added to it."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class Slow(Corridor):
+    """Takes as many seconds for each call as its payload says."""
+
+    clock: Clock
+
+    def _take(self, call: str) -> None:
+        self.clock.now += self.payload.get(call, 0)
+
+    def _begin(self, task, seed):
+        begun = super()._begin(task, seed)
+        self._take("reset")
+        return begun
+
+    def _act(self, action):
+        self._take("step")
+        return super()._act(action)
+
+    def _save(self):
+        self._take("snapshot")
+        return super()._save()
+
+    def _load(self, saved):
+        super()._load(saved)
+        self._take("restore")
+
+
+class SlowWalker(Walker):
+    """Takes its time."""
+
+    def act(self, views: Sequence[View]) -> list[Decision]:
+        Slow.clock.now += 1000
+        return super().act(views)
+
+
+@pytest.fixture
+def slow_pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[EnvPool]:
+    Slow.clock = Clock()
+    monkeypatch.setattr(envs.pool, "time", Slow.clock)
+    with EnvPool(lambda: Slow(8), 4, step_timeout=500) as pool:
+        yield pool
+
+
+def test_an_episodes_clock_counts_the_time_of_its_own_environment(slow_pool: EnvPool) -> None:
+    """Not that of the policy, and not that of the environments beside it, which are played one after the other."""
+    slow = [{"step": 50}, {"reset": 90, "step": 20}, {"step": 30, "snapshot": 40}, {"step": 29}]
+    jobs = [Job(corridor(4, **seconds)) for seconds in [*slow, {}, {}]]
+    episodes = rollout(SlowWalker(), slow_pool, jobs, episode_timeout=120, keep_starts=True)
+    late = StopReason.EPISODE_TIMEOUT
+    assert [(e.stop_reason, len(e.turns)) for e in episodes] == [(late, 3), (late, 2), (late, 2)] + [
+        (StopReason.SUCCESS, 4)
+    ] * 3
+
+
+def test_the_clock_of_an_episode_that_begins_in_the_middle_begins_there(slow_pool: EnvPool) -> None:
+    (whole,) = rollout(Walker(), slow_pool, [Job(corridor(4, step=50, restore=30))], keep_starts=True)
+    jobs = [Job(whole.task, start=whole.turns[at].start) for at in (1, 2)]
+    late, early = rollout(SlowWalker(), slow_pool, jobs, episode_timeout=120)
+    assert (late.stop_reason, len(late.turns)) == (StopReason.EPISODE_TIMEOUT, 3)
+    assert (early.stop_reason, len(early.turns)) == (StopReason.SUCCESS, 4)
+
+
 def test_a_prompt_that_no_longer_fits_is_a_context_limit() -> None:
     policy = random_policy(context=40)
     agent = PolicyAgent(policy, Transcript(), Sampling(1.0, 4), torch.Generator().manual_seed(0))
@@ -129,18 +213,6 @@ def test_the_ids_of_a_turn_are_those_that_were_sampled() -> None:
         for turn in episode.turns:
             exact = agent.policy.score([turn.prompt_ids + turn.completion_ids])[0][-len(turn.completion_ids) :]
             np.testing.assert_allclose(turn.logprobs, exact, atol=1e-5)
-
-
-class Walker:
-    """Knows the way, and looks at nothing but where it is."""
-
-    def act(self, views: Sequence[View]) -> list[Decision]:
-        return [Decision("open door 1" if view.observation == self.last_room(view) else "go right") for view in views]
-
-    def last_room(self, view: View) -> str:
-        return f"You are in room {view.episode.task.payload['length']}."
-
-    def finish(self, key: int) -> None: ...
 
 
 def begin_in_the_middle(workers: int) -> list[Episode]:

@@ -55,6 +55,8 @@ class Puppet(TextEnv):
                     pass
             case "hold the GIL":
                 re.match("(a+)+$", "a" * 64 + "b")
+            case "nap":
+                time.sleep(0.5)
             case "pid":
                 return str(os.getpid())
         return ""
@@ -275,6 +277,21 @@ def test_an_interrupted_pool_can_be_used_on(workers: int) -> None:
             pool.step({0: "sleep", 1: "sleep"})
         outcomes = pool.reset(tasks(2)) and pool.step({0: "a", 1: "b"})
         assert [outcome.observation[:5] for outcome in outcomes.values()] == ["['a']", "['b']"]
+
+
+@WORKERS
+def test_a_deadline_starts_when_its_environment_does(workers: int) -> None:
+    """Each in its turn is in time, though all of them together take longer."""
+    with EnvPool(Puppet, size=4, workers=workers, step_timeout=1.5) as pool:
+        assert not any(o.error for o in pool.reset({slot: task(slot, begin="nap") for slot in range(4)}).values())
+        assert not any(o.error for o in pool.step(dict.fromkeys(range(4), "nap")).values())
+
+
+@WORKERS
+def test_an_outcome_says_how_long_its_environment_took(workers: int) -> None:
+    with EnvPool(Puppet, size=2, workers=workers) as pool:
+        outcomes = [pool.reset({0: task(0, begin="nap", saving="nap")}), pool.step({0: "nap"}), pool.snapshot([0])]
+        assert all(outcome[0].seconds >= 0.5 for outcome in outcomes)
 
 
 @WORKERS

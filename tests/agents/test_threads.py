@@ -1,0 +1,42 @@
+"""Threads that wait sleep, wherever the project is entered, unless the user wants it otherwise."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+NAMES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+
+
+def told(code: str, **environment: str) -> tuple[str, str]:
+    """What a new process says on stdout and stderr."""
+    clean = {name: value for name, value in os.environ.items() if name not in NAMES}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env={**clean, **environment}, capture_output=True, text=True, check=True
+    )
+    return done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("package", ["agents", "algorithms", "scripts", "benchmarks"])
+def test_every_package_says_so_before_torch_is_imported(package: str) -> None:
+    said, _ = told(f"import {package}, os, sys; print('torch' in sys.modules, *map(os.environ.get, {NAMES}))")
+    assert said.split() == ["False", "PASSIVE", "0"]
+
+
+@pytest.mark.parametrize("own", [{"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "1000"}])
+def test_what_the_user_sets_stays(own: dict[str, str]) -> None:
+    said, _ = told(
+        f"import algorithms, os; print({{n: os.environ[n] for n in {NAMES} if n in os.environ}} == {own})", **own
+    )
+    assert said.split() == ["True"]
+
+
+def test_openmp_hears_it() -> None:
+    _, said = told("import scripts.train", OMP_DISPLAY_ENV="true")
+    if not said:
+        pytest.skip("this torch computes without OpenMP")
+    assert re.search(r"OMP_WAIT_POLICY\s*=\s*'PASSIVE'", said)
