@@ -239,12 +239,14 @@ class Trainer:
     def _write_episodes(self, episodes: Sequence[Episode], advantages: NDArray[np.float64]) -> None:
         """The batch as `scripts.view` shows it; without prompt ids, which grow with the square of the turns."""
         values = iter(advantages.tolist())
-        for episode in episodes:
-            episode.turns = [replace(turn, prompt_ids=[], advantage=next(values)) for turn in episode.turns]
+        written = [
+            replace(e, turns=[replace(turn, prompt_ids=[], advantage=next(values)) for turn in e.turns])
+            for e in episodes
+        ]
         folder = self.run / "episodes"
         folder.mkdir(exist_ok=True)
         target = folder / f"update-{self.update:06d}.jsonl"
-        write_episodes(target.with_suffix(".partial"), episodes)
+        write_episodes(target.with_suffix(".partial"), written)
         target.with_suffix(".partial").replace(target)
 
     def _save(self) -> None:

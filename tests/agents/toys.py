@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
+import torch
 
+from agents.agent import Decision, PolicyAgent, View
+from agents.policies.base import Completion, End
 from agents.policies.local import LocalPolicy
 from agents.policies.tiny import build_model, build_tokenizer, vocabulary_size
 from envs.core import Info, Manifest, Task, TextEnv, hash_tasks
@@ -108,3 +111,19 @@ def random_policy(seed: int = 0, context: int = 512, layers: int = 2, width: int
     size = vocabulary_size(tokenizer)
     model = build_model(size, width=width, layers=layers, heads=2, feed_forward=2 * width, context=context, seed=seed)
     return LocalPolicy(model, tokenizer)
+
+
+class Wanderer(PolicyAgent):
+    """Plays any of the corridor's actions with equal probability, the same on all machines, and keeps what it said.
+
+    Its policy lends the tokenizer alone. No first turn opens a door.
+    """
+
+    def _decide(self, views: Sequence[View], prompts: Sequence[list[int]]) -> list[Decision]:
+        drawn = torch.randint(len(ACTIONS), (len(views),), generator=self.generator).tolist()
+        ids = [self.prompter.action_ids(self.policy.tokenizer, ACTIONS[i]) for i in drawn]
+        self.said = [*getattr(self, "said", ()), *ids]
+        return [
+            self._read(prompt, Completion(of, [-1.0] * len(of), End.TOKEN), view.info)
+            for view, prompt, of in zip(views, prompts, ids, strict=True)
+        ]

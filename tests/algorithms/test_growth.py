@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from agents.episode import Episode, read_episodes
-from agents.policies.local import LocalPolicy
 from agents.rollout import Job, rollout
 from algorithms.estimators.groups import count_shared
 from algorithms.estimators.spo import spo_tree
@@ -20,13 +19,13 @@ from algorithms.estimators.tree_grpo import tree_grpo
 from algorithms.growth import Growth
 from algorithms.signals.base import Bench, Played
 from algorithms.signals.tree import Tree
-from envs.core import UnknownNameError
+from envs.core import Info, UnknownNameError
 from envs.pool import EnvPool
 from tests.agents.test_rollout import Walker, policy_agent
-from tests.agents.toys import Corridors, corridor, random_policy
+from tests.agents.toys import Corridor, Corridors, Wanderer, corridor, random_policy
 from tests.algorithms.test_algo_conf import composed
 from tests.algorithms.test_signals import bench_of
-from tests.algorithms.test_trainer import make_trainer, warm_policy, without_times
+from tests.algorithms.test_trainer import make_trainer, without_times
 
 GROWTH = Growth(trees=2, expand=2)  # with 10 attempts at a task: two rounds
 
@@ -127,27 +126,28 @@ def test_a_shared_turn_counts_once_or_in_each_row(pool: EnvPool) -> None:
         count_shared(table, np.zeros(len(table)), "twice")
 
 
-@pytest.fixture(scope="module")
-def warm() -> dict[str, torch.Tensor]:
-    """Weights that open some doors."""
-    with EnvPool(Corridors().make, 16) as pool:
-        return warm_policy(pool).model.state_dict()
+class Toll(Corridor):
+    """Pays for every action by its length, so that attempts differ, whatever a policy writes."""
+
+    def _act(self, action: str) -> tuple[str, float, bool, Info]:
+        said, reward, over, extra = super()._act(action)
+        return said, reward + len(action) / 100, over, extra
 
 
-def warmed(weights: dict[str, torch.Tensor]) -> LocalPolicy:
-    policy = random_policy()
-    policy.model.load_state_dict(weights)
-    return policy
+@pytest.fixture
+def toll() -> Iterator[EnvPool]:
+    with EnvPool(lambda: Toll(4), 16) as made:
+        yield made
 
 
 @pytest.mark.parametrize("name", ["vineppo", "spo_chain", "spo_tree", "tree_grpo"])
-def test_a_run_resumes_bit_for_bit(tmp_path: Path, pool: EnvPool, warm: dict[str, torch.Tensor], name: str) -> None:
+def test_a_run_resumes_bit_for_bit(tmp_path: Path, toll: EnvPool, name: str) -> None:
     made = composed(name, *(["algo.signals.monte_carlo.attempts=2"] if name in ("vineppo", "spo_chain") else []))
 
     def train(run: Path, stops: list[int]) -> dict[str, torch.Tensor]:
         for until in stops:
             trainer = make_trainer(
-                run, pool, warmed(warm), 2, made.estimator, made.signals, groups=2, group_size=4, growth=made.growth,
+                run, toll, random_policy(), 2, made.estimator, made.signals, groups=2, group_size=4, growth=made.growth,
                 loss=made.loss, aggregation=made.aggregation, checkpoint_every=1,
             )  # fmt: skip
             if until != stops[0]:
@@ -160,18 +160,18 @@ def test_a_run_resumes_bit_for_bit(tmp_path: Path, pool: EnvPool, warm: dict[str
 
     whole, parts = train(tmp_path / "whole", [2]), train(tmp_path / "parts", [1, 2])
     assert all(torch.equal(weight, parts[key]) for key, weight in whole.items())
-    assert any(not torch.equal(weight, warm[key]) for key, weight in whole.items())
+    start = random_policy().model.state_dict()
+    assert any(not torch.equal(weight, start[key]) for key, weight in whole.items())
     assert without_times(tmp_path / "parts/metrics.jsonl") == without_times(tmp_path / "whole/metrics.jsonl")
 
 
-def test_a_tree_is_written_whole_and_its_tokens_are_counted_once(
-    tmp_path: Path, pool: EnvPool, warm: dict[str, torch.Tensor]
-) -> None:
+def test_a_tree_is_written_whole_and_its_tokens_are_counted_once(tmp_path: Path, pool: EnvPool) -> None:
     made = composed("tree_grpo")
-    make_trainer(
-        tmp_path, pool, warmed(warm), 1, made.estimator, made.signals,
+    trainer = make_trainer(
+        tmp_path, pool, random_policy(), 1, made.estimator, made.signals, Wanderer,
         groups=1, group_size=8, growth=made.growth, dynamic_sampling=True, checkpoint_every=1,
-    ).train()  # fmt: skip
+    )  # fmt: skip
+    trainer.train()
     (path,) = (tmp_path / "episodes").iterdir()
     assert '"start"' not in path.read_text()
     episodes = list(read_episodes(path))
@@ -180,6 +180,6 @@ def test_a_tree_is_written_whole_and_its_tokens_are_counted_once(
     metrics = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[1])
     rows = metrics["rollout/turns"] * metrics["rollout/episodes"]
     assert metrics["signal/shared_turns"] > 0
-    assert metrics["rollout/env_steps"] < rows
-    assert metrics["tokens/sampled"] < rows * 6
+    assert metrics["rollout/env_steps"] == len(trainer.agent.said) < rows
+    assert metrics["tokens/sampled"] == sum(map(len, trainer.agent.said))
     assert all(a.observation for e in episodes for a, _ in pairwise(e.turns))
