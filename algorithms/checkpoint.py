@@ -11,7 +11,6 @@ A checkpoint appears under its name only when it is whole: it is written beside 
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,9 @@ import torch
 from safetensors.torch import load_file
 
 from agents.policies.lora import has_adapters, read_adapters
-from agents.policies.pretrained import save_model, whole_folder
+from agents.policies.pretrained import save_model
 from envs.facts import Facts
+from envs.files import remove_whole, tidy, whole_folder
 
 PREFIX = "update-"
 RUN = "run.json"
@@ -71,7 +71,8 @@ def load_run(folder: Path) -> Facts:
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """The whole checkpoints of a run, oldest first."""
+    """The whole checkpoints of a run, oldest first; one that was just being replaced when its process died, too."""
+    tidy(run / "checkpoints")
     return sorted(p for p in (run / "checkpoints").glob(f"{PREFIX}*") if p.is_dir())
 
 
@@ -84,4 +85,4 @@ def prune(run: Path, keep: set[Path]) -> None:
     """Remove all checkpoints but the newest and those in `keep`."""
     for folder in checkpoints(run)[:-1]:
         if folder not in keep:
-            shutil.rmtree(folder)
+            remove_whole(folder)

@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from agents.agent import Agent, Decision, View
 from agents.policies.local import LocalPolicy
@@ -28,6 +25,7 @@ from algorithms.checkpoint import save_checkpoint
 from algorithms.warm_start import Progress, WarmStart, teacher_of, warm_start
 from envs.core import BRIEF, Task, TaskSet, cache_root
 from envs.facts import code_hash, environment_facts, key_of, without
+from envs.files import alone
 from envs.pool import EnvPool
 
 VERSION = 6  # of the recipe in `algorithms`: to be raised when the same configuration would give other weights
@@ -40,7 +38,6 @@ LEFT_OUT = (  # of a run's configuration: what a warm start does not depend on
     "model", "resume", "rollout", "algo", "trainer", "eval",  # of what comes after it
 )  # fmt: skip
 _IN_BRACKETS = re.compile(r"\[(?!<\w)([^\[\]]+)\]")  # not "<your query>", which names nothing
-LONGEST_WAIT = 4 * 3600.0  # seconds for another process to make the same
 
 
 @dataclass(frozen=True)
@@ -79,32 +76,14 @@ def tiny_policy(
     """
     config = config if config.seed is not None else replace(config, seed=seed)
     folder = cache_root() / "warm_starts" / _key(config, task_set, split, prompter, configured)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(folder, progress):
+    with alone(
+        folder.with_suffix(".lock"),
+        f"the warm start {folder}",
+        lambda: progress.phase("wait for another run that makes this warm start"),
+    ):  # runs that start together clone once, and the others wait for that
         if not (folder / "config.json").is_file():
             _make(folder, config, task_set, split, prompter, pool, progress)
         return Pretrained().load(folder), folder
-
-
-@contextmanager
-def _alone(folder: Path, progress: Progress) -> Iterator[None]:
-    """Held by one process at a time: runs that start together clone once, and the others wait for that."""
-    lock = FileLock(folder.with_suffix(".lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        progress.phase("wait for another run that makes this warm start")
-        try:
-            lock.acquire(timeout=LONGEST_WAIT)
-        except Timeout:
-            raise TimeoutError(
-                f"another process has been making the warm start {folder} for {LONGEST_WAIT / 3600:.0f} hours; "
-                f"if there is none, remove {lock.lock_file}"
-            ) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _make(

@@ -74,6 +74,7 @@ from envs.alfworld.env import ALFWorldEnv
 from envs.alfworld.game import GAME_FILE, parse_game
 from envs.alfworld.generate import generate_game
 from envs.core import Info, Task, UnknownNameError
+from envs.files import write_whole
 from envs.pool import EnvPool
 
 PARTS = ("orchestration", "kv", "trl", "update")
@@ -739,10 +740,7 @@ def write_line(figures: Mapping[str, Any], output: Path | None) -> None:
     """Print figures as one line of JSON, and keep it in the file `output`."""
     text = json.dumps(figures)
     if output:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = output.with_suffix(".partial")
-        unfinished.write_text(text + "\n", encoding="utf-8")
-        unfinished.replace(output)
+        write_whole(output, text + "\n")
     print(text)
 
 

@@ -15,10 +15,8 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
-import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -153,24 +151,6 @@ def data_root() -> Path:
     """Where downloaded data is, which may be read-only: `$POLYTURN_DATA`, else `data` in the cache folder."""
     chosen = os.environ.get("POLYTURN_DATA")
     return Path(chosen).expanduser() if chosen else cache_root() / "data"
-
-
-@contextmanager
-def made_once(folder: Path, proof: str = ".") -> Iterator[Path]:
-    """An empty folder to fill, which becomes `folder` at the end; nothing is left of it when something fails.
-
-    Where two make the same folder, whoever is second keeps the first one's, told by the `proof` that it holds.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        whole = Path(temporary, "whole")
-        whole.mkdir()
-        yield whole
-        try:
-            whole.rename(folder)
-        except OSError:
-            if not (folder / proof).exists():
-                raise
 
 
 def hash_tasks(contents: Iterable[tuple[str, bytes]]) -> str:

@@ -15,6 +15,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from envs.files import alone, flush
+
 _TIMEOUT_S = 30.0  # without a byte from the server
 _FAILURES = 5  # in a row without a byte, until the download is given up
 _CHUNK = 1 << 18
@@ -38,10 +40,23 @@ class Remote:
 
 
 def fetch(remote: Remote, folder: Path, console: Console) -> Path:
-    """The file in `folder`, unchecked. What an earlier run left of it is gone on with. Raises `DownloadError`."""
-    path, part = folder / remote.name, folder / f"{remote.name}.part"
-    if path.is_file():
-        return path
+    """The file in `folder`, unchecked. What an earlier run left of it is gone on with; one that fetches it now is
+    waited for. Raises `DownloadError`.
+    """
+    path = folder / remote.name
+    if not path.is_file():
+        with alone(
+            folder / f".{remote.name}.lock",
+            str(path),
+            lambda: console.print(f"another process is fetching {path}; waiting for it", soft_wrap=True),
+        ):
+            if not path.is_file():
+                _fetch_whole(remote, path, console)
+    return path
+
+
+def _fetch_whole(remote: Remote, path: Path, console: Console) -> None:
+    part = path.with_name(f"{remote.name}.part")
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
         bar = progress.add_task(remote.name, total=remote.size)
@@ -65,8 +80,8 @@ def fetch(remote: Remote, folder: Path, console: Console) -> Path:
                     f"Run the command again to go on from there, or {_BY_HAND}"
                 )
             time.sleep(failures)  # a server that is not ready gets a moment longer each time
+    flush(part)
     part.replace(path)
-    return path
 
 
 _BY_HAND = "fetch the file by other means and give its folder with --from"

@@ -26,7 +26,8 @@ from omegaconf import OmegaConf
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
-from scripts.common import Terminal, run, write_whole
+from envs.files import whole_file, write_whole
+from scripts.common import Terminal, run
 from scripts.curve import is_success, moving_mean
 
 SMOOTH = 5  # updates of the moving average
@@ -137,9 +138,9 @@ def draw(groups: dict[str, list[Run]], target: Path) -> None:
     bottom.set_xlabel("steps taken in environments")
     bottom.xaxis.set_major_formatter(mpl.ticker.EngFormatter(sep=""))
     figure.legend(*top.get_legend_handles_labels(), loc="outside lower left", frameon=False, fontsize=8)
-    figure.savefig(target.with_suffix(".partial"), format="png", dpi=150)
+    with whole_file(target) as partial:
+        figure.savefig(partial, format="png", dpi=150)
     plt.close(figure)
-    target.with_suffix(".partial").replace(target)
 
 
 def table(groups: dict[str, list[Run]]) -> str:

@@ -14,6 +14,8 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
+from envs.files import whole_file
+
 SMOOTH = 10  # updates of the moving average
 DODGE = 0.008  # of the width, between the intervals of one evaluation
 
@@ -46,9 +48,9 @@ def draw_curve(run: Path, title: str) -> Path:
     bottom.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
     figure.legend(*top.get_legend_handles_labels(), loc="outside lower left", frameon=False, fontsize=8)
     target = run / "curve.png"
-    figure.savefig(target.with_suffix(".partial"), format="png", dpi=150)
+    with whole_file(target) as partial:
+        figure.savefig(partial, format="png", dpi=150)
     plt.close(figure)
-    target.with_suffix(".partial").replace(target)
     return target
 
 

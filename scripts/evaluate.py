@@ -30,9 +30,10 @@ from agents.evaluation import Evaluation, episode_key, evaluate, plan
 from agents.source import agents_hash
 from envs.core import TaskSet, evaluation_splits
 from envs.facts import Facts, differences, environment_facts, without
+from envs.files import write_whole
 from envs.pool import EnvPool
 from scripts.agents import Model, make_agent, model_of
-from scripts.common import Terminal, command, plain, versions, write_whole
+from scripts.common import Terminal, command, plain, versions
 
 
 @command("evaluate")

@@ -36,9 +36,10 @@ from algorithms.trainer import Metrics, Trainer, TrainerConfig
 from algorithms.warm_start import warm_start
 from envs.core import TaskSet, UnknownNameError, evaluation_splits
 from envs.facts import Facts, differences, environment_facts, without
+from envs.files import write_whole
 from envs.pool import EnvPool
 from scripts.agents import checkpoint_of
-from scripts.common import Terminal, asked_for, command, plain, versions, write_whole
+from scripts.common import Terminal, asked_for, command, plain, versions
 from scripts.curve import draw_curve, is_success
 from scripts.live import LiveReporter
 

@@ -13,12 +13,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
-import shutil
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,6 +27,8 @@ from agents.policies.local import LocalPolicy
 from agents.policies.lora import ADAPTER_CONFIG, Lora, add_adapters, load_adapters
 from agents.policies.models import find_device
 from envs.core import UnknownNameError, cache_root
+from envs.files import made_once
+from envs.files import whole_folder as whole_folder
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +151,7 @@ def _unpacked(file: Path) -> Path:
     model.hf_quantizer, model.is_quantized = None, False
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    with whole_folder(folder) as partial:
+    with made_once(folder, "config.json") as partial:
         save_model(partial, model, tokenizer)
     return folder
 
@@ -164,25 +162,6 @@ def save_model(folder: Path, model: Any, tokenizer: Any) -> None:
         warnings.filterwarnings("ignore", "Could not find a config file in")
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-@contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder to write into, which takes the place of `folder` when it is whole and on the disk, or else is gone."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        yield partial
-        for path in partial.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.replace(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def _base_of(folder: Path) -> str:

@@ -9,7 +9,6 @@ Rests on the interface of vLLM 0.32; the transfer over NCCL follows its document
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +25,7 @@ from agents.endpoint import EndpointError, endpoint_errors
 from agents.policies.local import LocalPolicy
 from agents.policies.lora import merged_weights
 from agents.policies.vllm import Answer, Engine, SyncError, default_tolerance, import_vllm
+from envs.files import partial_path
 
 # A server takes what it is not told from the model's generation_config.json, which would bend the distribution.
 UNBENT = {
@@ -98,11 +98,11 @@ class VllmServerPolicy(Engine):
 
     def _write(self, folder: Path) -> None:
         """Through a file that the server reads."""
-        folder.mkdir(parents=True, exist_ok=True)
         path = folder / "model.safetensors"
         weights = {name: tensor.cpu().contiguous() for name, tensor in merged_weights(self.trained.model)}
-        save_file(weights, path.with_suffix(".partial"))
-        os.replace(path.with_suffix(".partial"), path)
+        with partial_path(path) as partial:  # read at once: nothing has to reach the disk
+            save_file(weights, partial)
+            partial.replace(path)
         self._post("collective_rpc", {"method": "load_trained_file", "args": [str(path)]})
 
     def _send(self) -> None:

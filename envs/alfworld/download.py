@@ -14,7 +14,6 @@ from __future__ import annotations
 import io
 import re
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,6 +28,7 @@ from rich.progress import track
 from envs.alfworld.game import GAME_FILE
 from envs.alfworld.tasks import OFFICIAL_COUNTS, GamesNotFoundError, official_folder, read_manifest
 from envs.fetch import DownloadError, Remote, check, fetch, size_of
+from envs.files import flush, partial_path
 
 
 @dataclass(frozen=True)
@@ -163,12 +163,13 @@ def _place(files: Iterable[_File], folder: Path, console: Console) -> None:
     needed, free = sum(file.size for file in new), shutil.disk_usage(folder).free
     if needed > free:
         raise DownloadError(f"{len(new)} files need {needed:,} bytes in {folder}, where {free:,} are free")
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+    with partial_path(folder) as beside:
         for file in track(new, "unpacking", console=console, disable=not console.is_terminal):
-            target = Path(temporary, file.name)
+            target = beside / file.name
             target.parent.mkdir(parents=True, exist_ok=True)
             with file.open() as source, target.open("wb") as written:
                 shutil.copyfileobj(source, written)
+            flush(target)
         for file in new:
             (folder / file.name).parent.mkdir(parents=True, exist_ok=True)
-            Path(temporary, file.name).replace(folder / file.name)
+            (beside / file.name).replace(folder / file.name)

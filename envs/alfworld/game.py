@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from envs.core import cache_root
+from envs.files import write_whole
 
 GAME_FILE = "game.tw-pddl"
 _KEYS = {"pddl_domain": str, "grammar": str, "pddl_problem": str, "solvable": bool}
@@ -438,13 +439,7 @@ def _read_cache(path: Path) -> _Rows:
 def _write_cache(path: Path, rows: _Rows) -> None:
     body = json.dumps(rows, separators=(",", ":")).encode()
     head = json.dumps({"module": _module_hash(), "sha256": hashlib.sha256(body).hexdigest()}).encode()
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_bytes(head + b"\n" + body)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_whole(path, head + b"\n" + body)
     except OSError as error:
         _log.warning("cannot write the cache of games %s (%s); they will be read again next time", path, error)

@@ -15,7 +15,6 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +28,8 @@ from envs.alfworld.env import ENGINES, ALFWorldEnv
 from envs.alfworld.expert import Expert
 from envs.alfworld.game import GAME_FILE, TASK_TYPES, GameFileError
 from envs.alfworld.generate import GENERATOR_VERSION, HELD_OUT_FLOOR_PLANS, TRAIN_FLOOR_PLANS, generate_game
-from envs.core import Manifest, Task, UnknownNameError, cache_root, data_root, hash_tasks, made_once
+from envs.core import Manifest, Task, UnknownNameError, cache_root, data_root, hash_tasks
+from envs.files import made_once, write_whole
 
 ENV_ID = "polyturn/ALFWorld-v0"
 SOURCES = ("auto", "official", "embedded")
@@ -236,11 +236,7 @@ def _read_cache(path: Path) -> dict[str, Any]:
 
 def _write_cache(path: Path, kept: dict[str, Any]) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".manifest.") as folder:
-            whole = Path(folder, path.name)
-            whole.write_text(json.dumps(kept), encoding="utf-8")
-            whole.replace(path)
+        write_whole(path, json.dumps(kept))
     except OSError as error:
         _log.warning("cannot write %s (%s); the games will be hashed again next time", path, error)
 

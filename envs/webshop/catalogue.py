@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.core import UnknownNameError, cache_root
+from envs.files import remove_whole
 from envs.webshop import analysis
 from envs.webshop.build import LONGEST_ASIN, build
 from envs.webshop.build import CatalogueError as CatalogueError
@@ -33,7 +34,7 @@ from envs.webshop.products import HumanInstruction as HumanInstruction
 from envs.webshop.products import Product as Product
 from envs.webshop.products import document as document
 from envs.webshop.products import unpack
-from envs.webshop.store import DamagedStoreError, Rows, load_array, read_meta, remove
+from envs.webshop.store import DamagedStoreError, Rows, load_array, read_meta
 
 VERSION = 2  # of what is kept
 _log = logging.getLogger(__name__)
@@ -134,6 +135,6 @@ def load_catalogue(folder: Path, size: str | None = None) -> Catalogue:
             return Catalogue(kept)
         except DamagedStoreError as error:
             _log.warning("what was kept of the catalogue is damaged (%s) and will be made again", error)
-            remove(kept)
+            remove_whole(kept)
     build(files, content_hash, kept)
     return Catalogue(kept)

@@ -20,6 +20,7 @@ from pathlib import Path
 from rich.console import Console
 
 from envs.fetch import DownloadError, Remote, check, fetch
+from envs.files import whole_file, write_whole
 from envs.webshop.catalogue import SIZES, Catalogue, JSONFileError, load_catalogue
 from envs.webshop.nouns import load_tagger, tag_names
 
@@ -131,13 +132,10 @@ def _copy(
             raise DownloadError(f"no {name} in {source}")
         say(f"no {name} in {source}: there will be no human instructions")
         return []
-    part = folder / f"{found}.part"
-    try:
+    with whole_file(folder / found) as part:
         shutil.copyfile(source / found, part)
         _verify(part, sums, say, name=found)
-        return [part.replace(folder / found)]
-    finally:
-        part.unlink(missing_ok=True)
+    return [folder / found]
 
 
 def _verify(path: Path, sums: dict[str, str], say: Callable[[str], None], name: str = "", remove: bool = False) -> None:
@@ -171,6 +169,4 @@ def _read_sums(path: Path) -> dict[str, str]:
 
 def _write_sums(folder: Path, sums: dict[str, str]) -> None:
     lines = [f"{digest}  {name}\n" for name, digest in sorted(sums.items()) if (folder / name).is_file()]
-    partial_file = folder / f".{SUMS}.part"
-    partial_file.write_text("".join(lines), encoding="utf-8")
-    partial_file.replace(folder / SUMS)
+    write_whole(folder / SUMS, "".join(lines))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from envs.core import UnknownNameError, cache_root
+from envs.files import write_whole
 
 SIZES = {"small": "_1000", "full": ""}  # what the official files have in their names
 TITLE_NOUNS = "title_nouns.json"  # {asin: [noun, …]}, in the folder of a catalogue that brings its own
@@ -79,8 +79,5 @@ def _hash_file(path: Path) -> bytes:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").digest()
     if note:
-        note.parent.mkdir(parents=True, exist_ok=True)
-        partial = note.with_name(f".{note.name}.{os.getpid()}")
-        partial.write_text(found.hex())
-        partial.replace(note)
+        write_whole(note, found.hex())
     return found

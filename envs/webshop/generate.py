@@ -21,7 +21,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from envs.core import cache_root, made_once
+from envs.core import cache_root
+from envs.files import made_once
 
 GENERATOR_VERSION = 1  # to be raised when the same size would give other files
 ITEMS, INSTRUCTIONS, HUMAN = "items_shuffle.json", "items_ins_v2.json", "items_human_ins.json"

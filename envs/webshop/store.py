@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import mmap
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.core import made_once
+from envs.files import made_once
 
 _META = "meta.json"
 
@@ -38,12 +36,6 @@ def read_meta(folder: Path) -> dict[str, Any]:
         return dict(json.loads((folder / _META).read_bytes()))
     except (OSError, ValueError) as error:
         raise DamagedStoreError(f"{folder}: {error}") from error
-
-
-def remove(folder: Path) -> None:
-    """Out of sight at once, then away."""
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        shutil.move(folder, temporary)
 
 
 def save_array(folder: Path, name: str, array: NDArray[Any]) -> None:

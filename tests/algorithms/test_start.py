@@ -17,6 +17,7 @@ from agents.prompts import Transcript
 from algorithms import start
 from algorithms.start import Tiny, tiny_policy
 from algorithms.warm_start import WarmStart
+from envs import files
 from envs.pool import EnvPool
 from scripts.common import plain
 from tests.agents.toys import Corridors
@@ -63,7 +64,7 @@ def test_two_at_once_clone_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_whoever_waits_too_long_is_told_for_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLYTURN_CACHE", str(tmp_path))
-    monkeypatch.setattr(start, "LONGEST_WAIT", 0.05)
+    monkeypatch.setattr(files, "LONGEST_WAIT", 0.05)
     phases = Phases()
     _, folder = make(phases)
     with FileLock(folder.with_suffix(".lock")), pytest.raises(TimeoutError, match=r"remove .*\.lock"):

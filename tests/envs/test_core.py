@@ -26,7 +26,6 @@ from envs.core import (
     UnknownNameError,
     evaluation_splits,
     hash_tasks,
-    made_once,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -84,36 +83,6 @@ def test_a_manifest_says_when_it_is_incomplete() -> None:
 
 
 CONTENTS = st.dictionaries(st.text(max_size=5), st.binary(max_size=5), max_size=5)
-
-
-def test_a_folder_is_made_whole_or_not_at_all(tmp_path: Path) -> None:
-    folder = tmp_path / "cache" / "games"
-
-    def fail_half_way() -> None:
-        with made_once(folder) as made:
-            (made / "half").touch()
-            (made / "absent").read_text()
-
-    with pytest.raises(FileNotFoundError, match="absent"):
-        fail_half_way()
-    assert not list(folder.parent.iterdir())
-
-    with made_once(folder) as made:
-        (made / "game").write_text("first")
-        assert not folder.exists()
-        with made_once(folder) as faster:
-            (faster / "game").write_text("faster")
-    assert [path.name for path in folder.parent.iterdir()] == ["games"]
-    assert (folder / "game").read_text() == "faster"
-
-
-def test_what_stands_in_a_folders_place_is_no_proof_of_it(tmp_path: Path) -> None:
-    folder = tmp_path / "index"
-    folder.mkdir()
-    (folder / "notes").touch()
-    with pytest.raises(OSError, match="not empty"), made_once(folder, "meta.json"):
-        pass
-    assert [path.name for path in folder.iterdir()] == ["notes"]
 
 
 @given(CONTENTS)

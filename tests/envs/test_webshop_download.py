@@ -53,7 +53,8 @@ def get(data: Path, server: FileServer | None = None, mirror: Path | None = None
 
 
 def placed(data: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (data / "webshop").iterdir() if path.name != SUMS}
+    shown = (path for path in (data / "webshop").iterdir() if path.name != SUMS and path.suffix != ".lock")
+    return {path.name: path.read_bytes() for path in shown}
 
 
 def sums(contents: dict[str, bytes]) -> str:
@@ -211,7 +212,7 @@ def test_nouns_are_found_once_and_gone_on_with(tmp_path: Path) -> None:
     console = Console(file=io.StringIO())
     with pytest.raises(KeyboardInterrupt):
         tag_names(catalogue.content_hash, iter(names), len(names), Tagger(limit=10), console)
-    part = next(nouns_folder(catalogue.content_hash).parent.glob(".*nouns*"))
+    part = next(nouns_folder(catalogue.content_hash).parent.glob(".*nouns*.part"))
     with part.open("ab") as file:
         file.write(b'["half')  # as a process that was killed leaves it
     assert not load_catalogue(tmp_path / "webshop").has_nouns

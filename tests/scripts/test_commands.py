@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
 import io
 import json
@@ -302,17 +301,6 @@ def test_bugs_have_a_traceback_and_mistakes_have_one_when_asked_for(cli: Cli, mo
     assert end_of(mistake) == (2, False)
     monkeypatch.setattr(common, "FULL_ERROR", True)
     assert end_of(mistake) == (2, True)
-
-
-def test_files_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
-    target = tmp_path / "results.json"
-    common.write_whole(target, "old")
-    os.symlink("/dev/full", tmp_path / ".results.json.partial")
-    with pytest.raises(OSError) as full:
-        common.write_whole(target, "new")
-    assert full.value.errno == errno.ENOSPC
-    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
-    assert target.read_text() == "old"
 
 
 # -- endings that the user did not choose -----------------------------------------------------------------------------

@@ -77,7 +77,11 @@ def fetch(data: Path, *archives: Archive, mirror: Path | None = None) -> str:
 
 def installed(data: Path) -> dict[str, bytes]:
     folder = data / "alfworld"
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files_in(folder)}
+
+
+def files_in(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
 
 
 # -- from the net -----------------------------------------------------------------------------------------------------
@@ -170,7 +174,7 @@ def test_nothing_is_written_but_games_in_their_place(server: FileServer, tmp_pat
     data = tmp_path / "deep" / "data"
     fetch(data, archive_of(server))
     assert installed(data) == GAME_FILES
-    written = {path for path in tmp_path.rglob("*") if path.is_file() and "cache" not in path.parts}
+    written = {path for path in files_in(tmp_path) if "cache" not in path.parts}
     assert len(written) == len(GAME_FILES)
 
 
