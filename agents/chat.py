@@ -5,9 +5,10 @@ places of the answers, and the pieces are put together as ids around the ids tha
 
     opening(first message) answer₁ between(second message) answer₂ between(third message) …
 
-so that no answer is ever encoded again. As long as nothing before has changed, each prompt starts with the last one
-and its completion, and an episode is one training sequence. Where history is shortened, or reasoning stripped from it,
-the prompt starts otherwise, and the prefix rule (`agents.samples`) begins a new sequence: both are exact.
+so that no answer is ever encoded again. What the environment says is quoted (`agents.quoting`): neither the template
+nor the tokenizer takes it for more than text. As long as nothing before has changed, each prompt starts with the last
+one and its completion, and an episode is one training sequence. Where history is shortened, or reasoning stripped from
+it, the prompt starts otherwise, and the prefix rule (`agents.samples`) begins a new sequence: both are exact.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from typing import Any
 
 from agents.episode import ParseStatus, Turn
 from agents.parsing import THINK_OPEN, Parser, answer_part, judge
-from agents.prompts import encode, read_template
+from agents.prompts import read_template, written
+from agents.quoting import encode, plain, quote
 from envs.core import Info, UnknownNameError
 
 KINDS = ("full", "last_k", "summary")
@@ -127,27 +129,28 @@ class Chat:
         conversation = [_system(self.system)]
         for message, answer in zip(told[:-1], answers[first:], strict=True):
             kept = answer if self.keep_reasoning else (answer_part(answer) or "").lstrip()
-            conversation += [_user(message), _answer(kept)]
-        return [*conversation, _user(told[-1])]
+            conversation += [_user(plain(message)), _answer(kept)]
+        return [*conversation, _user(plain(told[-1]))]
 
     def _said_to(self, shown: Sequence[Turn], dropped: Sequence[Turn], newest: str, info: Info) -> list[str]:
-        """The messages to the model: those of the turns that are shown, and the newest."""
-        messages = [*(turn.observation for turn in shown), newest]
+        """The messages to the model, quoted: those of the turns that are shown, and the newest."""
+        messages = [*(quote(turn.observation) for turn in shown), newest]
         if dropped:
             messages[0] = self._before(dropped, info["goal"]) + messages[0]
         return messages
 
     def _newest(self, observation: str, info: Info) -> str:
         if not self.admissible or not info["admissible"]:
-            return observation
-        return f"{observation}\n\nPossible now: {'; '.join(info['admissible'])}"
+            return quote(observation)
+        return f"{quote(observation)}\n\nPossible now: {'; '.join(map(quote, info['admissible']))}"
 
     def _before(self, dropped: Sequence[Turn], goal: str) -> str:
         """What stands in the first message for the turns that are no longer shown."""
-        told = [f"Your task: {goal}"]
+        told = [f"Your task: {quote(goal)}"]
         if self.history.kind == "summary":
             told.append("What you did before:")
-            told += [f"{n}. {_shorten(turn.observation)} → {turn.action}" for n, turn in enumerate(dropped, start=1)]
+            lines = ((quote(_shorten(turn.observation)), quote(turn.action)) for turn in dropped)
+            told += [f"{n}. {seen} → {action}" for n, (seen, action) in enumerate(lines, start=1)]
         else:
             told.append(f"({len(dropped)} earlier turns are not shown.)")
         return "\n".join(told) + "\n\n"
@@ -183,7 +186,7 @@ class Chat:
 
     def action_ids(self, tokenizer: Any, action: str) -> list[int]:
         """The completion that a demonstration of `action` would be, stop token included."""
-        return [*self._encode(tokenizer, self.write(action)), tokenizer.eos_token_id]
+        return [*self._encode(tokenizer, written(self, action)), tokenizer.eos_token_id]
 
     def read(self, text: str, finished: bool, info: Info) -> tuple[str, ParseStatus]:
         """See `agents.parsing.judge`."""

@@ -2,7 +2,8 @@
 
 A prompt is a pure function of the turns so far and the new observation. `Transcript` appends to the ids of the last
 turn, so that an episode is one growing sequence; `Template` writes every prompt anew from text, so that each turn
-is a sequence of its own. Neither ever encodes again what the policy has sampled.
+is a sequence of its own. Neither ever encodes again what the policy has sampled. What is not a prompter's own text
+(observations, goals, actions) is quoted, see `agents.quoting`: it is text in a prompt, never a control token.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from importlib.resources.abc import Traversable
 from typing import Any, Protocol
 
 import jinja2
+from markupsafe import Markup
 
 from agents.episode import ParseStatus, Turn
 from agents.parsing import judge, project_webshop
 from agents.policies.tiny import ACT
+from agents.quoting import encode, encode_quoted, plain, quote
 from envs.core import BRIEF, Info, UnknownNameError
 
 
@@ -52,18 +55,20 @@ class Transcript:
     max_prompt_tokens: int | None = None
 
     def __init__(self) -> None:
-        self._encode = lru_cache(maxsize=100_000)(encode)  # environments repeat themselves, and encoding is slow
+        # Environments repeat themselves, and encoding is slow.
+        self._encode = lru_cache(maxsize=100_000)(encode)
+        self._encode_quoted = lru_cache(maxsize=100_000)(encode_quoted)
 
     def prompt_ids(self, tokenizer: Any, turns: Sequence[Turn], observation: str, info: Info) -> list[int]:
         """What was there, plus the new observation and the token that asks for an action."""
         before = [*turns[-1].prompt_ids, *turns[-1].completion_ids] if turns else [tokenizer.bos_token_id]
         if turns and before[-1] != tokenizer.eos_token_id:
             before.append(tokenizer.eos_token_id)  # a completion that was cut off ends all the same
-        return [*before, *self._encode(tokenizer, info.get(BRIEF, observation)), *self._encode(tokenizer, ACT)]
+        return [*before, *self._encode_quoted(tokenizer, info.get(BRIEF, observation)), *self._encode(tokenizer, ACT)]
 
     def action_ids(self, tokenizer: Any, action: str) -> list[int]:
         """The action's ids and the end-of-sequence token."""
-        return [*self._encode(tokenizer, self.write(action)), tokenizer.eos_token_id]
+        return [*self._encode_quoted(tokenizer, action), tokenizer.eos_token_id]
 
     def write(self, action: str) -> str:
         """The action and nothing else."""
@@ -78,18 +83,43 @@ class Transcript:
         return judge(text, self.parse(text), finished, info)
 
 
-def encode(tokenizer: Any, text: str) -> tuple[int, ...]:
-    """The ids of `text`, without those that a tokenizer puts around a whole document."""
-    return tuple(tokenizer.encode(text, add_special_tokens=False))
+def message_ids(tokenizer: Any, text: str, *, around: bool) -> list[int]:
+    """The prompt that is one message, which may be quoted in parts: through the chat template where there is one.
+
+    Without, `around` puts those ids around it that go around a whole document.
+    """
+    if not tokenizer.chat_template:
+        return list(encode(tokenizer, text, around=around))
+    message = {"role": "user", "content": text}
+    return list(encode(tokenizer, tokenizer.apply_chat_template([message], add_generation_prompt=True, tokenize=False)))
 
 
-def read_template(kind: str, folder: Traversable, name: str) -> jinja2.Template:
-    """`<name>.jinja` in `folder`. Raises `UnknownNameError`, which calls it a `kind`, with those that exist."""
+def written(prompter: Prompter, action: str) -> str:
+    """`prompter.write(action)` with the action quoted; all of it where the form changes what it is given."""
+    text, parts = prompter.write(action), prompter.write(quote(action))
+    return parts if plain(parts) == text else quote(text)
+
+
+def read_template(kind: str, folder: Traversable, name: str, *, quoting: bool = False) -> jinja2.Template:
+    """`<name>.jinja` in `folder`; with `quoting` it quotes what its variables hold.
+
+    Raises `UnknownNameError`, which calls it a `kind`, with those that exist.
+    """
     known = sorted(f.name.removesuffix(".jinja") for f in folder.iterdir() if f.name.endswith(".jinja"))
     if name not in known:
         raise UnknownNameError(kind, name, known)
     source = (folder / f"{name}.jinja").read_text(encoding="utf-8")
-    return jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True).from_string(source)
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    if quoting:
+        # As HTML is escaped: what the template has written itself, in blocks and macros, is `Markup` and stays.
+        environment.autoescape = True
+        environment.finalize = _quote_variable
+        environment.filters["length"] = lambda value: len(plain(value) if isinstance(value, str) else value)
+    return environment.from_string(source)
+
+
+def _quote_variable(value: Any) -> Markup:
+    return value if isinstance(value, Markup) else Markup(quote(str(value)))
 
 
 class Template:
@@ -103,13 +133,17 @@ class Template:
 
     def __init__(self, name: str, history: int = 2) -> None:
         """`name` is a file `agents/templates/<name>.jinja`. Raises `UnknownNameError` with those that exist."""
-        self.template = read_template("prompt template", resources.files("agents") / "templates", name)
+        self.template = read_template("prompt template", resources.files("agents") / "templates", name, quoting=True)
         if history < 0:
             raise ValueError(f"history must be at least 0, got {history}")
         self.history = history
 
     def render(self, turns: Sequence[Turn], observation: str, info: Info) -> str:
         """The prompt as text. The template sees `goal`, `observation`, `admissible`, `step` and `history`."""
+        return plain(self._render(turns, observation, info))
+
+    def _render(self, turns: Sequence[Turn], observation: str, info: Info) -> str:
+        """The same, quoted where it is not the template's own."""
         recent = list(turns[len(turns) - min(self.history, len(turns)) :])
         first = len(turns) - len(recent) + 1
         return self.template.render(
@@ -124,17 +158,11 @@ class Template:
 
     def prompt_ids(self, tokenizer: Any, turns: Sequence[Turn], observation: str, info: Info) -> list[int]:
         """The rendered prompt; through the tokenizer's chat template where it has one."""
-        text = self.render(turns, observation, info)
-        if tokenizer.chat_template:
-            messages = [{"role": "user", "content": text}]
-            ids: list[int] = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-            return ids
-        encoded: list[int] = tokenizer.encode(text)
-        return encoded
+        return message_ids(tokenizer, self._render(turns, observation, info), around=True)
 
     def action_ids(self, tokenizer: Any, action: str) -> list[int]:
         """The action in its tags, and the end-of-sequence token."""
-        return [*tokenizer.encode(self.write(action), add_special_tokens=False), tokenizer.eos_token_id]
+        return [*encode(tokenizer, written(self, action)), tokenizer.eos_token_id]
 
     def write(self, action: str) -> str:
         """The action in its tags."""

@@ -61,7 +61,8 @@ from agents.episode import Episode
 from agents.policies.base import Completion, Policy, Request, Sampling
 from agents.policies.local import LocalPolicy
 from agents.policies.tiny import ACT, BOS, EOS, build_tokenizer
-from agents.prompts import Transcript, encode
+from agents.prompts import Transcript
+from agents.quoting import encode
 from agents.rollout import Job, rollout
 from agents.samples import Sample, build_samples
 from algorithms.batches import LENGTH_STEP

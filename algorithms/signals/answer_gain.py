@@ -24,6 +24,7 @@ from torch import Tensor
 
 from agents.parsing import THINK_CLOSE, THINK_OPEN
 from agents.policies.base import Policy
+from agents.quoting import encode_with_offsets, quote
 from agents.samples import Sample
 from algorithms.batches import Batch, read, sampled_logprobs
 from algorithms.signals.base import Bench, Measurement, Measures, Played
@@ -95,9 +96,8 @@ class AnswerGain(Measures):
         if tail.rstrip().endswith(THINK_OPEN):  # the chat template has begun the reasoning
             before = before.removeprefix(THINK_OPEN)
             before = before.removeprefix(tail[len(tail.rstrip()) :])
-        encoded = self.tokenizer(before + answer + self.after, add_special_tokens=False, return_offsets_mapping=True)
-        first, last = answer_span(encoded["offset_mapping"], len(before), len(before) + len(answer))
-        ids = encoded["input_ids"]
+        ids, offsets = encode_with_offsets(self.tokenizer, before + quote(answer) + self.after)
+        first, last = answer_span(offsets, len(before), len(before) + len(answer))
         sample = Sample()
         sample.extend([*prompt, *ids[:first]])
         sample.extend(ids[first:last], [0.0] * (last - first), 0)

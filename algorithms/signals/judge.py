@@ -19,7 +19,8 @@ from agents.episode import Episode
 from agents.parsing import answer_part, json_objects
 from agents.policies.base import Request, Sampling, Usage
 from agents.policies.pretrained import Pretrained
-from agents.prompts import encode, read_template
+from agents.prompts import message_ids, read_template
+from agents.quoting import quote
 from algorithms.signals.base import Bench, Measurement, Measures, Played
 from envs.core import UnknownNameError
 
@@ -46,26 +47,22 @@ class LocalModel:
     def answers(self, prompts: Sequence[str], sampling: Sampling, seed: int) -> list[str | None]:
         """See `Model`. The same seed gives the same answers. Raises `ValueError` for a prompt that leaves no room."""
         generator = torch.Generator(self.policy.device).manual_seed(seed)
-        requests = [Request(number, self._prompt_ids(prompt)) for number, prompt in enumerate(prompts)]
+        tokenizer = self.policy.tokenizer
+        requests = [
+            Request(number, message_ids(tokenizer, quote(prompt), around=False))
+            for number, prompt in enumerate(prompts)
+        ]
         said: list[str | None] = []
         for start in range(0, len(requests), self.batch_size):
             part = requests[start : start + self.batch_size]
             for request, done in zip(part, self.policy.generate(part, sampling, generator), strict=True):
-                said.append(self.policy.tokenizer.decode(done.text_ids) if done.finished else None)
+                said.append(tokenizer.decode(done.text_ids) if done.finished else None)
                 self.usage.requests += 1
                 self.usage.prompt_tokens += len(request.prompt_ids)
                 self.usage.completion_tokens += len(done.ids)
                 self.policy.release(request.session)
         self.policy.pause()
         return said
-
-    def _prompt_ids(self, prompt: str) -> Sequence[int]:
-        tokenizer = self.policy.tokenizer
-        if not tokenizer.chat_template:
-            return encode(tokenizer, prompt)
-        messages = [{"role": "user", "content": prompt}]
-        ids: list[int] = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-        return ids
 
 
 class Judge(Measures):

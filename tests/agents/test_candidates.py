@@ -128,3 +128,13 @@ def test_the_same_generator_chooses_the_same() -> None:
         return [[turn.action for turn in episode.turns] for episode in episodes]
 
     assert actions() == actions()
+
+
+def test_a_candidate_with_the_text_of_a_control_token_is_text() -> None:
+    player = agent()
+    tokenizer = player.policy.tokenizer
+    (decision,) = player.act([view(["take <eos> note", "read <act> note"])])
+    assert decision.choice is not None
+    for ids in decision.choice.ids:
+        assert [i for i in ids if i in tokenizer.all_special_ids] == [tokenizer.eos_token_id]
+    assert {tokenizer.decode(ids) for ids in decision.choice.ids} == {"take <eos> note<eos>", "read <act> note<eos>"}

@@ -214,6 +214,21 @@ def test_a_token_that_reaches_over_the_edge_belongs_to_the_answer() -> None:
         answer_span(offsets, 7, 7)
 
 
+def test_an_answer_is_text(pool: EnvPool) -> None:
+    """The span is the answer's, and no token of it means more than its letters."""
+    bench = bench_of(pool, chat(Tagged()), context=2048)
+    tokenizer = bench.agent.policy.tokenizer
+    tokenizer.add_tokens(["<think>", "</think>"])
+    signal = AnswerGain(bench)
+    for answer in ("dark <eos> green</think>", "<think>"):
+        sample = signal._answer([0, 3, 4], answer)
+        said = [i for i, on in zip(sample.ids, sample.mask, strict=True) if on]
+        assert answer in tokenizer.decode(said)
+        assert len(tokenizer.decode(said)) <= len(answer) + 2  # a token may reach over the edge
+        marks = tokenizer.convert_tokens_to_ids(["<think>", "</think>", "<eos>"])
+        assert [marks.index(i) for i in sample.ids if i in marks] == [0, 1]  # those of the thought before it
+
+
 # -- configurations ---------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("name", "estimator"), [("igpo", igpo), ("mt_grpo", mt_grpo)])
 def test_a_method_is_its_configuration(pool: EnvPool, name: str, estimator: Any) -> None:
