@@ -121,12 +121,15 @@ def evaluate(
     *,
     seeds: Sequence[int] = (0,),
     limit: int | None = None,
+    task_ids: Sequence[str] | None = None,
     max_turns: int | None = None,
     episode_timeout: float | None = None,
     played: Iterable[Episode] = (),
     on_episode: Callable[[Episode], None] | None = None,
 ) -> Evaluation:
-    """Play every task of the split once for each seed (with `limit`, the first tasks only), and summarise.
+    """Play every task of the split once for each seed, and summarise.
+
+    With `task_ids` these tasks only, with `limit` the first ones only.
 
     Episodes in `played` are taken as they are and not played again; those outside the plan are left out. Seeds reach
     the environment's reset and agents that draw from `episode.seed`. A policy draws from one generator in the order
@@ -135,7 +138,7 @@ def evaluate(
     """
     if max_turns is not None and (not isinstance(max_turns, int) or max_turns < 1):
         raise ValueError(f"max_turns must be at least 1, or None for the environment's limit; got {max_turns!r}")
-    jobs = plan(task_set, split, seeds, limit)
+    jobs = plan(task_set, split, seeds, limit, task_ids)
     known = {episode_key(episode): episode for episode in played}
     missing = [job for job in jobs if (job.task.id, job.seed) not in known]
     fresh = rollout(agent, pool, missing, max_turns=max_turns, episode_timeout=episode_timeout, on_episode=on_episode)
@@ -143,13 +146,20 @@ def evaluate(
     return summarise([known[job.task.id, job.seed] for job in jobs])
 
 
-def plan(task_set: TaskSet, split: str, seeds: Sequence[int], limit: int | None = None) -> list[Job]:
+def plan(
+    task_set: TaskSet,
+    split: str,
+    seeds: Sequence[int],
+    limit: int | None = None,
+    task_ids: Sequence[str] | None = None,
+) -> list[Job]:
     """The episodes of an evaluation: for each seed the tasks in the order of the manifest, `group` by task."""
     if not seeds or len(set(seeds)) != len(seeds) or not all(isinstance(seed, int) for seed in seeds):
         raise ValueError(f"seeds must be one or more different integers, got {list(seeds)}")
     if limit is not None and (not isinstance(limit, int) or limit < 1):
         raise ValueError(f"limit must be at least 1, or None for all tasks; got {limit!r}")
-    tasks = [task_set.task(split, task_id) for task_id in task_set.manifest(split).ids[:limit]]
+    ids = task_set.manifest(split).ids if task_ids is None else task_ids
+    tasks = [task_set.task(split, task_id) for task_id in ids[:limit]]
     return [Job(task, group, seed) for seed in seeds for group, task in enumerate(tasks)]
 
 

@@ -23,7 +23,7 @@ from agents.rollout import Job, rollout
 from agents.source import agents_hash
 from algorithms.checkpoint import save_checkpoint
 from algorithms.warm_start import Progress, WarmStart, teacher_of, warm_start
-from envs.core import BRIEF, Task, TaskSet, cache_root
+from envs.core import BRIEF, Manifest, Task, TaskSet, cache_root
 from envs.facts import code_hash, environment_facts, key_of, without
 from envs.files import alone
 from envs.pool import EnvPool
@@ -38,6 +38,7 @@ LEFT_OUT = (  # of a run's configuration: what a warm start does not depend on
     "model", "resume", "rollout", "algo", "trainer", "eval",  # of what comes after it
 )  # fmt: skip
 _IN_BRACKETS = re.compile(r"\[(?!<\w)([^\[\]]+)\]")  # not "<your query>", which names nothing
+FEED_FORWARD = 3  # times the width
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,6 @@ class Tiny:
     width: int
     layers: int
     heads: int
-    feed_forward: int
     context: int
     warm_start: WarmStart | None
     seed: int | None = None  # of the weights and of the warm start; None: that of the run
@@ -63,26 +63,26 @@ class Tiny:
 def tiny_policy(
     config: Tiny,
     task_set: TaskSet,
-    split: str,
+    manifest: Manifest,
     prompter: Prompter,
     pool: EnvPool,
     seed: int,
     progress: Progress,
     configured: Mapping[str, Any],
 ) -> tuple[LocalPolicy, Path]:
-    """The small policy, warm-started on `split`, and the folder where it is kept (made now, or found there).
+    """The small policy, warm-started on the tasks of `manifest`, and the folder where it is kept.
 
     `configured` is the whole resolved configuration of the run as plain data: all of it counts but for `LEFT_OUT`.
     """
     config = config if config.seed is not None else replace(config, seed=seed)
-    folder = cache_root() / "warm_starts" / _key(config, task_set, split, prompter, configured)
+    folder = cache_root() / "warm_starts" / _key(config, task_set, manifest, prompter, configured)
     with alone(
         folder.with_suffix(".lock"),
         f"the warm start {folder}",
         lambda: progress.phase("wait for another run that makes this warm start"),
     ):  # runs that start together clone once, and the others wait for that
         if not (folder / "config.json").is_file():
-            _make(folder, config, task_set, split, prompter, pool, progress)
+            _make(folder, config, task_set, manifest, prompter, pool, progress)
         return Pretrained().load(folder), folder
 
 
@@ -90,20 +90,20 @@ def _make(
     folder: Path,
     config: Tiny,
     task_set: TaskSet,
-    split: str,
+    manifest: Manifest,
     prompter: Prompter,
     pool: EnvPool,
     progress: Progress,
 ) -> None:
     assert config.seed is not None
-    tasks = [task_set.task(split, i) for i in task_set.manifest(split).ids]
+    tasks = [task_set.task(manifest.split, i) for i in manifest.ids]
     tokenizer = build_tokenizer(*_texts(task_set, tasks, pool, progress))
     model = build_model(
         vocabulary_size(tokenizer),
         width=config.width,
         layers=config.layers,
         heads=config.heads,
-        feed_forward=config.feed_forward,
+        feed_forward=FEED_FORWARD * config.width,
         context=config.context,
         seed=config.seed,
     )
@@ -113,9 +113,8 @@ def _make(
     save_checkpoint(folder, model, tokenizer)
 
 
-def _key(config: Tiny, task_set: TaskSet, split: str, prompter: Prompter, configured: Mapping[str, Any]) -> str:
+def _key(config: Tiny, task_set: TaskSet, manifest: Manifest, prompter: Prompter, configured: Mapping[str, Any]) -> str:
     counts = without(configured, LEFT_OUT)
-    manifest = task_set.manifest(split)
     return key_of(
         {
             "recipe": VERSION,

@@ -33,7 +33,7 @@ from algorithms.learner import Learner
 from algorithms.signals.base import Bench, MakeSignal, Measurement, Played, turn_means
 from algorithms.turn_table import Estimate, TurnTable
 from algorithms.warm_start import Progress
-from envs.core import StopReason, Task, TaskSet
+from envs.core import Manifest, StopReason, Task, TaskSet
 from envs.facts import Facts
 from envs.pool import EnvPool
 
@@ -72,13 +72,17 @@ class Reporter(Progress, Protocol):
 
 
 class Trainer:
-    """One run in one folder. `evaluate()` returns `eval/…` metrics of the current weights and a score to rank by."""
+    """One run in one folder, which learns from the tasks of `manifest`.
+
+    `evaluate()` returns `eval/…` metrics of the current weights and a score that ranks their checkpoint, or None where
+    nothing ranks checkpoints: the best one is then the newest.
+    """
 
     def __init__(
         self,
         run: Path,
         task_set: TaskSet,
-        split: str,
+        manifest: Manifest,
         pool: EnvPool,
         agent: PolicyAgent,
         signals: Mapping[str, MakeSignal],
@@ -86,12 +90,12 @@ class Trainer:
         learner: Learner,
         config: TrainerConfig,
         seed: int,
-        evaluate: Callable[[], tuple[Metrics, float]],
+        evaluate: Callable[[], tuple[Metrics, float | None]],
         reporter: Reporter,
         facts: Facts | None = None,
     ) -> None:
         self.facts = facts or {}  # what the run is, for its checkpoints
-        self.run, self.task_set, self.split, self.pool = run, task_set, split, pool
+        self.run, self.task_set, self.manifest, self.pool = run, task_set, manifest, pool
         self.agent, self.policy, self.generator = agent, agent.policy, agent.generator
         self.estimator, self.learner = estimator, learner
         self.config, self.seed, self.evaluate, self.reporter = config, seed, evaluate, reporter
@@ -102,10 +106,9 @@ class Trainer:
         )  # fmt: skip
         self.signals = {name: make(bench) for name, make in signals.items()}
         self.keep_starts = config.growth is not None or any(s.needs_starts for s in self.signals.values())
-        self.task_ids = task_set.manifest(split).ids
         self.update = 0  # updates done
         self.tasks_drawn = 0
-        self.best = (-1.0, 0)  # score of the best evaluation, and after which update
+        self.best: tuple[float, int] | None = None  # score of the best evaluation, and after which update
         self.stopping = False  # set from outside: finish this update, save, return
         self.metrics_file = run / "metrics.jsonl"
 
@@ -115,6 +118,8 @@ class Trainer:
         self.policy.sync()  # an engine may have been started with other weights
         if not checkpoints(self.run):
             self._evaluate()
+            if not checkpoints(self.run):  # nothing was ranked
+                self._save()
         while self.update < self.config.updates and not self.stopping:
             metrics = self._update()
             self._log(metrics)
@@ -211,12 +216,13 @@ class Trainer:
         return kept, played
 
     def _next_tasks(self, count: int) -> list[Task]:
-        """The next tasks: every one of the split once, in an order drawn for the epoch, then again in another."""
+        """The next tasks: every one of the manifest once, in an order drawn for the epoch, then again in another."""
+        ids = self.manifest.ids
         tasks = []
         for number in range(self.tasks_drawn, self.tasks_drawn + count):
-            epoch, place = divmod(number, len(self.task_ids))
-            order = np.random.default_rng([self.seed, epoch]).permutation(len(self.task_ids))
-            tasks.append(self.task_set.task(self.split, self.task_ids[order[place]]))
+            epoch, place = divmod(number, len(ids))
+            order = np.random.default_rng([self.seed, epoch]).permutation(len(ids))
+            tasks.append(self.task_set.task(self.manifest.split, ids[order[place]]))
         self.tasks_drawn += count
         return tasks
 
@@ -226,7 +232,7 @@ class Trainer:
         with _timed(seconds, "time/eval_s"):
             metrics, score = self.evaluate()
         self._log({**metrics, **seconds})
-        if score > self.best[0]:
+        if score is not None and (self.best is None or score > self.best[0]):
             self.best = (score, self.update)
             self._save()
 
@@ -253,7 +259,7 @@ class Trainer:
         state = {
             "update": self.update,
             "tasks_drawn": self.tasks_drawn,
-            "best": list(self.best),
+            "best": self.best and list(self.best),
             "optimizer": self.learner.optimizer.state_dict(),
             "sampling_rng": self.generator.get_state(),
             "sample_order_rng": json.dumps(self.rng.bit_generator.state),
@@ -262,7 +268,8 @@ class Trainer:
         folder = checkpoint_folder(self.run, self.update)
         save_checkpoint(folder, self.learner.model, self.policy.tokenizer, state, self.facts)
         # The first is the reference of KL, the best is what evaluations of this run take.
-        prune(self.run, {checkpoint_folder(self.run, 0), checkpoint_folder(self.run, self.best[1])})
+        kept = {0, self.best[1]} if self.best else {0}
+        prune(self.run, {checkpoint_folder(self.run, update) for update in kept})
 
     def resume(self) -> None:
         """Go back to the newest checkpoint of the run; metrics that were logged after it are taken back."""
@@ -277,7 +284,7 @@ class Trainer:
         for name, signal in self.signals.items():
             signal.load_state(state["signals"][name])
         self.update, self.tasks_drawn = state["update"], state["tasks_drawn"]
-        self.best = (state["best"][0], state["best"][1])
+        self.best = (state["best"][0], state["best"][1]) if state["best"] else None
         lines = self.metrics_file.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["update"] <= self.update]
         whole = self.metrics_file.with_suffix(".partial")

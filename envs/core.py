@@ -134,6 +134,14 @@ class Manifest:
         """What identifies the tasks, as plain data for the record of a run."""
         return {"sha256": self.content_hash, "tasks": len(self.ids), "official_tasks": self.official_count}
 
+    def part(self, ids: Iterable[str]) -> Manifest:
+        """Some tasks of the split, with a hash of their own; all of them are the manifest itself."""
+        chosen = tuple(sorted(ids))
+        if chosen == self.ids:
+            return self
+        digest = hashlib.sha256("\0".join([self.content_hash, *chosen]).encode()).hexdigest()
+        return Manifest(self.env, self.split, chosen, digest)
+
     def describe(self) -> str:
         """One line for people: the count, beside the official one where they differ, and the hash."""
         count = f"{len(self.ids)} tasks"
@@ -217,6 +225,22 @@ class TaskSet(Protocol):
 def evaluation_splits(task_set: TaskSet) -> list[str]:
     """The splits to evaluate on where nobody names any: `task_set.eval_splits`, or all but the one to train on."""
     return list(getattr(task_set, "eval_splits", None) or task_set.splits[1:] or task_set.splits)
+
+
+def hold_out(manifest: Manifest, count: int) -> tuple[Manifest, Manifest]:
+    """Divide the training split: the tasks to learn from, and `count` tasks that rank the checkpoints of a run.
+
+    Those are evenly spaced over the sorted ids, so that all types of tasks are among them, and the same for every seed.
+    Raises `ValueError` for more than a quarter of the split: training must keep most of its tasks.
+    """
+    total = len(manifest.ids)
+    if not isinstance(count, int) or not 0 <= count <= total // 4:
+        raise ValueError(
+            f"eval.selection_tasks={count} cannot be held out of the {total} tasks of {manifest.split}: expected 0 to "
+            f"{total // 4}, a quarter of them; 0 holds out none, and evaluations of the run take its newest checkpoint"
+        )
+    held_out = {manifest.ids[(2 * i + 1) * total // (2 * count)] for i in range(count)}
+    return manifest.part(set(manifest.ids) - held_out), manifest.part(held_out)
 
 
 class TextEnv(gym.Env[str, str], ABC):

@@ -137,7 +137,7 @@ def endpoint(
 
 
 def checkpoint_of(name: str) -> str:
-    """The model called `name`; of a training run's folder, the checkpoint that its evaluations ranked best."""
+    """The model called `name`; of a training run's folder, its best checkpoint, or where none was ranked its newest."""
     path = Path(name).expanduser()
     if not (path / "checkpoints").is_dir():
         return str(path.resolve()) if path.exists() else name
@@ -147,7 +147,8 @@ def checkpoint_of(name: str) -> str:
     saved = checkpoints(path)
     if not saved:
         raise FileNotFoundError(f"the run {path} has no checkpoint yet")
-    return str(checkpoint_folder(path, load_state(saved[-1])["best"][1]))
+    best = load_state(saved[-1])["best"]
+    return str(checkpoint_folder(path, best[1]) if best else saved[-1])
 
 
 def _check_prompter(config: DictConfig, run: Path) -> None:

@@ -28,7 +28,7 @@ import matplotlib.pyplot as plt
 
 from envs.files import whole_file, write_whole
 from scripts.common import Terminal, run
-from scripts.curve import is_success, moving_mean
+from scripts.curve import SELECTION, is_success, moving_mean
 
 SMOOTH = 5  # updates of the moving average
 POINTS = 200  # of a line
@@ -88,7 +88,11 @@ def read_run(folder: Path) -> Run:
         steps=np.cumsum(taken),
         success=np.array([u["rollout/success"] for u in updates]),
         score=np.array([u["rollout/score"] for u in updates]),
-        evaluations={key.split("/")[-2]: [line[key] for line in evaluated if key in line] for key in names},
+        evaluations={
+            split: [line[key] for line in evaluated if key in line]
+            for key in names
+            if (split := key.split("/")[-2]) != SELECTION
+        },
     )
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from envs.files import whole_file
 
 SMOOTH = 10  # updates of the moving average
+SELECTION = "selection"  # the name under which the tasks that rank the checkpoints are evaluated
 DODGE = 0.008  # of the width, between the intervals of one evaluation
 
 
@@ -78,6 +79,9 @@ def _draw(axes: Axes, lines: Sequence[Mapping[str, float]], quantity: str) -> No
         update, mean, low, high = np.array(points).T
         update = update + (number - (len(splits) - 1) / 2) * DODGE * lines[-1]["update"]  # or intervals hide each other
         label = f"{split.removeprefix('eval/').split('/', 1)[-1].rstrip('/')} (95 % interval)"
-        axes.errorbar(update, mean, [mean - low, high - mean], marker="o", capsize=3, label=label)
+        style = {"marker": "o", "capsize": 3}
+        if split.endswith(f"/{SELECTION}/"):
+            label, style = f"{SELECTION}: ranks the checkpoints, tasks held out from training", {"linestyle": "dotted"}
+        axes.errorbar(update, mean, [mean - low, high - mean], label=label, **style)
     axes.set(ylabel=quantity, ylim=(0, 1))
     axes.grid(alpha=0.3)

@@ -34,13 +34,13 @@ from algorithms.memory import describe_memory
 from algorithms.start import Given, Tiny, tiny_policy
 from algorithms.trainer import Metrics, Trainer, TrainerConfig
 from algorithms.warm_start import warm_start
-from envs.core import TaskSet, UnknownNameError, evaluation_splits
+from envs.core import Manifest, TaskSet, UnknownNameError, evaluation_splits, hold_out
 from envs.facts import Facts, differences, environment_facts, without
 from envs.files import write_whole
 from envs.pool import EnvPool
 from scripts.agents import checkpoint_of
 from scripts.common import Terminal, asked_for, command, plain, versions
-from scripts.curve import draw_curve, is_success
+from scripts.curve import SELECTION, draw_curve, is_success
 from scripts.live import LiveReporter
 
 ALL_SPLITS = "all"  # the evaluations of all splits in one, beside those of each
@@ -66,7 +66,10 @@ def main(cfg: DictConfig) -> None:
         cfg.eval.splits = evaluation_splits(task_set)
     for split in dict.fromkeys([cfg.split, *cfg.eval.splits]):
         console.print(task_set.manifest(split).describe())
-    facts = _facts(cfg, task_set)
+    training, selection = hold_out(task_set.manifest(cfg.split), cfg.eval.selection_tasks)
+    if selection.ids:
+        console.print(f"{len(selection.ids)} tasks of {cfg.split} are held out from training and rank the checkpoints")
+    facts = _facts(cfg, task_set, training)
     if cfg.resume is not None:
         _compare(load_run(checkpoints(run)[-1]), facts, console)
     prompter: Prompter = instantiate(cfg.agent.prompter)
@@ -83,14 +86,14 @@ def main(cfg: DictConfig) -> None:
         EnvPool(task_set.make, cfg.pool.size, cfg.pool.workers, cfg.pool.step_timeout) as pool,
         LiveReporter(config.updates, console) as reporter,
     ):
-        trained = _start(cfg, task_set, prompter, pool, reporter)
+        trained = _start(cfg, task_set, training, prompter, pool, reporter)
         console.print(describe_memory(trained.model, learner_config, cfg.pool.size))
         policy: Policy = instantiate(cfg.rollout)(trained)
         generator = torch.Generator(policy.device).manual_seed(cfg.seed)
         agent: PolicyAgent = instantiate(cfg.agent.player)(policy, prompter, sampling, generator)
-        judge = _Judge(cfg, task_set, agent, pool, reporter)
+        judge = _Judge(cfg, task_set, training, selection, agent, pool, reporter)
         trainer = Trainer(
-            run, task_set, cfg.split, pool, agent, algo.signals,
+            run, task_set, training, pool, agent, algo.signals,
             algo.estimator, Learner(trained.model, learner_config), config, cfg.seed, judge, reporter, facts,
         )  # fmt: skip
         if cfg.resume is not None:
@@ -110,13 +113,14 @@ MAY_CHANGE = ("trainer", "eval", "pool", "rollout")  # when the command line tha
 MAY_DIFFER = ("versions.", "agents_code", "environment.code")  # of what is installed
 
 
-def _facts(cfg: DictConfig, task_set: TaskSet) -> Facts:
+def _facts(cfg: DictConfig, task_set: TaskSet, training: Manifest) -> Facts:
     """What the run is: its checkpoints keep that, and `resume` compares it."""
     configured = without(plain(cfg), LEFT_OUT)
     splits = dict.fromkeys([cfg.split, *cfg.eval.splits])
     return {
         "environment": environment_facts(task_set, configured.pop("env")),
         "manifests": {split: task_set.manifest(split).facts() for split in splits},
+        "training": training.facts(),  # without the tasks that rank checkpoints
         "config": configured,
         "agents_code": agents_hash(),
         "versions": versions(),
@@ -142,7 +146,12 @@ def _compare(before: Facts, now: Facts, console: Terminal) -> None:
 
 
 def _start(
-    cfg: DictConfig, task_set: TaskSet, prompter: Prompter, pool: EnvPool, reporter: LiveReporter
+    cfg: DictConfig,
+    task_set: TaskSet,
+    manifest: Manifest,
+    prompter: Prompter,
+    pool: EnvPool,
+    reporter: LiveReporter,
 ) -> LocalPolicy:
     """The policy to train: of the run that is resumed, a model that is there, or a warm-started small one."""
     start: Tiny | Pretrained = instantiate(cfg.policy)
@@ -150,23 +159,29 @@ def _start(
     if name is not None:
         loaded = (start if isinstance(start, Pretrained) else Pretrained()).load(name)
         if isinstance(start, Given) and start.warm_start is not None and not cfg.resume:
-            tasks = [task_set.task(cfg.split, i) for i in task_set.manifest(cfg.split).ids]
+            tasks = [task_set.task(manifest.split, i) for i in manifest.ids]
             warm_start(loaded, prompter, task_set, tasks, pool, start.warm_start, cfg.seed, reporter)
         return loaded
     if isinstance(start, Pretrained):
         raise ValueError("this policy needs a model to start from: model=FOLDER, or policy=tiny for one made here")
-    policy, kept = tiny_policy(start, task_set, cfg.split, prompter, pool, cfg.seed, reporter, plain(cfg))
+    policy, kept = tiny_policy(start, task_set, manifest, prompter, pool, cfg.seed, reporter, plain(cfg))
     reporter.say(f"starting from {kept}")
     return policy
 
 
 class _Judge:
-    """Evaluates the current weights on every split of `eval.splits`; keeps the last evaluations."""
+    """Evaluates the current weights on every split of `eval.splits`, and on the tasks that rank the checkpoints.
+
+    Keeps the last evaluations of the splits. None of them has a task that ranks checkpoints: where the training split
+    itself is evaluated, it is without those.
+    """
 
     def __init__(
         self,
         cfg: DictConfig,
         task_set: TaskSet,
+        training: Manifest,
+        selection: Manifest,
         agent: PolicyAgent,
         pool: EnvPool,
         reporter: LiveReporter,
@@ -174,6 +189,11 @@ class _Judge:
         for split in cfg.eval.splits:
             if split not in task_set.splits:
                 raise UnknownNameError("eval.splits", split, task_set.splits)
+            if split == SELECTION:
+                raise ValueError(f"no split can be evaluated as {split!r}: it names the tasks that rank checkpoints")
+        splits = {split: task_set.manifest(split) for split in cfg.eval.splits}
+        self.splits = splits | ({training.split: training} if training.split in splits else {})
+        self.selection = selection
         self.cfg, self.task_set, self.agent = cfg, task_set, agent
         self.sampling = replace(agent.sampling, temperature=cfg.eval.temperature)
         self.pool, self.reporter = pool, reporter
@@ -181,23 +201,11 @@ class _Judge:
         self.evaluations: dict[str, Evaluation] = {}
 
     def __call__(self) -> tuple[Metrics, float]:
-        """The metrics of all splits, and the mean success to rank checkpoints by."""
+        """The metrics of all splits, and the success that ranks the checkpoint; None without tasks for that."""
         metrics: Metrics = {}
-        for split in self.cfg.eval.splits:
-            generator = torch.Generator(self.agent.policy.device).manual_seed(self.cfg.seed)
-            agent = replace(self.agent, sampling=self.sampling, generator=generator)
-            self.reporter.phase(f"evaluate {split}", len(self.task_set.manifest(split).ids[: self.cfg.eval.limit]))
-            evaluation = evaluate(
-                agent,
-                self.task_set,
-                split,
-                self.pool,
-                limit=self.cfg.eval.limit,
-                episode_timeout=self.cfg.trainer.episode_timeout,
-                on_episode=lambda _: self.reporter.advance(),
-            )
-            self.evaluations[split] = evaluation
-            metrics |= evaluation.metrics(f"eval/{self.name}/{split}")
+        for split, manifest in self.splits.items():
+            self.evaluations[split] = self._evaluate(split, manifest, self.cfg.eval.limit)
+            metrics |= self.evaluations[split].metrics(f"eval/{self.name}/{split}")
         rates = [evaluation.success for evaluation in self.evaluations.values()]
         if len(rates) > 1:
             every = pooled(rates)
@@ -206,7 +214,25 @@ class _Judge:
                 f"eval/{self.name}/{ALL_SPLITS}/success_low": every.low,
                 f"eval/{self.name}/{ALL_SPLITS}/success_high": every.high,
             }
-        return metrics, sum(rate.rate for rate in rates) / max(len(rates), 1)
+        if not self.selection.ids:
+            return metrics, None
+        ranking = self._evaluate(SELECTION, self.selection)
+        return metrics | ranking.metrics(f"eval/{self.name}/{SELECTION}"), ranking.success.rate
+
+    def _evaluate(self, name: str, manifest: Manifest, limit: int | None = None) -> Evaluation:
+        generator = torch.Generator(self.agent.policy.device).manual_seed(self.cfg.seed)
+        agent = replace(self.agent, sampling=self.sampling, generator=generator)
+        self.reporter.phase(f"evaluate {name}", len(manifest.ids[:limit]))
+        return evaluate(
+            agent,
+            self.task_set,
+            manifest.split,
+            self.pool,
+            limit=limit,
+            task_ids=manifest.ids,
+            episode_timeout=self.cfg.trainer.episode_timeout,
+            on_episode=lambda _: self.reporter.advance(),
+        )
 
 
 @contextmanager
@@ -242,6 +268,7 @@ def _report(cfg: DictConfig, run: Path, task_set: TaskSet, trainer: Trainer, jud
         "updates": trainer.update,
         "described": task_set.describe(),
         **trainer.facts,
+        "selection": {"split": cfg.split, "tasks": judge.selection.ids, "best": trainer.best},
         "evaluations": {split: evaluation.to_json() for split, evaluation in judge.evaluations.items()},
     }
     write_whole(run / "evaluation.json", json.dumps(record, indent=2))
@@ -250,10 +277,21 @@ def _report(cfg: DictConfig, run: Path, task_set: TaskSet, trainer: Trainer, jud
         for split, evaluation in judge.evaluations.items()
     )
     played = [task_set.describe(), *(task_set.manifest(s).describe() for s in trainer.facts["manifests"])]
-    text = "\n\n".join([*played, _history(trainer.metrics_file), text])
+    text = "\n\n".join([*played, _history(trainer.metrics_file), _choice(judge.selection, trainer.best), text])
     write_whole(run / "evaluation.md", f"# {title}\n\n{text}")
     console.print(text, markup=False)
     console.print(f"curve: {curve}\nnewest checkpoint: {checkpoints(run)[-1]}", soft_wrap=True)
+
+
+def _choice(selection: Manifest, best: tuple[float, int] | None) -> str:
+    """Which checkpoint evaluations of the run take, and why."""
+    if best is None:
+        return "No tasks ranked the checkpoints (eval.selection_tasks=0); `model=RUN_DIR` takes the newest one.\n"
+    return (
+        f"The checkpoint after {best[1]} updates solved most of the {len(selection.ids)} tasks of {selection.split} "
+        f"that are held out from training to rank the checkpoints ({SELECTION}): {best[0]:.1%}; the first of equals is "
+        "taken. `model=RUN_DIR` takes it.\n"
+    )
 
 
 def _history(metrics_file: Path) -> str:

@@ -108,6 +108,7 @@ class WebShopTasks:
 
     @property
     def eval_splits(self) -> Sequence[str]:
+        """Without `test`, which is left for final results."""
         return ("valid",)
 
     @property

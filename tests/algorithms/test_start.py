@@ -18,13 +18,14 @@ from algorithms import start
 from algorithms.start import Tiny, tiny_policy
 from algorithms.warm_start import WarmStart
 from envs import files
+from envs.core import Task, TaskSet, hold_out
 from envs.pool import EnvPool
 from scripts.common import plain
 from tests.agents.toys import Corridors
 from tests.algorithms.test_trainer import Quiet
 
 CLONES = WarmStart(episodes=4, noise=0.0, steps=2, tokens_per_step=128, max_turns=4, matrix_lr=0.02, other_lr=0.01)
-SMALL = Tiny(width=16, layers=1, heads=2, feed_forward=16, context=128, warm_start=CLONES)
+SMALL = Tiny(width=16, layers=1, heads=2, context=128, warm_start=CLONES)
 
 
 class Phases(Quiet):
@@ -36,9 +37,11 @@ class Phases(Quiet):
         self.names.append(name)
 
 
-def make(phases: Phases, config: Tiny = SMALL, seed: int = 0):
-    with EnvPool(Corridors().make, 2) as pool:
-        return tiny_policy(config, Corridors(), "train", Transcript(), pool, seed, phases, {})
+def make(phases: Phases, config: Tiny = SMALL, seed: int = 0, tasks: TaskSet | None = None, held_out: int = 0):
+    task_set = tasks or Corridors()
+    training, _ = hold_out(task_set.manifest("train"), held_out)
+    with EnvPool(task_set.make, 2) as pool:
+        return tiny_policy(config, task_set, training, Transcript(), pool, seed, phases, {})
 
 
 def test_runs_of_other_seeds_start_alike_where_the_start_has_its_own(
@@ -48,6 +51,29 @@ def test_runs_of_other_seeds_start_alike_where_the_start_has_its_own(
     (_, first), (_, second) = (make(Phases(), seed=seed) for seed in (0, 1))
     assert first != second
     assert {make(Phases(), replace(SMALL, seed=1), seed)[1] for seed in (0, 5)} == {second}
+
+
+class Watched(Corridors):
+    """Knows which tasks it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: set[str] = set()
+
+    def task(self, split: str, task_id: str) -> Task:
+        self.asked.add(task_id)
+        return super().task(split, task_id)
+
+
+def test_tasks_that_are_held_out_are_not_cloned_and_make_another_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POLYTURN_CACHE", str(tmp_path))
+    tasks = Watched()
+    _, folder = make(Phases(), tasks=tasks, held_out=6)
+    training, held_out = hold_out(tasks.manifest("train"), 6)
+    assert tasks.asked == set(training.ids)
+    assert not tasks.asked & set(held_out.ids)
+    assert folder != make(Phases(), tasks=Watched())[1]
 
 
 def test_two_at_once_clone_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +126,7 @@ def key(config: DictConfig) -> str:
     assert isinstance(policy, dict)
     return start._key(
         replace(instantiate({**policy, "_target_": "algorithms.start.Tiny"}), seed=policy["seed"]),
-        Corridors(), "train", Transcript(), plain(config),
+        Corridors(), Corridors().manifest("train"), Transcript(), plain(config),
     )  # fmt: skip
 
 

@@ -24,7 +24,9 @@ from algorithms.losses import clip_loss
 from algorithms.trainer import Trainer, TrainerConfig
 from algorithms.turn_table import TurnTable
 from algorithms.warm_start import WarmStart, warm_start
+from envs.core import hold_out
 from envs.pool import EnvPool
+from scripts.agents import checkpoint_of
 from tests.agents.toys import Corridors, Wanderer, corridor, random_policy
 
 SAMPLING = Sampling(1.0, 6)
@@ -75,6 +77,7 @@ def make_trainer(
     run: Path, pool: EnvPool, policy: LocalPolicy, updates: int, estimator=gigpo, signals=None, player=PolicyAgent,
     **changes,
 ) -> Trainer:  # fmt: skip
+    manifest = changes.pop("manifest", Corridors().manifest("train"))
     trainer_settings = {"groups": 4, "group_size": 4, "dynamic_sampling": False, "growth": None, "checkpoint_every": 2}
     trainer_settings |= {k: changes.pop(k) for k in list(changes) if k in TrainerConfig.__dataclass_fields__}
     config = TrainerConfig(updates=updates, max_turns=8, eval_every=0, episode_timeout=60.0, **trainer_settings)
@@ -82,7 +85,7 @@ def make_trainer(
     agent = player(policy, Transcript(), SAMPLING, torch.Generator().manual_seed(0))
     run.mkdir(exist_ok=True)
     return Trainer(
-        run, Corridors(), "train", pool, agent, signals or {}, estimator, learner, config, 0,
+        run, Corridors(), manifest, pool, agent, signals or {}, estimator, learner, config, 0,
         lambda: ({"eval/valid/success": 0.5}, 0.5), Quiet(),
     )  # fmt: skip
 
@@ -153,6 +156,18 @@ def test_a_run_keeps_its_first_its_best_and_its_newest_checkpoint(tmp_path: Path
         assert torch.equal(weight, loaded.model.state_dict()[name]), name
 
 
+def test_where_nothing_ranks_checkpoints_the_newest_is_the_best(tmp_path: Path, pool: EnvPool) -> None:
+    run = tmp_path / "run"
+    trainer = make_trainer(run, pool, warm_policy(pool), 3)
+    trainer.evaluate = lambda: ({"eval/valid/success": 0.5}, None)
+    trainer.train()
+    assert [p.name for p in checkpoints(run)] == ["update-000000", "update-000003"]
+    assert checkpoint_of(str(run)) == str(run / "checkpoints/update-000003")
+    resumed = make_trainer(run, pool, warm_policy(pool, steps=1), 4)
+    resumed.resume()
+    assert (resumed.update, resumed.best) == (3, None)
+
+
 def test_a_failed_save_leaves_the_old_checkpoints_and_nothing_half_written(tmp_path: Path, pool: EnvPool) -> None:
     trainer = make_trainer(tmp_path / "run", pool, warm_policy(pool), 2)
     trainer.train()
@@ -196,6 +211,14 @@ def test_every_task_is_drawn_once_an_epoch_in_an_order_of_the_seed(tmp_path: Pat
     assert first != second
     again = make_trainer(tmp_path / "again", pool, random_policy(), 1)
     assert [t.id for n in (5, 19) for t in again._next_tasks(n)] == first
+
+
+def test_tasks_that_are_held_out_are_never_drawn(tmp_path: Path, pool: EnvPool) -> None:
+    training, held_out = hold_out(Corridors().manifest("train"), 5)
+    trainer = make_trainer(tmp_path / "run", pool, random_policy(), 1, manifest=training)
+    drawn = [task.id for task in trainer._next_tasks(3 * len(training.ids))]
+    assert set(drawn) == set(training.ids)
+    assert not set(drawn) & set(held_out.ids)
 
 
 def test_the_batch_is_written_with_advantages_as_view_shows_it(tmp_path: Path, pool: EnvPool) -> None:

@@ -26,6 +26,7 @@ from envs.core import (
     UnknownNameError,
     evaluation_splits,
     hash_tasks,
+    hold_out,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -80,6 +81,27 @@ def test_a_manifest_refuses_ids_that_are_unsorted_or_repeated(ids: tuple[str, ..
 def test_a_manifest_says_when_it_is_incomplete() -> None:
     assert "2 tasks, manifest abcdefabcdef" in Manifest("E-v0", "test", ("a", "b"), "abcdef" * 8, 2).describe()
     assert "2 of the official 134 tasks (incomplete)" in Manifest("E-v0", "test", ("a", "b"), "00", 134).describe()
+
+
+IDS = tuple(f"{kind}-{n:02}" for kind in ("clean", "cool", "heat", "pick") for n in range(10))
+
+
+def test_tasks_are_held_out_evenly_and_always_the_same() -> None:
+    whole = Manifest("E-v0", "train", IDS, "00", official_count=40)
+    training, held_out = hold_out(whole, 8)
+    assert sorted(training.ids + held_out.ids) == list(IDS)
+    assert [i.partition("-")[0] for i in held_out.ids] == ["clean"] * 2 + ["cool"] * 2 + ["heat"] * 2 + ["pick"] * 2
+    assert (training.split, held_out.split) == ("train", "train")
+    assert len({whole.content_hash, training.content_hash, held_out.content_hash}) == 3
+    assert hold_out(whole, 8) == (training, held_out)
+    assert hold_out(Manifest("E-v0", "train", IDS, "01"), 8)[0].content_hash != training.content_hash
+    assert hold_out(whole, 0) == (whole, Manifest("E-v0", "train", (), hold_out(whole, 0)[1].content_hash))
+
+
+@pytest.mark.parametrize("count", [-1, 11, 64, 2.5, None])
+def test_a_split_that_cannot_spare_the_tasks_is_refused(count: int) -> None:
+    with pytest.raises(ValueError, match=r"eval\.selection_tasks=.* of the 40 tasks of train: expected 0 to 10"):
+        hold_out(Manifest("E-v0", "train", IDS, "00"), count)
 
 
 CONTENTS = st.dictionaries(st.text(max_size=5), st.binary(max_size=5), max_size=5)

@@ -14,7 +14,7 @@ from scripts.compare import line_of, main, read_run
 def a_run(folder: Path, overrides: list[str], success: list[float], **more: float) -> Path:
     (folder / ".hydra").mkdir(parents=True)
     (folder / ".hydra" / "overrides.yaml").write_text("".join(f"- {o}\n" for o in overrides))
-    lines = [{"update": 0, "eval/corridor/valid/success": 0.25}]
+    lines = [{"update": 0, "eval/corridor/valid/success": 0.25, "eval/corridor/selection/success": 0.125}]
     lines += [
         {"update": n + 1, "rollout/success": s, "rollout/score": s, "rollout/env_steps": 40.0, **more}
         for n, s in enumerate(success)
@@ -41,6 +41,7 @@ def test_seeds_are_one_line_and_methods_several(tmp_path: Path, capsys: pytest.C
     assert (
         f"| algo=vineppo | 2 | 200 | {vineppo} | {vineppo} | valid | {untrained} | 100.0% (100.0% – 100.0%) |" in said
     )
+    assert "selection" not in said
     assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "compare.md").read_text() in said
 

@@ -19,6 +19,7 @@ NAMES = sorted(path.stem for path in (Path(conf.__path__[0]) / "algo").glob("*.y
 JUDGED = ["capo", "pure"]
 SMALL = [
     "env=alfworld", "env.games=embedded", "env.embedded_train=8", "env.embedded_valid_seen=1", "eval.limit=1",
+    "eval.selection_tasks=0",
     "eval.splits=[valid_seen]", "policy.width=32", "policy.layers=1", "policy.warm_start.episodes=16",
     "policy.warm_start.max_turns=4", "policy.warm_start.steps=8", "trainer.updates=2", "trainer.groups=2",
     "trainer.group_size=4", "trainer.max_turns=3", "env.max_turns=3",

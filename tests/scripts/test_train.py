@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from agents.episode import read_episodes
+
 ROOT = Path(__file__).parents[2]
-SMOKE = ["+experiment=smoke", "trainer.updates=4", "eval.splits=[valid_seen]"]
+SMOKE = ["+experiment=smoke", "trainer.updates=4", "eval.splits=[valid_seen]", "eval.selection_tasks=8"]
 
 
 def start(*arguments: str, cache: Path) -> subprocess.Popen:
@@ -55,7 +57,9 @@ def test_a_run_leaves_what_the_readme_promises(whole: tuple[Path, str]) -> None:
     assert (run / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert "games generated from floor plans" in said
     assert "update 4/4" in said
-    assert re.search(r"\| update \| valid_seen \|\n\|---:\|---:\|\n\| 0 \| .*%\) \|\n\| 4 \| .*%\) \|\n", said)
+    assert re.search(
+        r"\| update \| valid_seen \| selection \|\n\|---:\|---:\|---:\|\n\| 0 \| .*%\) \|\n\| 4 \| .*%\) \|\n", said
+    )
     record = json.loads((run / "evaluation.json").read_text())
     assert record["evaluations"]["valid_seen"]["success"]["n"] == 8
     assert record["manifests"].keys() == {"train", "valid_seen"}
@@ -66,6 +70,24 @@ def test_a_run_leaves_what_the_readme_promises(whole: tuple[Path, str]) -> None:
     rollouts = [line for line in metrics(run) if "rollout/success" in line]
     assert [line["update"] for line in rollouts] == [1, 2, 3, 4]
     assert all(line["rollout/episodes"] == 8 for line in rollouts)
+
+
+def test_tasks_that_are_not_trained_on_choose_the_checkpoint(whole: tuple[Path, str]) -> None:
+    run, said = whole
+    record = json.loads((run / "evaluation.json").read_text())
+    held_out = record["selection"]["tasks"]
+    assert len(held_out) == 8
+    assert "8 tasks of train are held out from training" in said
+    trained = {e.task.id for path in (run / "episodes").iterdir() for e in read_episodes(path)}
+    assert trained
+    assert not trained & set(held_out)
+    rates = {m["update"]: m[key] for m in metrics(run) if (key := "eval/alfworld/selection/success") in m}
+    best = max(rates, key=rates.get)
+    assert record["selection"]["best"] == [rates[best], best]
+    report = (run / "evaluation.md").read_text()
+    assert f"The checkpoint after {best} updates solved most of the 8 tasks of train" in report
+    assert "## selection" not in report
+    assert set(record["evaluations"]) == {"valid_seen"}
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
@@ -113,6 +135,7 @@ def test_a_run_is_not_resumed_as_another(whole, cache: Path) -> None:
         ("model=/no/such/folder", "no model in /no/such/folder"),
         ("resume=/no/such/run", "nothing to resume in /no/such/run"),
         ("env.games=official", "scripts.download alfworld"),
+        ("eval.selection_tasks=17", "eval.selection_tasks=17 cannot be held out of the 64 tasks of train"),
         ("trainer.groups=0", "trainer.groups must be at least 1"),
     ],
 )

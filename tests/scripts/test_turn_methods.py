@@ -10,7 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
-    "eval.splits=[valid]", "env.train_tasks=32", "env.valid_tasks=4", "policy.width=64", "policy.layers=2",
+    "eval.splits=[valid]", "eval.selection_tasks=0", "env.train_tasks=32", "env.valid_tasks=4",
+    "policy.width=64", "policy.layers=2",
     "policy.warm_start.episodes=64", "policy.warm_start.steps=20", "trainer.updates=2", "trainer.groups=2",
     "trainer.group_size=4", "trainer.max_turns=4",
 ]  # fmt: skip
