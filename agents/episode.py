@@ -96,6 +96,11 @@ class Episode:
         """The sum of the environment's rewards, undiscounted."""
         return sum(turn.reward for turn in self.turns)
 
+    @property
+    def is_faulty(self) -> bool:
+        """Whether a fault of the environment ended it, so that nothing can be learnt from its outcome."""
+        return self.stop_reason is not None and self.stop_reason.is_fault
+
 
 def write_episodes(path: Path, episodes: Iterable[Episode], append: bool = False) -> None:
     """Write episodes as JSON lines, one episode a line. Choices and starts of turns stay in memory."""

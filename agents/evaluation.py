@@ -5,6 +5,8 @@
 
 Every ending counts: an episode that ended by an error or at a limit is one that did not solve its task.
 
+Training leaves out what a fault of the environment ended; an evaluation does not, or its tasks would be others.
+
 *Which interval is which.* `success` and the rates by task type pool the episodes of all seeds. Episodes of one task
 resemble each other, so that three seeds of 140 tasks are less than 420 independent trials: the Wilson interval is
 taken at `effective_n` trials, the number that would vary as much as the tasks' own rates do (the design effect of
@@ -100,9 +102,13 @@ class Evaluation:
         low_high = " (95 % interval {:.3f} – {:.3f})".format(*self.score_interval) if self.score_interval else ""
         parts.append(
             f"Mean score {self.score:.3f}{low_high}, mean return {self.total_reward:.3f}, mean turns {self.turns:.1f}, "
-            f"invalid turns {self.invalid:.1%}. Endings: {stops}."
+            f"invalid turns {self.invalid:.1%}. Endings: {stops}.{self._faults()}"
         )
         return "\n\n".join(parts) + "\n"
+
+    def _faults(self) -> str:
+        faults = sum(count for reason, count in self.stops.items() if StopReason(reason).is_fault)
+        return f" Faults of the environment ended {faults} episodes; these count as not solved." if faults else ""
 
 
 def _table(heading: str, rows: dict[str, Rate]) -> str:

@@ -4,7 +4,8 @@
                         └────► turn ──► turn ──► end    round `expand` more from nodes of each of them
 
 Paper: Ji et al., *Tree Search for LLM Agent Reinforcement Learning*, arXiv 2509.21240. A node is a whole turn, and an
-attempt that expands it goes on after it. Leaves are not expanded.
+attempt that expands it goes on after it. Leaves are not expanded, nor is anything of an attempt that a fault of the
+environment ended, so that no attempt shares its turns.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ class Growth:
             started = [replace(jobs[number], start=start) for _, number, start in attempts]
             for (tree, number, _), episode in zip(attempts, play(started), strict=True):
                 episodes[number] = episode
-                tree.add(episode)
+                if not episode.is_faulty:
+                    tree.add(episode)
         return [episodes[number] for number in range(len(jobs))]
 
 

@@ -11,6 +11,7 @@ a CPU.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections import Counter
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
@@ -28,6 +30,7 @@ from agents.agent import PolicyAgent
 from agents.episode import Episode, ParseStatus, write_episodes
 from agents.rollout import Job, rollout
 from algorithms.checkpoint import checkpoint_folder, checkpoints, load_state, load_weights, prune, save_checkpoint
+from algorithms.estimators.groups import uniform_groups
 from algorithms.growth import Growth
 from algorithms.learner import Learner
 from algorithms.signals.base import Bench, MakeSignal, Measurement, Played, turn_means
@@ -36,6 +39,8 @@ from algorithms.warm_start import Progress
 from envs.core import Manifest, StopReason, Task, TaskSet
 from envs.facts import Facts
 from envs.pool import EnvPool
+
+logger = logging.getLogger(__name__)
 
 MAX_TRIES = 10  # rollouts of dynamic sampling for one batch, as in verl-agent
 Estimator: TypeAlias = Callable[[TurnTable], NDArray[np.float64] | Estimate]
@@ -137,7 +142,14 @@ class Trainer:
         if not batch.samples:
             reasons = Counter(str(episode.stop_reason) for episode in played)
             first = next((e.error for e in played if e.error), "")
-            raise RuntimeError(f"not one turn was played in {len(played)} episodes: {dict(reasons)}\n{first}")
+            raise RuntimeError(f"nothing can be learnt from {len(played)} episodes: {dict(reasons)}\n{first}")
+        comparable = _comparable(played)
+        if faulty := [episode for episode in played if episode.is_faulty]:
+            error = next((episode.error for episode in faulty if episode.error), "").strip().rpartition("\n")[2]
+            logger.warning(
+                "update %d: faults of the environment ended %d of %d episodes, which are not learnt from. %s",
+                self.update + 1, len(faulty), len(played), error,
+            )  # fmt: skip
         measured: Metrics = {}
         objective = self.learner.objective
         if objective.reward_kl_coef:
@@ -164,12 +176,13 @@ class Trainer:
             learned |= self.policy.sync()
         self.update += 1
         if self.update % self.config.checkpoint_every == 0:
-            self._write_episodes(episodes, turn_means(batch.table, batch.table.per_token(advantages)))
+            self._write_episodes(episodes, turn_means(batch.table, batch.table.per_token(advantages)), played)
         turns = {id(turn): turn for episode in played for turn in episode.turns}  # attempts of a tree share some
         sampled = sum(len(turn.completion_ids) for turn in turns.values())
         return {
             **rollout_metrics(played),
-            "groups/uniform": _uniform_groups(played),
+            "groups/uniform": _uniform_groups(comparable),
+            "groups/left_out": float(len(_by_group(played)) - len(_by_group(comparable))),
             "train/learning_rate": rate,
             "rollout/env_steps": float(len(turns)),
             "tokens/sampled": float(sampled),
@@ -184,14 +197,15 @@ class Trainer:
     def _roll_out(self) -> tuple[list[Episode], list[Episode]]:
         """The episodes to learn from, and all that were played for them.
 
-        With dynamic sampling, groups whose returns are all equal (so that they teach nothing) are dropped and others
-        played in their place, as in DAPO (arXiv 2503.14476); the last try is kept as it is.
+        What a fault of the environment ended is not learnt from, nor is what cannot be compared because of that
+        (`_comparable`); where nothing is left, other groups are played. With dynamic sampling, groups whose returns are
+        all equal (so that they teach nothing) are dropped and others played in their place, as in DAPO (arXiv
+        2503.14476); the last try is kept as it is.
         """
         kept: list[Episode] = []
         played: list[Episode] = []
-        tries = MAX_TRIES if self.config.dynamic_sampling else 1
-        for attempt in range(1, tries + 1):
-            wanted = self.config.groups - len(kept) // self.config.group_size
+        for attempt in range(1, MAX_TRIES + 1):
+            wanted = self.config.groups - len(_by_group(kept))
             if wanted <= 0:
                 break
             jobs = [
@@ -212,7 +226,13 @@ class Trainer:
             )
             episodes = self.config.growth.play(play, jobs, self.rng) if self.config.growth else play(jobs)
             played += episodes
-            kept += episodes if attempt == tries else _differing(episodes)
+            comparable = _comparable(episodes)
+            if self.config.dynamic_sampling:
+                kept += comparable if attempt == MAX_TRIES else _differing(comparable)
+            else:
+                kept = comparable
+                if kept or all(episode.is_faulty for episode in episodes):
+                    break
         return kept, played
 
     def _next_tasks(self, count: int) -> list[Task]:
@@ -242,17 +262,23 @@ class Trainer:
             file.write(json.dumps({"update": self.update, **metrics}) + "\n")
         self.reporter.update(self.update, metrics)
 
-    def _write_episodes(self, episodes: Sequence[Episode], advantages: NDArray[np.float64]) -> None:
-        """The batch as `scripts.view` shows it; without prompt ids, which grow with the square of the turns."""
-        values = iter(advantages.tolist())
-        written = [
-            replace(e, turns=[replace(turn, prompt_ids=[], advantage=next(values)) for turn in e.turns])
-            for e in episodes
+    def _write_episodes(
+        self, episodes: Sequence[Episode], advantages: NDArray[np.float64], played: Sequence[Episode]
+    ) -> None:
+        """The batch as `scripts.view` shows it; without prompt ids, which grow with the square of the turns.
+
+        After it come those of `played` that a fault ended, with their tracebacks and without advantages.
+        """
+        faulty = [episode for episode in played if episode.is_faulty]
+        values = chain(advantages.tolist(), repeat(None))
+        slim = [
+            replace(episode, turns=[replace(turn, prompt_ids=[], advantage=next(values)) for turn in episode.turns])
+            for episode in [*episodes, *faulty]
         ]
         folder = self.run / "episodes"
         folder.mkdir(exist_ok=True)
         target = folder / f"update-{self.update:06d}.jsonl"
-        write_episodes(target.with_suffix(".partial"), written)
+        write_episodes(target.with_suffix(".partial"), slim)
         target.with_suffix(".partial").replace(target)
 
     def _save(self) -> None:
@@ -293,18 +319,25 @@ class Trainer:
 
 
 def rollout_metrics(episodes: Sequence[Episode]) -> Metrics:
-    """`rollout/…` and `stop/…` of a batch: shares and means over episodes, of turns over all turns."""
-    n = len(episodes)
-    turns = [turn for episode in episodes for turn in episode.turns]
+    """`rollout/…` and `stop/…` of a batch.
+
+    `rollout/episodes` counts all episodes, `rollout/faults` those that a fault of the environment ended, which say
+    nothing of the policy. The other `rollout/…` are means over the rest, of turns over all of their turns. `stop/…` are
+    shares of all episodes.
+    """
+    sound = [episode for episode in episodes if not episode.is_faulty]
+    n = len(sound)
+    turns = [turn for episode in sound for turn in episode.turns]
     stops = Counter(episode.stop_reason for episode in episodes)
     return {
-        "rollout/episodes": float(n),
-        "rollout/success": sum(episode.success for episode in episodes) / n,
-        "rollout/score": sum(episode.score for episode in episodes) / n,
-        "rollout/return": sum(episode.total_reward for episode in episodes) / n,
+        "rollout/episodes": float(len(episodes)),
+        "rollout/faults": float(len(episodes) - n),
+        "rollout/success": sum(episode.success for episode in sound) / n,
+        "rollout/score": sum(episode.score for episode in sound) / n,
+        "rollout/return": sum(episode.total_reward for episode in sound) / n,
         "rollout/turns": len(turns) / n,
         "rollout/invalid": sum(turn.status is not ParseStatus.OK for turn in turns) / max(len(turns), 1),
-        **{f"stop/{reason}": stops[reason] / n for reason in StopReason if stops[reason]},
+        **{f"stop/{reason}": stops[reason] / len(episodes) for reason in StopReason if stops[reason]},
     }
 
 
@@ -315,10 +348,27 @@ def _by_group(episodes: Sequence[Episode]) -> dict[int, list[Episode]]:
     return groups
 
 
+def _comparable(episodes: Sequence[Episode]) -> list[Episode]:
+    """The episodes that no fault ended, without those that faults left alone in their group.
+
+    Such a one has nothing to be compared with, and estimators would credit it with its raw score, as they do where
+    groups have a single attempt by choice.
+    """
+    comparable: list[Episode] = []
+    for group in _by_group(episodes).values():
+        sound = [episode for episode in group if not episode.is_faulty]
+        if len(sound) > 1 or len(sound) == len(group):
+            comparable += sound
+    return comparable
+
+
 def _differing(episodes: Sequence[Episode]) -> list[Episode]:
     """The episodes of the groups in which not all returns are equal."""
-    groups = _by_group(episodes).values()
-    return [e for group in groups if len({e.total_reward for e in group}) > 1 for e in group]
+    returns = np.array([episode.total_reward for episode in episodes])
+    sizes = np.array([sum(abs(turn.reward) for turn in episode.turns) for episode in episodes])
+    _, groups = np.unique([episode.group for episode in episodes], return_inverse=True)
+    uniform = uniform_groups(returns, groups, sizes)[groups]
+    return [episode for episode, same in zip(episodes, uniform, strict=True) if not same]
 
 
 def _uniform_groups(episodes: Sequence[Episode]) -> float:

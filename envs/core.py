@@ -36,7 +36,7 @@ BRIEF = "brief"
 
 
 class StopReason(StrEnum):
-    """Why an episode ended. Every ending has a name, and every one of them counts in the statistics."""
+    """Why an episode ended. Every ending has a name, and every one of them counts in evaluations."""
 
     SUCCESS = "success"  # the environment ended the episode and the task is solved
     FAILURE = "failure"  # the environment ended the episode and the task is not solved
@@ -45,6 +45,14 @@ class StopReason(StrEnum):
     STEP_TIMEOUT = "step_timeout"  # one step of the environment outlived its deadline
     EPISODE_TIMEOUT = "episode_timeout"  # its environment took too long in all
     ENV_ERROR = "env_error"  # the environment raised; the traceback is kept with the episode
+
+    @property
+    def is_fault(self) -> bool:
+        """Whether it says something of the environment and nothing of the policy.
+
+        All limits of time are faults: they depend on how fast a machine is. Turns are what limits a policy.
+        """
+        return self in (StopReason.STEP_TIMEOUT, StopReason.EPISODE_TIMEOUT, StopReason.ENV_ERROR)
 
 
 class UnknownNameError(LookupError):

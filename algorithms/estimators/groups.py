@@ -8,8 +8,27 @@ from numpy.typing import NDArray
 from algorithms.turn_table import TurnTable
 from envs.core import UnknownNameError
 
+RESOLUTION = float(np.finfo(np.float32).eps)  # what environments that pay in float32 can tell apart
 STATISTICS = ("turns", "episodes")
 SHARED_TURNS = ("each", "once")
+
+
+def uniform_groups(
+    values: NDArray[np.float64], groups: NDArray[np.int64], sizes: NDArray[np.float64] | None = None
+) -> NDArray[np.bool_]:
+    """[G] whether the `values` [N] of a group are all equal up to rounding, as 0.3 and 0.1 + 0.2 are.
+
+    `groups` [N] numbers the groups from 0. Values are equal where they differ by at most `RESOLUTION` times the
+    greatest of their `sizes` [N], by default their own. Sums have the size of their addends, as 0.1 + 0.2 - 0.3
+    is not quite 0.
+    """
+    count = int(groups.max(initial=-1)) + 1
+    lowest, highest, size = np.full(count, np.inf), np.full(count, -np.inf), np.zeros(count)
+    np.minimum.at(lowest, groups, values)
+    np.maximum.at(highest, groups, values)
+    np.maximum.at(size, groups, np.abs(values if sizes is None else sizes))
+    uniform: NDArray[np.bool_] = highest - lowest <= RESOLUTION * size
+    return uniform
 
 
 def relative_values(
@@ -31,9 +50,9 @@ def relative_values(
     single counted row has no spread to compare with: it takes std 1 and, with `keep_single`, mean 0, so that its
     values stay as they are; without, they become differences from the single one.
 
-    A group of equal values gives exactly 0. Taken naively, the mean of three times 9.9 is not 9.9, and epsilon turns
-    the rounding into an advantage; so every group is first shifted by one of its own counted values. (`shift=False` is
-    for a caller who wants the rounding of a reference.)
+    A group of equal values (`uniform_groups`) gives exactly 0. Taken naively, the mean of three times 9.9 is not 9.9,
+    and epsilon turns the rounding into an advantage; so every group is first shifted by one of its own counted values.
+    (`shift=False` is for a caller who wants the rounding of a reference.)
     """
     if epsilon <= 0:
         raise ValueError(f"epsilon must be positive, got {epsilon}: a group of equal values has no spread")
@@ -44,6 +63,10 @@ def relative_values(
     if shift:
         origin[groups[rows]] = values[rows]  # any counted value of the group will do
     shifted = values - origin[groups]
+    if shift:
+        equal = uniform_groups(values[rows], groups[rows])[groups]
+        close = np.abs(shifted) <= RESOLUTION * np.abs(origin)[groups]  # rows that are not counted may differ
+        shifted[equal & (close | (inside > 0))] = 0.0
     mean = np.bincount(groups, weights=shifted * inside) / count
     difference = shifted - mean[groups]
     single = count == 1

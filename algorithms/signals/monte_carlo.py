@@ -13,9 +13,6 @@ from numpy.typing import NDArray
 from agents.episode import Episode, Start
 from agents.rollout import Job, rollout
 from algorithms.signals.base import Bench, Measurement, Measures, Played
-from envs.core import StopReason
-
-FAULTS = (StopReason.ENV_ERROR, StopReason.STEP_TIMEOUT)
 
 
 class MonteCarlo(Measures):
@@ -62,7 +59,7 @@ class MonteCarlo(Measures):
             returns = [
                 sum(turn.reward for turn in turns)
                 for attempt, turns in zip(those, continued, strict=True)
-                if attempt.stop_reason not in FAULTS
+                if not attempt.is_faulty
             ]
             if returns:
                 values[rows] = np.mean(returns)

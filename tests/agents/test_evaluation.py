@@ -75,6 +75,15 @@ def test_endings_by_errors_and_full_contexts_count_too() -> None:
     assert (result.success.rate, result.turns, result.invalid) == (0.0, 0.0, 0.0)
 
 
+@pytest.mark.parametrize("fault", [reason for reason in StopReason if reason.is_fault])
+def test_a_fault_of_the_environment_counts_as_not_solved_and_is_said(fault: StopReason) -> None:
+    episodes = [episode("a"), episode("b", success=False, stop_reason=fault), episode("c")]
+    result = summarise(episodes)
+    assert (result.success.n, result.success.successes) == (3, 2)
+    assert "Faults of the environment ended 1 episodes; these count as not solved." in result.to_markdown()
+    assert "Faults" not in summarise(episodes[:1]).to_markdown()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"seeds": []}, "seeds"), ({"seeds": [1, 1]}, "seeds"), ({"seeds": ["a"]}, "seeds"), ({"limit": 0}, "limit"),
