@@ -10,15 +10,16 @@ A checkpoint appears under its name only when it is whole: it is written beside 
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
-from agents.policies.lora import has_adapters, read_adapters
+from agents.policies.lora import read_adapters
 from agents.policies.pretrained import save_model
+from agents.policies.weights import check_tensors, has_adapters
 from envs.facts import Facts
 from envs.files import remove_whole, tidy, whole_folder
 
@@ -39,15 +40,28 @@ def save_checkpoint(
 
 
 def load_weights(folder: Path, model: Any) -> None:
-    """Put the weights of a checkpoint into a model that is already there; of one with adapters, theirs alone."""
+    """Put the weights of a checkpoint into a model that is already there; of one with adapters, theirs alone.
+
+    They are read as transformers reads them, whose files name and cut tensors otherwise than its models do. Raises
+    `ValueError` naming the tensors that are missing, too many, or of another shape; the model is then as it was.
+    """
     if has_adapters(model):
         read_adapters(model, folder)
         return
-    weights = {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
-    missing, unexpected = model.load_state_dict(weights, strict=False)
-    tied = set(getattr(model, "_tied_weights_keys", None) or ())  # saved once, under their first name
-    if unexpected or set(missing) - tied:
-        raise ValueError(f"{folder} holds another model: missing {sorted(set(missing) - tied)}, extra {unexpected}")
+    read, report = type(model).from_pretrained(
+        folder,
+        config=copy.deepcopy(model.config),
+        dtype=model.dtype,
+        local_files_only=True,
+        ignore_mismatched_sizes=True,  # or the error would not say which
+        output_loading_info=True,
+    )
+    reshaped = [name for name, *_ in report["mismatched_keys"]]
+    check_tensors(folder, set(report["missing_keys"]) - set(reshaped), report["unexpected_keys"], reshaped)
+    weights = model.state_dict()
+    with torch.no_grad():
+        for name, tensor in read.state_dict().items():
+            weights[name].copy_(tensor)
 
 
 def load_state(folder: Path) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -16,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from agents.policies.lora import has_adapters, without_adapters
 from agents.policies.models import pad
+from agents.policies.weights import copy_trained, has_adapters, train_in_float32
 from agents.samples import Sample
 from algorithms.batches import Batch, by_sample, make_batch, micro_batches, read, sampled_logprobs
 from algorithms.losses import (
@@ -133,10 +132,10 @@ class Example(NamedTuple):
 
 
 class Learner:
-    """AdamW on what can be trained of a policy's model, which it changes in place.
+    """AdamW on what can be trained of a policy's model, which it changes in place and gives its `training_dtypes`.
 
-    `reference` is a copy of the weights that KL is measured to, taken when the learner is made. A model with adapters
-    needs none: without them it is its own.
+    `reference` is what KL is measured to: a frozen copy of the model that the learner is made with, or None where there
+    is no KL. Of a model with adapters only these are copied.
     """
 
     def __init__(self, model: Any, config: LearnerConfig) -> None:
@@ -156,8 +155,8 @@ class Learner:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         self.device = next(model.parameters()).device
         self.dtype = check_precision(config.precision, self.device)
-        copied = self.objective.kl_coef and not has_adapters(model)
-        self.reference = copy.deepcopy(model).requires_grad_(False) if copied else None
+        train_in_float32(model)
+        self.reference = copy_trained(model).requires_grad_(False) if self.objective.kl_coef else None
         self.optimizer = torch.optim.AdamW(
             [p for p in model.parameters() if p.requires_grad],
             lr=config.learning_rate,
@@ -326,10 +325,7 @@ class Learner:
         return aggregate(per_token, trained, objective.aggregation, divisor, units)
 
     def _reference_logprobs(self, batch: Batch) -> Tensor:
-        if self.reference is not None:
-            return sampled_logprobs(self.reference, batch, self.config.temperature, self.dtype)[0]
-        with without_adapters(self.model):
-            return sampled_logprobs(self.model, batch, self.config.temperature, self.dtype)[0]
+        return sampled_logprobs(self.reference, batch, self.config.temperature, self.dtype)[0]
 
 
 def unit_tokens(table: TurnTable, aggregation: str, trained: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from agents.policies.lora import has_adapters
 from agents.policies.models import MOST_LOGITS, cache_shape
+from agents.policies.weights import training_dtypes
 from algorithms.learner import LearnerConfig, check_precision
 
 GIGA = 2**30
@@ -16,17 +16,20 @@ GIGA = 2**30
 def estimate_memory(model: Any, config: LearnerConfig, episodes: int) -> dict[str, float]:
     """Bytes by purpose, about: what is exact (weights, gradients, AdamW's two moments, the reference, keys and
     values) and what depends on the kind of layer (activations: right to a factor of two for Llama's and its kin).
+    What is trained is float32 (`training_dtypes`); "autocast" are the copies of it that lower precisions compute with.
 
     "cache" is for 1,000 tokens in each of `episodes` that run at a time, so that it can be scaled in the head. Raises
     what `check_precision` does.
     """
     shape = model.config.get_text_config()
-    weights = float(sum(p.numel() * p.element_size() for p in model.parameters()))
-    trained = float(sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad))
+    parameters = [(t, dtype) for t, dtype in training_dtypes(model) if isinstance(t, torch.nn.Parameter)]
+    trained = 4.0 * sum(p.numel() for p, _ in parameters if p.requires_grad)
+    in_float32 = sum(p.numel() for p, dtype in parameters if dtype == torch.float32)
     width = shape.hidden_size
     layers, heads, head_dim = cache_shape(model.config)
     feed_forward = getattr(shape, "intermediate_size", None) or 4 * width
     computed = check_precision(config.precision, model.device).itemsize
+    sampled = next(dtype for _, dtype in parameters if dtype.is_floating_point)
     tokens = config.micro_batch_tokens
     of_a_layer = tokens * computed * (10 * width + 4 * heads * head_dim + 4 * feed_forward)
     activations = (
@@ -35,12 +38,13 @@ def estimate_memory(model: Any, config: LearnerConfig, episodes: int) -> dict[st
     # In float32: the logits, their log-softmax and the gradient of either.
     logits = 4 * 4 * min(tokens * shape.vocab_size, MOST_LOGITS)
     return {
-        "weights": weights,
+        "weights": float(sum(p.numel() * dtype.itemsize for p, dtype in parameters)),
         "gradients": trained,
         "optimizer": 2 * trained,
-        "reference": weights if config.objective.kl_coef and not has_adapters(model) else 0.0,
+        "reference": trained if config.objective.kl_coef else 0.0,
+        "autocast": float(in_float32 * computed) if computed < 4 else 0.0,
         "activations": float(activations + logits),
-        "cache": 2.0 * episodes * 1000 * layers * heads * head_dim * model.dtype.itemsize,
+        "cache": 2.0 * episodes * 1000 * layers * heads * head_dim * sampled.itemsize,
     }
 
 

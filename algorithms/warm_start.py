@@ -28,6 +28,7 @@ from agents.agent import Agent, Decision, View
 from agents.episode import Episode
 from agents.policies.local import LocalPolicy
 from agents.policies.models import causal_states, head_logits
+from agents.policies.weights import train_in_float32
 from agents.prompts import Prompter
 from agents.rollout import Job, rollout
 from agents.samples import Sample, build_samples
@@ -150,6 +151,7 @@ class Cloner:
     """Cross-entropy on lessons: Muon on the hidden matrices, AdamW on the rest, or on all that is trained."""
 
     def __init__(self, model: Any, config: WarmStart, rng: np.random.Generator) -> None:
+        train_in_float32(model)
         self.model, self.config, self.rng = model, config, rng
         (self.choice,) = rng.spawn(1)  # of targets; the order of lessons does not depend on it
         embedding = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}

@@ -9,8 +9,8 @@ A part that fails, for want of memory or otherwise, is told as such and the othe
 
 sampling    64 sessions with prompts of 512 ids, 128 new ids each, weights in bfloat16: the prompts (one new id), and
             from there on the new ids. With the policy of transformers, and with vLLM on a GPU.
-training    One update with as many sequences, of which the new ids are trained on: weights in bfloat16, without and
-            with gradient checkpointing, and weights in float32 with bfloat16 autocast.
+training    One update with as many sequences, of which the new ids are trained on: weights in float32 with
+            bfloat16 autocast, without and with gradient checkpointing.
 run         Rollouts of 32 ALFWorld episodes (embedded games, else lamps to switch on), and an update with KL each.
 
 Model FLOPs are those that the task asks for: 2 a weight and token in a forward pass, three times that with the backward
@@ -184,9 +184,9 @@ class Bench:
         }
 
     # -- training ---------------------------------------------------------------------------------------------------
-    def training(self, dtype: torch.dtype, checkpointing: bool) -> dict[str, Any]:
+    def training(self, checkpointing: bool) -> dict[str, Any]:
         shape = self.shape
-        model = self.policy(dtype).model
+        model = self.policy(torch.float32).model
         changes = {"gradient_checkpointing": checkpointing, "precision": self.precision}
         learner = Learner(model, learner_config(shape.micro_batch_tokens, **changes))
         rng = np.random.default_rng(0)
@@ -215,7 +215,7 @@ class Bench:
     # -- a short run ------------------------------------------------------------------------------------------------
     def run(self, folder: Path) -> dict[str, Any]:
         """Two updates, of which the second is told."""
-        shape, policy = self.shape, self.policy()
+        shape, policy = self.shape, self.policy(torch.float32)
         tasks, make = _games(folder, shape) if find_spec("alfworld") else _lamps(shape)
         # A policy that wins nothing has no advantages to learn from; KL has it learn all the same.
         objective = Objective(partial(clip_loss, dual_clip=None), kl_coef=0.01)
@@ -304,9 +304,8 @@ def measure(shape: Shape, device: torch.device, repeats: int, folder: Path) -> d
     bench = Bench(shape, device, repeats)
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "sampling": bench.sampling,
-        "training": partial(bench.training, torch.bfloat16, False),
-        "training, checkpointed": partial(bench.training, torch.bfloat16, True),
-        "training, float32 weights": partial(bench.training, torch.float32, False),
+        "training": partial(bench.training, False),
+        "training, checkpointed": partial(bench.training, True),
         "run": partial(bench.run, folder),
     }
     if device.type == "cuda" and find_spec("vllm"):

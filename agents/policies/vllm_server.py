@@ -24,7 +24,7 @@ from torch import Tensor
 from agents.endpoint import EndpointError, endpoint_errors
 from agents.policies.local import LocalPolicy
 from agents.policies.lora import merged_weights
-from agents.policies.vllm import Answer, Engine, SyncError, default_tolerance, import_vllm
+from agents.policies.vllm import Answer, Engine, SyncError, default_tolerance, import_vllm, sampled_dtype
 from envs.files import partial_path
 
 # A server takes what it is not told from the model's generation_config.json, which would bend the distribution.
@@ -48,6 +48,7 @@ class VllmServerPolicy(Engine):
         base_url: str,
         api_key: str = "none",
         folder: str | None = None,
+        dtype: str | None = None,
         concurrency: int = 256,
         timeout: float = 600.0,
         max_retries: int = 2,
@@ -55,7 +56,8 @@ class VllmServerPolicy(Engine):
     ) -> None:
         """Look up what is served. Raises `EndpointError` where nothing is.
 
-        Weights go through `folder`, by None over NCCL. `timeout` in seconds is for one try of one request.
+        Weights go through `folder`, by None over NCCL. `dtype` is the server's, by None that of the weights, which it
+        then has to be started with. `timeout` in seconds is for one try of one request.
         """
         self.url = base_url.rstrip("/").removesuffix("/v1")
         self.timeout = timeout
@@ -66,7 +68,7 @@ class VllmServerPolicy(Engine):
         with endpoint_errors(f"vllm serve at {self.url}"):
             card: Any = self._client.models.list().data[0]
             self.model, context = card.id, min(trained.context_length, card.max_model_len)
-        super().__init__(trained, context, tolerance or default_tolerance(trained, trained.model.dtype))
+        super().__init__(trained, context, tolerance or default_tolerance(trained, sampled_dtype(trained, dtype)))
         self._threads = ThreadPoolExecutor(concurrency)
         self._transfer: Any = None
 

@@ -5,7 +5,6 @@ PPO: Schulman et al., arXiv 1707.06347; the value loss is clipped as in verl (`a
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from agents.policies.weights import copy_trained, train_in_float32
 from algorithms.batches import Batch, by_sample, hidden_states, make_batch, micro_batches, read
 from algorithms.losses import value_loss
 from algorithms.signals.base import Bench, Measurement, Played, first_tokens
@@ -44,8 +44,10 @@ class Critic:
         if body not in BODIES:
             raise UnknownNameError("body", body, BODIES)
         self.bench, self.epochs, self.clip = bench, epochs, clip
-        self.body = copy.deepcopy(bench.model) if body == "separate" else bench.model
         self.owns_body = body == "separate"
+        self.body = copy_trained(bench.model) if self.owns_body else bench.model
+        if self.owns_body:
+            train_in_float32(self.body)
         width = bench.model.config.get_text_config().hidden_size
         self.head = torch.nn.Linear(width, 1, device=bench.device)
         torch.nn.init.zeros_(self.head.weight)

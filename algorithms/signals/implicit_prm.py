@@ -10,7 +10,6 @@ iStar's `dp_rm.py` and `rm_utils.py`.
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
+from agents.policies.weights import copy_trained, train_in_float32
 from algorithms.batches import Batch, by_sample, make_batch, micro_batches, read, sampled_logprobs
 from algorithms.signals.base import Bench, Measurement, Played, turn_sums
 from algorithms.turn_table import Estimate
@@ -83,8 +83,9 @@ class ImplicitPRM:
             if value not in known:
                 raise UnknownNameError(name, value, known)
         self.bench, self.loss, self.reference, self.beta, self.update = bench, loss, reference, beta, update
-        self.model = copy.deepcopy(bench.model)
-        self.first = copy.deepcopy(bench.model).requires_grad_(False) if reference == "first" else None
+        self.model = copy_trained(bench.model)
+        train_in_float32(self.model)
+        self.first = copy_trained(bench.model).requires_grad_(False) if reference == "first" else None
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import transformers
 from agents.policies import lora
 from agents.policies.base import End, Request, Sampling
 from agents.policies.local import LocalPolicy
-from agents.policies.lora import Lora, merged_weights, without_adapters
+from agents.policies.lora import Lora, merged_weights
 from agents.policies.models import token_logprobs
 from agents.policies.pretrained import ModelError, Pretrained
+from agents.policies.weights import has_adapters
 from algorithms.checkpoint import load_weights, save_checkpoint
 from algorithms.learner import Learner
 from envs.core import UnknownNameError
@@ -156,8 +158,6 @@ def test_fresh_adapters_change_nothing_and_are_all_that_is_trained(folder: Path)
 def test_merged_weights_are_those_of_a_plain_model(folder: Path) -> None:
     policy, plain = trained_adapters(folder), Pretrained().load(folder)
     before = plain.score([IDS])[0]
-    with without_adapters(policy.model):
-        torch.testing.assert_close(policy.score([IDS])[0], before)
     merged = dict(merged_weights(policy.model))
     assert set(merged) == {name for name, _ in plain.model.named_parameters()}
     plain.model.load_state_dict(merged, strict=False)
@@ -165,16 +165,87 @@ def test_merged_weights_are_those_of_a_plain_model(folder: Path) -> None:
     torch.testing.assert_close(policy.score([IDS])[0], plain.score([IDS])[0], atol=1e-5, rtol=1e-5)
 
 
-def test_the_model_without_its_adapters_is_the_reference_of_kl(folder: Path) -> None:
-    """What it is apart from the weights of the start is told, and no second copy of the model is kept."""
+@pytest.mark.parametrize("made", [lambda folder: Pretrained(lora=Lora(rank=4)).load(folder), trained_adapters])
+def test_the_reference_of_kl_are_the_adapters_of_the_start(folder: Path, made: Callable[[Path], LocalPolicy]) -> None:
+    """Fresh ones say what the model says; others come from a folder or a warm start. They alone are copied."""
     batch, table, advantages = samples()
-    kls = []
-    for policy in (Pretrained(lora=Lora(rank=4)).load(folder), trained_adapters(folder)):
-        learner = Learner(policy.model, learner_config(kl_coef=0.1, minibatches=1))
-        assert learner.reference is None
-        kls.append(learner.update(batch, table, advantages, np.random.default_rng(0), 0.0)["train/kl"])
-    assert kls[0] == 0.0
-    assert kls[1] > 1e-3
+    model = made(folder).model
+    learner = Learner(model, learner_config(kl_coef=0.1, minibatches=1))
+    rng = np.random.default_rng(0)
+    kls = [learner.update(batch, table, advantages, rng, rate)["train/kl"] for rate in (0.0, 1e-2, 0.0)]
+    assert kls[:2] == [0.0, 0.0]
+    assert kls[2] > 1e-3
+    for (name, own), copied in zip(model.named_parameters(), learner.reference.parameters(), strict=True):
+        assert (own is copied) == (".lora_" not in name)
+        assert not copied.requires_grad or own is not copied
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_adapters_beside_weights_of_any_dtype_learn_in_float32(
+    folder: Path, dtype: str, precision: str, monkeypatch, caplog
+) -> None:
+    """Frozen weights stay as they are, except for float16, in which gradients would vanish or become infinite."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    model = Pretrained(dtype=dtype, lora=Lora(rank=4)).load(folder, trained=True).model
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    learner = Learner(model, learner_config(minibatches=1, precision=precision))
+    metrics = learner.update(*samples(), np.random.default_rng(0), 1e-6)
+    assert np.isfinite(list(metrics.values())).all()
+    for name, parameter in model.named_parameters():
+        adapter = ".lora_" in name
+        assert parameter.dtype == (torch.bfloat16 if dtype == "bfloat16" and not adapter else torch.float32)
+        assert torch.equal(parameter, before[name]) == (".lora_B" not in name)  # A has no gradient while B is zero
+    assert ("frozen weights in float16 are made float32" in caplog.text) == (dtype == "float16")
+
+
+def test_what_else_an_adapter_folder_trains_is_trained_saved_and_handed_over(folder: Path, tmp_path: Path) -> None:
+    """Whole modules (`modules_to_save`), as others' folders have them; the model beside them is float32, too."""
+    peft = pytest.importorskip("peft")
+    policy = Pretrained(dtype="bfloat16").load(folder)
+    config = peft.LoraConfig(r=4, target_modules="all-linear", modules_to_save=["lm_head"], task_type="CAUSAL_LM")
+    policy.model.name_or_path = str(folder)
+    policy.model.add_adapter(config, lora.ADAPTER)
+    save_checkpoint(tmp_path / "adapters", policy.model, policy.tokenizer)
+
+    loaded = Pretrained(dtype="bfloat16").load(tmp_path / "adapters", trained=True)
+    trained = {name: p for name, p in loaded.model.named_parameters() if p.requires_grad}
+    head = "lm_head.modules_to_save.default.weight"
+    assert head in trained
+    assert {p.dtype for p in trained.values()} == {torch.float32}
+    before = trained[head].detach().clone()
+    Learner(loaded.model, learner_config(minibatches=1)).update(*samples(), np.random.default_rng(0), 1e-6)
+    assert not torch.equal(trained[head], before)
+
+    save_checkpoint(tmp_path / "more", loaded.model, loaded.tokenizer)
+    again = Pretrained(dtype="bfloat16").load(tmp_path / "more", trained=True)
+    torch.testing.assert_close(again.score([IDS]), loaded.score([IDS]), rtol=0, atol=0)
+    assert torch.equal(dict(merged_weights(again.model))["lm_head.weight"], trained[head])
+
+
+def test_adapters_that_do_not_fit_are_named(folder: Path, tmp_path: Path) -> None:
+    policy = trained_adapters(folder)
+    save_checkpoint(tmp_path / "adapters", policy.model, policy.tokenizer)
+    other = Pretrained(lora=Lora(rank=4, targets=["q_proj", "v_proj"])).load(folder)
+    with pytest.raises(ValueError, match=r"adapters holds another model: extra \['model\.layers\.0\.mlp.* and 17 more"):
+        load_weights(tmp_path / "adapters", other.model)
+    wider = Pretrained(lora=Lora(rank=8)).load(folder)
+    with pytest.raises(ValueError, match=r"of another shape \['model\.layers\.0\.mlp"):
+        load_weights(tmp_path / "adapters", wider.model)
+
+
+# -- what is trained --------------------------------------------------------------------------------------------------
+def test_a_model_that_is_trained_is_float32_whatever_its_file_has(tmp_path: Path, caplog) -> None:
+    policy = random_policy()
+    save_checkpoint(tmp_path / "half", policy.model.to(torch.bfloat16), policy.tokenizer)
+    assert Pretrained().load(tmp_path / "half").model.dtype == torch.bfloat16
+    trained = Pretrained().load(tmp_path / "half", trained=True)
+    assert {p.dtype for p in trained.model.parameters()} == {torch.float32}
+    assert not caplog.records
+    asked = Pretrained(dtype="float16").load(tmp_path / "half", trained=True)
+    assert "policy.dtype=float16 is not kept" in caplog.text
+    for a, b in zip(asked.model.parameters(), trained.model.parameters(), strict=True):  # not by way of float16
+        assert torch.equal(a, b)
 
 
 def test_a_checkpoint_holds_the_adapters_and_finds_the_model(folder: Path, tmp_path: Path) -> None:
@@ -183,7 +254,7 @@ def test_a_checkpoint_holds_the_adapters_and_finds_the_model(folder: Path, tmp_p
     assert not (tmp_path / "adapters" / "model.safetensors").exists()
     loaded = Pretrained().load(tmp_path / "adapters")
     torch.testing.assert_close(loaded.score([IDS]), policy.score([IDS]), rtol=0, atol=0)
-    assert lora.has_adapters(loaded.model)
+    assert has_adapters(loaded.model)
     fresh = Pretrained(lora=Lora(rank=4)).load(folder)
     load_weights(tmp_path / "adapters", fresh.model)
     torch.testing.assert_close(fresh.score([IDS]), policy.score([IDS]), rtol=0, atol=0)

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import gpu
 
-PARTS = {"sampling", "training", "training, checkpointed", "training, float32 weights", "run"}
+PARTS = {"sampling", "training", "training, checkpointed", "run"}
 
 
 def test_every_part_of_a_tiny_shape_is_measured(tmp_path: Path, capsys) -> None:

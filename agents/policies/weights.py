@@ -1,0 +1,70 @@
+"""The weights of a model: which are trained, in what precision, and whether a folder holds them all."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+HALF = (torch.float16, torch.bfloat16)
+LOW_RANK = ".lora_"  # in the names of peft's low-rank matrices
+
+
+def has_adapters(model: Any) -> bool:
+    """Whether adapters are what is trained of this model."""
+    return bool(getattr(model, "_hf_peft_config_loaded", False))
+
+
+def training_dtypes(model: Any) -> Iterator[tuple[Tensor, torch.dtype]]:
+    """The parameters and buffers of `model`, each with the dtype that it has while the model is trained.
+
+    What is trained is float32: a step of 1e-6 is lost in the rounding of bfloat16, and Adam divides by zero in float16.
+    So is all of the model, unless low-rank matrices are all that is trained, which compute beside weights of any dtype.
+    Those then stay as they are, but for float16, in which gradients vanish or become infinite.
+    """
+    beside = all(LOW_RANK in name for name, p in model.named_parameters() if p.requires_grad)
+    kept = (torch.bfloat16,) if beside else ()
+    for tensor in chain(model.parameters(), model.buffers()):
+        widened = tensor.dtype in HALF and (tensor.requires_grad or tensor.dtype not in kept)
+        yield tensor, torch.float32 if widened else tensor.dtype
+
+
+def train_in_float32(model: Any) -> None:
+    """Give the tensors of `model` their `training_dtypes`, in place, and log where frozen weights become larger."""
+    frozen = set()
+    for tensor, dtype in training_dtypes(model):
+        if dtype != tensor.dtype:
+            if not tensor.requires_grad:
+                frozen.add(str(tensor.dtype).removeprefix("torch."))
+            tensor.data = tensor.data.to(dtype)
+    if frozen and has_adapters(model):
+        logger.warning(
+            "frozen weights in %s are made float32: gradients do not fit into float16, and adapters that train whole "
+            "tensors (modules_to_save, biases) need all of the model in their dtype",
+            ", ".join(sorted(frozen)),
+        )
+
+
+def copy_trained(model: Any) -> Any:
+    """A copy of `model` that shares what is frozen with it: of a model with adapters, only these take memory again."""
+    return copy.deepcopy(model, {id(p): p for p in model.parameters() if not p.requires_grad})
+
+
+def check_tensors(folder: Path, missing: Iterable[str], extra: Iterable[str], reshaped: Iterable[str]) -> None:
+    """Raise `ValueError` naming the tensors where `folder` lacks some, has more, or has some of another shape."""
+    wrong = {"missing": sorted(missing), "extra": sorted(extra), "of another shape": sorted(reshaped)}
+    said = [
+        f"{what} {names[:3]}{f' and {len(names) - 3} more' * (len(names) > 3)}"
+        for what, names in wrong.items()
+        if names
+    ]
+    if said:
+        raise ValueError(f"{folder} holds another model: {', '.join(said)}")
