@@ -307,3 +307,10 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[package] = "not installed"
     return found
+
+
+def machine() -> dict[str, str | int]:
+    """What the last bits of what torch computes on a CPU depend on, beside its version. Imports torch."""
+    import torch
+
+    return {"instructions": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}

@@ -33,7 +33,7 @@ from envs.facts import Facts, differences, environment_facts, without
 from envs.files import write_whole
 from envs.pool import EnvPool
 from scripts.agents import Model, make_agent, model_of
-from scripts.common import Terminal, command, plain, versions
+from scripts.common import Terminal, command, machine, plain, versions
 
 
 @command("evaluate")
@@ -51,7 +51,7 @@ def main(cfg: DictConfig) -> None:
     model = model_of(cfg)
     agent = make_agent(cfg.agent, task_set, model, cfg.seeds[0])
     facts = _facts(cfg, task_set, model)
-    _keep_facts(run / "run.json", facts)
+    _keep_facts(run / "run.json", facts, console)
     file = run / "episodes.jsonl"
     wanted = {(job.task.id, job.seed) for job in jobs}
     played = [episode for episode in _read_whole_lines(file) if episode_key(episode) in wanted]
@@ -90,6 +90,7 @@ LEFT_OUT = (  # of the configuration: what may differ between the starts of one 
     *(f"agent.{key}" for key in ("concurrency", "timeout", "max_retries", "prices")),
     *(f"rollout.{key}" for key in ("concurrency", "timeout", "max_retries")),
 )  # fmt: skip
+MAY_DIFFER = ("machine.",)
 
 
 def _facts(cfg: DictConfig, task_set: TaskSet, model: Model | None) -> Facts:
@@ -109,17 +110,20 @@ def _facts(cfg: DictConfig, task_set: TaskSet, model: Model | None) -> Facts:
         "agents_code": agents_hash(),
         "max_turns": cfg.max_turns or task_set.max_turns,
         "versions": versions(),
+        "machine": machine() if model else {},  # without a model there is nothing that it could round
     }
 
 
-def _keep_facts(file: Path, facts: Facts) -> None:
+def _keep_facts(file: Path, facts: Facts, console: Console) -> None:
     """Write the facts, or compare them with those that the episodes so far were played with."""
     if not file.exists():
         write_whole(file, json.dumps(facts, indent=2) + "\n")
         return
-    if changed := differences(json.loads(file.read_text(encoding="utf-8")), facts):
-        told = "; ".join(f"{name} {change}" for name, change in changed.items())
-        raise ValueError(f"{file.parent} was played otherwise, start a new run: {told}")
+    changed = differences(json.loads(file.read_text(encoding="utf-8")), facts)
+    if refused := [f"{name} {change}" for name, change in changed.items() if not name.startswith(MAY_DIFFER)]:
+        raise ValueError(f"{file.parent} was played otherwise, start a new run: {'; '.join(refused)}")
+    for name, change in changed.items():
+        console.print(f"changed since the last start: {name} {change}")
 
 
 def _read_whole_lines(file: Path) -> list[Episode]:

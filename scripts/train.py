@@ -39,7 +39,7 @@ from envs.facts import Facts, differences, environment_facts, without
 from envs.files import write_whole
 from envs.pool import EnvPool
 from scripts.agents import checkpoint_of
-from scripts.common import Terminal, asked_for, command, plain, versions
+from scripts.common import Terminal, asked_for, command, machine, plain, versions
 from scripts.curve import SELECTION, draw_curve, is_success
 from scripts.live import LiveReporter
 
@@ -110,7 +110,7 @@ LEFT_OUT = (  # of the configuration: what does not change what is trained
     *(f"algo.signals.judge.model.{key}" for key in ("concurrency", "timeout", "max_retries", "prices")),
 )  # fmt: skip
 MAY_CHANGE = ("trainer", "eval", "pool", "rollout")  # when the command line that resumes a run sets them
-MAY_DIFFER = ("versions.", "agents_code", "environment.code")  # of what is installed
+MAY_DIFFER = ("versions.", "machine.", "agents_code", "environment.code")  # of what is installed, and where
 
 
 def _facts(cfg: DictConfig, task_set: TaskSet, training: Manifest) -> Facts:
@@ -124,6 +124,7 @@ def _facts(cfg: DictConfig, task_set: TaskSet, training: Manifest) -> Facts:
         "config": configured,
         "agents_code": agents_hash(),
         "versions": versions(),
+        "machine": machine(),
     }
 
 

@@ -26,6 +26,8 @@ from algorithms.estimators.groups import count_shared, group_numbers
 from algorithms.estimators.timeline import token_rewards, tokens, turns
 from algorithms.turn_table import TurnTable
 
+ROUNDING = 1e-4  # what a shared turn was paid may differ by so much: a KL penalty is measured in each row
+
 
 def spo_chain(table: TurnTable) -> NDArray[np.float64]:
     """One advantage per token, [M]. Needs the token signal `mc_value`.
@@ -58,7 +60,8 @@ def spo_tree(
 
     `shared_turns` is that of `algorithms.estimators.groups.count_shared`.
 
-    Raises `ValueError` where the attempts that share a node do not share the turn before it.
+    Raises `ValueError` where the attempts that share a node do not share the turn before it, or were not paid the same
+    for it.
     """
     line, rows = turns(table), np.arange(len(table))
     nodes, first, node = np.unique(table.signal("node"), return_index=True, return_inverse=True)
@@ -70,6 +73,12 @@ def spo_tree(
     wrong = rows[parent_of_row != parent_of_row[first][node]]
     if len(wrong):
         raise ValueError(f"row {wrong[0]}: other attempts reach node {nodes[node[wrong[0]]]} from another turn")
+    paid = table.paid()
+    same = paid[first][node]
+    wrong = rows[np.abs(paid - same) > ROUNDING * (1 + np.abs(same))]
+    if len(wrong):
+        row = wrong[0]
+        raise ValueError(f"row {row}: node {nodes[node[row]]} was paid {paid[row]:g}, and {same[row]:g} in another row")
     parent = parent_of_row[first]  # [nodes]
     depth = line.position()[first]
     values = np.zeros(len(nodes) + roots.max(initial=-1) + 1)

@@ -76,6 +76,17 @@ def test_a_conversation_is_the_template_s_text_and_one_growing_sequence() -> Non
     assert sample.ids == [*episode.turns[-1].prompt_ids, *episode.turns[-1].completion_ids]
 
 
+def test_a_demonstration_ends_once_and_so_does_its_answer_in_the_next_prompt() -> None:
+    tokenizer, prompter = bytes_tokenizer(CHATML), chat()
+    ids = prompter.action_ids(tokenizer, "go on")
+    assert tokenizer.decode(ids) == f"{prompter.write('go on')}<|im_end|>"
+    turn = Turn(SEEN[0], "go on", 0.0, "", prompt_ids=prompter.prompt_ids(tokenizer, [], SEEN[0], INFO))
+    turn.completion_ids = ids
+    text = tokenizer.decode(prompter.prompt_ids(tokenizer, [turn], SEEN[1], INFO))
+    assert text.count("<|im_end|>") == 4  # of the system, of two messages and of the answer
+    assert text.count("<|im_start|>assistant") == 2
+
+
 @pytest.mark.parametrize("template", [STRIPPING, PREFILLED])
 def test_stripped_reasoning_gives_several_exact_samples(template: str) -> None:
     """Token by token: each sample is what the model saw and then said, and only what it said then is trained on."""

@@ -75,6 +75,29 @@ def test_the_transcript_never_encodes_a_completion_again() -> None:
     assert tokenizer.decode(ids[:1]) == "<bos>"
 
 
+def test_a_transcript_has_each_of_its_marks_once() -> None:
+    """One beginning, a request before each answer and an end behind it: what a policy that ends its answers leaves."""
+    tokenizer, prompter = random_policy().tokenizer, Transcript()
+    past: list[Turn] = []
+    for number in range(1, 4):
+        ids = prompter.prompt_ids(tokenizer, past, f"You are in room {number}.", INFO)
+        said = "<eos>".join(f"You are in room {n}.<act>{'go left' if n < number else ''}" for n in range(1, number + 1))
+        assert tokenizer.decode(ids) == f"<bos>{said}"
+        turn = turns((f"You are in room {number}.", "go left"))[0]
+        turn.prompt_ids, turn.completion_ids = ids, prompter.action_ids(tokenizer, "go left")
+        past.append(turn)
+
+
+@pytest.mark.parametrize("prompter", [Transcript(), Template("gigpo_alfworld"), WebShopTemplate()])
+def test_a_demonstration_ends_once_as_a_completion_does(prompter) -> None:
+    tokenizer = random_policy().tokenizer
+    ids = prompter.action_ids(tokenizer, "go left")
+    assert ids[-1] == tokenizer.eos_token_id
+    assert ids.count(tokenizer.eos_token_id) == 1
+    assert tokenizer.bos_token_id not in ids
+    assert tokenizer.decode(ids[:-1]) == prompter.write("go left")
+
+
 def test_a_transcript_shows_what_is_new_where_the_environment_says_it() -> None:
     tokenizer = random_policy().tokenizer
     info = {"goal": "", "admissible": None}

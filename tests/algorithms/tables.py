@@ -33,13 +33,22 @@ def tables(draw: st.DrawFn) -> TurnTable:
 
 @st.composite
 def measured_tables(draw: st.DrawFn) -> TurnTable:
-    """The same with up to 4 tokens a turn and every signal that an estimator asks for."""
+    """The same with up to 4 tokens a turn and every signal that an estimator asks for.
+
+    In some, two neighbouring attempts at a task share their first turn: one node, which was played and paid once.
+    """
     table = draw(tables())
     n, rng = len(table), np.random.default_rng(draw(st.integers(0, 2**16)))
-    tokens = rng.integers(1, 5, n)
+    tree = table.group * 100 + table.episode // 2
+    node = np.where(table.opens & draw(st.booleans()), tree, 1000 + np.arange(n))
+    _, first, number = np.unique(node, return_index=True, return_inverse=True)
+    played = first[number]  # [n] the row whose turn it is
+    table = replace(table, reward=table.reward[played], state=table.state[played], valid=table.valid[played])
+    tokens = rng.integers(1, 5, n)[played]
     last = np.append(np.diff(table.episode) != 0, True)
     starts = np.cumsum(tokens) - tokens
     m = int(tokens.sum())
+    own = np.concatenate([starts[row] + np.arange(tokens[row]) for row in played])  # [m] the tokens of `played`
     segments = np.where(rng.random(m) < 0.5, rng.normal(size=m), np.nan)
     segments[starts[table.opens]] = rng.normal(size=int(table.opens.sum()))
     return replace(
@@ -50,18 +59,17 @@ def measured_tables(draw: st.DrawFn) -> TurnTable:
             "entropy": rng.exponential(size=n),
             "mc_value": np.where(rng.random(n) < 0.2, np.nan, rng.normal(size=n)),
             "next_value": np.where(last & (rng.random(n) < 0.5), rng.normal(size=n), 0.0),
-            # The first turns of two neighbouring attempts at a task are one node.
-            "node": np.where(table.opens, table.group * 100 + table.episode // 2, 1000 + np.arange(n)),
+            "node": node,
             "prm": rng.normal(size=n),
             "tool_result": rng.random(n) < 0.4,
-            "tree": table.group * 100 + table.episode // 2,
+            "tree": tree,
             "turn_reward": rng.normal(size=n).round(1),
             "value": rng.normal(size=n),
         },
         token_signals={
             "mc_value": segments,
             "prm": rng.normal(size=m),
-            "token_reward": 0.1 * rng.normal(size=m),
+            "token_reward": 0.1 * rng.normal(size=m)[own],
             "value": rng.normal(size=m),
         },
     )

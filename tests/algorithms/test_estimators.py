@@ -539,6 +539,22 @@ def test_spo_tree_counts_every_child_once() -> None:
         spo_tree(tree_of_attempts([7, 1, 7, 2, 9, 2]))
 
 
+def test_spo_tree_refuses_a_shared_turn_that_was_paid_twice_otherwise() -> None:
+    """A shared turn was played once; a KL penalty is measured in each row of it, which may round it otherwise."""
+    shared = tree_of_attempts([7, 1, 7, 1, 9, 3])
+    with pytest.raises(ValueError, match="row 3: node 1 was paid 0, and 1 in another row"):
+        spo_tree(shared)
+    alike = replace(shared, reward=np.array([0.0, 1.0, 0.0, 1.0, 0.0, 1.0]), tokens=np.ones(6, dtype=np.int64))
+    for penalty, refused in ((1e-7, False), (0.01, True)):
+        paid = np.where(np.arange(6) == 2, penalty, 0.0)
+        table = replace(alike, token_signals={"token_reward": paid})
+        if refused:
+            with pytest.raises(ValueError, match=r"row 2: node 7 was paid 0\.01, and 0 in another row"):
+                spo_tree(table)
+        else:
+            np.testing.assert_allclose(spo_tree(table), spo_tree(alike), atol=1e-6)
+
+
 def test_tree_grpo_composes_or_adds() -> None:
     table = single_turns([0] * 4, [1.0, 0.0, 1.0, 1.0], signals={"tree": np.array([0, 0, 1, 1])})
     across = grpo(table, invalid_penalty=0.0)

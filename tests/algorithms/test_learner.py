@@ -1,6 +1,6 @@
 """One update: the gradient is that of the formula, whatever the batch is cut into."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 
@@ -74,6 +74,44 @@ def test_the_learning_rate_warms_up_and_goes_to_its_end_in_a_line() -> None:
     assert [config.rate(update, 4) for update in range(4)] == pytest.approx([1.0, 0.8, 0.6, 0.4])
     config = replace(config, warmup_updates=2)
     assert [config.rate(update, 4) for update in range(4)] == pytest.approx([0.5, 0.8, 0.6, 0.4])
+
+
+def moved_by(**changes) -> dict[str, torch.Tensor]:
+    """The step that an update of plain gradients takes."""
+    start, (weights, _) = random_policy().model.state_dict(), weights_after(**changes)
+    return {name: start[name] - weight for name, weight in weights.items()}
+
+
+def norm_of(tensors: Iterable[torch.Tensor]) -> float:
+    return float(torch.cat([tensor.flatten() for tensor in tensors]).norm())
+
+
+def test_a_gradient_that_is_too_long_is_cut_to_the_length_that_was_asked_for() -> None:
+    whole = moved_by(grad_clip=1e9)
+    norm = norm_of(whole[name] for name, _ in random_policy().model.named_parameters())  # tied weights once
+    for clip in (norm / 3, norm * 3):
+        for name, step in moved_by(grad_clip=clip).items():
+            torch.testing.assert_close(step, whole[name] * min(1.0, clip / norm), atol=1e-6, rtol=1e-3)
+        _, metrics = weights_after(grad_clip=clip)
+        assert metrics["train/grad_norm"] == pytest.approx(norm, rel=1e-3)  # what is told is the whole
+
+
+def test_a_step_is_adamw_with_decoupled_decay() -> None:
+    """Betas 0.9 and 0.999, epsilon 1e-8: its averages after one step, and what the step makes of the weights."""
+    rate, decay, policy = 1e-3, 0.5, random_policy()
+    batch, table, advantages = samples()
+    learner = Learner(policy.model, learner_config(minibatches=1, grad_clip=1e9, weight_decay=decay))
+    gradient: dict[str, torch.Tensor] = {}
+    for name, parameter in policy.model.named_parameters():
+        parameter.register_post_accumulate_grad_hook(lambda p, name=name: gradient.update({name: p.grad.clone()}))
+    learner.update(batch, table, advantages, np.random.default_rng(0), rate)
+    start = dict(random_policy().model.named_parameters())
+    for name, parameter in policy.model.named_parameters():
+        g, state = gradient[name], learner.optimizer.state[parameter]
+        torch.testing.assert_close(state["exp_avg"], 0.1 * g, atol=0, rtol=1e-4)
+        torch.testing.assert_close(state["exp_avg_sq"], 0.001 * g**2, atol=1e-30, rtol=1e-4)
+        wanted = start[name].detach() * (1 - rate * decay) - rate * g / (g.abs() + 1e-8)
+        torch.testing.assert_close(parameter.detach(), wanted, atol=1e-6, rtol=1e-4)
 
 
 def test_on_policy_the_ratio_is_one() -> None:

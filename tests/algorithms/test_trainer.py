@@ -78,9 +78,10 @@ def make_trainer(
     **changes,
 ) -> Trainer:  # fmt: skip
     manifest = changes.pop("manifest", Corridors().manifest("train"))
-    trainer_settings = {"groups": 4, "group_size": 4, "dynamic_sampling": False, "growth": None, "checkpoint_every": 2}
+    trainer_settings = {"groups": 4, "group_size": 4, "dynamic_sampling": False, "growth": None}
+    trainer_settings |= {"checkpoint_every": 2, "eval_every": 0}
     trainer_settings |= {k: changes.pop(k) for k in list(changes) if k in TrainerConfig.__dataclass_fields__}
-    config = TrainerConfig(updates=updates, max_turns=8, eval_every=0, episode_timeout=60.0, **trainer_settings)
+    config = TrainerConfig(updates=updates, max_turns=8, episode_timeout=60.0, **trainer_settings)
     learner = Learner(policy.model, learner_config(**changes))
     agent = player(policy, Transcript(), SAMPLING, torch.Generator().manual_seed(0))
     run.mkdir(exist_ok=True)

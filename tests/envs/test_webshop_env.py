@@ -12,6 +12,7 @@ import pytest
 import envs  # noqa: F401 - makes the environments known to Gymnasium
 from envs.conformance import Subject, TextEnvConformance
 from envs.core import StopReason, Task, UnknownNameError
+from envs.webshop import pages
 from envs.webshop.catalogue import CatalogueNotFoundError
 from envs.webshop.env import ANY_SEARCH, WebShopEnv
 from envs.webshop.nouns import NounsNotFoundError
@@ -72,6 +73,18 @@ def test_a_wrong_purchase_is_a_failure_with_part_of_the_score(shop_folder):
     _, reward, terminated, _, info = play(WebShopEnv(), task, [*LAMP, choices(task)[0], "click[buy now]"])[-1]
     assert (reward, terminated, info["score"], info["success"]) == (0.8, True, 0.8, False)
     assert info["stop_reason"] == StopReason.FAILURE
+
+
+@pytest.mark.parametrize("protocol", ["official", "verl_agent"])
+@pytest.mark.parametrize("score", [0.0, 0.5, 0.9, 0.95, 0.999, 1.0])
+def test_success_is_the_whole_score_and_nothing_less(shop_folder, monkeypatch, protocol, score):
+    judge = pages.judge
+    monkeypatch.setattr(pages, "judge", lambda *of: replace(judge(*of), total=score))
+    env, task = WebShopEnv(protocol=protocol), make_task(shop_folder)
+    _, reward, terminated, _, info = play(env, task, [*LAMP, "click[buy now]"])[-1]
+    assert (terminated, info["score"], info["success"]) == (True, score, score == 1.0)
+    assert reward == (score if protocol == "official" else 10.0 * (score == 1.0))
+    assert info["stop_reason"] == (StopReason.SUCCESS if score == 1.0 else StopReason.FAILURE)
 
 
 def test_verl_agent_pays_ten_for_all_and_nothing_for_less(shop_folder):

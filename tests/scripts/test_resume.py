@@ -18,7 +18,8 @@ from tests.algorithms.test_start import configured, leaves, other
 def facts_of(config: DictConfig, task_set: Any = None) -> Facts:
     config = config.copy()
     config.eval.splits = ["valid"]
-    return train._facts(config, task_set or Corridors())
+    tasks = task_set or Corridors()
+    return train._facts(config, tasks, tasks.manifest("train"))
 
 
 def compare(before: Facts, now: Facts) -> str:
@@ -64,7 +65,7 @@ def test_another_manifest_is_refused(asked: list[str], monkeypatch: pytest.Monke
             compare(before, facts_of(config))
     asked.append("eval.splits")
     config.eval.splits = ["train"]
-    now = train._facts(config, Corridors())  # type: ignore[arg-type]
+    now = train._facts(config, Corridors(), Corridors().manifest("train"))  # type: ignore[arg-type]
     assert "eval.splits was ['valid'] and is ['train']" in compare(before, now)
     assert compare(before, before) == ""
 

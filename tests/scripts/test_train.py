@@ -62,6 +62,7 @@ def test_a_run_leaves_what_the_readme_promises(whole: tuple[Path, str]) -> None:
     )
     record = json.loads((run / "evaluation.json").read_text())
     assert record["evaluations"]["valid_seen"]["success"]["n"] == 8
+    assert record["machine"]["threads"] >= 1
     assert record["manifests"].keys() == {"train", "valid_seen"}
     assert record["environment"]["games"] == "embedded"
     report = (run / "evaluation.md").read_text()

@@ -1,0 +1,159 @@
+"""What a run remembers: everything that its going on depends on, and draws from nothing that it does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from algorithms.checkpoint import checkpoints
+from algorithms.signals.base import Bench, Measurement, Measures, Played
+from algorithms.signals.critic import Critic
+from algorithms.signals.entropy import Entropy
+from algorithms.signals.implicit_prm import ImplicitPRM
+from algorithms.trainer import Trainer
+from algorithms.turn_table import Estimate
+from envs.pool import EnvPool
+from tests.agents.toys import Corridors, random_policy
+from tests.algorithms.test_signals import bench_of, play, won_by_half
+from tests.algorithms.test_trainer import make_trainer, without_times
+
+
+class Counter(Measures):
+    """Counts the batches it has seen."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.seen = 0
+
+    def measure(self, played: Played) -> Measurement:
+        self.seen += 1
+        return Measurement()
+
+    def state(self) -> dict[str, Any]:
+        return {"seen": self.seen}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.seen = state["seen"]
+
+
+def noise(table) -> np.ndarray:
+    """Advantages that differ, whatever was played."""
+    return np.random.default_rng(len(table)).normal(size=len(table))
+
+
+@pytest.fixture
+def pool():
+    with EnvPool(Corridors().make, 16) as made:
+        yield made
+
+
+def trainer_of(run: Path, pool: EnvPool, updates: int, scores: list[float], **changes: Any) -> Trainer:
+    """A run that is evaluated before and after every update, with these scores."""
+    trainer = make_trainer(
+        run, pool, random_policy(), updates, noise, {"counter": Counter}, groups=2, group_size=2, checkpoint_every=1,
+        eval_every=1, **changes,
+    )  # fmt: skip
+    left = iter(scores)
+    trainer.evaluate = lambda: ({"eval/valid/success": (score := next(left))}, score)
+    return trainer
+
+
+def memory(trainer: Trainer) -> dict[str, Any]:
+    """All that a run goes on from, beside the weights."""
+    moments = trainer.learner.optimizer.state_dict()["state"]
+    return {
+        "update": trainer.update,
+        "tasks_drawn": trainer.tasks_drawn,
+        "best": trainer.best,
+        "sampling": trainer.generator.get_state().tolist(),
+        "order": trainer.rng.bit_generator.state,
+        "signals": {name: signal.state() for name, signal in trainer.signals.items()},
+        "moments": {i: {name: torch.as_tensor(v).tolist() for name, v in of.items()} for i, of in moments.items()},
+    }
+
+
+def test_everything_that_a_run_goes_on_from_comes_back(tmp_path: Path, pool: EnvPool) -> None:
+    first = trainer_of(tmp_path / "run", pool, 3, [0.1, 0.7, 0.4, 0.2])
+    first.train()
+    fresh = trainer_of(tmp_path / "run", pool, 3, [])
+    before = memory(fresh)
+    fresh.resume()
+    after, wanted = memory(fresh), memory(first)
+    for name, value in wanted.items():
+        assert after[name] == value, name
+        assert before[name] != value, name  # it is something that a run could forget
+    assert after["best"] == (0.7, 1)
+    assert after["tasks_drawn"] == 6
+    for name, weight in first.learner.model.state_dict().items():
+        assert torch.equal(weight, fresh.learner.model.state_dict()[name]), name
+
+
+def test_a_worse_evaluation_after_a_resume_does_not_take_the_best_checkpoint(tmp_path: Path, pool: EnvPool) -> None:
+    trainer_of(tmp_path / "run", pool, 2, [0.1, 0.7, 0.4]).train()
+    resumed = trainer_of(tmp_path / "run", pool, 4, [0.5, 0.6])
+    resumed.resume()
+    resumed.train()
+    assert resumed.best == (0.7, 1)
+    assert [folder.name for folder in checkpoints(tmp_path / "run")] == [f"update-00000{n}" for n in (0, 1, 4)]
+
+
+def test_tasks_go_on_where_they_stopped(tmp_path: Path, pool: EnvPool) -> None:
+    """Twelve tasks of twenty-four are drawn before the end, and after it the other twelve."""
+    drawn: list[str] = []
+
+    def watched(updates: int) -> Trainer:
+        trainer = trainer_of(tmp_path / "run", pool, updates, [0.5] * 9)
+        draw = trainer._next_tasks
+        trainer._next_tasks = lambda count: (tasks := draw(count), drawn.extend(task.id for task in tasks))[0]
+        return trainer
+
+    watched(6).train()
+    resumed = watched(12)
+    resumed.resume()
+    resumed.evaluate = lambda: ({}, 0.0)
+    resumed.train()
+    assert sorted(drawn) == list(Corridors().manifest("train").ids)
+
+
+def test_the_rate_of_every_update_is_that_of_the_schedule_and_is_used(tmp_path: Path, pool: EnvPool) -> None:
+    trainer = trainer_of(
+        tmp_path / "run", pool, 4, [0.5] * 9, learning_rate=1e-3, final_learning_rate=2e-4, warmup_updates=2
+    )
+    used: list[float] = []
+    step = trainer.learner.optimizer.step
+    trainer.learner.optimizer.step = lambda: (used.append(trainer.learner.optimizer.param_groups[0]["lr"]), step())[1]
+    trainer.train()
+    wanted = [5e-4, 8e-4, 6e-4, 4e-4]
+    lines = without_times(tmp_path / "run/metrics.jsonl")
+    assert [line["train/learning_rate"] for line in lines if "train/learning_rate" in line] == pytest.approx(wanted)
+    assert used == pytest.approx([rate for rate in wanted for _ in range(2)])  # two minibatches
+
+
+def test_a_run_draws_from_its_own_generators_alone(tmp_path: Path, pool: EnvPool) -> None:
+    """Whatever else in the process draws from the global generators moves nothing, and is not moved."""
+    told = []
+    for seed in (1, 2):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            np.random.seed(seed)  # noqa: NPY002
+            before = torch.get_rng_state(), np.random.get_state()[1].tolist()  # noqa: NPY002
+            trainer_of(tmp_path / str(seed), pool, 2, [0.5] * 9).train()
+            assert torch.equal(torch.get_rng_state(), before[0])
+            assert np.random.get_state()[1].tolist() == before[1]  # noqa: NPY002
+        told.append(without_times(tmp_path / str(seed) / "metrics.jsonl"))
+    assert told[0] == told[1]
+
+
+@pytest.mark.parametrize("make", [Critic, Entropy, ImplicitPRM])
+def test_a_signal_that_plays_nothing_draws_nothing_from_the_sampling_generator(make: Any, pool: EnvPool) -> None:
+    bench = bench_of(random_policy(), pool)
+    played = Played.of(won_by_half(play(bench)))
+    before = bench.agent.generator.get_state()
+    signal = make(bench)
+    measured = played.measured(signal.measure(played))
+    nothing = np.zeros(len(played.table))
+    signal.learn(measured, Estimate(nothing, nothing))
+    assert torch.equal(bench.agent.generator.get_state(), before)
