@@ -242,7 +242,8 @@ def _interval(successes: int, n: int, effective_n: float) -> Rate:
 
 def _mean_interval(tasks: Sequence[Sequence[float]]) -> tuple[float, float] | None:
     """95 % interval of the mean over all values, those of a task being one cluster: normal, linearised variance."""
-    if len({statistics.fmean(of) for of in tasks}) == 1:
+    means = [statistics.fmean(of) for of in tasks]
+    if math.isclose(min(means), max(means)):  # but for rounding
         return None
     counts = [(math.fsum(of), len(of)) for of in tasks]
     mean = math.fsum(total for total, _ in counts) / sum(n for _, n in counts)

@@ -201,7 +201,7 @@ class _Judge:
         self.name = HydraConfig.get().runtime.choices["env"]
         self.evaluations: dict[str, Evaluation] = {}
 
-    def __call__(self) -> tuple[Metrics, float]:
+    def __call__(self) -> tuple[Metrics, float | None]:
         """The metrics of all splits, and the success that ranks the checkpoint; None without tasks for that."""
         metrics: Metrics = {}
         for split, manifest in self.splits.items():

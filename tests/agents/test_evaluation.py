@@ -132,6 +132,7 @@ def test_where_all_tasks_score_the_same_there_is_no_interval() -> None:
     assert "Mean score 1.000, mean return" in same.to_markdown()
     assert "eval/score_low" not in same.metrics("eval")
     assert summarise([episode("a", score=0.5)]).score_interval is None
+    assert summarise([episode("a", score=0.3), episode("b", score=0.1 + 0.2)]).score_interval is None
     by_chance = [episode(name, seed=seed, score=seed) for name in "ab" for seed in (0, 1)]
     assert summarise(by_chance).score_interval is None
 
