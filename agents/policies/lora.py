@@ -75,9 +75,10 @@ def read_adapters(model: Any, folder: Path) -> None:
 
     # peft writes the prefix of a wrapper of its own, which is not there.
     weights = {name.removeprefix(PREFIX): tensor for name, tensor in load_file(folder / ADAPTER_WEIGHTS).items()}
-    own = get_peft_model_state_dict(model, adapter_name=ADAPTER)
+    own = get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False)
     reshaped = {name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape}
-    check_tensors(folder, own.keys() - weights.keys(), weights.keys() - own.keys(), reshaped)
+    beside = model.state_dict().keys()  # embeddings of a changed vocabulary are written along with adapters
+    check_tensors(folder, own.keys() - weights.keys(), weights.keys() - own.keys() - beside, reshaped)
     set_peft_model_state_dict(model, weights, ADAPTER)
 
 

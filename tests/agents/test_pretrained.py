@@ -280,6 +280,16 @@ def test_four_bits_without_adapters_are_not_trained(folder: Path) -> None:
         Learner(policy.model, learner_config())
 
 
+def test_a_tokenizer_with_several_chat_templates_is_saved_and_loaded(tmp_path: Path) -> None:
+    policy = random_policy()
+    policy.tokenizer.chat_template = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
+    for _ in range(2):  # and saved over
+        save_checkpoint(tmp_path / "model", policy.model, policy.tokenizer)
+    loaded = Pretrained().load(tmp_path / "model").tokenizer
+    assert loaded.chat_template == policy.tokenizer.chat_template
+    assert loaded.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False).startswith("[{")
+
+
 # -- what cannot be loaded --------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("name", "said"),

@@ -1,11 +1,17 @@
 """What a run is said to take, beside what it takes."""
 
 from dataclasses import replace
+from typing import Any
 
+import pytest
 import torch
+from hydra import compose, initialize_config_module
+from transformers import AutoModelForCausalLM
 
+from agents.policies.lora import Lora, add_adapters
 from algorithms.learner import Learner, LearnerConfig
-from algorithms.memory import describe_memory, estimate_memory
+from algorithms.memory import GIGA, describe_memory, estimate_memory
+from benchmarks.gpu import SHAPES
 from tests.agents.toys import random_policy
 from tests.algorithms.test_learner import samples
 from tests.algorithms.test_trainer import learner_config
@@ -58,3 +64,44 @@ def test_a_person_reads_the_parts_and_the_sum() -> None:
     for part in ("weights", "gradients", "optimizer", "activations", "cache", "together", "7 episodes"):
         assert part in said
     assert "reference" not in said  # without KL there is none
+
+
+def preset(name: str) -> tuple[Any, LearnerConfig, Any]:
+    """The model of a preset without its weights, and its configuration."""
+    with initialize_config_module("conf", version_base="1.3"):
+        cfg = compose("config", [f"+experiment={name}"])
+    with torch.device("meta"):
+        dtype = getattr(torch, cfg.policy.dtype if cfg.policy.dtype != "auto" else "bfloat16")
+        model = AutoModelForCausalLM.from_config(SHAPES["1.5b"].config(), dtype=dtype)
+    if lora := cfg.policy.get("lora"):
+        add_adapters(model, Lora(lora.rank, lora.alpha), "model")
+    changes = {key: cfg.trainer[key] for key in ("micro_batch_tokens", "gradient_checkpointing", "precision")}
+    return model, learner_config(kl_coef=cfg.algo.kl_coef, **changes), cfg
+
+
+@pytest.mark.parametrize(
+    ("name", "gpu"),
+    [("alfworld_gigpo_qwen2.5_1.5b", 80), ("webshop_gigpo_qwen2.5_1.5b", 80), ("alfworld_gigpo_lora_24gb", 24)],
+)
+def test_presets_fit_into_the_gpu_that_they_name(name: str, gpu: int, monkeypatch) -> None:
+    """While vLLM samples gradients and activations are not there, and while the weights are trained vLLM sleeps."""
+    pytest.importorskip("peft")
+    model, config, cfg = preset(name)
+    parts = estimate_memory(model, config, 1)
+    learning = sum(parts.values()) - parts["cache"]
+    kept = parts["weights"] + parts["optimizer"] + parts["reference"]
+    assert learning < 0.8 * gpu * GIGA
+    assert kept + cfg.rollout.gpu_memory * gpu * GIGA < 0.9 * gpu * GIGA
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_what_a_file_has_in_half_precision_is_counted_as_it_is_trained(dtype: torch.dtype) -> None:
+    whole, half = random_policy().model, random_policy().model.to(dtype)
+    config = replace(learner_config(kl_coef=0.1), precision="float32")
+    assert estimate_memory(half, config, 3) == estimate_memory(whole, config, 3)
+
+
+def test_copies_that_are_computed_with_in_bfloat16_are_counted(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    parts = estimate_memory(random_policy().model, learner_config(precision="bfloat16"), 3)
+    assert parts["autocast"] == parts["weights"] / 2
