@@ -159,9 +159,9 @@ class Cloner:
         matrices = [p for p in trained if p.ndim == 2 and id(p) not in embedding and config.matrix_lr is not None]
         hidden = {id(p) for p in matrices}
         others = [p for p in trained if id(p) not in hidden]
-        self.optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(others, lr=config.other_lr, betas=(0.9, 0.95), weight_decay=0.0)
-        ]
+        self.optimizers: list[torch.optim.Optimizer] = []
+        if others:  # all of adapters are matrices
+            self.optimizers.append(torch.optim.AdamW(others, lr=config.other_lr, betas=(0.9, 0.95), weight_decay=0.0))
         if config.matrix_lr is not None:
             self.optimizers.append(torch.optim.Muon(matrices, lr=config.matrix_lr, weight_decay=0.0))
         self.schedules = [torch.optim.lr_scheduler.LambdaLR(o, self._rate) for o in self.optimizers]

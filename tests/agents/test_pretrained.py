@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import transformers
 
 from agents.policies import lora
 from agents.policies.base import End, Request, Sampling
@@ -24,43 +23,15 @@ from envs.core import UnknownNameError
 from tests.agents.toys import random_policy
 from tests.algorithms.test_learner import samples
 from tests.algorithms.test_trainer import learner_config
-
-SHAPE = {
-    "vocab_size": 320,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "pad_token_id": 0,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-}
-FAMILIES: dict[str, dict[str, Any]] = {
-    "Llama": {"tie_word_embeddings": False},
-    "Qwen2": {"tie_word_embeddings": True},
-    "Qwen3": {"head_dim": 8},
-    "Mistral": {"sliding_window": 64},
-    "Gemma2": {"head_dim": 8, "sliding_window": 64, "final_logit_softcapping": 5.0},
-    "Gemma3": {"head_dim": 8, "sliding_window": 64},
-    "Cohere": {"logit_scale": 0.25},
-    "Granite": {"logits_scaling": 3.0},
-    "Olmo2": {},
-    "Phi3": {},
-    "GPTNeoX": {"num_key_value_heads": 4},
-}
+from tests.families import FAMILIES, tiny_model
 
 
 def family(name: str) -> Any:
     """A small random model of a family, with logits far from flat."""
-    classes = {"Gemma3": ("Gemma3TextConfig", "Gemma3ForCausalLM")}
-    config, model = classes.get(name, (f"{name}Config", f"{name}ForCausalLM"))
-    torch.manual_seed(0)
-    made = getattr(transformers, model)(getattr(transformers, config)(**{**SHAPE, **FAMILIES[name]}))
+    made = tiny_model(name)
     with torch.no_grad():
         made.get_output_embeddings().weight.mul_(20)
-    return made.eval()
+    return made
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -83,8 +54,8 @@ def test_every_family_samples_from_its_own_distribution(name: str) -> None:
 
 
 def test_the_context_is_no_longer_than_the_window() -> None:
-    assert LocalPolicy(family("Gemma3"), random_policy().tokenizer).context_length == 64
-    assert LocalPolicy(family("Llama"), random_policy().tokenizer).context_length == 256
+    assert LocalPolicy(family("gemma3_text"), random_policy().tokenizer).context_length == 64
+    assert LocalPolicy(family("llama"), random_policy().tokenizer).context_length == 256
 
 
 def test_a_model_whose_cache_says_something_else_is_refused(monkeypatch) -> None:

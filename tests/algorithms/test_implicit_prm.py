@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
-from algorithms.signals.implicit_prm import outcome_loss, pairwise_loss, turn_rewards
+from agents.policies.lora import Lora, add_adapters
+from algorithms.signals.base import Bench
+from algorithms.signals.critic import Critic
+from algorithms.signals.implicit_prm import ImplicitPRM, outcome_loss, pairwise_loss, turn_rewards
+from tests.agents.toys import random_policy
 
 
 def test_a_turn_is_rewarded_by_its_own_tokens() -> None:
@@ -35,3 +41,21 @@ def test_without_a_pair_there_is_nothing_to_learn() -> None:
 def test_the_outcome_loss_is_the_cross_entropy() -> None:
     loss = outcome_loss(torch.tensor([0.0, 2.0]), torch.tensor([1, 0]))
     assert loss.item() == pytest.approx((np.log(2) + np.log1p(np.exp(2.0))) / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("make", [ImplicitPRM, partial(ImplicitPRM, reference="first"), Critic])
+def test_models_that_are_trained_along_are_float32_and_share_what_is_frozen(make) -> None:
+    pytest.importorskip("peft")
+    model = random_policy().model.to(torch.bfloat16)
+    bench = Bench(model, None, None, torch.float32, 2048, 1.0, 8, 0)  # type: ignore[arg-type]
+    signal = make(bench)
+    own = signal.body if isinstance(signal, Critic) else signal.model
+    assert {p.dtype for p in own.parameters()} == {torch.float32}
+
+    add_adapters(model, Lora(rank=2), "model")
+    signal = make(bench)
+    copies = [signal.body] if isinstance(signal, Critic) else [m for m in (signal.model, signal.first) if m is not None]
+    for copied in copies:
+        for (name, own), other in zip(model.named_parameters(), copied.parameters(), strict=True):
+            assert (own is other) == (".lora_" not in name)
+            assert other.dtype == (torch.float32 if ".lora_" in name else torch.bfloat16)

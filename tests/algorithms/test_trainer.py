@@ -13,10 +13,11 @@ from agents.agent import PolicyAgent
 from agents.episode import read_episodes
 from agents.policies.base import Sampling
 from agents.policies.local import LocalPolicy
+from agents.policies.lora import Lora
 from agents.policies.pretrained import Pretrained
 from agents.prompts import Transcript
 from agents.rollout import Job, rollout
-from algorithms.checkpoint import checkpoints
+from algorithms.checkpoint import checkpoints, save_checkpoint
 from algorithms.estimators.gigpo import gigpo
 from algorithms.estimators.grpo import grpo
 from algorithms.learner import Learner, LearnerConfig, Objective
@@ -64,13 +65,17 @@ class Untaught(Corridors):
 
 def warm_policy(pool: EnvPool, steps: int = 45, task_set: Corridors | None = None) -> LocalPolicy:
     policy = random_policy()
+    clone(policy, pool, steps, task_set)
+    return policy
+
+
+def clone(policy: LocalPolicy, pool: EnvPool, steps: int, task_set=None) -> None:
     config = WarmStart(
         episodes=24, noise=0.2, steps=steps, tokens_per_step=1024,
         max_turns=8, matrix_lr=0.02, other_lr=0.01,
     )  # fmt: skip
     tasks = [corridor(length) for length in (2, 3, 4)]
     warm_start(policy, Transcript(), task_set or Corridors(), tasks, pool, config, 0, Quiet())
-    return policy
 
 
 def make_trainer(
@@ -142,6 +147,39 @@ def test_k_and_k_updates_equal_2k(tmp_path: Path, pool: EnvPool, kl_coef: float)
     assert without_times(tmp_path / "parts/metrics.jsonl") == without_times(tmp_path / "whole/metrics.jsonl")
     for name, weight in whole.model.state_dict().items():
         assert torch.equal(weight, resumed.policy.model.state_dict()[name]), name
+
+
+def test_with_adapters_kl_is_measured_to_the_warm_start_also_after_a_resume(tmp_path: Path, pool: EnvPool) -> None:
+    pytest.importorskip("peft")
+    bare = random_policy()
+    save_checkpoint(tmp_path / "model", bare.model, bare.tokenizer)
+    start = Pretrained(lora=Lora(rank=4))
+    cloned = start.load(tmp_path / "model", trained=True)
+    clone(cloned, pool, steps=10)
+    save_checkpoint(tmp_path / "cloned", cloned.model, cloned.tokenizer)
+
+    def any_advantage(table: TurnTable) -> np.ndarray:
+        return np.random.default_rng(len(table)).normal(size=len(table))
+
+    settings = {
+        "estimator": any_advantage,
+        "kl_coef": 0.05,
+        "minibatches": 1,
+        "checkpoint_every": 1,
+        "final_learning_rate": 2e-3,
+    }
+    for policy, run in ((cloned, "whole"), (start.load(tmp_path / "cloned", trained=True), "parts")):
+        make_trainer(tmp_path / run, pool, policy, 3 if run == "whole" else 1, **settings).train()
+    resumed = make_trainer(tmp_path / "parts", pool, start.load(tmp_path / "model", trained=True), 3, **settings)
+    resumed.resume()
+    resumed.train()
+    kls = [
+        [line["train/kl"] for line in without_times(tmp_path / run / "metrics.jsonl") if "train/kl" in line]
+        for run in ("whole", "parts")
+    ]
+    assert abs(kls[0][0]) < 1e-9
+    assert kls[0][1] > 1e-5
+    assert kls[0] == kls[1]
 
 
 def test_a_run_keeps_its_first_its_best_and_its_newest_checkpoint(tmp_path: Path, pool: EnvPool) -> None:
