@@ -111,7 +111,8 @@ def read_template(kind: str, folder: Traversable, name: str, *, quoting: bool = 
     source = (folder / f"{name}.jinja").read_text(encoding="utf-8")
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     if quoting:
-        # As HTML is escaped: what the template has written itself, in blocks and macros, is `Markup` and stays.
+        # As HTML is escaped: what the template has written itself, in blocks and macros, is `Markup` and stays. Such a
+        # part and a variable belong side by side in a template: joined by `~`, the variable would be escaped as HTML.
         environment.autoescape = True
         environment.finalize = _quote_variable
         environment.filters["length"] = lambda value: len(plain(value) if isinstance(value, str) else value)

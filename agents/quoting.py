@@ -140,7 +140,7 @@ def _is_mark(token: Any) -> bool:
 
 @lru_cache(maxsize=2)
 def _respelled(tokenizer: Any, size: int) -> Tokenizer:  # noqa: ARG001 - tokens may be added later
-    """The same tokenizer, whose marks have the same ids and are written as their aliases."""
+    """The same tokenizer, whose marks have the same ids and are written as their aliases. Raises `ValueError`."""
     aliases = _marks(tokenizer).aliases
     parts = json.loads(tokenizer.backend_tokenizer.to_str())
     for token in parts["added_tokens"]:
@@ -158,6 +158,9 @@ def _respelled(tokenizer: Any, size: int) -> Tokenizer:  # noqa: ARG001 - tokens
     made = Tokenizer.from_str(json.dumps(parts))
     made.no_truncation()
     made.no_padding()
+    moved = [text for text in aliases if made.token_to_id(aliases[text]) != tokenizer.convert_tokens_to_ids(text)]
+    if moved:
+        raise ValueError(f"{_name(tokenizer)}: written anew, the tokenizer has other ids for {moved[:5]}")
     return made
 
 
