@@ -83,6 +83,11 @@ class Evaluation:
         }
         return {f"{prefix}/{name}": value for name, value in values.items()}
 
+    @property
+    def is_broken(self) -> bool:
+        """Whether more than half of the episodes ended by an error of the environment (`agents.rollout`)."""
+        return 2 * self.stops.get(StopReason.ENV_ERROR, 0) > self.success.n
+
     def to_json(self) -> dict[str, Any]:
         """Plain data, as `json.dumps` takes it."""
         return asdict(self)

@@ -69,6 +69,20 @@ def rollout(
     return stage.episodes
 
 
+class BrokenEnvironmentError(RuntimeError):
+    """Most episodes ended because the environment raised: their numbers say nothing about who played them."""
+
+
+def check_environment(episodes: Sequence[Episode]) -> None:
+    """Raises `BrokenEnvironmentError`, with the first error, where more than half of the episodes ended by one."""
+    errors = [episode.error for episode in episodes if episode.stop_reason is StopReason.ENV_ERROR]
+    if 2 * len(errors) > len(episodes):
+        raise BrokenEnvironmentError(
+            f"{len(errors)} of {len(episodes)} episodes ended by an error of the environment, the first by:\n"
+            f"{errors[0]}"
+        )
+
+
 @dataclass
 class _Running:
     view: View

@@ -20,6 +20,7 @@ import torch
 from agents.policies.lora import read_adapters
 from agents.policies.pretrained import save_model
 from agents.policies.weights import check_tensors, has_adapters
+from envs.checksums import DamagedError, verify_if_noted, write_checksums
 from envs.facts import Facts
 from envs.files import remove_whole, tidy, whole_folder
 
@@ -37,14 +38,17 @@ def save_checkpoint(
             torch.save(state, partial / "trainer.pt")
         if run is not None:
             (partial / RUN).write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
+        write_checksums(partial)
 
 
 def load_weights(folder: Path, model: Any) -> None:
     """Put the weights of a checkpoint into a model that is already there; of one with adapters, theirs alone.
 
     They are read as transformers reads them, whose files name and cut tensors otherwise than its models do. Raises
-    `ValueError` naming the tensors that are missing, too many, or of another shape; the model is then as it was.
+    `ValueError` naming the tensors that are missing, too many, or of another shape; the model is then as it was;
+    `DamagedError` for a folder that is not as it was written.
     """
+    verify_if_noted(folder)
     if has_adapters(model):
         read_adapters(model, folder)
         return
@@ -65,23 +69,31 @@ def load_weights(folder: Path, model: Any) -> None:
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    """The trainer's state of a checkpoint. Only plain data and tensors are read, never code."""
+    """The trainer's state of a checkpoint. Only plain data and tensors are read, never code.
+
+    Raises `DamagedError` for a folder that is not as it was written.
+    """
     path = folder / "trainer.pt"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} cannot be resumed from: it has no trainer.pt")
-    state: dict[str, Any] = torch.load(path, weights_only=True)
+    verify_if_noted(folder)
+    try:
+        state: dict[str, Any] = torch.load(path, weights_only=True)
+    except Exception as error:  # of a broken file, whatever its reader stumbles over
+        raise DamagedError(f"{path} is damaged: {error}") from error
     return state
 
 
 def load_run(folder: Path) -> Facts:
-    """What the run of a checkpoint is, as `save_checkpoint` got it. Raises `FileNotFoundError` and `ValueError`."""
+    """What the run of a checkpoint is, as `save_checkpoint` got it. Raises `FileNotFoundError` and `DamagedError`."""
+    verify_if_noted(folder)
     path = folder / RUN
     if not path.is_file():
         raise FileNotFoundError(f"{folder} cannot be resumed from: it has no {RUN}, which says what was trained")
     try:
         return dict(json.loads(path.read_bytes()))
     except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+        raise DamagedError(f"{path} is damaged: {error}") from error
 
 
 def checkpoints(run: Path) -> list[Path]:

@@ -19,10 +19,11 @@ from agents.policies.models import find_device
 from agents.policies.pretrained import Pretrained
 from agents.policies.tiny import build_model, build_tokenizer, vocabulary_size
 from agents.prompts import Prompter
-from agents.rollout import Job, rollout
+from agents.rollout import Job, check_environment, rollout
 from agents.source import agents_hash
 from algorithms.checkpoint import save_checkpoint
 from algorithms.warm_start import Progress, WarmStart, teacher_of, warm_start
+from envs.checksums import found_whole
 from envs.core import BRIEF, Manifest, Task, TaskSet, cache_root
 from envs.facts import code_hash, environment_facts, key_of, without
 from envs.files import alone
@@ -81,7 +82,7 @@ def tiny_policy(
         f"the warm start {folder}",
         lambda: progress.phase("wait for another run that makes this warm start"),
     ):  # runs that start together clone once, and the others wait for that
-        if not (folder / "config.json").is_file():
+        if not found_whole(folder, "the warm start"):
             _make(folder, config, task_set, manifest, prompter, pool, progress)
         return Pretrained().load(folder), folder
 
@@ -142,6 +143,7 @@ def _texts(
     jobs = [Job(task, seed=task.seed) for task in chosen]
     reader = _Reader(teacher_of(task_set))
     episodes = rollout(reader, pool, jobs, on_episode=lambda _: progress.advance())
+    check_environment(episodes)
     texts = [
         text
         for key, episode in enumerate(episodes)

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from agents.agent import PolicyAgent
 from agents.episode import Episode, ParseStatus, write_episodes
-from agents.rollout import Job, rollout
+from agents.rollout import Job, check_environment, rollout
 from algorithms.checkpoint import checkpoint_folder, checkpoints, load_state, load_weights, prune, save_checkpoint
 from algorithms.estimators.groups import uniform_groups
 from algorithms.growth import Growth
@@ -138,6 +138,7 @@ class Trainer:
         seconds: Metrics = {}
         with _timed(seconds, "time/rollout_s"):
             episodes, played = self._roll_out()
+        check_environment(played)
         batch = Played.of(episodes)
         if not batch.samples:
             reasons = Counter(str(episode.stop_reason) for episode in played)

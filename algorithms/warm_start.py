@@ -30,7 +30,7 @@ from agents.policies.local import LocalPolicy
 from agents.policies.models import causal_states, head_logits
 from agents.policies.weights import train_in_float32
 from agents.prompts import Prompter
-from agents.rollout import Job, rollout
+from agents.rollout import Job, check_environment, rollout
 from agents.samples import Sample, build_samples
 from agents.scripted import ExpertAgent, RandomAgent
 from envs.core import Expert, Task, TaskSet
@@ -251,7 +251,10 @@ def warm_start(
     jobs = [Job(tasks[i % len(tasks)], number, tasks[i % len(tasks)].seed) for number, i in enumerate(order)]
     progress.phase("play demonstrations", len(jobs))
     episodes = rollout(demonstrator, pool, jobs, max_turns=config.max_turns, on_episode=told)
+    check_environment(episodes)
     lessons = demonstrator.lessons(episodes, config.observation_weight)
+    if not lessons:
+        raise RuntimeError(f"there is nothing to clone: not one turn was played in {len(episodes)} demonstrations")
     progress.phase("clone them", config.steps)
     Cloner(policy.model, config, rng).run(lessons, progress)
     policy.pause()

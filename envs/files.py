@@ -89,8 +89,8 @@ def made_once(folder: Path, proof: str = ".") -> Iterator[Path]:
 
 
 def remove_whole(path: Path) -> None:
-    """Remove a file or folder: out of sight at once, then away."""
-    with partial_path(path) as partial:
+    """Remove a file or folder: out of sight at once, then away. It may be gone already."""
+    with partial_path(path) as partial, suppress(FileNotFoundError):
         path.rename(partial)
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and only policies need it
 
 
 IN_PLACE = "agents.policies.local.in_place"
-NO_MODEL = ("trainer.pt", "run.json")  # what a training run keeps beside the model of a checkpoint
+NO_MODEL = ("trainer.pt", "run.json", "checksums.json")  # what a training run keeps beside the model of a checkpoint
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from agents.episode import Episode, read_episodes, write_episodes
 from agents.evaluation import Evaluation, episode_key, evaluate, plan
+from agents.rollout import check_environment
 from agents.source import agents_hash
 from envs.core import TaskSet, evaluation_splits
 from envs.facts import Facts, differences, environment_facts, without
@@ -57,7 +58,7 @@ def main(cfg: DictConfig) -> None:
     played = [episode for episode in _read_whole_lines(file) if episode_key(episode) in wanted]
     if played:
         console.print(f"{len(played)} of {len(jobs)} episodes are there already")
-    errors = [episode.error for episode in played if episode.error]
+    ended = list(played)
     with (
         EnvPool(task_set.make, min(cfg.pool.size, len(jobs)), cfg.pool.workers, cfg.pool.step_timeout) as pool,
         _progress(console, len(jobs), played, run) as advance,
@@ -66,7 +67,7 @@ def main(cfg: DictConfig) -> None:
         def keep(episode: Episode) -> None:
             slim = replace(episode, turns=[replace(turn, prompt_ids=[]) for turn in episode.turns])
             write_episodes(file, [slim], append=True)
-            errors.extend([episode.error] if episode.error else [])
+            ended.append(slim)
             advance(episode)
 
         try:
@@ -77,9 +78,10 @@ def main(cfg: DictConfig) -> None:
         finally:
             if (usage := getattr(agent, "usage", None)) is not None:
                 console.print(usage.describe())
-    if errors:
+    if errors := [episode.error for episode in ended if episode.error]:
         console.print(f"{len(errors)} episodes ended by an error, the first by: {errors[0].strip().splitlines()[-1]}")
     _write(run, facts, task_set.describe(), evaluation, console)
+    check_environment(ended)
 
 
 # -- what is played ---------------------------------------------------------------------------------------------------

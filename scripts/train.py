@@ -27,6 +27,7 @@ from agents.policies.base import Policy, Sampling
 from agents.policies.local import LocalPolicy
 from agents.policies.pretrained import Pretrained
 from agents.prompts import Prompter
+from agents.rollout import BrokenEnvironmentError
 from agents.source import agents_hash
 from algorithms.checkpoint import checkpoints, load_run
 from algorithms.learner import Learner, LearnerConfig, Objective
@@ -102,6 +103,10 @@ def main(cfg: DictConfig) -> None:
         with _stop_on_signals(trainer, reporter):
             trainer.train()
     _report(cfg, run, task_set, trainer, judge, console)
+    if broken := [split for split, evaluation in judge.evaluations.items() if evaluation.is_broken]:
+        raise BrokenEnvironmentError(
+            f"more than half of the episodes on {', '.join(broken)} ended by an error of the environment"
+        )
 
 
 # -- what a run is ----------------------------------------------------------------------------------------------------

@@ -21,12 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from agents.policies.local import LocalPolicy
 from agents.policies.lora import ADAPTER_CONFIG, Lora, add_adapters, add_adapters_of, read_adapters
 from agents.policies.models import find_device
 from agents.policies.weights import train_in_float32
+from envs.checksums import DamagedError, found_whole, verify_if_noted, write_checksums
 from envs.core import UnknownNameError, cache_root
 from envs.files import made_once
 from envs.files import whole_folder as whole_folder
@@ -69,7 +71,9 @@ class Pretrained:
         One that is to be `trained` gets its `training_dtypes`. Raises `ModelError` saying what is there instead, and
         `ValueError` for a kind of model whose keys and values cannot be kept from turn to turn (`LocalPolicy.check`).
         """
-        base, *adapters = sources(name)
+        base, *adapters = found = sources(name)
+        for source in found:
+            _check(source)
         device = device or find_device()
         dtype = self._dtype(trained and not (adapters or self.lora or self.quantization))
         model, tokenizer = self._read(base, device, dtype)
@@ -80,7 +84,10 @@ class Pretrained:
         if trained:
             train_in_float32(model)
         if adapters:
-            read_adapters(model, Path(adapters[0]))
+            try:
+                read_adapters(model, Path(adapters[0]))
+            except (SafetensorError, OSError) as error:
+                raise ModelError(f"the adapters in {adapters[0]} cannot be loaded: {error}") from error
         policy = LocalPolicy(model.eval(), tokenizer, base)
         policy.check()
         return policy
@@ -142,6 +149,15 @@ def locate(name: str | Path) -> Path | str:
     return text
 
 
+def _check(source: Path | str) -> None:
+    """Raises `ModelError` for a folder that was written here and is not as it was. Others have no checksums."""
+    if isinstance(source, Path):
+        try:
+            verify_if_noted(source)
+        except DamagedError as error:
+            raise ModelError(str(error)) from error
+
+
 def _in_package(text: str) -> Path:
     package, _, rest = text.removeprefix(PACKAGE).partition("/")
     spec = find_spec(package) if package.isidentifier() else None
@@ -155,7 +171,7 @@ def _unpacked(file: Path) -> Path:
     state = file.stat()
     key = hashlib.sha256(f"{file.resolve()} {state.st_size} {state.st_mtime_ns}".encode()).hexdigest()[:12]
     folder = cache_root() / "models" / f"{file.stem}-{key}"
-    if (folder / "config.json").is_file():
+    if found_whole(folder, f"what {file.name} holds"):
         return folder
     if find_spec("gguf") is None:
         raise ModelError(f"{file} needs the package gguf; pip install 'polyturn[hf]'")
@@ -171,6 +187,7 @@ def _unpacked(file: Path) -> Path:
         del model.config.quantization_config
     with made_once(folder, "config.json") as partial:
         save_model(partial, model, tokenizer)
+        write_checksums(partial)
     return folder
 
 
@@ -183,8 +200,11 @@ def save_model(folder: Path, model: Any, tokenizer: Any) -> None:
 
 
 def _base_of(folder: Path) -> str:
-    config: dict[str, Any] = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    return str(config["base_model_name_or_path"])
+    path = folder / ADAPTER_CONFIG
+    try:
+        return str(json.loads(path.read_bytes())["base_model_name_or_path"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path} does not say to which model its adapters belong: {error}") from error
 
 
 def _four_bits() -> Any:

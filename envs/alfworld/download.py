@@ -26,7 +26,15 @@ from rich.console import Console
 from rich.progress import track
 
 from envs.alfworld.game import GAME_FILE
-from envs.alfworld.tasks import OFFICIAL_COUNTS, GamesNotFoundError, official_folder, read_manifest
+from envs.alfworld.tasks import (
+    KNOWN_CONTENT,
+    OFFICIAL_COUNTS,
+    GamesNotFoundError,
+    is_unknown,
+    official_folder,
+    read_manifest,
+)
+from envs.checksums import SUMS, damaged_files, write_checksums
 from envs.fetch import DownloadError, Remote, check, fetch, size_of
 from envs.files import flush, partial_path
 
@@ -55,12 +63,6 @@ TRAJECTORIES = Archive(
     "25171f16e20ad7b048c47275c45b0babf3aa1cbab29cec97387922350a9844bc",
     "traj_data.json",
 )
-# Of complete splits; those of `envs.alfworld.tasks.read_manifest`.
-KNOWN_CONTENT = {
-    "train": "15b24a319faf2d0a354f2ed89a708b81ed249e3e995048a8e3f820a1bd170dfd",
-    "valid_train": "db9c9efecc3b4417da94e86b971d4fc005b7c01ec5e895ff9c748799c08319ce",
-    "valid_seen": "4e8a92f4ba13158d6547da89f1e74373177669fd75d7d910cfcf7153c2faf7a9",
-}
 
 
 def install(
@@ -78,6 +80,11 @@ def install(
     say = partial(console.print, highlight=False, soft_wrap=True)
     folder = official_folder(data)
     folder.mkdir(parents=True, exist_ok=True)
+    if (folder / SUMS).is_file():
+        for path in damaged_files(folder):
+            say(f"{path} is damaged: it is fetched again")
+            path.unlink()
+    placed = False
     for archive in archives:
         if _is_complete(folder, archive):
             say(f"{archive.brings} of all games: already there")
@@ -87,13 +94,15 @@ def install(
             files = list(_files_of_tree(tree, archive.brings))
             if not files:
                 raise DownloadError(f"no {archive.brings} in {tree / '<split>' / '<task>' / '<trial>'}")
-            _place(files, folder, console)
+            placed = _place(files, folder, console) or placed
             continue
         path = mirror / archive.name if mirror else fetch(archive, folder.parent, console)
         with _open_zip(path, archive) as opened:
-            _place(_files_of_zip(opened, archive.brings, folder), folder, console)
+            placed = _place(_files_of_zip(opened, archive.brings, folder), folder, console) or placed
         if not mirror:
             path.unlink()  # what it brought is in its place
+    if placed:
+        write_checksums(folder)
     _report(folder, say)
 
 
@@ -111,9 +120,9 @@ def _report(folder: Path, say: Callable[[str], None]) -> None:
         except GamesNotFoundError:
             say(f"{split}: none of the official {count} tasks")
             continue
-        known = KNOWN_CONTENT.get(split, manifest.content_hash)
-        differs = len(manifest.ids) == count and manifest.content_hash != known
-        note = f"; its content is not that of the known copy, {known[:12]}" if differs else ""
+        note = (
+            f"; its content is not that of the known copy, {KNOWN_CONTENT[split][:12]}" if is_unknown(manifest) else ""
+        )
         say(manifest.describe() + note)
     say(f"the games are in {folder}")
 
@@ -157,8 +166,11 @@ def _files_of_tree(tree: Path, brings: str) -> Iterator[_File]:
             yield _File(path.relative_to(tree).as_posix(), path.stat().st_size, partial(io.FileIO, path))
 
 
-def _place(files: Iterable[_File], folder: Path, console: Console) -> None:
-    """Write the files that are missing or of another size: all of them beside `folder`, then each to its place."""
+def _place(files: Iterable[_File], folder: Path, console: Console) -> bool:
+    """Write the files that are missing or of another size: all of them beside `folder`, then each to its place.
+
+    Returns whether there were any.
+    """
     new = [file for file in files if size_of(folder / file.name) != file.size]
     needed, free = sum(file.size for file in new), shutil.disk_usage(folder).free
     if needed > free:
@@ -173,3 +185,4 @@ def _place(files: Iterable[_File], folder: Path, console: Console) -> None:
         for file in new:
             (folder / file.name).parent.mkdir(parents=True, exist_ok=True)
             (beside / file.name).replace(folder / file.name)
+    return bool(new)

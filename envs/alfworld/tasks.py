@@ -16,7 +16,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,9 @@ from envs.alfworld.env import ENGINES, ALFWorldEnv
 from envs.alfworld.expert import Expert
 from envs.alfworld.game import GAME_FILE, TASK_TYPES, GameFileError
 from envs.alfworld.generate import GENERATOR_VERSION, HELD_OUT_FLOOR_PLANS, TRAIN_FLOOR_PLANS, generate_game
+from envs.checksums import verify_if_noted
 from envs.core import Manifest, Task, UnknownNameError, cache_root, data_root, hash_tasks
-from envs.files import made_once, write_whole
+from envs.files import made_once, remove_whole, write_whole
 
 ENV_ID = "polyturn/ALFWorld-v0"
 SOURCES = ("auto", "official", "embedded")
@@ -37,6 +38,13 @@ DOWNLOAD = "python -m scripts.download alfworld"
 # How many games the published splits have (https://github.com/alfworld/alfworld, `data/README.md`). `valid_train`, of
 # which little is said, comes in the same archive; no game of it is in another split.
 OFFICIAL_COUNTS = {"train": 3553, "valid_train": 200, "valid_seen": 140, "valid_unseen": 134}
+# Of complete splits; those of `read_manifest`.
+KNOWN_CONTENT = {
+    "train": "15b24a319faf2d0a354f2ed89a708b81ed249e3e995048a8e3f820a1bd170dfd",
+    "valid_train": "db9c9efecc3b4417da94e86b971d4fc005b7c01ec5e895ff9c748799c08319ce",
+    "valid_seen": "4e8a92f4ba13158d6547da89f1e74373177669fd75d7d910cfcf7153c2faf7a9",
+}
+_HASH = "content.sha256"  # of embedded games: their manifest's hash, as they were made
 _GAMES = f"*/*/{GAME_FILE}"  # below the folder of a split
 _RACY_NS = 2_000_000_000  # a file changed this recently may change again without its time of change showing it
 _log = logging.getLogger(__name__)
@@ -157,14 +165,11 @@ class ALFWorldTasks:
             if self._official:
                 folder = self._folder / split
                 manifest = read_manifest(folder, split, OFFICIAL_COUNTS[split])
+                if is_unknown(manifest):
+                    _log.warning("the games in %s are not those of the known copy: another release, or damaged", folder)
             else:
                 folder = _embed(split, self._sizes[split])
                 manifest = read_manifest(folder, split)
-                if len(manifest.ids) != self._sizes[split]:
-                    raise GamesNotFoundError(
-                        f"{folder} has {len(manifest.ids)} of the {self._sizes[split]} games that were written there; "
-                        "delete the folder, and they are made again"
-                    )
             self._loaded[split] = _Split(folder, manifest, frozenset(manifest.ids))
         return self._loaded[split]
 
@@ -201,7 +206,8 @@ def read_manifest(folder: Path, split: str, official_count: int | None = None) -
     """The games below a folder of `<task>/<trial>`, hashed.
 
     What was read is kept in `envs.core.cache_root()` and counts for as long as every file keeps its times and size.
-    Raises `GamesNotFoundError` where there is no game, and `GameFileError` for a file that is none.
+    Raises `GamesNotFoundError` where there is no game, `GameFileError` for a file that is none, and `DamagedError`
+    for one that is not as it was downloaded.
     """
     files = _find_games(folder)
     stamps = [(task_id, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size) for task_id, stat in files.items()]
@@ -210,9 +216,9 @@ def read_manifest(folder: Path, split: str, official_count: int | None = None) -
     cache = cache_root() / "alfworld" / f"manifest-{name}.json"
     kept = _read_cache(cache)
     if kept.get("fingerprint") != fingerprint:
+        verify_if_noted(folder.parent, f"{folder.name}/")
         ids = [task_id for task_id in files if _counts(folder, task_id)]
-        content_hash = hash_tasks((task_id, (folder / task_id / GAME_FILE).read_bytes()) for task_id in ids)
-        kept = {"fingerprint": fingerprint, "ids": ids, "content_hash": content_hash}
+        kept = {"fingerprint": fingerprint, "ids": ids, "content_hash": _hash_games(folder, ids)}
         if all(max(mtime, ctime) < time.time_ns() - _RACY_NS for _, mtime, ctime, _ in stamps):
             _write_cache(cache, kept)
     if not kept["ids"]:
@@ -223,30 +229,49 @@ def read_manifest(folder: Path, split: str, official_count: int | None = None) -
     return Manifest(ENV_ID, split, tuple(kept["ids"]), kept["content_hash"], official_count)
 
 
+def _hash_games(folder: Path, ids: Iterable[str]) -> str:
+    return hash_tasks((task_id, (folder / task_id / GAME_FILE).read_bytes()) for task_id in ids)
+
+
+def is_unknown(manifest: Manifest) -> bool:
+    """Whether all games of an official split are there, with another content than that of the known copy."""
+    known = KNOWN_CONTENT.get(manifest.split, manifest.content_hash)
+    return len(manifest.ids) == manifest.official_count and manifest.content_hash != known
+
+
 def _read_cache(path: Path) -> dict[str, Any]:
+    """The first line is the hash of the rest, which is JSON."""
     try:
-        kept = json.loads(path.read_bytes())
+        head, _, body = path.read_bytes().partition(b"\n")
+        if head.decode() != hashlib.sha256(body).hexdigest():
+            raise ValueError("its hash differs")
+        kept: dict[str, Any] = json.loads(body)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        _log.warning("cannot read %s (%s); the games are hashed again", path, error)
+        _log.warning("%s is damaged (%s); the games are hashed again", path, error)
         return {}
-    return kept if isinstance(kept, dict) else {}
+    return kept
 
 
 def _write_cache(path: Path, kept: dict[str, Any]) -> None:
     try:
-        write_whole(path, json.dumps(kept))
+        body = json.dumps(kept)
+        write_whole(path, f"{hashlib.sha256(body.encode()).hexdigest()}\n{body}")
     except OSError as error:
         _log.warning("cannot write %s (%s); the games will be hashed again next time", path, error)
 
 
 # -- embedded games ---------------------------------------------------------------------------------------------------
 def _embed(split: str, size: int) -> Path:
-    """The folder of an embedded split. It is made where it is not there yet, and appears when it is whole."""
+    """The folder of an embedded split. It is made where it is not there yet, or is damaged."""
     folder = cache_root() / "alfworld" / f"embedded-{GENERATOR_VERSION}" / f"{split}-{size}"
     if folder.is_dir():
-        return folder
+        damage = _damage(folder, split)
+        if not damage:
+            return folder
+        _log.warning("%s; the games are made again", damage)
+        remove_whole(folder)
     recipe = _EMBEDDED[split]
     seeds = range(recipe.first_seed, recipe.first_seed + size)
     console = Console(stderr=True)
@@ -257,4 +282,14 @@ def _embed(split: str, size: int) -> Path:
             path = games / game.id / GAME_FILE
             path.parent.mkdir(parents=True)
             path.write_text(json.dumps(game.content), encoding="utf-8")
+        (games / _HASH).write_text(_hash_games(games, _find_games(games)), encoding="utf-8")
     return folder
+
+
+def _damage(folder: Path, split: str) -> str:
+    """What is wrong with embedded games; nothing where their hash is that of the games that were made."""
+    try:
+        same = read_manifest(folder, split).content_hash == (folder / _HASH).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:  # no game, or none any more, or no hash
+        return f"{folder} is damaged: {error}"
+    return "" if same else f"{folder} is damaged: its games are not those that were made"

@@ -11,7 +11,6 @@ is a product, and how prices and options read, is as in `load_products` of https
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -20,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.checksums import found_whole
 from envs.core import UnknownNameError, cache_root
-from envs.files import remove_whole
 from envs.webshop import analysis
 from envs.webshop.build import LONGEST_ASIN, build
 from envs.webshop.build import CatalogueError as CatalogueError
@@ -29,22 +28,21 @@ from envs.webshop.files import SIZES as SIZES
 from envs.webshop.files import CatalogueFiles as CatalogueFiles
 from envs.webshop.files import CatalogueNotFoundError as CatalogueNotFoundError
 from envs.webshop.json_stream import JSONFileError as JSONFileError
-from envs.webshop.nouns import NounsNotFoundError, nouns_folder
+from envs.webshop.nouns import NounsNotFoundError, open_nouns
 from envs.webshop.products import HumanInstruction as HumanInstruction
 from envs.webshop.products import Product as Product
 from envs.webshop.products import document as document
 from envs.webshop.products import unpack
-from envs.webshop.store import DamagedStoreError, Rows, load_array, read_meta
+from envs.webshop.store import Rows, load_array, read_meta
 
 VERSION = 2  # of what is kept
-_log = logging.getLogger(__name__)
 
 
 class Catalogue:
     """Products by number, in the order of the file."""
 
     def __init__(self, folder: Path) -> None:
-        """Open what was kept in `folder`. Raises `DamagedStoreError`."""
+        """Open what was kept in `folder`. Raises `DamagedError`."""
         meta = read_meta(folder)
         self.folder = folder
         self.content_hash: str = meta["content_hash"]
@@ -59,10 +57,10 @@ class Catalogue:
         self._group_names: dict[str, list[str]] = {name: meta[name] for name in self._groups}
         self._records = Rows(folder, "records")
         self._nouns: Rows | None = None
-        for place in (folder, nouns_folder(self.content_hash)):
-            if (place / "nouns.bin").is_file():
-                self._nouns = Rows(place, "nouns")
-                break
+        if (folder / "nouns.bin").is_file():
+            self._nouns = Rows(folder, "nouns")
+        elif found := open_nouns(self.content_hash):
+            self._nouns = found
         self.product = lru_cache(maxsize=4096)(self._product)
 
     def __len__(self) -> int:
@@ -130,11 +128,6 @@ def load_catalogue(folder: Path, size: str | None = None) -> Catalogue:
     files = CatalogueFiles.find(folder, size)
     content_hash = files.content_hash()
     kept = cache_root() / "webshop" / f"{content_hash[:16]}-{VERSION}.{analysis.VERSION}"
-    if kept.is_dir():
-        try:
-            return Catalogue(kept)
-        except DamagedStoreError as error:
-            _log.warning("what was kept of the catalogue is damaged (%s) and will be made again", error)
-            remove_whole(kept)
-    build(files, content_hash, kept)
+    if not found_whole(kept, "what is kept of the catalogue"):
+        build(files, content_hash, kept)
     return Catalogue(kept)

@@ -22,9 +22,9 @@ from rich.console import Console
 from envs.fetch import DownloadError, Remote, check, fetch
 from envs.files import whole_file, write_whole
 from envs.webshop.catalogue import SIZES, Catalogue, JSONFileError, load_catalogue
+from envs.webshop.files import SUMS, read_sums
 from envs.webshop.nouns import load_tagger, tag_names
 
-SUMS = "SHA256SUMS"
 _HUMAN = "items_human_ins.json"
 
 
@@ -78,7 +78,7 @@ def install(
     folder = data / "webshop"
     folder.mkdir(parents=True, exist_ok=True)
     source = _find(mirror, size) if mirror else None
-    sums = _read_sums(folder / SUMS) | (_read_sums(source / SUMS) if source else {})
+    sums = read_sums(folder / SUMS) | (read_sums(source / SUMS) if source else {})
     new: list[Path] = []
     for remote in files or FILES[size]:
         name = _present(folder, remote.name, size)
@@ -153,18 +153,6 @@ def _verify(path: Path, sums: dict[str, str], say: Callable[[str], None], name: 
     with path.open("rb") as file:
         sums[name] = hashlib.file_digest(file, "sha256").hexdigest()
     say(f"{name}: SHA-256 {sums[name]}; there is no published one to compare it with")
-
-
-def _read_sums(path: Path) -> dict[str, str]:
-    if not path.is_file():
-        return {}
-    sums = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        digest, _, name = line.partition(" ")
-        if len(digest) != 64 or not name.strip(" *"):
-            raise DownloadError(f"{path}: {line!r:.80} is no line of sha256sum")
-        sums[name.strip(" *")] = digest.lower()
-    return sums
 
 
 def _write_sums(folder: Path, sums: dict[str, str]) -> None:

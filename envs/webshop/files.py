@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from envs.checksums import DamagedError
 from envs.core import UnknownNameError, cache_root
 from envs.files import write_whole
 
+_AGAIN = "delete it, and `python -m scripts.download webshop` fetches it again"
+_log = logging.getLogger(__name__)
 SIZES = {"small": "_1000", "full": ""}  # what the official files have in their names
+SUMS = "SHA256SUMS"  # of files that were fetched, beside them
 TITLE_NOUNS = "title_nouns.json"  # {asin: [noun, …]}, in the folder of a catalogue that brings its own
 ALWAYS_HASHED = 1 << 26  # bytes; the hash of a larger file is remembered by its size and time
 
@@ -60,11 +66,36 @@ class CatalogueFiles:
         )
 
     def content_hash(self) -> str:
-        """Hex sha256 over the content of all files."""
+        """Hex sha256 over the content of all files.
+
+        Raises `DamagedError` for a file that is not as it arrived, where a `SHA256SUMS` beside it tells.
+        """
         digest = hashlib.sha256()
+        sums = read_sums(self.products.with_name(SUMS))
         for path in (self.products, self.attributes, self.human, self.nouns):
-            digest.update(_hash_file(path) if path else b"-")
+            found = _hash_file(path) if path else b"-"
+            if path and sums.get(path.name, found.hex()) != found.hex():
+                raise DamagedError(f"{path} is damaged: {SUMS} has another hash of it; {_AGAIN}")
+            digest.update(found)
         return digest.hexdigest()
+
+
+def read_sums(path: Path) -> dict[str, str]:
+    """The SHA-256 of files by name, as `sha256sum` writes them; no file, no sums. Raises `DamagedError`."""
+    if not path.is_file():
+        return {}
+    sums = {}
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        digest, _, name = line.partition(" ")
+        if not re.fullmatch("[0-9a-fA-F]{64}", digest) or not name.strip(" *"):
+            raise DamagedError(f"{path}: {line!r:.80} is no line of sha256sum")
+        sums[name.strip(" *")] = digest.lower()
+    return sums
+
+
+def _check(digest: bytes) -> bytes:
+    """What stands behind a remembered hash, to tell a damaged one."""
+    return hashlib.sha256(digest).digest()
 
 
 def _hash_file(path: Path) -> bytes:
@@ -75,9 +106,12 @@ def _hash_file(path: Path) -> bytes:
         looks = f"{path.resolve()}\0{state.st_size}\0{state.st_mtime_ns}".encode("utf-8", "surrogateescape")
         note = cache_root() / "webshop" / "hashes" / hashlib.sha256(looks).hexdigest()[:32]
         with contextlib.suppress(FileNotFoundError):
-            return bytes.fromhex(note.read_text())
+            noted = note.read_bytes()
+            if noted[32:] == _check(noted[:32]):
+                return noted[:32]
+            _log.warning("%s is damaged; %s is hashed again", note, path)
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").digest()
     if note:
-        write_whole(note, found.hex())
+        write_whole(note, found + _check(found))
     return found

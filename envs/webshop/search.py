@@ -47,7 +47,7 @@ class SearchIndex:
     """BM25 over a catalogue."""
 
     def __init__(self, catalogue: Catalogue) -> None:
-        """Open the index that was kept with the catalogue. Raises `DamagedStoreError`."""
+        """Open the index that was kept with the catalogue. Raises `DamagedError`."""
         folder = catalogue.folder
         self._documents: int = read_meta(folder)["documents"]  # that have any term
         self._ranks = catalogue.asin_ranks

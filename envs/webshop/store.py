@@ -13,29 +13,27 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.checksums import DamagedError, write_checksums
 from envs.files import made_once
 
 _META = "meta.json"
 
 
-class DamagedStoreError(ValueError):
-    """A folder that is not as it was written."""
-
-
 @contextmanager
 def written_whole(folder: Path, meta: dict[str, Any]) -> Iterator[Path]:
-    """`made_once` for what is kept here: `meta` is written last, as it is then."""
+    """`made_once` for what is kept here: `meta` is written last, as it is then, and the checksums of all files."""
     with made_once(folder, _META) as whole:
         yield whole
         (whole / _META).write_text(json.dumps(meta), encoding="utf-8")
+        write_checksums(whole)
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """Raises `DamagedStoreError`."""
+    """Raises `DamagedError`."""
     try:
         return dict(json.loads((folder / _META).read_bytes()))
     except (OSError, ValueError) as error:
-        raise DamagedStoreError(f"{folder}: {error}") from error
+        raise DamagedError(f"{folder}: {error}") from error
 
 
 def save_array(folder: Path, name: str, array: NDArray[Any]) -> None:
@@ -44,11 +42,11 @@ def save_array(folder: Path, name: str, array: NDArray[Any]) -> None:
 
 
 def load_array(folder: Path, name: str) -> NDArray[Any]:
-    """The array, mapped: only what is touched is read. Raises `DamagedStoreError`."""
+    """The array, mapped: only what is touched is read. Raises `DamagedError`."""
     try:
         return np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False))
     except (OSError, ValueError, EOFError) as error:
-        raise DamagedStoreError(f"{folder / name}.npy: {error}") from error
+        raise DamagedError(f"{folder / name}.npy: {error}") from error
 
 
 class RowWriter:
@@ -80,7 +78,7 @@ class Rows(Sequence[bytes]):
     """Byte strings by number, mapped."""
 
     def __init__(self, folder: Path, name: str) -> None:
-        """Raises `DamagedStoreError`."""
+        """Raises `DamagedError`."""
         self._ends = load_array(folder, name)  # [rows + 1], from 0
         path = folder / f"{name}.bin"
         try:
@@ -88,9 +86,9 @@ class Rows(Sequence[bytes]):
                 size = os.fstat(file.fileno()).st_size
                 self._data: mmap.mmap | bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
         except OSError as error:
-            raise DamagedStoreError(f"{path}: {error}") from error
+            raise DamagedError(f"{path}: {error}") from error
         if size != self._ends[-1]:
-            raise DamagedStoreError(f"{path}: {size:,} bytes, expected {self._ends[-1]:,}")
+            raise DamagedError(f"{path}: {size:,} bytes, expected {self._ends[-1]:,}")
 
     def __len__(self) -> int:
         return len(self._ends) - 1

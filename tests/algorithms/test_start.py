@@ -14,6 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from agents.prompts import Transcript
+from agents.rollout import BrokenEnvironmentError
 from algorithms import start
 from algorithms.start import Tiny, tiny_policy
 from algorithms.warm_start import WarmStart
@@ -23,6 +24,7 @@ from envs.pool import EnvPool
 from scripts.common import plain
 from tests.agents.toys import Corridors
 from tests.algorithms.test_trainer import Quiet
+from tests.damage import each_damage
 
 CLONES = WarmStart(episodes=4, noise=0.0, steps=2, tokens_per_step=128, max_turns=4, matrix_lr=0.02, other_lr=0.01)
 SMALL = Tiny(width=16, layers=1, heads=2, context=128, warm_start=CLONES)
@@ -96,6 +98,32 @@ def test_whoever_waits_too_long_is_told_for_what(tmp_path: Path, monkeypatch: py
     with FileLock(folder.with_suffix(".lock")), pytest.raises(TimeoutError, match=r"remove .*\.lock"):
         make(phases)
     assert phases.names[-1] == "wait for another run that makes this warm start"
+
+
+def test_a_damaged_warm_start_is_made_again_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every file of it, in every way."""
+    monkeypatch.setenv("POLYTURN_CACHE", str(tmp_path / "cache"))
+    policy, folder = make(Phases(), replace(SMALL, warm_start=None))
+    expected = policy.model.state_dict()
+    for done, _ in each_damage(folder, tmp_path / "spare"):
+        caplog.clear()
+        again, same = make(Phases(), replace(SMALL, warm_start=None))
+        assert same == folder
+        assert "damaged" in caplog.text, done
+        assert "the warm start has to be made again" in caplog.text, done
+        assert all(torch.equal(expected[name], tensor) for name, tensor in again.model.state_dict().items()), done
+
+
+def test_nothing_is_cloned_from_an_environment_that_only_raises(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POLYTURN_CACHE", str(tmp_path))
+    monkeypatch.setattr("tests.agents.toys.Corridor._begin", lambda *_: 1 / 0)
+    with pytest.raises(BrokenEnvironmentError, match=r"(?s)24 of 24 episodes ended by an error.*ZeroDivisionError"):
+        make(Phases())
+    assert not [path for path in (tmp_path / "warm_starts").iterdir() if path.is_dir()]
 
 
 # -- the key ----------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import pytest
 from rich.console import Console
 
 from envs import fetch as fetch_module
+from envs.checksums import DamagedError
 from envs.fetch import DownloadError
 from envs.webshop.catalogue import JSONFileError, load_catalogue
 from envs.webshop.download import FILES, SUMS, DriveFile, install
@@ -140,7 +141,7 @@ def test_a_mirror_with_its_hashes(tmp_path: Path) -> None:
         get(tmp_path / "another", mirror=mirror)
     assert placed(tmp_path / "another") == {}
     (mirror / SUMS).write_text("nonsense")
-    with pytest.raises(DownloadError, match="'nonsense' is no line of sha256sum"):
+    with pytest.raises(DamagedError, match="'nonsense' is no line of sha256sum"):
         get(tmp_path / "another", mirror=mirror)
 
 

@@ -19,13 +19,13 @@ import pytest
 
 from agents.episode import Episode, Turn, read_episodes, write_episodes
 from algorithms.checkpoint import checkpoint_folder, save_checkpoint
-from envs.core import StopReason, Task
+from envs.core import Info, StopReason, Task
 from scripts import common, doctor
 from scripts.agents import checkpoint_of
 from scripts.play import find_task
 from tests.agents.endpoint_server import Server, said
 from tests.agents.test_chat import CHATML
-from tests.agents.toys import ACTIONS, Corridors, random_policy
+from tests.agents.toys import ACTIONS, Corridor, Corridors, random_policy
 
 ROOT = Path(__file__).parents[2]
 CORRIDOR = ["--config-dir", str(Path(__file__).parent / "conf"), "env=corridor", "split=valid"]
@@ -257,6 +257,27 @@ def test_a_model_that_was_prompted_otherwise_is_refused(cli: Cli) -> None:
     config.write_text("agent: {prompter: {_target_: agents.prompts.Template, name: gigpo_alfworld, history: 2}}")
     code, _, err = cli("evaluate", *CORRIDOR, "model=trained")
     assert (code, "trained was trained with the prompter" in err) == (2, True)
+
+
+def test_an_evaluation_whose_environment_raises_does_not_end_with_0(cli: Cli) -> None:
+    """Its results are written all the same."""
+    begin = Corridor._begin
+
+    def closed(rooms: int) -> Callable[..., tuple[str, Info]]:
+        def begin_or_raise(env: Corridor, task: Task, seed: int | None) -> tuple[str, Info]:
+            if task.payload["length"] <= rooms:
+                raise RuntimeError("the corridor is closed today")
+            return begin(env, task, seed)
+
+        return begin_or_raise
+
+    for rooms, broken in ((2, False), (3, True), (4, True)):  # a third of the tasks for each length
+        cli.monkeypatch.setattr(Corridor, "_begin", closed(rooms))
+        run = cli.folder / f"closed{rooms}"
+        code, _, err = cli("evaluate", *CORRIDOR, "agent=expert", f"hydra.run.dir={run}")
+        assert (code, "ended by an error of the environment" in err) == ((1, True) if broken else (0, False)), err
+        assert result_of(run)["stops"]["env_error"] == 2 * (rooms - 1)
+        assert (run / "evaluation.md").exists()
 
 
 # -- errors -----------------------------------------------------------------------------------------------------------
