@@ -19,6 +19,7 @@ from agents.policies.pretrained import ModelError, Pretrained
 from agents.policies.weights import has_adapters
 from algorithms.checkpoint import load_weights, save_checkpoint
 from algorithms.learner import Learner
+from envs.checksums import SUMS
 from envs.core import UnknownNameError
 from tests.agents.toys import random_policy
 from tests.algorithms.test_learner import samples
@@ -278,6 +279,9 @@ def test_what_is_not_there_is_said(name: str, said: str, monkeypatch) -> None:
 
 def test_files_that_hold_no_model_are_said(tmp_path: Path, folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(ModelError, match=r"model\.safetensors is damaged"):
+        Pretrained().load(folder)
+    (folder / SUMS).unlink()  # as of somebody else's
     with pytest.raises(ModelError, match="cannot be loaded"):
         Pretrained().load(folder)
     (tmp_path / "broken.gguf").write_bytes(b"GGUF nothing")

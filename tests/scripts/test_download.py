@@ -9,7 +9,7 @@ import subprocess
 import sys
 import zipfile
 from collections import namedtuple
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +21,9 @@ from envs.alfworld import download
 from envs.alfworld.download import GAMES, TRAJECTORIES, Archive, install
 from envs.alfworld.game import GAME_FILE
 from envs.alfworld.tasks import read_manifest
+from envs.checksums import SUMS, DamagedError
 from envs.fetch import DownloadError
+from tests.damage import KINDS, delete
 from tests.file_server import FileServer
 
 ROOT = Path(__file__).parents[2]
@@ -77,7 +79,8 @@ def fetch(data: Path, *archives: Archive, mirror: Path | None = None) -> str:
 
 def installed(data: Path) -> dict[str, bytes]:
     folder = data / "alfworld"
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files_in(folder)}
+    files = (path for path in files_in(folder) if path.name != SUMS)
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def files_in(folder: Path) -> list[Path]:
@@ -194,6 +197,20 @@ def test_games_that_are_there_stay(server: FileServer, tmp_path: Path) -> None:
     fetch(tmp_path, archive_of(server))
     assert installed(tmp_path) == GAME_FILES
     assert [path.stat().st_mtime_ns for path in kept] == times
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_game_that_is_damaged_later_is_named_and_fetched_again(
+    server: FileServer, tmp_path: Path, kind: Callable[[Path], None]
+) -> None:
+    fetch(tmp_path, archive_of(server))
+    path = tmp_path / "alfworld" / next(iter(GAME_FILES))
+    kind(path)
+    with pytest.raises(DamagedError, match=rf"{path.parent.name}.*{GAME_FILE} is damaged"):
+        read_manifest(path.parents[2], path.parents[2].name)
+    assert kind is delete or "is damaged: it is fetched again" in fetch(tmp_path, archive_of(server))
+    fetch(tmp_path, archive_of(server))
+    assert installed(tmp_path) == GAME_FILES
 
 
 def test_a_disk_without_room_is_told_before_anything_is_written(
