@@ -1,13 +1,14 @@
 """What a training run is stands in its checkpoints, and a start that resumes another one is refused."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from algorithms.checkpoint import load_run, save_checkpoint
+from envs.checksums import SUMS
 from envs.facts import Facts
 from scripts import common, train
 from scripts.common import Terminal
@@ -15,11 +16,10 @@ from tests.agents.toys import Corridors, random_policy
 from tests.algorithms.test_start import configured, leaves, other
 
 
-def facts_of(config: DictConfig, task_set: Any = None) -> Facts:
+def facts_of(config: DictConfig, splits: Sequence[str] = ("valid",)) -> Facts:
     config = config.copy()
-    config.eval.splits = ["valid"]
-    tasks = task_set or Corridors()
-    return train._facts(config, tasks, tasks.manifest("train"))
+    config.eval.splits = list(splits)
+    return train._facts(config, Corridors(), Corridors().manifest("train"))
 
 
 def compare(before: Facts, now: Facts) -> str:
@@ -64,9 +64,7 @@ def test_another_manifest_is_refused(asked: list[str], monkeypatch: pytest.Monke
         with pytest.raises(ValueError, match=r"manifests\.train\.sha256 was"):
             compare(before, facts_of(config))
     asked.append("eval.splits")
-    config.eval.splits = ["train"]
-    now = train._facts(config, Corridors(), Corridors().manifest("train"))  # type: ignore[arg-type]
-    assert "eval.splits was ['valid'] and is ['train']" in compare(before, now)
+    assert "eval.splits was ['valid'] and is ['train']" in compare(before, facts_of(config, ["train"]))
     assert compare(before, before) == ""
 
 
@@ -84,6 +82,7 @@ def test_a_checkpoint_keeps_what_the_run_is(tmp_path: Path) -> None:
     (tmp_path / "kept" / "run.json").write_text('{"env')
     with pytest.raises(ValueError, match=r"run\.json is damaged"):
         load_run(tmp_path / "kept")
-    (tmp_path / "kept" / "run.json").unlink()
+    for name in ("run.json", SUMS):
+        (tmp_path / "kept" / name).unlink()
     with pytest.raises(FileNotFoundError, match=r"cannot be resumed from: it has no run\.json"):
         load_run(tmp_path / "kept")
