@@ -36,6 +36,7 @@ SIGNALS = {
     "value": "[N] value of the state before the turn (critic)",
 }
 TOKEN_SIGNALS = {
+    "logprob": "[M] log-probability that the token was sampled with (TurnTable.from_episodes)",
     "mc_value": "[M] mean return of fresh attempts from before the token where a segment starts, NaN elsewhere"
     " (monte_carlo)",
     "prm": "[M] score of the token by a process reward model (implicit_prm)",
@@ -149,6 +150,7 @@ class TurnTable:
             state=state,
             valid=np.array([turn.status == ParseStatus.OK for turn in turns], dtype=np.bool_),
             tokens=np.array([len(turn.logprobs) for turn in turns], dtype=np.int64),
+            token_signals={"logprob": np.array([p for turn in turns for p in turn.logprobs], dtype=np.float64)},
         )
 
     # -- signals ------------------------------------------------------------------------------------------------------

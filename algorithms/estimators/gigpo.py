@@ -15,8 +15,8 @@ returns in float64 instead of float32. The paper's equation 3 takes the statisti
 (`statistics="episodes"`); the authors' code takes them over rows (`statistics="turns"`).
 
 Published settings: gamma 0.95, step weight 1, 16 tasks × 8 attempts, learning rate 1e-6, KL loss 0.01 (k3), clip 0.2;
-ALFWorld: "mean_std_norm", 50 turns, penalty 0.1; WebShop: "mean_norm", 15 turns, penalty 0.1; search: "mean_std_norm",
-4 turns, penalty 0.01, similarity 0.9.
+entropy bonus 0.001; ALFWorld: "mean_std_norm", 50 turns, penalty 0.1 beside a success of 10; WebShop: "mean_norm", 15
+turns, penalty 0.1 beside 10; search: "mean_std_norm", 4 turns, penalty 0.01 beside 1, similarity 0.9, no entropy bonus.
 
 A KL penalty inside the reward counts in R alone, as in the authors' code. Left out: the duplicated rows with which
 their trainer fills its last batch and which then count in the statistics.
@@ -45,7 +45,7 @@ def gigpo(
     step_weight: float = 1.0,
     mode: str = "mean_norm",
     statistics: str = "turns",
-    invalid_penalty: float = 0.1,
+    invalid_penalty: float = 0.01,
     similarity: float | None = None,
     epsilon: float = 1e-6,
 ) -> NDArray[np.float64]:

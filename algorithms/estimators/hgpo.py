@@ -13,8 +13,8 @@ verl-agent with `precision="float32"`. There the mean of three or more equal ret
 which is no exact zero, and which a std of 0 and epsilon make an advantage of up to 0.5. With "float64", the default,
 equal returns have none, and sizes below 1e-9 count as 0.
 
-Published settings: history 2, alpha 1, mode "mean_std_norm", no base group; the others as GiGPO. Left out: the KL
-penalty inside the reward.
+Published settings: history 2, alpha 1, mode "mean_std_norm", no base group; the others as GiGPO on ALFWorld. Left out:
+the KL penalty inside the reward.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def hgpo(
     mode: str = "mean_std_norm",
     base_group: bool = False,
     precision: str = "float64",
-    invalid_penalty: float = 0.1,
+    invalid_penalty: float = 0.01,
     epsilon: float = 1e-6,
 ) -> NDArray[np.float64]:
     """One advantage per turn, [N]. `history` counts the states before the turn's own that are looked at.

@@ -15,9 +15,9 @@ Paper: Liu et al., arXiv 2509.19199 (ICLR 2026), first called OPRL; the answers 
 (`baseline="first_turns"`), and a group of one attempt keeps its raw values. Paper and docstring say all turns of the
 group (`baseline="all_turns"`), and a group of one turn then has a step part of 0.
 
-Published settings (WebShop): rloo, step weight 1, beta 0.05, penalty 0.1, 16 tasks × 8 attempts, no KL, learning
-rates 5e-7 (policy) and 1e-6 (reward model). Left out: the paper's ratio of
-whole steps, which the authors' code has not either.
+Published settings (WebShop): rloo, step weight 1 and penalty 0.1 beside a success of 10, beta 0.05, 16 tasks × 8
+attempts, no KL, learning rates 5e-7 (policy) and 1e-6 (reward model). Left out: the paper's ratio of whole steps, which
+the authors' code has not either.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def istar(
     merged: bool = False,
     baseline: str = "first_turns",
     scale_steps: str = "batch",
-    invalid_penalty: float = 0.1,
+    invalid_penalty: float = 0.01,
     epsilon: float = 1e-6,
 ) -> NDArray[np.float64]:
     """One advantage per turn, [N]. Needs the signal `prm`; `mode="reinforce_pp_baseline"` also counts tokens.

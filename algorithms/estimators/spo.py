@@ -4,17 +4,21 @@
     A = V(node) - V(parent)                                              `spo_tree`, signal `node`
     A = (V(node) - V(parent)) / (std of the parent's children + epsilon)    with `normalize_by_std`
 
-In a chain a segment starts where `mc_value` is measured, which has to be so at the first token of every episode; after
-the last one the value is 0. In a tree a leaf is worth the reward of its episode, and an inner node the mean of its
-children, each counted once however many attempts pass through it; the root of a task is the parent of first turns.
+In a chain a segment starts where `mc_value` is measured; after the last one the value is 0, and tokens before the first
+one of an episode have the advantage 0. In a tree a leaf is worth the reward of its episode, and an inner node the mean
+of its children, each counted once however many attempts pass through it; the root of a task is the parent of first
+turns.
+
+With `whiten` advantages are whitened over the tokens that are trained, those that were sampled below the probability
+`probability_mask`; in a tree, turns whose advantage is 0 take no part and keep it.
 
 Paper: Guo et al., *Segment Policy Optimization*, arXiv 2505.23564. The authors cut a chain every 5 tokens of low
 probability, train only tokens below a probability of 0.9 (`algo.probability_mask`), and grow trees of 6, 6 and 6
-branches. The std of a node's children is that of the population, epsilon 1e-8.
+branches. The std of a node's children is that of the population, epsilon 1e-8. They whiten in both.
 
 A turn that n attempts share stands in n rows here and has the same advantage in each; the authors train it once, so
-that its advantage is divided by n; with `shared_turns="each"` it is not. Left out: the replay of edges, and cutting
-within a turn, since attempts go on from turns.
+that its advantage is divided by n; with `shared_turns="each"` it is not. Left out: the replay of edges, cutting within
+a turn, since attempts go on from turns, and that the authors drop edges of advantage 0 from the loss's divisor, too.
 """
 
 from __future__ import annotations
@@ -22,48 +26,40 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from algorithms.estimators import timeline
 from algorithms.estimators.groups import count_shared, group_numbers
-from algorithms.estimators.timeline import token_rewards, tokens, turns
 from algorithms.turn_table import TurnTable
 
 ROUNDING = 1e-4  # what a shared turn was paid may differ by so much: a KL penalty is measured in each row
 
 
-def spo_chain(table: TurnTable) -> NDArray[np.float64]:
-    """One advantage per token, [M]. Needs the token signal `mc_value`.
-
-    Raises `ValueError` for an episode whose first token was not measured.
-    """
-    line, measured = tokens(table), table.token_signal("mc_value")
-    starts = np.isfinite(measured)
-    first = line.order[np.flatnonzero(np.append(True, line.closes[:-1]))] if len(measured) else line.order
-    missing = first[~starts[first]]
-    if len(missing):
-        episode = table.episode[table.token_rows[missing[0]]]
-        raise ValueError(f"episode {episode}: no mc_value at its first token, where its first segment starts")
-    # From each token on: the rewards up to the next segment and that one's value, which cuts the sum off.
-    next_starts = line.following(starts.astype(np.float64), after=1.0) == 1.0
-    next_value = np.where(next_starts, line.following(np.nan_to_num(measured)), 0.0)
-    ahead = line.accumulate(token_rewards(table) + next_value, np.where(next_starts, 0.0, 1.0))
-    # Every token of a segment has the advantage of its first one: copied forward in time.
-    segment = np.cumsum(starts[line.order]) - 1
-    advantages = np.empty(len(measured))
-    at = line.order[starts[line.order]]
-    advantages[line.order] = (ahead[at] - measured[at])[segment]
-    return advantages
+def spo_chain(table: TurnTable, *, whiten: bool = False, probability_mask: float | None = None) -> NDArray[np.float64]:
+    """One advantage per token, [M]. Needs the token signal `mc_value`, and `logprob` with a `probability_mask`."""
+    rewards, values = timeline.token_rewards(table), table.token_signal("mc_value")
+    advantages = timeline.segment_differences(timeline.tokens(table), rewards, values)
+    if not whiten:
+        return np.nan_to_num(advantages)
+    return timeline.whiten(advantages, timeline.trained_tokens(table, probability_mask) * np.isfinite(advantages))
 
 
 def spo_tree(
-    table: TurnTable, *, normalize_by_std: bool = False, epsilon: float = 1e-8, shared_turns: str = "once"
+    table: TurnTable,
+    *,
+    normalize_by_std: bool = False,
+    epsilon: float = 1e-8,
+    shared_turns: str = "once",
+    whiten: bool = False,
+    probability_mask: float | None = None,
 ) -> NDArray[np.float64]:
     """One advantage per turn, [N]. Needs the signal `node`: its numbers are unique over all tasks.
 
-    `shared_turns` is that of `algorithms.estimators.groups.count_shared`.
+    `shared_turns` is that of `algorithms.estimators.groups.count_shared`. To `whiten` takes the count of tokens, and
+    their token signal `logprob` with a `probability_mask`.
 
     Raises `ValueError` where the attempts that share a node do not share the turn before it, or were not paid the same
     for it.
     """
-    line, rows = turns(table), np.arange(len(table))
+    line, rows = timeline.turns(table), np.arange(len(table))
     nodes, first, node = np.unique(table.signal("node"), return_index=True, return_inverse=True)
     roots = group_numbers(table)
     previous = np.full(len(table), -1)
@@ -92,4 +88,10 @@ def spo_tree(
     if normalize_by_std:
         variance = np.bincount(parent, weights=difference**2, minlength=len(values)) / np.maximum(children, 1)
         difference = difference / (np.sqrt(variance)[parent] + epsilon)
-    return count_shared(table, difference[node], shared_turns)
+    advantages = difference[node]
+    if whiten:
+        trained = timeline.trained_tokens(table, probability_mask)
+        tokens = np.bincount(table.token_rows, weights=trained, minlength=len(table)).astype(np.float64)
+        differs = ~np.isclose(values[: len(nodes)], values[parent], rtol=RESOLUTION, atol=1e-12)  # but for rounding
+        advantages = timeline.whiten(advantages, count_shared(table, tokens, shared_turns) * differs[node])
+    return count_shared(table, advantages, shared_turns)

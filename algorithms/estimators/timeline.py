@@ -1,4 +1,4 @@
-"""What follows what: recursions over the turns or over the sampled tokens of each episode, and whitening.
+"""What follows what: recursions over the turns or over the sampled tokens of each episode, segments, and whitening.
 
 Observations are no items of a time line, so that a recursion over tokens carries on from the first token of a turn to
 the last one of the turn before, undecayed by whatever was read in between.
@@ -96,6 +96,27 @@ def tokens(table: TurnTable) -> Timeline:
     return Timeline.of(order, table.episode[rows[order]])
 
 
+def segment_differences(
+    line: Timeline, rewards: NDArray[np.float64], values: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """[K] what the segment of each item gained: its rewards + V(the next segment) - V(the segment).
+
+    A segment starts at each item whose value was measured, and ends before the next such item of the episode or with
+    the episode, after which the value is 0. All its items share the difference. NaN before the first measured item of
+    an episode, since nothing says what that segment started from.
+    """
+    starts = np.isfinite(values)
+    next_starts = line.following(starts.astype(np.float64), after=1.0) == 1.0
+    next_value = np.where(next_starts, line.following(np.where(starts, values, 0.0)), 0.0)
+    # From each item on: the rewards up to the next segment and that one's value, which cuts the sum off.
+    ahead = line.accumulate(rewards + next_value, np.where(next_starts, 0.0, 1.0))
+    heads = (starts | (line.position() == 0))[line.order]
+    differences = np.empty(len(values))
+    at = line.order[heads]
+    differences[line.order] = (ahead[at] - values[at])[np.cumsum(heads) - 1]  # copied forward in time
+    return differences
+
+
 def last_tokens(table: TurnTable) -> NDArray[np.bool_]:
     """[M] whether a token is the last one of its turn."""
     rows = table.token_rows
@@ -118,17 +139,27 @@ def token_rewards(table: TurnTable) -> NDArray[np.float64]:
     return rewards
 
 
-def whiten(values: NDArray[np.float64], weights: NDArray[np.int64] | None = None) -> NDArray[np.float64]:
+def whiten(
+    values: NDArray[np.float64], weights: NDArray[np.int64] | NDArray[np.float64] | None = None
+) -> NDArray[np.float64]:
     """`values` [K] at mean 0 and variance 1 (ddof 1); `weights` [K] counts how often each one stands for a token.
 
     As verl's `masked_whiten`, with 1e-8 added to the count and to the variance: equal values give 0 up to 1e-4 of
-    their size. A single value, for which verl fails, gives 0.
+    their size. A single value, for which verl fails, gives 0. Values of weight 0, which may be NaN, become 0.
     """
     count = np.ones(len(values)) if weights is None else weights.astype(np.float64)
     total = count.sum()
     if total <= 1:
         return np.zeros(len(values))
-    difference = values - (values * count).sum() / (total + 1e-8)
+    known = np.where(count > 0, values, 0.0)
+    difference = known - (known * count).sum() / (total + 1e-8)
     variance = (difference**2 * count).sum() / (total + 1e-8) * total / (total - 1)
-    whitened: NDArray[np.float64] = difference / np.sqrt(variance + 1e-8)
-    return whitened
+    return np.where(count > 0, difference / np.sqrt(variance + 1e-8), 0.0)
+
+
+def trained_tokens(table: TurnTable, probability_mask: float | None) -> NDArray[np.float64]:
+    """[M] 1 for a token that was sampled below the probability `probability_mask`, else 0; None: 1 for all."""
+    if probability_mask is None:
+        return np.ones(len(table.token_rows))
+    trained: NDArray[np.float64] = (table.token_signal("logprob") < np.log(probability_mask)).astype(np.float64)
+    return trained

@@ -1,13 +1,16 @@
 """VinePPO: the value of a state is what fresh attempts from it earn.
 
-    A_t = r_t + V_{t+1} - V_t,  V: signal `mc_value`; 0 after the last turn
+    A = (rewards of the segment) + V(next segment) - V(segment),  V: signal `mc_value`; 0 after the last turn
 
-A turn whose state was not measured (NaN) takes r_t + V_{t+1}, so that its advantage is 0 and the turns before it see
-through it. The authors' code allows that at the end of an episode only; here it may happen anywhere.
+A segment starts at each turn whose state was measured; its turns share the advantage. Where every state is measured
+that is A_t = r_t + V_{t+1} - V_t. Turns before the first measured state of an episode have the advantage 0.
 
-Paper: Kazemnejad et al., arXiv 2410.01679; the answers are those of the authors' `_compute_step_advantages`.
+Paper: Kazemnejad et al., arXiv 2410.01679; where every state is measured the answers are those of the authors'
+`_compute_step_advantages`. The authors whiten the advantages over the tokens of a batch (`whiten`), with the same
+formula as `algorithms.estimators.timeline.whiten`.
 
-Published settings: 9 fresh attempts per state, gamma 1, no critic, clip 0.2. Left out: nothing.
+Published settings: 9 fresh attempts per state, gamma 1, whitened, no critic, clip 0.2, KL 1e-4 in the loss. Left out:
+nothing.
 """
 
 from __future__ import annotations
@@ -15,14 +18,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from algorithms.estimators.timeline import turns
+from algorithms.estimators import timeline
 from algorithms.turn_table import TurnTable
 
 
-def vineppo(table: TurnTable) -> NDArray[np.float64]:
-    """One advantage per turn, [N]. Needs the signal `mc_value`."""
-    measured, line = table.signal("mc_value"), turns(table)
-    known = np.isfinite(measured)
-    # V_t is the measured value, and otherwise r_t + V_{t+1}: a recursion that a measured value cuts off.
-    values = line.accumulate(np.where(known, measured, table.paid()), np.where(known, 0.0, 1.0))
-    return np.where(known, table.paid() + line.following(values) - values, 0.0)
+def vineppo(table: TurnTable, *, whiten: bool = False) -> NDArray[np.float64]:
+    """One advantage per turn, [N]. Needs the signal `mc_value`, and the count of tokens to `whiten`."""
+    advantages = timeline.segment_differences(timeline.turns(table), table.paid(), table.signal("mc_value"))
+    if not whiten:
+        return np.nan_to_num(advantages)
+    tokens = np.bincount(table.token_rows, minlength=len(table))
+    return timeline.whiten(advantages, tokens * np.isfinite(advantages))

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from agents.episode import Episode, Start
 from agents.rollout import Job, rollout
+from algorithms.estimators.timeline import turns
 from algorithms.signals.base import Bench, Measurement, Measures, Played
+from algorithms.turn_table import TurnTable
 
 
 class MonteCarlo(Measures):
@@ -20,7 +22,8 @@ class MonteCarlo(Measures):
 
     Attempts start from the snapshot before the turn and are played by the run's own agent, under the limit of turns of
     the episodes that are trained; their return is what they earn from there on. One that a fault of the environment
-    ended says nothing of the state and is left out. Where none is left, and between segments, the value is NaN.
+    ended says nothing of the state and is left out. Where none is left, and between segments, the value is NaN; the
+    last states of an episode, where none is left, are worth what the episode itself earned from there (`fill_ends`).
     """
 
     needs_starts = True
@@ -70,6 +73,9 @@ class MonteCarlo(Measures):
         }
         if np.isfinite(values).any():
             metrics["signal/mc_value"] = float(np.nanmean(values))
+        starts = np.zeros(len(table), dtype=np.bool_)
+        starts[[row for _, _, rows in states.values() for row in rows]] = True
+        values = fill_ends(table, values, starts)
         return Measurement({"mc_value": values}, {"mc_value": self._at_first_tokens(played, values)}, metrics)
 
     def _states(self, played: Played) -> dict[Hashable, tuple[Episode, Start, list[int]]]:
@@ -93,3 +99,14 @@ class MonteCarlo(Measures):
         tokens = np.full(len(table.token_rows), np.nan)
         tokens[np.cumsum(table.tokens) - table.tokens] = values
         return tokens
+
+
+def fill_ends(table: TurnTable, values: NDArray[np.float64], starts: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """[N] `values`; unmeasured states in `starts` [N] after the last measured one of an episode get its own return.
+
+    V_k = r_k + V_{k+1}, as in VinePPO's `_compute_step_advantages`: their turns then gain nothing.
+    """
+    line = turns(table)
+    at_end = line.accumulate(np.isfinite(values).astype(np.float64), 1.0) == 0
+    filled: NDArray[np.float64] = np.where(starts & at_end, line.accumulate(table.paid(), 1.0), values)
+    return filled

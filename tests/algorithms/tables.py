@@ -67,6 +67,7 @@ def measured_tables(draw: st.DrawFn) -> TurnTable:
             "value": rng.normal(size=n),
         },
         token_signals={
+            "logprob": np.log(rng.uniform(0.2, 1.0, m))[own],
             "mc_value": segments,
             "prm": rng.normal(size=m),
             "token_reward": 0.1 * rng.normal(size=m)[own],

@@ -25,8 +25,12 @@ FOLDER = Path(conf.__path__[0]) / "algo"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 # Those that need what the corridor has not, right answers and tools: tests/scripts/test_turn_methods.py trains them.
 NOT_IN_CORRIDORS = {"igpo", "mt_grpo"}
-# The methods that are a setting of another one's estimator, and what they set.
+# The methods that set something else than the default of their estimator, which several methods share, or which gives
+# the plain differences of values where the authors whiten them.
 OWN_SETTINGS = {
+    "vineppo": {"whiten"},
+    "spo_chain": {"whiten", "probability_mask"},
+    "spo_tree": {"whiten", "probability_mask"},
     "twosome": {"gamma"},
     "dr_grpo": {"normalize_by_std", "statistics", "invalid_penalty"},
     "topr": {"normalize_by_std", "statistics", "invalid_penalty"},
@@ -69,6 +73,20 @@ def test_every_parameter_of_an_estimator_stands_in_its_file_with_its_default(nam
     assert set(estimator.keywords) == set(defaults) - {"epsilon", "similarity"}
     for key in set(estimator.keywords) - OWN_SETTINGS.get(name, set()):
         assert estimator.keywords[key] == defaults[key], key
+
+
+def test_numbers_that_are_compared_with_rewards_fit_a_success_of_1() -> None:
+    """verl-agent's penalty of 0.1 belongs to a success of 10."""
+    penalties = {name: composed(name).estimator.keywords.get("invalid_penalty", 0.0) for name in NAMES}
+    published = {"empg", "gigpo", "grpo", "gspo", "hgpo", "istar", "reinforce_pp_baseline", "rloo"}
+    assert {name: penalty for name, penalty in penalties.items() if penalty} == dict.fromkeys(published, 0.01)
+
+
+@pytest.mark.parametrize("name", ["vineppo", "spo_chain", "spo_tree"])
+def test_monte_carlo_methods_whiten_what_they_train(name: str) -> None:
+    estimator = composed(name, *([] if name == "vineppo" else ["algo.probability_mask=0.7"])).estimator
+    assert estimator.keywords["whiten"] is True
+    assert estimator.keywords.get("probability_mask") == (None if name == "vineppo" else 0.7)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in NOT_IN_CORRIDORS])

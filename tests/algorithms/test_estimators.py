@@ -62,18 +62,21 @@ ESTIMATORS: dict[str, Estimator] = {
     "poad": poad,
     "prime": prime,
     "pure": pure,
+    "pure per turn": partial(pure, baseline="turn"),
     "raft": raft,
     "reinforce_pp": partial(reinforce_pp, gamma=0.9),
     "reinforce_pp reset": partial(reinforce_pp, observations="reset"),
     "reinforce_pp_baseline": reinforce_pp_baseline,
     "rloo": rloo,
     "spo_chain": spo_chain,
+    "spo_chain whitened": partial(spo_chain, whiten=True, probability_mask=0.9),
     "spo_tree": partial(spo_tree, normalize_by_std=True),
     "token_gae": partial(token_gae, gamma=0.9, lam=0.8),
     "tree_grpo": tree_grpo,
     "turn_gae": turn_gae,
     "turn_gae last token": partial(turn_gae, anchor="last_token"),
     "vineppo": vineppo,
+    "vineppo whitened": partial(vineppo, whiten=True),
 }
 # Equal attempts at a task leave nothing to compare.
 COMPARES_ATTEMPTS = ["dapo", "gigpo", "grpo", "hgpo", "igpo", "igpo joint", "mt_grpo", "rloo", "tree_grpo"]
@@ -228,6 +231,7 @@ def test_an_estimator_over_tokens_says_that_they_were_not_counted() -> None:
         (partial(turn_gae, anchor="first"), "anchor 'first'"),
         (partial(bi_level_gae, turn_ends="all"), "turn_ends 'all'"),
         (partial(tree_grpo, combine="sum"), "combine 'sum'"),
+        (partial(pure, baseline="step"), "baseline 'step'"),
     ],
 )
 def test_unknown_options_are_named(call: Estimator, message: str) -> None:
@@ -448,6 +452,15 @@ def test_pure_is_nearly_the_minimum_of_the_turns() -> None:
     assert pure(table, temperature=0.01)[[0, 3]] == pytest.approx([-0.6, 0.6], abs=2e-3)
 
 
+def test_pure_compares_with_all_tokens_of_the_others_together() -> None:
+    """Three attempts of one turn; the others of the first earned 0.6 and 0.2 with 1 and 3 tokens."""
+    table = single_turns([0, 0, 0], np.zeros(3), tokens=np.array([2, 1, 3]), signals={"prm": np.array([0.5, 0.6, 0.2])})
+    assert pure(table)[0] == pytest.approx(0.5 - 2 * (0.6 + 0.2) / (1 + 3))  # not 2 · (0.6 / 1 + 0.2 / 3) / 2
+    assert pure(table, baseline="turn")[0] == pytest.approx(0.5 - (0.6 + 0.2) / 2)
+    alone = single_turns([0], [0.0], tokens=np.array([2]), signals={"prm": np.array([0.5])})
+    assert pure(alone).tolist() == pure(alone, baseline="turn").tolist() == [0.5]
+
+
 # -- critics ----------------------------------------------------------------------------------------------------------
 def test_with_lambda_1_advantages_are_returns_less_values() -> None:
     table = make_table(
@@ -497,29 +510,52 @@ def test_bi_level_turns_without_a_reward() -> None:
 # -- Monte Carlo and trees --------------------------------------------------------------------------------------------
 @given(measured_tables())
 def test_value_differences_add_up_to_what_was_earned(table: TurnTable) -> None:
-    """The advantages of an episode are its rewards less the value it started from."""
+    """The differences of an episode's segments are its rewards less the value it started from."""
     earned = table.episode_rewards()[table.opens]
-    start = table.signals["mc_value"][table.opens]
-    known = np.isfinite(start)
-    sums = table.episode_sums(vineppo(table))[table.opens]
-    np.testing.assert_allclose(sums[known], (earned - start)[known], atol=1e-9)
+    values = table.signals["mc_value"]
+    known = np.isfinite(values[table.opens])
+    sums = table.episode_sums(np.where(np.isfinite(values), vineppo(table), 0.0))[table.opens]
+    np.testing.assert_allclose(sums[known], (earned - values[table.opens])[known], atol=1e-9)
+
+
+def test_the_turns_of_a_segment_share_its_difference() -> None:
+    """Two segments of three turns, worth 0.5 and 0.2 before them, and a success at the end; each turn of two tokens."""
+    values, reward = np.array([0.5, np.nan, np.nan, 0.2, np.nan, np.nan]), np.array([0.0, 0, 0, 0, 0, 1])
+    at_first_tokens = np.full(12, np.nan)
+    at_first_tokens[::2] = values
+    table = make_table(
+        np.zeros(6), np.zeros(6), np.arange(6), reward, tokens=np.full(6, 2),
+        signals={"mc_value": values}, token_signals={"mc_value": at_first_tokens},
+    )  # fmt: skip
+    np.testing.assert_allclose(vineppo(table), [-0.3, -0.3, -0.3, 0.8, 0.8, 0.8])
+    np.testing.assert_allclose(spo_chain(table), np.repeat([-0.3, 0.8], 6))
+    np.testing.assert_allclose(vineppo(table, whiten=True)[table.token_rows], spo_chain(table, whiten=True))
+    # Nothing says what the turns before the first measured state started from.
+    late = replace(table, signals={"mc_value": np.roll(values, 1)})
+    np.testing.assert_allclose(vineppo(late), [0, -0.3, -0.3, -0.3, 0.8, 0.8])
+    assert vineppo(late, whiten=True)[0] == 0.0
 
 
 @given(measured_tables())
-def test_spo_cut_at_every_turn_is_vineppo(table: TurnTable) -> None:
+def test_spo_cut_at_turns_is_vineppo(table: TurnTable) -> None:
     assert table.tokens is not None
-    first = np.cumsum(table.tokens) - table.tokens
-    values = np.where(np.isfinite(table.signals["mc_value"]), table.signals["mc_value"], 0.5)
     cuts = np.full(len(table.token_rows), np.nan)
-    cuts[first] = values
-    table = replace(table, signals={"mc_value": values}, token_signals={"mc_value": cuts})
+    cuts[np.cumsum(table.tokens) - table.tokens] = table.signals["mc_value"]
+    table = replace(table, token_signals={**table.token_signals, "mc_value": cuts})
     np.testing.assert_allclose(spo_chain(table), vineppo(table)[table.token_rows], atol=1e-9)
+    white = spo_chain(table, whiten=True)
+    np.testing.assert_allclose(white, vineppo(table, whiten=True)[table.token_rows], atol=1e-9)
 
 
-def test_spo_needs_a_value_at_the_start() -> None:
-    table = single_turns([0], [1.0], tokens=np.array([2]), token_signals={"mc_value": np.array([np.nan, 0.5])})
-    with pytest.raises(ValueError, match="episode 0: no mc_value at its first token"):
-        spo_chain(table)
+@given(measured_tables())
+def test_whitened_differences_have_mean_0_and_variance_1_over_the_tokens_that_are_trained(table: TurnTable) -> None:
+    plain = spo_chain(table)
+    trained = table.token_signals["logprob"] < np.log(0.9)
+    white = spo_chain(table, whiten=True, probability_mask=0.9)
+    assert np.all(white[~trained] == 0.0)
+    if trained.sum() > 1 and plain[trained].std() > 0.1:
+        assert white[trained].mean() == pytest.approx(0.0, abs=1e-6)
+        assert white[trained].std(ddof=1) == pytest.approx(1.0, rel=1e-6)
 
 
 def tree_of_attempts(node: list[int]) -> TurnTable:
@@ -553,6 +589,20 @@ def test_spo_tree_refuses_a_shared_turn_that_was_paid_twice_otherwise() -> None:
                 spo_tree(table)
         else:
             np.testing.assert_allclose(spo_tree(table), spo_tree(alike), atol=1e-6)
+
+
+def test_spo_tree_whitens_over_each_turn_once_and_leaves_out_those_that_changed_nothing() -> None:
+    table = replace(tree_of_attempts([7, 1, 7, 2, 9, 3]), tokens=np.array([2, 1, 2, 1, 1, 3]))
+    plain, white = spo_tree(table, shared_turns="each"), spo_tree(table, whiten=True) * np.array([2, 1, 2, 1, 1, 1])
+    assert (plain[5], white[5]) == (0.0, 0.0)
+    tokens = [plain[0]] * 2 + [plain[1], plain[3], plain[4]]  # of nodes 7, 1, 2 and 9
+    expected = (plain - np.mean(tokens)) / np.std(tokens, ddof=1)
+    np.testing.assert_allclose(white[:5], expected[:5], rtol=1e-6)
+    sure = replace(table, token_signals={"logprob": np.log([0.5, 0.95, 0.5, 0.5, 0.95, 0.5, 0.5, 0.5, 0.5, 0.5])})
+    tokens = [plain[0], plain[1], plain[3], plain[4]]  # one of node 7's was sampled above 0.9
+    expected = (plain - np.mean(tokens)) / np.std(tokens, ddof=1)
+    masked = spo_tree(sure, whiten=True, probability_mask=0.9) * np.array([2, 1, 2, 1, 1, 1])
+    np.testing.assert_allclose(masked[:5], expected[:5], rtol=1e-6)
 
 
 def test_tree_grpo_composes_or_adds() -> None:

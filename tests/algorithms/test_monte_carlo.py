@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from agents.agent import Decision, View
 from agents.rollout import Job, rollout
 from algorithms.estimators.spo import spo_chain
+from algorithms.estimators.timeline import turns
 from algorithms.estimators.vineppo import vineppo
 from algorithms.signals.base import Bench, Measurement, Played
 from algorithms.signals.monte_carlo import MonteCarlo
@@ -90,12 +92,12 @@ def test_values_stand_where_segments_start(pool: EnvPool) -> None:
     np.testing.assert_array_equal(of_tokens[:, 0], of_turns)
     assert np.isnan(of_tokens[:, 1]).all()
     table = played.measured(measured).table
-    segments, turns = spo_chain(table).reshape(-1, 2), vineppo(table)
+    segments, advantages = spo_chain(table).reshape(-1, 2), vineppo(table)
     np.testing.assert_array_equal(segments[:, 0], segments[:, 1])
+    np.testing.assert_allclose(advantages, segments[:, 0], atol=1e-12)
     for before, after in pairwise(range(len(table))):
         if not starts[after]:
-            np.testing.assert_array_equal(segments[before], segments[after])
-            assert turns[after] == 0.0
+            assert advantages[before] == advantages[after]
 
 
 def test_attempts_steps_and_tokens_are_counted(pool: EnvPool) -> None:
@@ -159,10 +161,21 @@ def test_what_the_environment_broke_is_no_value() -> None:
         bench = uniform_bench(pool)
         played = played_with(bench)
         values = MonteCarlo(bench, attempts=2).measure(played).signals["mc_value"]
-        first = np.array([room(state) == 0 for state in played.table.state])
-        assert first.any()
-        assert not first.all()
-        np.testing.assert_array_equal(np.isnan(values), first)
+        table = played.table
+        broken = np.array([room(state) == 0 for state in table.state])
+        assert not broken.all()
+        # The last states of an episode are worth what it earned from there, so that their turns gain nothing.
+        follows = np.array([
+            any(~broken[(table.episode == episode) & (table.turn > turn)])
+            for episode, turn in zip(table.episode, table.turn, strict=True)
+        ])  # fmt: skip
+        assert (broken & follows).any()
+        assert (broken & ~follows).any()
+        np.testing.assert_array_equal(np.isnan(values), broken & follows)
+        earned = turns(table).accumulate(table.reward, 1.0)
+        np.testing.assert_array_equal(values[broken & ~follows], earned[broken & ~follows])
+        advantages = vineppo(replace(table, signals={"mc_value": values}))
+        assert np.all(advantages[broken & ~follows] == 0.0)
 
 
 def test_numbers_below_one_are_refused(pool: EnvPool) -> None:

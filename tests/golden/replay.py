@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,14 +24,16 @@ from algorithms.estimators.ngrpo import ngrpo
 from algorithms.estimators.poad import archer, normalize_nonzero, ntpo, poad
 from algorithms.estimators.prime import prime
 from algorithms.estimators.psr_nsr import psr_nsr
-from algorithms.estimators.pure import min_form_rewards
+from algorithms.estimators.pure import min_form_rewards, pure
 from algorithms.estimators.reinforce_pp import reinforce_pp, reinforce_pp_baseline, token_returns
 from algorithms.estimators.rloo import rloo
+from algorithms.estimators.spo import spo_chain, spo_tree
 from algorithms.estimators.timeline import whiten
 from algorithms.estimators.tree_grpo import tree_grpo
 from algorithms.estimators.vineppo import vineppo
 from algorithms.losses import AGGREGATIONS, UNIT_MEANS, aggregate, clip_loss, gspo_loss, kl_estimate
 from algorithms.signals.implicit_prm import outcome_loss, pairwise_loss, turn_rewards
+from algorithms.signals.monte_carlo import fill_ends
 from tests.golden.tables import (
     make_table,
     numbered,
@@ -357,6 +360,28 @@ def replay_pure_min_form(inputs: Answers, params: Answers, expected: Answers) ->
     }
 
 
+def replay_pure_advantages(inputs: Answers, params: Answers, expected: Answers) -> Answers:
+    lengths = np.array([len(scores) for scores in inputs["step_scores"]])
+    episode = np.repeat(np.arange(len(lengths)), lengths)
+    reward = np.zeros(len(episode))
+    reward[np.cumsum(lengths) - 1] = inputs["solved"]
+    table = make_table(
+        group=episode // inputs["n_samples"],
+        episode=episode,
+        turn=np.arange(len(episode)) - np.repeat(np.cumsum(lengths) - lengths, lengths),
+        reward=reward,
+        tokens=np.concatenate(inputs["step_tokens"]),
+        signals={"prm": np.concatenate(inputs["step_scores"])},
+    )
+    answers: Answers = {}
+    for name, baseline in [("token", "token"), ("step", "turn")]:
+        for source, weight in [("PRM", 0.0), ("PRMVR", params["verifiable_reward_coef"])]:
+            options = {"temperature": params["temperature"], "outcome_weight": weight}
+            advantages = pure(table, baseline=baseline, **options)
+            answers[f"step_return_{name}_{source}"] = np.split(advantages, np.cumsum(lengths)[:-1])
+    return answers
+
+
 # -- critics ----------------------------------------------------------------------------------------------------------
 def replay_gae_token(inputs: Answers, params: Answers, expected: Answers) -> Answers:
     rewards, values, gamma, lam = inputs["token_level_rewards"], inputs["values"], params["gamma"], params["lam"]
@@ -436,9 +461,36 @@ def replay_poad(inputs: Answers, params: Answers, expected: Answers) -> Answers:
 def replay_vineppo(inputs: Answers, params: Answers, expected: Answers) -> Answers:
     rewards, values = inputs["step_rewards"], inputs["values"]
     count = len(rewards)
-    measured = np.array([np.nan if value is None else value for value in values[:count]])
-    table = make_table(np.zeros(count), np.zeros(count), np.arange(count), rewards, signals={"mc_value": measured})
-    return {"advantages": vineppo(table)}
+    measured = np.array(values[:count], dtype=np.float64)  # None becomes NaN
+    table = make_table(np.zeros(count), np.zeros(count), np.arange(count), rewards)
+    filled = fill_ends(table, measured, np.ones(count, dtype=np.bool_))
+    return {"advantages": vineppo(replace(table, signals={"mc_value": filled}))}
+
+
+def replay_segments_whitened(inputs: Answers, params: Answers, expected: Answers) -> Answers:
+    tokens = np.array(inputs["turn_tokens"])
+    values = np.array(inputs["values"], dtype=np.float64)  # None becomes NaN
+    at_first_tokens = np.full(tokens.sum(), np.nan)
+    at_first_tokens[np.cumsum(tokens) - tokens] = values
+    table = make_table(
+        np.zeros(len(tokens)), inputs["episode"], inputs["turn"], inputs["rewards"], tokens=tokens,
+        signals={"mc_value": values},
+        token_signals={"mc_value": at_first_tokens, "logprob": np.log(inputs["probabilities"])},
+    )  # fmt: skip
+    return {
+        "vineppo": vineppo(table, whiten=True)[table.token_rows],
+        "spo_chain": spo_chain(table, whiten=True, probability_mask=params["probability_mask"]),
+    }
+
+
+def replay_tree_whitened(inputs: Answers, params: Answers, expected: Answers) -> Answers:
+    table = make_table(
+        inputs["task"], inputs["episode"], inputs["turn"], inputs["rewards"], tokens=np.array(inputs["turn_tokens"]),
+        signals={"node": np.array(inputs["node"])}, token_signals={"logprob": np.log(inputs["probabilities"])},
+    )  # fmt: skip
+    once = spo_tree(table, whiten=True, probability_mask=params["probability_mask"])
+    _, row, count = np.unique(inputs["node"], return_index=True, return_counts=True)
+    return {"edges": once[row] * count}  # the rows of a node share what it learns from
 
 
 def replay_tree_grpo(inputs: Answers, params: Answers, expected: Answers) -> Answers:

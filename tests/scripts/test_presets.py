@@ -47,7 +47,9 @@ def test_the_published_run_has_the_published_settings() -> None:
     assert (config.trainer.groups, config.trainer.group_size, config.trainer.max_turns) == (16, 8, 50)
     assert config.agent.prompter == {"_target_": "agents.prompts.Template", "name": "gigpo_alfworld", "history": 2}
     assert (config.algo.estimator.gamma, config.algo.estimator.mode) == (0.95, "mean_std_norm")
-    assert (config.algo.kl_coef, config.trainer.learning_rate, config.trainer.updates) == (0.01, 1e-6, 150)
+    assert (config.algo.kl_coef, config.algo.kl_estimator, config.algo.entropy_coef) == (0.01, "k3", 0.001)
+    assert config.algo.estimator.invalid_penalty == 0.01  # a tenth of theirs, as success is
+    assert (config.trainer.learning_rate, config.trainer.updates) == (1e-6, 150)
     assert (config.agent.sampling.temperature, config.agent.sampling.max_tokens) == (1.0, 512)
     assert config.eval.temperature == 0.4
 
@@ -58,5 +60,5 @@ def test_the_published_webshop_run_has_the_published_settings() -> None:
     assert config.agent.prompter == {"_target_": "agents.prompts.WebShopTemplate", "history": 2}
     assert (config.trainer.groups, config.trainer.group_size, config.trainer.updates) == (16, 8, 150)
     assert (config.algo.estimator.mode, config.algo.estimator.gamma, config.algo.kl_coef) == ("mean_norm", 0.95, 0.01)
-    assert config.algo.estimator.invalid_penalty == 0.1
+    assert (config.algo.estimator.invalid_penalty, config.algo.entropy_coef) == (0.1, 0.001)
     assert config.eval.temperature == 0.4
