@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from algorithms.estimators import timeline
-from algorithms.estimators.groups import count_shared, group_numbers
+from algorithms.estimators.groups import RESOLUTION, count_shared, group_numbers
 from algorithms.turn_table import TurnTable
 
 ROUNDING = 1e-4  # what a shared turn was paid may differ by so much: a KL penalty is measured in each row

@@ -71,6 +71,7 @@ ESTIMATORS: dict[str, Estimator] = {
     "spo_chain": spo_chain,
     "spo_chain whitened": partial(spo_chain, whiten=True, probability_mask=0.9),
     "spo_tree": partial(spo_tree, normalize_by_std=True),
+    "spo_tree whitened": partial(spo_tree, whiten=True, probability_mask=0.9),
     "token_gae": partial(token_gae, gamma=0.9, lam=0.8),
     "tree_grpo": tree_grpo,
     "turn_gae": turn_gae,
