@@ -206,6 +206,25 @@ def test_adapters_that_do_not_fit_are_named(folder: Path, tmp_path: Path) -> Non
         load_weights(tmp_path / "adapters", wider.model)
 
 
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"num_hidden_layers": 3}, r"missing \['model\.layers\.2\..* and 6 more"),
+        ({"num_hidden_layers": 1}, r"extra \['model\.layers\.1\."),
+        ({"intermediate_size": 40}, r"of another shape \['model\.layers\.0\.mlp\."),
+    ],
+)
+def test_weights_that_do_not_fit_are_named_and_nothing_is_read(
+    tmp_path: Path, other: dict[str, int], said: str
+) -> None:
+    save_checkpoint(tmp_path / "saved", tiny_model("llama"), random_policy().tokenizer)
+    model = tiny_model("llama", **other)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ValueError, match=f"holds another model: {said}"):
+        load_weights(tmp_path / "saved", model)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
 # -- what is trained --------------------------------------------------------------------------------------------------
 def test_a_model_that_is_trained_is_float32_whatever_its_file_has(tmp_path: Path, caplog) -> None:
     policy = random_policy()
