@@ -142,7 +142,7 @@ def test_a_run_is_not_resumed_as_another(whole, cache: Path) -> None:
 )
 def test_a_mistake_is_told_in_a_line(cache: Path, tmp_path: Path, mistake: str, said: str) -> None:
     empty = {"POLYTURN_DATA": str(tmp_path / "no-data")}
-    command = [sys.executable, "-m", "scripts.train", "+experiment=smoke", mistake]
+    command = [sys.executable, "-m", "scripts.train", *SMOKE, mistake]  # whose warm start is there
     if not mistake.startswith("resume"):
         command.append(f"hydra.run.dir={tmp_path / 'run'}")
     done = subprocess.run(
