@@ -23,7 +23,7 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from agents.agent import Agent
 from agents.episode import Episode, ParseStatus
@@ -91,6 +91,17 @@ class Evaluation:
     def to_json(self) -> dict[str, Any]:
         """Plain data, as `json.dumps` takes it."""
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any]) -> Self:
+        """What `to_json` gave, written and read by `json`. Raises `TypeError` or `KeyError` for other data."""
+        interval = row["score_interval"]
+        rates = {
+            "success": Rate(**row["success"]),
+            "by_type": {kind: Rate(**rate) for kind, rate in row["by_type"].items()},
+            "by_seed": {int(seed): Rate(**rate) for seed, rate in row["by_seed"].items()},
+        }
+        return cls(**{**row, **rates, "score_interval": interval and (interval[0], interval[1])})
 
     def to_markdown(self) -> str:
         """A table by task type, one by seed where there are several, and the other numbers in a line."""

@@ -107,6 +107,11 @@ def checkpoint_folder(run: Path, update: int) -> Path:
     return run / "checkpoints" / f"{PREFIX}{update:06d}"
 
 
+def update_of(checkpoint: Path) -> int:
+    """After how many updates a checkpoint was saved."""
+    return int(checkpoint.name.removeprefix(PREFIX))
+
+
 def prune(run: Path, keep: set[Path]) -> None:
     """Remove all checkpoints but the newest and those in `keep`."""
     for folder in checkpoints(run)[:-1]:

@@ -38,6 +38,7 @@ from algorithms.turn_table import Estimate, TurnTable
 from algorithms.warm_start import Progress
 from envs.core import Manifest, StopReason, Task, TaskSet
 from envs.facts import Facts
+from envs.files import whole_file, write_whole
 from envs.pool import EnvPool
 
 logger = logging.getLogger(__name__)
@@ -122,16 +123,17 @@ class Trainer:
         """Train until `updates` are done or `stopping` is set, and leave a checkpoint of what was reached."""
         self.policy.sync()  # an engine may have been started with other weights
         if not checkpoints(self.run):
+            self._take_back(-1)  # what a run that died before its first checkpoint left
             self._evaluate()
-            if not checkpoints(self.run):  # nothing was ranked
-                self._save()
+            self._save()
         while self.update < self.config.updates and not self.stopping:
             metrics = self._update()
             self._log(metrics)
             last = self.update == self.config.updates
+            best = False
             if last or (self.config.eval_every and self.update % self.config.eval_every == 0):
-                self._evaluate()
-            if last or self.stopping or self.update % self.config.checkpoint_every == 0:
+                best = self._evaluate()
+            if best or last or self.stopping or self.update % self.config.checkpoint_every == 0:
                 self._save()
 
     def _update(self) -> Metrics:
@@ -248,19 +250,23 @@ class Trainer:
         return tasks
 
     # -- what is kept -----------------------------------------------------------------------------------------------
-    def _evaluate(self) -> None:
+    def _evaluate(self) -> bool:
+        """Whether no evaluation was better before."""
         seconds: Metrics = {}
         with _timed(seconds, "time/eval_s"):
             metrics, score = self.evaluate()
         self._log({**metrics, **seconds})
-        if score is not None and (self.best is None or score > self.best[0]):
-            self.best = (score, self.update)
-            self._save()
+        if score is None or (self.best is not None and score <= self.best[0]):
+            return False
+        self.best = (score, self.update)
+        return True
 
     def _log(self, metrics: Metrics) -> None:
         """Append a line to metrics.jsonl. Timings are in it, so compare runs without the `time/` and `perf/` keys."""
         with self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"update": self.update, **metrics}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # a checkpoint that is on the disk has its metrics there, too
         self.reporter.update(self.update, metrics)
 
     def _write_episodes(
@@ -276,11 +282,8 @@ class Trainer:
             replace(episode, turns=[replace(turn, prompt_ids=[], advantage=next(values)) for turn in episode.turns])
             for episode in [*episodes, *faulty]
         ]
-        folder = self.run / "episodes"
-        folder.mkdir(exist_ok=True)
-        target = folder / f"update-{self.update:06d}.jsonl"
-        write_episodes(target.with_suffix(".partial"), slim)
-        target.with_suffix(".partial").replace(target)
+        with whole_file(self.run / "episodes" / f"update-{self.update:06d}.jsonl") as partial:
+            write_episodes(partial, slim)
 
     def _save(self) -> None:
         state = {
@@ -294,13 +297,22 @@ class Trainer:
         }
         folder = checkpoint_folder(self.run, self.update)
         save_checkpoint(folder, self.learner.model, self.policy.tokenizer, state, self.facts)
-        # The first is the reference of KL, the best is what evaluations of this run take.
+        self._prune()
+
+    def _prune(self) -> None:
+        """Of the checkpoints the first (the reference of KL), the best (which evaluations take) and the newest stay."""
         kept = {0, self.best[1]} if self.best else {0}
         prune(self.run, {checkpoint_folder(self.run, update) for update in kept})
 
     def resume(self) -> None:
-        """Go back to the newest checkpoint of the run; metrics that were logged after it are taken back."""
-        folder = checkpoints(self.run)[-1]
+        """Go back to the newest checkpoint of the run; metrics and episodes that were written after it are taken back.
+
+        Where there is none yet, the run starts afresh.
+        """
+        saved = checkpoints(self.run)
+        if not saved:
+            return
+        folder = saved[-1]
         state = load_state(folder)
         load_weights(folder, self.learner.model)
         if self.learner.reference is not None:
@@ -312,11 +324,19 @@ class Trainer:
             signal.load_state(state["signals"][name])
         self.update, self.tasks_drawn = state["update"], state["tasks_drawn"]
         self.best = (state["best"][0], state["best"][1]) if state["best"] else None
-        lines = self.metrics_file.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["update"] <= self.update]
-        whole = self.metrics_file.with_suffix(".partial")
-        whole.write_text("".join(kept), encoding="utf-8")
-        os.replace(whole, self.metrics_file)
+        self._take_back(self.update)
+        self._prune()
+
+    def _take_back(self, update: int) -> None:
+        """Remove what was written after an update, -1 being before the first evaluation."""
+        if self.metrics_file.exists():
+            lines = self.metrics_file.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["update"] <= update]
+            if kept != lines:
+                write_whole(self.metrics_file, "".join(kept))
+        for path in (self.run / "episodes").glob("update-*.jsonl"):
+            if int(path.stem.removeprefix("update-")) > update:
+                path.unlink()
 
 
 def rollout_metrics(episodes: Sequence[Episode]) -> Metrics:

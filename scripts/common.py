@@ -33,7 +33,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from rich.console import Console
 
 from envs.core import UnknownNameError
-from envs.files import write_whole
+from scripts.run_folder import Command, quoted
 
 Job: TypeAlias = Callable[[DictConfig], None]
 PACKAGES = ("polyturn", "torch", "transformers", "gymnasium", "hydra-core", "textworld", "alfworld")
@@ -47,7 +47,7 @@ def command(config_name: str) -> Callable[[Job], Callable[[], None]]:
     """Make a function of a configuration a command: `conf/<config_name>.yaml`, overrides, `--multirun` and `--help`.
 
     `resume=RUN_DIR` starts with the overrides that run was started with, then takes the new ones, and goes on in its
-    folder. In a multirun a job that fails is reported, and the others go on.
+    folder (`scripts.run_folder`). In a multirun a job that fails is reported, and the others go on.
     """
 
     def decorate(function: Job) -> Callable[[], None]:
@@ -66,7 +66,7 @@ def command(config_name: str) -> Callable[[Job], Callable[[], None]]:
 
         @functools.wraps(function)
         def main() -> None:
-            run(lambda: _launch(launch), config_name)
+            run(lambda: _launch(launch, Path(function.__code__.co_filename).stem), config_name)
 
         return main
 
@@ -115,31 +115,25 @@ def _nobody_reads() -> bool:
     return bool(poll.poll(0))
 
 
-def _launch(launch: Callable[[], None]) -> None:
+def _launch(launch: Callable[[], None], name: str) -> None:
     """Call Hydra so that its errors reach us, instead of being printed and turned into exits."""
     before, arguments = os.environ.get("HYDRA_FULL_ERROR", "0"), sys.argv
-    record: dict[Path, bytes] = {}
     _asked[:] = [_key_of(argument) for argument in arguments[1:] if "=" in argument]
     try:
-        given = _resumed(arguments[1:], record)
+        given = _resumed(arguments[1:], name)
         # Hydra's parser does not take options between overrides; here they may stand anywhere.
         sys.argv = [arguments[0], *sorted(given, key=lambda a: "=" in a and not a.startswith("-"))]
         os.environ["HYDRA_FULL_ERROR"] = "1"
         launch()
-    except SystemExit as end:
-        if end.code == 2:  # what was asked for cannot be, so it must not stand in the run's record
-            for path, content in record.items():
-                write_whole(path, content)
-        raise
     finally:
         sys.argv = arguments
         os.environ["HYDRA_FULL_ERROR"] = before
 
 
-def _resumed(arguments: list[str], record: dict[Path, bytes]) -> list[str]:
+def _resumed(arguments: list[str], name: str) -> list[str]:
     """The arguments, and where `resume=RUN_DIR` is among them those of that run that are not given anew.
 
-    `record` gets what Hydra wrote about the run, which it is about to write again.
+    `name` is the command's, which must be that of the run.
     """
     given = [a.removeprefix("resume=").strip("'\"") for a in arguments if a.startswith("resume=")]
     if not given or given[-1] in ("", "null"):
@@ -147,16 +141,12 @@ def _resumed(arguments: list[str], record: dict[Path, bytes]) -> list[str]:
     if {"-m", "--multirun"} & set(arguments):
         raise ValueError("resume=RUN_DIR goes on with one run, which --multirun cannot do; resume its jobs one by one")
     folder = Path(given[-1]).expanduser()
-    record |= {path: path.read_bytes() for path in (folder / ".hydra").glob("*.yaml")}
-    known = {path.name: OmegaConf.create(content.decode()) for path, content in record.items()}
-    if not {"overrides.yaml", "hydra.yaml"} <= set(known):
-        raise FileNotFoundError(f"nothing to resume in {folder}: expected the folder of a run, with .hydra in it")
+    command = Command.of_run(folder, name)
     new = [a for a in arguments if not a.startswith("resume=")]
     keys = {"resume", *map(_key_of, new)}
-    old = [str(o) for o in known["overrides.yaml"] if _key_of(str(o)) not in keys]
-    sources = known["hydra.yaml"].hydra.runtime.config_sources
-    folders = [f"--config-dir={source.path}" for source in sources if source.provider == "command-line"]
-    return [*folders, *old, *new, f"resume='{folder}'", f"hydra.run.dir='{folder}'"]
+    old = [override for override in command.overrides if _key_of(override) not in keys]
+    folders = [f"--config-dir={path}" for path in command.config_dirs]
+    return [*folders, *old, *new, f"resume={quoted(folder)}", f"hydra.run.dir={quoted(folder)}"]
 
 
 def _key_of(override: str) -> str:

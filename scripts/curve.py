@@ -18,6 +18,7 @@ from envs.files import whole_file
 
 SMOOTH = 10  # updates of the moving average
 SELECTION = "selection"  # the name under which the tasks that rank the checkpoints are evaluated
+CURVE = "curve.png"
 DODGE = 0.008  # of the width, between the intervals of one evaluation
 
 
@@ -48,7 +49,7 @@ def draw_curve(run: Path, title: str) -> Path:
     bottom.set_xlabel("update")
     bottom.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
     figure.legend(*top.get_legend_handles_labels(), loc="outside lower left", frameon=False, fontsize=8)
-    target = run / "curve.png"
+    target = run / CURVE
     with whole_file(target) as partial:
         figure.savefig(partial, format="png", dpi=150)
     plt.close(figure)

@@ -35,13 +35,23 @@ from envs.files import write_whole
 from envs.pool import EnvPool
 from scripts.agents import Model, make_agent, model_of
 from scripts.common import Terminal, command, machine, plain, versions
+from scripts.run_folder import Command, locked
 
 
 @command("evaluate")
 def main(cfg: DictConfig) -> None:
-    """Play what is missing, and write what it came to."""
-    console = Terminal(soft_wrap=True, markup=False)
+    """Evaluate into a folder that no other process has."""
     run = Path(os.path.relpath(HydraConfig.get().runtime.output_dir))
+    with locked(run):
+        _run(cfg, run)
+
+
+def _run(cfg: DictConfig, run: Path) -> None:
+    """Play what is missing, and write what it came to."""
+    asked = Command.of_this_process("evaluate")
+    if not (run / "run.json").exists():
+        asked.keep(run, cfg)
+    console = Terminal(soft_wrap=True, markup=False)
     task_set: TaskSet = instantiate(cfg.env)
     console.print(task_set.describe())
     cfg.split = cfg.split or evaluation_splits(task_set)[0]
@@ -53,6 +63,7 @@ def main(cfg: DictConfig) -> None:
     agent = make_agent(cfg.agent, task_set, model, cfg.seeds[0])
     facts = _facts(cfg, task_set, model)
     _keep_facts(run / "run.json", facts, console)
+    asked.keep(run, cfg)  # the seeds may be others
     file = run / "episodes.jsonl"
     wanted = {(job.task.id, job.seed) for job in jobs}
     played = [episode for episode in _read_whole_lines(file) if episode_key(episode) in wanted]
@@ -180,9 +191,16 @@ def _write(run: Path, facts: Facts, environment: str, evaluation: Evaluation, co
     played = f"{tasks}{missing}, {seeds}, manifest {facts['manifest_sha256'][:12]}"
     markdown = f"# {title}\n\n{played}\n\n{environment}\n\n{evaluation.to_markdown()}"
     results = {"run": facts, "environment": environment, "evaluation": evaluation.to_json()}
-    write_whole(run / "evaluation.json", json.dumps(results, indent=2) + "\n")
-    write_whole(run / "evaluation.md", markdown)
-    write_whole(run / "evaluation.png", chart(evaluation, f"{title}\n{played}"))
+    files = {
+        "evaluation.png": chart(evaluation, f"{title}\n{played}"),
+        "evaluation.md": markdown.encode(),
+        "evaluation.json": (json.dumps(results, indent=2) + "\n").encode(),
+    }
+    changed = [name for name in files if not (run / name).is_file() or (run / name).read_bytes() != files[name]]
+    for name in changed:
+        write_whole(run / name, files[name])
+    if not changed:
+        console.print("it was complete, and is left as it is")
     console.print(Markdown(markdown) if console.is_terminal else markdown)
     console.print(
         f"in {run}: evaluation.json, .md, .png; see episodes with: python -m scripts.view {shlex.quote(str(run))}"

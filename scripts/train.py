@@ -1,14 +1,15 @@
 """Train a policy: `python -m scripts.train env=alfworld algo=gigpo`.
 
-The run folder gets metrics.jsonl, checkpoints/, episodes/, evaluation.json, evaluation.md and curve.png. Ctrl-C (or a
-closed terminal) finishes the update, saves and stops; `resume=RUN_DIR` goes on from there.
+The run folder gets metrics.jsonl, checkpoints/, episodes/, evaluations/, and at the end curve.png, evaluation.md and
+evaluation.json. Ctrl-C (or a closed terminal) finishes the update, saves and stops; `resume=RUN_DIR` goes on from
+there, or from the last checkpoint of a run that was killed. A run that is complete is left as it is.
 """
 
 from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from transformers.utils.logging import disable_progress_bar
 
 from agents.agent import PolicyAgent
@@ -29,7 +30,7 @@ from agents.policies.pretrained import Pretrained
 from agents.prompts import Prompter
 from agents.rollout import BrokenEnvironmentError
 from agents.source import agents_hash
-from algorithms.checkpoint import checkpoints, load_run
+from algorithms.checkpoint import checkpoint_folder, checkpoints, load_run, load_state, update_of
 from algorithms.learner import Learner, LearnerConfig, Objective
 from algorithms.memory import describe_memory
 from algorithms.start import Given, Tiny, tiny_policy
@@ -37,12 +38,13 @@ from algorithms.trainer import Metrics, Trainer, TrainerConfig
 from algorithms.warm_start import warm_start
 from envs.core import Manifest, TaskSet, UnknownNameError, evaluation_splits, hold_out
 from envs.facts import Facts, differences, environment_facts, without
-from envs.files import write_whole
+from envs.files import remove_whole, write_whole
 from envs.pool import EnvPool
 from scripts.agents import checkpoint_of
 from scripts.common import Terminal, asked_for, command, machine, plain, versions
-from scripts.curve import SELECTION, draw_curve, is_success
+from scripts.curve import CURVE, SELECTION, draw_curve, is_success
 from scripts.live import LiveReporter
+from scripts.run_folder import COMMAND, Command, locked
 
 ALL_SPLITS = "all"  # the evaluations of all splits in one, beside those of each
 LEARNER_KEYS = (
@@ -53,13 +55,22 @@ LEARNER_KEYS = (
 
 @command("config")
 def main(cfg: DictConfig) -> None:
-    """Build the parts that the configuration names, and run the loop."""
+    """Run in a folder that no other process has."""
     disable_progress_bar()
     run = Path(HydraConfig.get().runtime.output_dir)
-    if cfg.resume is None and checkpoints(run):
+    with locked(run):
+        _run(cfg, run)
+
+
+def _run(cfg: DictConfig, run: Path) -> None:
+    """Build the parts that the configuration names, and run the loop."""
+    asked = Command.of_this_process("train")
+    saved = checkpoints(run)
+    if cfg.resume is None and saved:
         raise ValueError(f"{run} holds a run already; go on with it by resume={run}, or choose another hydra.run.dir")
-    if cfg.resume is not None and not checkpoints(run):
-        raise FileNotFoundError(f"nothing to resume in {run}: it has no checkpoint yet")
+    if not saved:
+        _clear(run)
+        asked.keep(run, cfg)
     task_set: TaskSet = instantiate(cfg.env)
     console = Terminal(soft_wrap=True)
     console.print(task_set.describe())
@@ -71,8 +82,13 @@ def main(cfg: DictConfig) -> None:
     if selection.ids:
         console.print(f"{len(selection.ids)} tasks of {cfg.split} are held out from training and rank the checkpoints")
     facts = _facts(cfg, task_set, training)
-    if cfg.resume is not None:
-        _compare(load_run(checkpoints(run)[-1]), facts, console)
+    if saved:
+        _compare(load_run(saved[-1]), facts, console)
+    report = _Report(cfg, run, task_set, selection)
+    if saved and report.is_complete(update_of(saved[-1])):
+        console.print(f"{run} is complete after {update_of(saved[-1])} updates; to go on, raise trainer.updates")
+        report.check(update_of(saved[-1]))
+        return
     prompter: Prompter = instantiate(cfg.agent.prompter)
     sampling: Sampling = instantiate(cfg.agent.sampling)
     algo = instantiate(cfg.algo)
@@ -87,26 +103,48 @@ def main(cfg: DictConfig) -> None:
         EnvPool(task_set.make, cfg.pool.size, cfg.pool.workers, cfg.pool.step_timeout) as pool,
         LiveReporter(config.updates, console) as reporter,
     ):
-        trained = _start(cfg, task_set, training, prompter, pool, reporter)
+        trained = _start(cfg, saved, task_set, training, prompter, pool, reporter)
         console.print(describe_memory(trained.model, learner_config, cfg.pool.size))
         policy: Policy = instantiate(cfg.rollout)(trained)
         generator = torch.Generator(policy.device).manual_seed(cfg.seed)
         agent: PolicyAgent = instantiate(cfg.agent.player)(policy, prompter, sampling, generator)
         judge = _Judge(cfg, task_set, training, selection, agent, pool, reporter)
+
+        def evaluate_and_keep() -> tuple[Metrics, float | None]:
+            metrics, score = judge()
+            report.keep(trainer.update, judge.evaluations)
+            return metrics, score
+
         trainer = Trainer(
-            run, task_set, training, pool, agent, algo.signals,
-            algo.estimator, Learner(trained.model, learner_config), config, cfg.seed, judge, reporter, facts,
+            run, task_set, training, pool, agent, algo.signals, algo.estimator,
+            Learner(trained.model, learner_config), config, cfg.seed, evaluate_and_keep, reporter, facts,
         )  # fmt: skip
-        if cfg.resume is not None:
+        if saved:
             trainer.resume()
+            report.take_back(trainer.update)
             console.print(f"going on after {trainer.update} updates")
+        asked.keep(run, cfg)  # with what was changed on purpose, now that it can be
         with _stop_on_signals(trainer, reporter):
             trainer.train()
-    _report(cfg, run, task_set, trainer, judge, console)
-    if broken := [split for split, evaluation in judge.evaluations.items() if evaluation.is_broken]:
-        raise BrokenEnvironmentError(
-            f"more than half of the episodes on {', '.join(broken)} ended by an error of the environment"
-        )
+        if trainer.update >= config.updates and report.evaluations(trainer.update) is None:
+            evaluate_and_keep()  # for the report: it was trained as far as this, but not evaluated in this way
+    if trainer.update < config.updates:
+        draw_curve(run, report.title)
+        console.print(f"stopped after {trainer.update} of {config.updates} updates; go on with resume={run}")
+        return
+    console.print(report.write(trainer.update), markup=False)
+    console.print(f"curve: {run / CURVE}\nnewest checkpoint: {checkpoints(run)[-1]}", soft_wrap=True)
+    report.check(trainer.update)
+
+
+def _clear(run: Path) -> None:
+    """Remove what a run that died before its first checkpoint has left."""
+    owned = [run / name for name in ("metrics.jsonl", "episodes", "evaluations")]
+    if any(path.exists() for path in owned) and not (run / COMMAND).is_file():
+        raise ValueError(f"{run} holds the files of something else; choose another hydra.run.dir")
+    for path in owned:
+        if path.exists():
+            remove_whole(path)
 
 
 # -- what a run is ----------------------------------------------------------------------------------------------------
@@ -153,18 +191,19 @@ def _compare(before: Facts, now: Facts, console: Terminal) -> None:
 
 def _start(
     cfg: DictConfig,
+    saved: Sequence[Path],
     task_set: TaskSet,
     manifest: Manifest,
     prompter: Prompter,
     pool: EnvPool,
     reporter: LiveReporter,
 ) -> LocalPolicy:
-    """The policy to train: of the run that is resumed, a model that is there, or a warm-started small one."""
+    """The policy to train: of the last checkpoint `saved`, a model that is there, or a warm-started small one."""
     start: Tiny | Pretrained = instantiate(cfg.policy)
-    name = str(checkpoints(Path(cfg.resume))[-1]) if cfg.resume else checkpoint_of(cfg.model) if cfg.model else None
+    name = str(saved[-1]) if saved else checkpoint_of(cfg.model) if cfg.model else None
     if name is not None:
         loaded = (start if isinstance(start, Pretrained) else Pretrained()).load(name, trained=True)
-        if isinstance(start, Given) and start.warm_start is not None and not cfg.resume:
+        if isinstance(start, Given) and start.warm_start is not None and not saved:
             tasks = [task_set.task(manifest.split, i) for i in manifest.ids]
             warm_start(loaded, prompter, task_set, tasks, pool, start.warm_start, cfg.seed, reporter)
         return loaded
@@ -262,31 +301,91 @@ def _stop_on_signals(trainer: Trainer, reporter: LiveReporter) -> Iterator[None]
             signal.signal(number, handler)
 
 
-def _report(cfg: DictConfig, run: Path, task_set: TaskSet, trainer: Trainer, judge: _Judge, console: Terminal) -> None:
-    """Write what the run came to, and say it."""
-    choices = HydraConfig.get().runtime.choices
-    title = f"{choices['env']}, {choices['algo']}, seed {cfg.seed}"
-    curve = draw_curve(run, title)
-    if trainer.update < trainer.config.updates:
-        console.print(f"stopped after {trainer.update} of {trainer.config.updates} updates; go on with resume={run}")
-        return
-    record = {
-        "updates": trainer.update,
-        "described": task_set.describe(),
-        **trainer.facts,
-        "selection": {"split": cfg.split, "tasks": judge.selection.ids, "best": trainer.best},
-        "evaluations": {split: evaluation.to_json() for split, evaluation in judge.evaluations.items()},
-    }
-    write_whole(run / "evaluation.json", json.dumps(record, indent=2))
-    text = "\n".join(
-        f"## {split}, {trainer.update} updates, temperature {cfg.eval.temperature:g}\n\n{evaluation.to_markdown()}"
-        for split, evaluation in judge.evaluations.items()
-    )
-    played = [task_set.describe(), *(task_set.manifest(s).describe() for s in trainer.facts["manifests"])]
-    text = "\n\n".join([*played, _history(trainer.metrics_file), _choice(judge.selection, trainer.best), text])
-    write_whole(run / "evaluation.md", f"# {title}\n\n{text}")
-    console.print(text, markup=False)
-    console.print(f"curve: {curve}\nnewest checkpoint: {checkpoints(run)[-1]}", soft_wrap=True)
+# -- what the run came to ---------------------------------------------------------------------------------------------
+class _Report:
+    """What a run came to, made of what is in its folder, so that it can be made at any time after the last update.
+
+    RUN/evaluations/update-000010.json      every evaluation, kept when it was made, with its settings
+    RUN/curve.png, evaluation.md, evaluation.json
+    """
+
+    def __init__(self, cfg: DictConfig, run: Path, task_set: TaskSet, selection: Manifest) -> None:
+        choices = HydraConfig.get().runtime.choices
+        self.title = f"{choices['env']}, {choices['algo']}, seed {cfg.seed}"
+        self.cfg, self.run, self.task_set, self.selection = cfg, run, task_set, selection
+        self.settings = OmegaConf.to_container(cfg.eval)
+
+    def _kept(self, update: int) -> Path:
+        return self.run / "evaluations" / f"update-{update:06d}.json"
+
+    def keep(self, update: int, evaluations: Mapping[str, Evaluation]) -> None:
+        """Keep the evaluations, by split, that were made after an update."""
+        rows = {split: evaluation.to_json() for split, evaluation in evaluations.items()}
+        write_whole(self._kept(update), json.dumps({"settings": self.settings, "evaluations": rows}, indent=2) + "\n")
+
+    def evaluations(self, update: int) -> dict[str, Evaluation] | None:
+        """Those that were kept after an update; None where there are none, or others were asked for then."""
+        try:
+            kept = json.loads(self._kept(update).read_bytes())
+            if kept["settings"] == self.settings:
+                return {split: Evaluation.from_json(row) for split, row in kept["evaluations"].items()}
+        except (FileNotFoundError, ValueError, KeyError, TypeError):  # none, or not as it was written
+            pass
+        return None
+
+    def take_back(self, update: int) -> None:
+        """Remove what was kept after a later update."""
+        for path in self._kept(0).parent.glob("update-*.json"):
+            if int(path.stem.removeprefix("update-")) > update:
+                path.unlink()
+
+    def is_complete(self, update: int) -> bool:
+        """Whether all updates are done, `update` being the last, and the report that belongs to them is written."""
+        if update < self.cfg.trainer.updates or self.evaluations(update) is None or not (self.run / CURVE).is_file():
+            return False
+        files = self._files(update)
+        return all((self.run / f).is_file() and (self.run / f).read_bytes() == files[f].encode() for f in files)
+
+    def write(self, update: int) -> str:
+        """Write the report, evaluation.json at last. Returns its text."""
+        draw_curve(self.run, self.title)
+        files = self._files(update)
+        for name, text in files.items():
+            write_whole(self.run / name, text)
+        return files["evaluation.md"].removeprefix(f"# {self.title}\n\n")
+
+    def check(self, update: int) -> None:
+        """Raises `BrokenEnvironmentError` for evaluations that tell nothing of the policy."""
+        evaluations = self.evaluations(update) or {}
+        if broken := [split for split, evaluation in evaluations.items() if evaluation.is_broken]:
+            raise BrokenEnvironmentError(
+                f"more than half of the episodes on {', '.join(broken)} ended by an error of the environment"
+            )
+
+    def _files(self, update: int) -> dict[str, str]:
+        checkpoint = checkpoint_folder(self.run, update)
+        best = load_state(checkpoint)["best"]
+        evaluations = self.evaluations(update) or {}
+        record = {
+            "updates": update,
+            "described": self.task_set.describe(),
+            **load_run(checkpoint),
+            "selection": {"split": self.cfg.split, "tasks": self.selection.ids, "best": best},
+            "evaluations": {split: evaluation.to_json() for split, evaluation in evaluations.items()},
+        }
+        sections = [
+            f"## {split}, {update} updates, temperature {self.cfg.eval.temperature:g}\n\n{evaluation.to_markdown()}"
+            for split, evaluation in evaluations.items()
+        ]
+        played = [self.task_set.manifest(split).describe() for split in record["manifests"]]
+        parts = [
+            self.task_set.describe(), *played, _history(self.run / "metrics.jsonl"),
+            _choice(self.selection, best), "\n".join(sections),
+        ]  # fmt: skip
+        return {
+            "evaluation.md": "\n\n".join([f"# {self.title}", *parts]),
+            "evaluation.json": json.dumps(record, indent=2),
+        }
 
 
 def _choice(selection: Manifest, best: tuple[float, int] | None) -> str:

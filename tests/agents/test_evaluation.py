@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from agents.agent import Decision
 from agents.episode import Episode, ParseStatus, Turn
-from agents.evaluation import UNTYPED, effective_trials, evaluate, plan, pooled, summarise, wilson
+from agents.evaluation import UNTYPED, Evaluation, effective_trials, evaluate, plan, pooled, summarise, wilson
 from agents.scripted import ExpertAgent, RandomAgent
 from envs.core import StopReason, Task
 from envs.pool import EnvPool
@@ -49,6 +49,12 @@ def test_random_play_depends_on_neither_batching_nor_resuming(size: int) -> None
     assert len(fresh) == 5
     assert later == whole
     assert 0 < whole.success.successes < 12  # else there would be nothing to differ in
+
+
+@pytest.mark.parametrize("agent", [RandomAgent(), ExpertAgent(CorridorExpert)])  # with an interval, and without
+def test_an_evaluation_is_read_as_it_was_written(agent) -> None:
+    result, _ = play(agent, seeds=[0, 1])
+    assert Evaluation.from_json(json.loads(json.dumps(result.to_json()))) == result
 
 
 def test_episodes_outside_the_plan_are_left_out() -> None:

@@ -137,6 +137,7 @@ def test_an_endpoint_that_dies_ends_the_run_which_goes_on_from_its_checkpoint(
 
     first = trainer()
     first._evaluate()
+    first._save()
     first._log(first._update())
     first._save()
     alive = False

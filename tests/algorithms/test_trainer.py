@@ -1,6 +1,9 @@
 """The whole loop on a small environment: it learns, it resumes bit for bit, and it leaves nothing half-written."""
 
 import json
+import shutil
+import subprocess
+import sys
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -17,6 +20,7 @@ from agents.policies.lora import Lora
 from agents.policies.pretrained import Pretrained
 from agents.prompts import Transcript
 from agents.rollout import Job, rollout
+from algorithms import trainer as trainer_module
 from algorithms.checkpoint import checkpoints, save_checkpoint
 from algorithms.estimators.gigpo import gigpo
 from algorithms.estimators.grpo import grpo
@@ -25,6 +29,7 @@ from algorithms.losses import clip_loss
 from algorithms.trainer import Trainer, TrainerConfig
 from algorithms.turn_table import TurnTable
 from algorithms.warm_start import WarmStart, warm_start
+from envs import files
 from envs.core import hold_out
 from envs.pool import EnvPool
 from scripts.agents import checkpoint_of
@@ -133,6 +138,7 @@ def test_k_and_k_updates_equal_2k(tmp_path: Path, pool: EnvPool, kl_coef: float)
     make_trainer(tmp_path / "whole", pool, whole, 5, kl_coef=kl_coef).train()
     killed = make_trainer(tmp_path / "parts", pool, warm_policy(pool), 5, kl_coef=kl_coef)
     killed._evaluate()
+    killed._save()
     killed._log(killed._update())
     killed._log(killed._update())
     killed._save()
@@ -217,6 +223,61 @@ def test_a_failed_save_leaves_the_old_checkpoints_and_nothing_half_written(tmp_p
     with pytest.raises(AttributeError):
         trainer._save()
     assert sorted(p.name for p in (tmp_path / "run/checkpoints").iterdir()) == before
+
+
+def test_a_best_update_that_is_due_anyway_is_saved_once_and_only_then_are_others_pruned(
+    tmp_path: Path, pool: EnvPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(tmp_path / "run", pool, random_policy(), 2, checkpoint_every=1, groups=2, group_size=2)
+    trainer.config = trainer.config.__class__(**{**trainer.config.__dict__, "eval_every": 1})
+    trainer.evaluate = lambda: ({"eval/valid/success": 0.1 * trainer.update}, 0.1 * trainer.update)
+    done: list[str] = []
+    save, clear = trainer_module.save_checkpoint, trainer_module.prune
+    monkeypatch.setattr(trainer_module, "save_checkpoint", lambda f, *a: (save(f, *a), done.append(f.name)))
+    monkeypatch.setattr(trainer_module, "prune", lambda *a: (clear(*a), done.append("prune")))
+    trainer.train()
+    assert done == ["update-000000", "prune", "update-000001", "prune", "update-000002", "prune"]
+
+
+@pytest.mark.parametrize("resumes", [False, True])
+def test_a_run_that_died_before_its_first_checkpoint_starts_afresh(tmp_path: Path, pool: EnvPool, resumes) -> None:
+    def trainer() -> Trainer:
+        return make_trainer(tmp_path / "run", pool, random_policy(), 1, checkpoint_every=1, groups=2, group_size=2)
+
+    dead = trainer()
+    dead._evaluate()
+    with dead.metrics_file.open("a") as file:
+        file.write('{"update": 0, "half')
+    second = trainer()
+    if resumes:
+        second.resume()
+    second.train()
+    lines = [json.loads(line)["update"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert lines == [0, 1, 1]
+
+
+def test_what_came_after_the_newest_checkpoint_is_taken_back(tmp_path: Path, pool: EnvPool) -> None:
+    run = tmp_path / "run"
+    make_trainer(run, pool, random_policy(), 2, checkpoint_every=2, groups=2, group_size=2).train()
+    resumed = make_trainer(run, pool, random_policy(), 4, checkpoint_every=2, groups=2, group_size=2)
+    resumed.resume()
+    for _ in range(2):  # and it dies before update 4 is saved
+        resumed._log(resumed._update())
+    assert (run / "episodes/update-000004.jsonl").exists()
+    shutil.copytree(run / "checkpoints/update-000000", run / "checkpoints/update-000001")  # died before it was pruned
+    resumed.resume()
+    assert [path.name for path in (run / "episodes").iterdir()] == ["update-000002.jsonl"]
+    assert max(line["update"] for line in without_times(run / "metrics.jsonl")) == 2
+    assert [path.name for path in checkpoints(run)] == ["update-000000", "update-000002"]
+
+
+def test_a_checkpoint_that_was_being_replaced_is_found_again(tmp_path: Path, pool: EnvPool) -> None:
+    run = tmp_path / "run"
+    make_trainer(run, pool, random_policy(), 2, groups=2, group_size=2).train()
+    newest = checkpoints(run)[-1]
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    newest.rename(newest.with_name(f".{newest.name}.{files._machine()}-{int(dead.stdout)}-00000000.old"))
+    assert checkpoints(run)[-1] == newest
 
 
 def test_stopping_saves_the_update_that_was_under_way(tmp_path: Path, pool: EnvPool) -> None:

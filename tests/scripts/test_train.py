@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -103,6 +104,7 @@ def test_a_run_that_was_ended_goes_on_as_if_it_had_not_been(whole, cache: Path, 
     process.send_signal(how)
     said, _ = process.communicate(timeout=120)
     assert not (run / "evaluation.md").exists()
+    (run / ".hydra/overrides.yaml").write_text("")
     if how is signal.SIGINT:
         assert process.returncode == 0, said
         assert f"resume={run}" in said
@@ -113,6 +115,38 @@ def test_a_run_that_was_ended_goes_on_as_if_it_had_not_been(whole, cache: Path, 
     weights, expected = load_file(run / newest), load_file(whole[0] / newest)
     assert all((weights[name] == expected[name]).all() for name in expected)
     assert not list((run / "checkpoints").glob(".*"))
+    for report in ("evaluation.md", "evaluation.json", "curve.png"):
+        assert (run / report).read_bytes() == (whole[0] / report).read_bytes()
+
+
+def test_a_complete_run_is_left_as_it_is_and_gets_the_report_that_it_lacks(whole, cache: Path, tmp_path: Path) -> None:
+    run = tmp_path / "complete"
+    shutil.copytree(whole[0], run)
+
+    def contents() -> dict[str, bytes]:
+        return {str(path): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+    before, times = contents(), {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    code, said = train(f"resume={run}", cache=cache)
+    assert (code, f"{run} is complete after 4 updates" in said) == (0, True), said
+    assert (contents(), {path: path.stat().st_mtime_ns for path in run.rglob("*")}) == (before, times)
+    (run / "evaluation.md").unlink()
+    (run / "curve.png").unlink()
+    (run / "evaluation.json").write_text((run / "evaluation.json").read_text()[:100])
+    code, said = train(f"resume={run}", cache=cache)
+    assert code == 0, said
+    assert contents() == before
+
+
+def test_a_complete_run_goes_on_when_it_gets_more_updates(whole, cache: Path, tmp_path: Path) -> None:
+    run = tmp_path / "complete"
+    shutil.copytree(whole[0], run)
+    code, said = train(f"resume={run}", "trainer.updates=5", cache=cache)
+    assert (code, "update 5/5" in said) == (0, True), said
+    assert json.loads((run / "evaluation.json").read_text())["updates"] == 5
+    assert metrics(run)[: len(metrics(whole[0]))] == metrics(whole[0])
+    code, said = train(f"resume={run}", cache=cache)  # the change was kept
+    assert (code, f"{run} is complete after 5 updates" in said) == (0, True), said
 
 
 def test_a_run_is_not_resumed_as_another(whole, cache: Path) -> None:

@@ -1,0 +1,148 @@
+"""The folder of a run: its name, the process that has it, and the command that it holds.
+
+    RUN/.lock           held by the process that runs in it, for as long as it lives
+    RUN/command.json    the command and its overrides, with which `resume=RUN` starts
+    RUN/.hydra/         the same as Hydra writes it, and what it was composed to
+
+Hydra would write `.hydra` anew at every start, file by file and whether or not anything comes of it. So it writes
+nothing (`hydra.output_subdir: null`), and the command writes both whole when it begins.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf, read_write
+
+from envs.files import tidy, whole_folder, write_whole
+
+COMMAND = "command.json"
+
+
+class RunInUseError(ValueError):
+    """Another process works in the folder of a run."""
+
+
+# -- one folder for each run, one process for each folder --------------------------------------------------------------
+class NewFolder(Callback):
+    """Hydra's default names have the time in seconds: where one is taken, the run gets the next, with -2 at its end."""
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        """Make the folder of a run, unless `hydra.run.dir` was asked for."""
+        if not _is_asked_for("hydra.run.dir", config):
+            HydraConfig.instance().set_config(config)  # the name is made of it
+            with read_write(config.hydra):
+                config.hydra.run.dir = str(new_folder(Path(config.hydra.run.dir)))
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Make the folder of a sweep, unless `hydra.sweep.dir` was asked for."""
+        if not _is_asked_for("hydra.sweep.dir", config):
+            HydraConfig.instance().set_config(config)
+            folder = new_folder(Path(config.hydra.sweep.dir))
+            with read_write(config.hydra):
+                config.hydra.sweep.dir = str(folder)
+                config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(folder)}")  # of each job
+
+
+def _is_asked_for(key: str, config: DictConfig) -> bool:
+    return any(str(override).startswith(f"{key}=") for override in config.hydra.overrides.hydra)
+
+
+def quoted(path: Path) -> str:
+    """A path as an override takes it."""
+    text = str(path).replace("'", "\\'")
+    return f"'{text}'"
+
+
+def new_folder(name: Path) -> Path:
+    """Make a folder that was not there: `name`, or with -2, -3, … at its end."""
+    folder, number = name, 1
+    while True:
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+            folder = name.with_name(f"{name.name}-{number}")
+        else:
+            return folder
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """The folder of a run for this process alone; what killed ones left half-written in it is cleared.
+
+    Raises `RunInUseError` where another process has it.
+    """
+    lock = FileLock(run / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RunInUseError(
+            f"another process is running in {run}: wait until it has ended, or choose another hydra.run.dir"
+        ) from None
+    try:
+        for folder in (run, *(path for path in run.iterdir() if path.is_dir())):
+            tidy(folder, everything=True)
+        yield
+    finally:
+        lock.release()
+
+
+# -- what a run is ----------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Command:
+    """What was asked for: `overrides` of `python -m scripts.<name>`, and the folders of its `--config-dir`."""
+
+    name: str
+    overrides: list[str]
+    config_dirs: list[str]
+
+    @classmethod
+    def of_this_process(cls, name: str) -> Command:
+        """The one that Hydra runs now, with what `resume=RUN` brought."""
+        hydra = HydraConfig.get()
+        overrides = [str(o) for o in hydra.overrides.hydra if str(o).startswith("hydra.searchpath=")]
+        overrides += [str(o) for o in hydra.overrides.task if not str(o).startswith("resume=")]
+        sources = hydra.runtime.config_sources
+        return cls(name, overrides, [source.path for source in sources if source.provider == "command-line"])
+
+    @classmethod
+    def of_run(cls, run: Path, name: str) -> Command:
+        """The one that a run was started with. Raises `FileNotFoundError` and `ValueError`, saying what is there."""
+        path = run / COMMAND
+        try:
+            command = cls(**json.loads(path.read_bytes()))
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"nothing to resume in {run}: expected the folder of a run, with {COMMAND} in it"
+            ) from None
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path} is damaged ({error}), so that nobody knows what this run is") from error
+        if command.name != name:
+            raise ValueError(f"{run} is a run of scripts.{command.name}, and this is scripts.{name}")
+        return command
+
+    def keep(self, run: Path, config: DictConfig) -> None:
+        """Write it into the folder of the run, and what it was composed to, unless it stands there already."""
+        content = json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+        overrides = OmegaConf.to_yaml(OmegaConf.create(self.overrides))
+        if _has(run / COMMAND, content) and _has(run / ".hydra" / "overrides.yaml", overrides):
+            return
+        with whole_folder(run / ".hydra") as folder:
+            folder.mkdir()
+            (folder / "config.yaml").write_text(OmegaConf.to_yaml(config), encoding="utf-8")
+            (folder / "hydra.yaml").write_text(OmegaConf.to_yaml(HydraConfig.instance().cfg), encoding="utf-8")
+            (folder / "overrides.yaml").write_text(overrides, encoding="utf-8")
+        write_whole(run / COMMAND, content)
+
+
+def _has(path: Path, content: str) -> bool:
+    return path.is_file() and path.read_bytes() == content.encode()
