@@ -68,16 +68,25 @@ class PolicyAgent:
     sampling: Sampling
     generator: torch.Generator
 
+    @property
+    def layout(self) -> str:
+        """Of the training samples that its episodes become, see `agents.samples`."""
+        return self.prompter.layout
+
     def act(self, views: Sequence[View]) -> list[Decision]:
         """Prompt, sample and parse, in one batch."""
         tokenizer = self.policy.tokenizer
         prompts = [self.prompter.prompt_ids(tokenizer, v.episode.turns, v.observation, v.info) for v in views]
-        most = min(self.policy.context_length - 1, self.prompter.max_prompt_tokens or self.policy.context_length)
-        fits = [i for i, prompt in enumerate(prompts) if len(prompt) <= most]
+        fits = [i for i, prompt in enumerate(prompts) if self.fits(prompt)]
         decisions = [Decision("", None, prompt) for prompt in prompts]
         for i, decision in zip(fits, self._decide([views[i] for i in fits], [prompts[i] for i in fits]), strict=True):
             decisions[i] = decision
         return decisions
+
+    def fits(self, prompt: Sequence[int]) -> bool:
+        """Whether the policy can go on from `prompt`; where it cannot, its episode ends (`context_limit`)."""
+        most = min(self.policy.context_length - 1, self.prompter.max_prompt_tokens or self.policy.context_length)
+        return len(prompt) <= most
 
     def _decide(self, views: Sequence[View], prompts: Sequence[list[int]]) -> list[Decision]:
         """The decisions after prompts that fit."""

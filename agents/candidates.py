@@ -11,6 +11,7 @@ from torch import Tensor
 from agents.agent import Decision, PolicyAgent, View, admissible_actions
 from agents.episode import Choice, ParseStatus
 from agents.policies.models import sample
+from agents.samples import TURNS
 from envs.core import UnknownNameError
 
 NORMALIZATIONS = ("word", "token", "sum")
@@ -40,6 +41,11 @@ class CandidateAgent(PolicyAgent):
     def __post_init__(self) -> None:
         if self.normalization not in NORMALIZATIONS:
             raise UnknownNameError("normalization", self.normalization, NORMALIZATIONS)
+
+    @property
+    def layout(self) -> str:
+        """Every choice is a sample of its own."""
+        return TURNS
 
     def _decide(self, views: Sequence[View], prompts: Sequence[list[int]]) -> list[Decision]:
         """Raises `ValueError` where an environment does not say what is admissible."""

@@ -23,6 +23,7 @@ from agents.episode import ParseStatus, Turn
 from agents.parsing import THINK_OPEN, Parser, answer_part, judge
 from agents.prompts import read_template, written
 from agents.quoting import encode, plain, quote
+from agents.samples import EPISODES, MIXED
 from envs.core import Info, UnknownNameError
 
 KINDS = ("full", "last_k", "summary")
@@ -79,6 +80,7 @@ class Chat:
         self.parser, self.history = parser, history
         self.keep_reasoning, self.admissible = keep_reasoning, admissible
         self.template_options = dict(template_options or {})
+        self.layout = EPISODES if history.kind == "full" and keep_reasoning else MIXED
         self.max_prompt_tokens = history.max_tokens
         self._prefilled = False  # whether the template opens the reasoning, seen when a prompt is made
         self._encode = lru_cache(maxsize=100_000)(encode)

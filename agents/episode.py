@@ -82,6 +82,7 @@ class Episode:
     group: int
     turns: list[Turn] = field(default_factory=list)
     final_observation: str = ""
+    final_info: Info = field(default_factory=dict, repr=False, compare=False)  # with it; stays in memory
     goal: str = ""
     stop_reason: StopReason | None = None
     score: float = 0.0
@@ -103,10 +104,12 @@ class Episode:
 
 
 def write_episodes(path: Path, episodes: Iterable[Episode], append: bool = False) -> None:
-    """Write episodes as JSON lines, one episode a line. Choices and starts of turns stay in memory."""
+    """Write episodes as JSON lines, one episode a line. Choices and starts of turns and infos stay in memory."""
     with path.open("a" if append else "w", encoding="utf-8") as file:
         for episode in episodes:
-            row = asdict(replace(episode, turns=[replace(turn, choice=None, start=None) for turn in episode.turns]))
+            turns = [replace(turn, choice=None, start=None) for turn in episode.turns]
+            row = asdict(replace(episode, turns=turns, final_info={}))
+            del row["final_info"]
             for turn in row["turns"]:
                 del turn["choice"], turn["start"]
             file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -22,12 +22,14 @@ from agents.episode import ParseStatus, Turn
 from agents.parsing import judge, project_webshop
 from agents.policies.tiny import ACT
 from agents.quoting import encode, encode_quoted, plain, quote
+from agents.samples import EPISODES, TURNS
 from envs.core import BRIEF, Info, UnknownNameError
 
 
 class Prompter(Protocol):
     """How an agent talks to its policy."""
 
+    layout: str  # of the training samples that its episodes become, see `agents.samples`: MIXED where it may be either
     max_prompt_tokens: int | None  # longer prompts end the episode, as those do that the policy's context cannot hold
 
     def prompt_ids(self, tokenizer: Any, turns: Sequence[Turn], observation: str, info: Info) -> list[int]:
@@ -52,6 +54,7 @@ class Transcript:
     What was seen before stands there already: an environment that says what is new (`info["brief"]`) is taken at that.
     """
 
+    layout = EPISODES
     max_prompt_tokens: int | None = None
 
     def __init__(self) -> None:
@@ -130,6 +133,7 @@ class Template:
     `agent_system/environments/prompts/alfworld.py`): the admissible actions are listed, and reasoning is asked for.
     """
 
+    layout = TURNS
     max_prompt_tokens: int | None = None
 
     def __init__(self, name: str, history: int = 2) -> None:

@@ -203,6 +203,7 @@ class _Stage:
         view = self.running.pop(slot).view
         episode = view.episode
         episode.stop_reason, episode.error, episode.final_observation = reason, error, view.observation
+        episode.final_info = view.info
         self.agent.finish(view.key)
         if self.on_episode:
             self.on_episode(episode)

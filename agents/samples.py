@@ -2,7 +2,7 @@
 
 Consecutive turns of an episode become one sequence exactly when the next prompt starts with the ids of the previous
 prompt and completion; otherwise a new sequence starts. Whole-episode and per-turn training are two outcomes of this
-one rule, and which of them happens depends on the prompts alone.
+one rule, and which of them happens depends on the prompts alone; a prompter says it beforehand by its `layout`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from agents.episode import Choice, Episode, Turn
+
+# What a batch's samples are: each a turn, each an episode, or some of them neither.
+TURNS, EPISODES, MIXED = "turns", "episodes", "mixed"
+LAYOUTS = frozenset({TURNS, EPISODES, MIXED})
 
 
 @dataclass
@@ -25,7 +29,8 @@ class Sample:
     `mask=[F, F, T, T, F, T]`, `turn=[-1, -1, 0, 0, -1, 1]`.
 
     A turn with a `choice` is a sample of its own: the prompt, then all candidates in a row, none of which follows
-    another. What was sampled is one of them as a whole, which stands at the first id behind the prompt.
+    another. What was sampled is one of them as a whole, which stands at the first id behind the prompt. Samples are all
+    of choices, or all of sampled ids.
     """
 
     ids: list[int] = field(default_factory=list)  # [L]
@@ -33,6 +38,7 @@ class Sample:
     logprobs: list[float] = field(default_factory=list)  # [L]
     turn: list[int] = field(default_factory=list)  # [L]
     choice: Choice | None = None
+    origin: str = ""  # the episode it is of, for messages: "episode 3 of task 'train-017'"
 
     def extend(self, ids: Sequence[int], logprobs: Sequence[float] | None = None, turn: int = -1) -> None:
         """Append ids: observed ones, or with `logprobs` the sampled ones of `turn`."""
@@ -43,14 +49,25 @@ class Sample:
 
 
 def build_samples(episodes: Iterable[Episode]) -> list[Sample]:
-    """The training sequences of the episodes' turns. Turns without sampled ids (of scripted agents) are an error."""
+    """The training sequences of the episodes' turns.
+
+    Raises `ValueError` for turns without sampled ids (of scripted agents), and where some turns chose an action among
+    candidates and others sampled ids: a batch holds one of the two.
+    """
     samples: list[Sample] = []
     row = 0
-    for episode in episodes:
+    for number, episode in enumerate(episodes):
+        origin = f"episode {number} of task {episode.task.id!r}"
         current: Sample | None = None
         for turn in episode.turns:
+            if samples and (samples[0].choice is None) != (turn.choice is None):
+                kinds = "sampled ids", "chose among candidates"
+                raise ValueError(
+                    f"turn {row} ({origin}) {kinds[turn.choice is not None]}, and turns before it "
+                    f"{kinds[turn.choice is None]}; training takes batches of one kind: use one player for all turns"
+                )
             if turn.choice is not None:
-                samples.append(_choice_sample(turn, turn.choice, row))
+                samples.append(_choice_sample(turn, turn.choice, row, origin))
                 row += 1
                 continue
             if not turn.completion_ids or len(turn.completion_ids) != len(turn.logprobs):
@@ -59,7 +76,7 @@ def build_samples(episodes: Iterable[Episode]) -> list[Sample]:
                     f"{len(turn.logprobs)} log-probabilities; a training sample needs as many of both, and some"
                 )
             if current is None or turn.prompt_ids[: len(current.ids)] != current.ids:
-                current = Sample()
+                current = Sample(origin=origin)
                 samples.append(current)
             current.extend(turn.prompt_ids[len(current.ids) :])
             current.extend(turn.completion_ids, turn.logprobs, row)
@@ -67,8 +84,8 @@ def build_samples(episodes: Iterable[Episode]) -> list[Sample]:
     return samples
 
 
-def _choice_sample(turn: Turn, choice: Choice, row: int) -> Sample:
-    sample = Sample(choice=choice)
+def _choice_sample(turn: Turn, choice: Choice, row: int, origin: str) -> Sample:
+    sample = Sample(choice=choice, origin=origin)
     sample.extend(turn.prompt_ids)
     ids = [i for candidate in choice.ids for i in candidate]
     sample.extend(ids[:1], turn.logprobs, row)

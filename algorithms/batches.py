@@ -25,8 +25,9 @@ from agents.policies.models import (
     forked_states,
     head_logits,
 )
-from agents.samples import Sample
+from agents.samples import EPISODES, MIXED, TURNS, Sample
 from algorithms.losses import entropy
+from algorithms.turn_table import TurnTable
 
 LENGTH_STEP = 64  # widths are padded to a multiple: in bf16 every new shape costs a CPU a new kernel
 
@@ -97,6 +98,24 @@ def by_sample(samples: Sequence[Sample], values: NDArray[Any]) -> list[NDArray[A
     if sum(counts) != len(values):
         raise ValueError(f"{len(values)} values for the {sum(counts)} sampled ids of {len(samples)} samples")
     return np.split(values, np.cumsum(counts)[:-1])
+
+
+def turn_of(samples: Sequence[Sample], table: TurnTable, token: int) -> str:
+    """The turn that the sampled id number `token` of M belongs to, for messages."""
+    row = int(table.token_rows[token])
+    origin = next((sample.origin for sample in samples if row in sample.turn), "")
+    return f"turn {table.turn[row]} of {origin or f'episode {table.episode[row]}'}"
+
+
+def batch_layouts(samples: Sequence[Sample], table: TurnTable) -> frozenset[str]:
+    """How a batch is cut into samples: `TURNS`, `EPISODES`, both where episodes have a single turn, or `MIXED`."""
+    turns = [set(sample.turn) - {-1} for sample in samples]
+    episodes = {int(table.episode[min(rows)]) for rows in turns}
+    layouts = {
+        *((TURNS,) if all(len(rows) == 1 for rows in turns) else ()),
+        *((EPISODES,) if len(episodes) == len(samples) else ()),
+    }
+    return frozenset(layouts or {MIXED})
 
 
 def read(

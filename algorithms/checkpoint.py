@@ -20,6 +20,7 @@ import torch
 from agents.policies.lora import read_adapters
 from agents.policies.pretrained import save_model
 from agents.policies.weights import check_tensors, has_adapters
+from algorithms.finite import check_weights
 from envs.checksums import DamagedError, verify_if_noted, write_checksums
 from envs.facts import Facts
 from envs.files import remove_whole, tidy, whole_folder
@@ -31,7 +32,11 @@ RUN = "run.json"
 def save_checkpoint(
     folder: Path, model: Any, tokenizer: Any, state: dict[str, Any] | None = None, run: Facts | None = None
 ) -> None:
-    """Write a checkpoint folder, replacing one of that name. An error (a full disk, say) leaves nothing behind."""
+    """Write a checkpoint folder, replacing one of that name. An error (a full disk, say) leaves nothing behind.
+
+    Raises `NotFiniteError` for weights that are NaN or infinite, before anything is written.
+    """
+    check_weights(model, state)
     with whole_folder(folder) as partial:
         save_model(partial, model, tokenizer)
         if state is not None:

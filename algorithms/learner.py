@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -17,8 +19,18 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from agents.policies.models import pad
 from agents.policies.weights import copy_trained, has_adapters, train_in_float32
-from agents.samples import Sample
-from algorithms.batches import Batch, by_sample, make_batch, micro_batches, read, sampled_logprobs
+from agents.samples import EPISODES, MIXED, TURNS, Sample
+from algorithms.batches import (
+    Batch,
+    batch_layouts,
+    by_sample,
+    make_batch,
+    micro_batches,
+    read,
+    sampled_logprobs,
+    turn_of,
+)
+from algorithms.finite import FiniteSteps, Suspect, first_not_finite
 from algorithms.losses import (
     AGGREGATIONS,
     KL_ESTIMATORS,
@@ -27,6 +39,7 @@ from algorithms.losses import (
     aggregation_divisor,
     importance_weights,
     kl_estimate,
+    loss_layouts,
     probability_mask,
 )
 from algorithms.turn_table import TurnTable
@@ -39,6 +52,12 @@ logger = logging.getLogger(__name__)
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 KL_PLACES = ("loss", "reward")
+ROWS = {
+    TURNS: "every turn is a training sequence of its own",
+    EPISODES: "every episode is one training sequence",
+    MIXED: "some training sequences are single turns and others go on over several",
+}
+LARGEST_EXPONENT = 700.0  # whose exp() a float holds
 
 
 def check_precision(precision: str, device: torch.device) -> torch.dtype:
@@ -69,6 +88,7 @@ class Objective:
     kl_in: str = "loss"
     entropy_coef: float = 0.0  # weight of the entropy of the distributions that tokens were sampled from
     probability_mask: float | None = None  # leave out the tokens that were sampled at this probability or above (SPO)
+    drop_zero_episodes: bool = False  # leave out the episodes whose advantages are all 0: the divisor counts the others
 
     def __post_init__(self) -> None:
         for name, known in (("aggregation", AGGREGATIONS), ("kl_estimator", KL_ESTIMATORS), ("kl_in", KL_PLACES)):
@@ -81,6 +101,20 @@ class Objective:
             )
         if self.probability_mask is not None and not 0 < self.probability_mask <= 1:
             raise ValueError(f"algo.probability_mask must lie between 0 and 1, got {self.probability_mask}")
+
+    def check_layout(self, layouts: frozenset[str], what: str) -> None:
+        """Raises `ValueError` unless loss and aggregation are defined in one of `layouts`, those that `what` has."""
+        known = loss_layouts(self.loss, self.aggregation)
+        if known.isdisjoint(layouts):
+            name = getattr(getattr(self.loss, "func", self.loss), "__name__", self.loss)
+            raise ValueError(
+                f"algo.loss={name} with algo.aggregation={self.aggregation} is defined where "
+                f"{' or '.join(ROWS[layout] for layout in sorted(known))}; with {what} "
+                f"{' and '.join(ROWS[layout] for layout in sorted(layouts))}. agent=transcript has an episode in one "
+                "sequence, and so has agent=chat with history.kind=full and keep_reasoning=true; agent=gigpo has every "
+                "turn in its own. algo.aggregation=turn-mean or trajectory-mean and topr_loss with ratio=token are "
+                "the same in all of them"
+            )
 
     @property
     def loss_kl_coef(self) -> float:
@@ -95,7 +129,9 @@ class Objective:
 
 @dataclass(frozen=True)
 class LearnerConfig:
-    """How to learn from one batch. An update takes `minibatches` optimiser steps over disjoint parts of the batch."""
+    """How to learn from one batch. An update passes over it `epochs` times, each time in `minibatches` optimiser steps
+    over disjoint parts of it, drawn anew; the old log-probabilities stay those of the policy that sampled.
+    """
 
     objective: Objective
     learning_rate: float
@@ -108,6 +144,7 @@ class LearnerConfig:
     gradient_checkpointing: bool  # keep the layers' inputs alone and compute the rest again: less memory, more time
     precision: str
     temperature: float  # of sampling: log-probabilities are those of what was sampled from
+    epochs: int = 1
     importance_cap: float | None = None
     """Where another engine samples, its log-probabilities are not quite those of the weights that are trained. With a
     cap the learner computes them anew before an update, which the loss then takes for the old ones, and multiplies the
@@ -139,8 +176,9 @@ class Learner:
     """
 
     def __init__(self, model: Any, config: LearnerConfig) -> None:
-        if config.minibatches < 1 or config.micro_batch_tokens < 1:
-            raise ValueError("trainer.minibatches and trainer.micro_batch_tokens must be at least 1")
+        for name in ("epochs", "minibatches", "micro_batch_tokens"):
+            if getattr(config, name) < 1:
+                raise ValueError(f"trainer.{name} must be at least 1, got {getattr(config, name)}")
         if config.importance_cap is not None and config.importance_cap <= 0:
             raise ValueError(f"trainer.importance_cap must be positive, got {config.importance_cap}")
         if getattr(model, "is_quantized", False) and not has_adapters(model):
@@ -153,6 +191,7 @@ class Learner:
         self.checkpointed = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.steps = FiniteSteps("policy")
         self.device = next(model.parameters()).device
         self.dtype = check_precision(config.precision, self.device)
         train_in_float32(model)
@@ -168,31 +207,53 @@ class Learner:
         self, samples: Sequence[Sample], table: TurnTable, advantages: NDArray[np.float64],
         rng: np.random.Generator, learning_rate: float,
     ) -> dict[str, float]:  # fmt: skip
-        """Learn from all samples once. `advantages` are one for each turn of `table`, [N], or each sampled id, [M].
+        """Learn from all samples. `advantages` are one for each turn of `table`, [N], or each sampled id, [M].
 
         Returns the metrics of the update. The first minibatch is seen by the weights that sampled it, so there the
         difference of log-probabilities is the mismatch between sampling and training; with an `importance_cap` it is
-        known of the whole batch. Means are over all sampled tokens, also where a mask keeps some out of the loss. Where
-        no advantage differs from zero nothing is trained on, and they are left out.
+        known of the whole batch. Means are over all sampled tokens, also where a mask keeps some out of the loss, but
+        not over the episodes that `drop_zero_episodes` drops. Where no advantage differs from zero nothing is trained
+        on, and they are left out.
+
+        Steps that are not finite are skipped and counted in `train/skipped_steps`, which is there where any were; with
+        an advantage or a log-probability that is not finite they all are. Raises `NotFiniteError` after too many, and
+        `ValueError` for a batch whose layout the loss is not defined for.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        examples, mismatch = self._examples(samples, table, advantages)
-        order = rng.permutation(len(examples))
-        sums: dict[str, float] = {}
-        for number, part in enumerate(np.array_split(order, min(self.config.minibatches, len(examples)))):
+        self.objective.check_layout(batch_layouts(samples, table), "this batch")
+        old, advantages = self._old_logprobs(samples), table.per_token(advantages)
+        for name, values in (("an advantage", advantages), ("a log-probability", _engine_logprobs(samples) + old)):
+            place = first_not_finite(values)
+            if place is not None:
+                self.steps.skip(f"{name} is {values[place]}", turn_of(samples, table, place))
+                due = self.config.epochs * min(self.config.minibatches, len(samples))
+                return {"train/skipped_steps": float(due), "tokens/trained": 0.0}
+        examples, mismatch = self._examples(samples, table, advantages, old)
+        sums, skipped = defaultdict[str, float](float), 0
+        for number, part in enumerate(self._parts(len(examples), rng)):
             totals = self._step([examples[i] for i in part])
+            if totals is None:
+                skipped += 1
+                continue
             if number == 0 and totals["tokens"] and not mismatch:
                 mismatch["mismatch/kl"] = totals["approx_kl"] / totals["tokens"]
-                mismatch["mismatch/max_ratio"] = math.exp(totals["max_log_ratio"])
+                mismatch["mismatch/max_ratio"] = _exp(totals["max_log_ratio"])
             for name in ("loss", "kl", "entropy", "clip_fraction", "tokens", "grad_norm", "steps", "trained_tokens"):
-                sums[name] = sums.get(name, 0.0) + totals[name]
-        metrics = {f"train/{name}": sums[name] / sums["steps"] for name in ("loss", "grad_norm")}
+                sums[name] += totals[name]
+        metrics = {"train/skipped_steps": float(skipped)} if skipped else {}
+        if sums["steps"]:
+            metrics |= {f"train/{name}": sums[name] / sums["steps"] for name in ("loss", "grad_norm")}
         if sums["tokens"]:
             metrics |= {f"train/{name}": sums[name] / sums["tokens"] for name in ("kl", "entropy", "clip_fraction")}
             if self.objective.reward_kl_coef:
                 del metrics["train/kl"]  # the one that was paid is told by `reference_kl`
-        return {**metrics, **mismatch, "tokens/trained": sums["trained_tokens"]}
+        return metrics | mismatch | {"tokens/trained": sums["trained_tokens"]}
+
+    def _parts(self, count: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
+        """The numbers of the examples, of which there are `count`, that each step learns from."""
+        for _ in range(self.config.epochs if count else 0):
+            yield from np.array_split(rng.permutation(count), min(self.config.minibatches, count))
 
     def reference_kl(self, samples: Sequence[Sample]) -> NDArray[np.float64]:
         """[M] the estimate of KL(policy ‖ reference) at each sampled id, in the order of a `TurnTable`."""
@@ -212,32 +273,40 @@ class Learner:
         return read(samples, self.micro_batch_tokens, self.device, ask)
 
     def _examples(
-        self, samples: Sequence[Sample], table: TurnTable, advantages: NDArray[np.float64]
+        self, samples: Sequence[Sample], table: TurnTable, advantages: NDArray[np.float64], old: NDArray[np.float64]
     ) -> tuple[list[Example], dict[str, float]]:
-        """And with an `importance_cap` the metrics of what it corrects."""
-        old, cap, highest = self._old_logprobs(samples), self.config.importance_cap, self.objective.probability_mask
+        """And with an `importance_cap` the metrics of what it corrects. `advantages` and the `old` ones are [M]."""
+        cap, highest = self.config.importance_cap, self.objective.probability_mask
         weights, trained, mismatch = np.ones(len(old)), np.ones(len(old), dtype=np.bool_), {}
         if cap is not None:
             engine = _engine_logprobs(samples)
             weights = importance_weights(torch.from_numpy(old), torch.from_numpy(engine), cap=cap).numpy()
             mismatch = {
                 "mismatch/kl": float(np.mean(engine - old)),
-                "mismatch/max_ratio": float(np.exp(np.abs(engine - old).max())),
+                "mismatch/max_ratio": _exp(float(np.abs(engine - old).max())),
                 "mismatch/capped": float(np.mean(weights == cap)),
             }
         if highest is not None:
             trained = probability_mask(torch.from_numpy(old), torch.from_numpy(trained), threshold=highest).numpy()
+        if self.objective.drop_zero_episodes:
+            size = np.bincount(table.token_rows, weights=np.abs(advantages), minlength=len(table))
+            trained &= table.episode_sums(size)[table.token_rows] > 0
         units = unit_tokens(table, self.objective.aggregation, trained)
-        columns = (by_sample(samples, c) for c in (table.per_token(advantages), old, weights, trained, units))
-        return [Example(*row) for row in zip(samples, *columns, strict=True)], mismatch
+        columns = (by_sample(samples, c) for c in (advantages, old, weights, trained, units))
+        examples = [Example(*row) for row in zip(samples, *columns, strict=True)]
+        return [e for e in examples if e.trained.any() or not self.objective.drop_zero_episodes], mismatch
 
-    def _step(self, examples: Sequence[Example]) -> dict[str, float]:
-        """One optimiser step."""
+    def _step(self, examples: Sequence[Example]) -> dict[str, float] | None:
+        """One optimiser step; None where it was skipped."""
         totals = self._gradients(examples)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return {**totals, "grad_norm": float(norm), "steps": 1.0}
+
+        def alone(example: Example) -> Tensor:
+            return self._loss([example], 1.0, defaultdict(float))
+
+        suspects: list[Suspect] = [(e.sample.origin, partial(alone, e)) for e in self._useful(examples)]
+        clip = self.config.grad_clip
+        norm = self.steps.take(self.model.parameters(), [self.optimizer], clip, totals["loss"], suspects)
+        return None if norm is None else {**totals, "grad_norm": norm, "steps": 1.0}
 
     def _gradients(self, examples: Sequence[Example]) -> dict[str, float]:
         """The gradients of all examples, and what was counted on the way.
@@ -291,10 +360,13 @@ class Learner:
             totals["trained_tokens"] += sum(len(e.sample.ids) for e in part)
         return totals
 
-    def _micro_batches(self, examples: Sequence[Example]) -> list[list[Example]]:
+    def _useful(self, examples: Sequence[Example]) -> list[Example]:
         """Without KL or an entropy bonus, an example whose advantages are all zero has no gradient and is left out."""
         all_count = self.objective.loss_kl_coef or self.objective.entropy_coef
-        useful = [e for e in examples if all_count or e.advantages.any()]
+        return [e for e in examples if all_count or e.advantages.any()]
+
+    def _micro_batches(self, examples: Sequence[Example]) -> list[list[Example]]:
+        useful = self._useful(examples)
         parts = micro_batches([len(e.sample.ids) for e in useful], self.micro_batch_tokens)
         return [[useful[i] for i in part] for part in parts]
 
@@ -342,6 +414,10 @@ def unit_tokens(table: TurnTable, aggregation: str, trained: NDArray[np.bool_]) 
 def _engine_logprobs(samples: Sequence[Sample]) -> NDArray[np.float64]:
     """[M] as they were sampled."""
     return np.array([p for s in samples for p, on in zip(s.logprobs, s.mask, strict=True) if on])
+
+
+def _exp(log_ratio: float) -> float:
+    return math.exp(min(log_ratio, LARGEST_EXPONENT))
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

@@ -13,14 +13,19 @@ The answers are those of verl's `core_algos.py` where it has the loss, and of th
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from agents.samples import EPISODES, LAYOUTS, MIXED, TURNS
 from envs.core import UnknownNameError
 
 UNIT_MEANS = ("turn-mean", "trajectory-mean")
-AGGREGATIONS = ("token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm", *UNIT_MEANS)
+ROW_MEANS = ("seq-mean-token-sum", "seq-mean-token-mean")
+AGGREGATIONS = ("token-mean", *ROW_MEANS, "seq-mean-token-sum-norm", *UNIT_MEANS)
 KL_ESTIMATORS = ("k1", "abs", "k2", "k3", "k1+", "abs+", "k3+")
 RATIOS = ("sequence", "token")
 NORMALIZERS = ("none", "failure_rate", "std")
@@ -28,6 +33,30 @@ NORMALIZERS = ("none", "failure_rate", "std")
 MAX_LOG_RATIO = 20.0
 MAX_SEQUENCE_LOG_RATIO = 10.0  # of GSPO and NFT
 MAX_K3 = 10.0
+
+Loss = TypeVar("Loss", bound=Callable[..., Any])
+
+
+def over_rows(layouts: Callable[..., frozenset[str]]) -> Callable[[Loss], Loss]:
+    """Declare that a policy loss looks at rows (training sequences) as wholes, and so depends on where prompts break.
+
+    `layouts` gets the settings of the loss and returns the layouts (`agents.samples`) that it is defined for. A loss
+    that declares nothing looks at single tokens, and is defined for all.
+    """
+
+    def declare(loss: Loss) -> Loss:
+        vars(loss)["layouts"] = layouts
+        return loss
+
+    return declare
+
+
+def loss_layouts(loss: Callable[..., Any], aggregation: str) -> frozenset[str]:
+    """The layouts in which both a policy loss and an aggregation are defined."""
+    function, settings = (loss.func, loss.keywords) if isinstance(loss, partial) else (loss, {})
+    declared = getattr(function, "layouts", None)
+    known = LAYOUTS if declared is None else declared(**settings)
+    return known - {MIXED} if aggregation in ROW_MEANS else known
 
 
 def clip_loss(
@@ -62,6 +91,7 @@ def clip_loss(
     return loss, stats
 
 
+@over_rows(lambda **_: frozenset({TURNS, EPISODES}))
 def gspo_loss(
     logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, *, eps_low: float, eps_high: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -70,7 +100,8 @@ def gspo_loss(
         s = exp(mean over tokens of (logprobs - old_logprobs));  L = max(-A s, -A clip(s, 1 - eps_low, 1 + eps_high))
 
     Each token has its own gradient and the value of s (at most e^10). Goes with the aggregation
-    "seq-mean-token-mean"; published: eps_low 3e-4, eps_high 4e-4. Where a sequence is one turn, this is per turn.
+    "seq-mean-token-mean"; published: eps_low 3e-4, eps_high 4e-4. A sequence is a row: a turn where every turn is one,
+    an episode where every episode is. Of a mixture the ratios would not compare.
     """
     log_ratio = _log_ratio(logprobs, old_logprobs, mask)
     mean = log_ratio.sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)
@@ -90,6 +121,7 @@ def reinforce_loss(
     return -advantages * logprobs.masked_fill(~mask, 0.0), stats | {"clip_fraction": torch.zeros_like(logprobs)}
 
 
+@over_rows(lambda ratio="sequence", **_: frozenset({EPISODES}) if ratio == "sequence" else LAYOUTS)
 def topr_loss(
     logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, *, ratio: str = "sequence"
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -97,7 +129,8 @@ def topr_loss(
 
         L = -A logprobs where A >= 0;  L = -min(r, 1) A logprobs where A < 0, r without a gradient
 
-    r is the ratio of the whole sequence, as in the paper, or with `ratio="token"` that of the token, as in ROLL's port.
+    r is the ratio of the whole sequence, as in the paper, which must be the episode: r would be another where a prompt
+    breaks. With `ratio="token"` it is that of the token, as in ROLL's port.
     """
     if ratio not in RATIOS:
         raise UnknownNameError("ratio", ratio, RATIOS)
@@ -124,12 +157,18 @@ def nft_loss(
         L = -w negative_weight log(max((1 - q rho) / (1 - q), 1))            for a failure; the gradient passes the max
 
     rho is the token's ratio (at most e^10) and q the success rate of the group, kept within `lowest_rate` of 0 and 1.
-    `advantages` must be success - q, that is 1 - q or -q: Dr.GRPO's on rewards of 0 and 1, over episodes and without
-    a penalty. w is 1 - q ("failure_rate"), with which the first gradient is that of these advantages,
-    sqrt((1 - q) / q) ("std", GRPO's) or 1 ("none").
+    `advantages` must be success - q, that is 1 - q or -q, as `algorithms.estimators.nft` has them. w is 1 - q
+    ("failure_rate"), with which the first gradient is that of these advantages, sqrt((1 - q) / q) ("std", GRPO's) or 1
+    ("none"). Raises `ValueError` for advantages that no success rate has.
     """
     if normalizer not in NORMALIZERS:
         raise UnknownNameError("normalizer", normalizer, NORMALIZERS)
+    beyond = advantages[mask & (advantages.abs() > 1)]
+    if len(beyond):
+        raise ValueError(
+            f"NFT got an advantage of {float(beyond[0]):g}; it needs success - success rate, between -1 and 1, as "
+            "algorithms.estimators.nft gives it for rewards of 1 and 0"
+        )
     success = advantages > 0
     q = torch.where(success, 1 - advantages, -advantages).clamp(lowest_rate, 1 - lowest_rate)
     log_ratio = _log_ratio(logprobs, old_logprobs, mask)
@@ -226,17 +265,20 @@ def aggregate(
 
 
 def aggregation_divisor(mask: Tensor, aggregation: str, unit_tokens: Tensor | None = None) -> float:
-    """By what `aggregate` divides: the number of tokens, sequences or units in `mask` [B, T], and never less than 1.
+    """By what `aggregate` divides: the number of tokens, sequences or units in `mask` [B, T]; 1 for an empty mask.
+
+    A unit of which a part is in `mask` counts as that part, so that the mean over what a minibatch has of it is as
+    large as the mean over all of it.
 
     Raises `ValueError` for "seq-mean-token-sum-norm": its divisor is for the caller to fix, because one taken from the
     batch, such as its padded length, would change the weight of a token from batch to batch.
     """
     if aggregation == "token-mean":
-        return max(float(mask.sum()), 1.0)
+        return float(mask.sum()) or 1.0
     if aggregation in ("seq-mean-token-sum", "seq-mean-token-mean"):
-        return max(float(mask.any(-1).sum()), 1.0)
+        return float(mask.any(-1).sum()) or 1.0
     if aggregation in UNIT_MEANS:
-        return max(float((mask / _unit_tokens(unit_tokens, mask)).sum()), 1.0)
+        return float((mask / _unit_tokens(unit_tokens, mask)).sum()) or 1.0
     if aggregation in AGGREGATIONS:
         raise ValueError(f"the aggregation {aggregation!r} needs a fixed divisor, for example the token limit")
     raise UnknownNameError("aggregation", aggregation, AGGREGATIONS)

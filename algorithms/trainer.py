@@ -31,6 +31,7 @@ from agents.episode import Episode, ParseStatus, write_episodes
 from agents.rollout import Job, check_environment, rollout
 from algorithms.checkpoint import checkpoint_folder, checkpoints, load_state, load_weights, prune, save_checkpoint
 from algorithms.estimators.groups import uniform_groups
+from algorithms.finite import NotFiniteError
 from algorithms.growth import Growth
 from algorithms.learner import Learner
 from algorithms.signals.base import Bench, MakeSignal, Measurement, Played, turn_means
@@ -106,6 +107,7 @@ class Trainer:
         self.estimator, self.learner = estimator, learner
         self.config, self.seed, self.evaluate, self.reporter = config, seed, evaluate, reporter
         self.rng = np.random.default_rng(seed)
+        learner.objective.check_layout(frozenset({agent.layout}), "this agent")
         bench = Bench(
             learner.model, self.agent, pool, learner.dtype, learner.config.micro_batch_tokens,
             learner.config.grad_clip, config.max_turns, seed,
@@ -127,7 +129,10 @@ class Trainer:
             self._evaluate()
             self._save()
         while self.update < self.config.updates and not self.stopping:
-            metrics = self._update()
+            try:
+                metrics = self._update()
+            except NotFiniteError as error:
+                raise NotFiniteError(f"update {self.update + 1}: {error}") from error
             self._log(metrics)
             last = self.update == self.config.updates
             best = False

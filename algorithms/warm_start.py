@@ -18,6 +18,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -33,6 +34,7 @@ from agents.prompts import Prompter
 from agents.rollout import Job, check_environment, rollout
 from agents.samples import Sample, build_samples
 from agents.scripted import ExpertAgent, RandomAgent
+from algorithms.finite import FiniteSteps, Suspect
 from envs.core import Expert, Task, TaskSet
 from envs.pool import EnvPool
 
@@ -82,6 +84,7 @@ class Lesson:
     ids: list[int]  # [L]
     targets: list[int]  # [L], NO_TARGET where there is none
     weights: list[float]  # [L]
+    origin: str = ""  # the episode it is of, for messages
 
 
 def make_lesson(sample: Sample, wanted: Sequence[Sequence[int]], observation_weight: float) -> Lesson:
@@ -98,7 +101,7 @@ def make_lesson(sample: Sample, wanted: Sequence[Sequence[int]], observation_wei
         weights[i] = 1.0
         if i + 1 < len(sample.turn) and sample.turn[i + 1] != row:
             start = i + 1
-    return Lesson(sample.ids, targets, weights)
+    return Lesson(sample.ids, targets, weights, sample.origin)
 
 
 class Demonstrator:
@@ -164,6 +167,7 @@ class Cloner:
             self.optimizers.append(torch.optim.AdamW(others, lr=config.other_lr, betas=(0.9, 0.95), weight_decay=0.0))
         if config.matrix_lr is not None:
             self.optimizers.append(torch.optim.Muon(matrices, lr=config.matrix_lr, weight_decay=0.0))
+        self.steps = FiniteSteps("warm start")
         self.schedules = [torch.optim.lr_scheduler.LambdaLR(o, self._rate) for o in self.optimizers]
 
     def _rate(self, step: int) -> float:
@@ -192,7 +196,22 @@ class Cloner:
             batches[-1].append(lessons[i])
         return [batches[i] for i in self.rng.permutation(len(batches))]
 
-    def _learn(self, batch: list[Lesson]) -> tuple[float, float]:
+    def _learn(self, batch: Sequence[Lesson]) -> tuple[float, float]:
+        """One optimiser step; its loss, and the share of action ids that were right. Skipped where it is not finite."""
+        loss, accuracy = self._loss(batch, self.config.observation_share)
+        loss.backward()  # type: ignore[no-untyped-call]
+
+        def alone(lesson: Lesson) -> Tensor:
+            return self._loss([lesson], 1.0)[0]
+
+        suspects: list[Suspect] = [(lesson.origin, partial(alone, lesson)) for lesson in batch]
+        told = float(loss.detach())
+        self.steps.take(self.model.parameters(), self.optimizers, 1.0, told, suspects)
+        for schedule in self.schedules:
+            schedule.step()
+        return told, accuracy
+
+    def _loss(self, batch: Sequence[Lesson], observation_share: float) -> tuple[Tensor, float]:
         device = next(self.model.parameters()).device
         width = max(len(lesson.ids) for lesson in batch)
 
@@ -202,22 +221,15 @@ class Cloner:
         ids = padded([lesson.ids for lesson in batch], 0)
         targets = padded([lesson.targets for lesson in batch], NO_TARGET)[:, 1:]  # (B, L - 1)
         weights = padded([lesson.weights for lesson in batch], 0.0)[:, 1:] * (targets != NO_TARGET)
-        chosen = torch.from_numpy(self.choice.random(targets.shape) < self.config.observation_share).to(device)
+        chosen = torch.from_numpy(self.choice.random(targets.shape) < observation_share).to(device)
         chosen |= weights == 1.0
         targets, weights = targets[chosen], weights[chosen]  # (N,)
         states = causal_states(self.model, ids[:, :-1])[chosen]  # (N, E)
         logits = head_logits(self.model, states)  # (N, V): most of the work where there are many words
         losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
-        loss = (losses * weights).sum() / weights.sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            schedule.step()
         acts = weights == 1.0
         hits = (logits.argmax(-1) == targets)[acts]
-        return float(loss.detach()), float(hits.float().mean())
+        return (losses * weights).sum() / weights.sum(), float(hits.float().mean())
 
 
 def teacher_of(task_set: TaskSet) -> Agent:

@@ -48,7 +48,7 @@ from scripts.run_folder import COMMAND, Command, locked
 
 ALL_SPLITS = "all"  # the evaluations of all splits in one, beside those of each
 LEARNER_KEYS = (
-    "minibatches", "micro_batch_tokens", "gradient_checkpointing", "learning_rate", "final_learning_rate",
+    "epochs", "minibatches", "micro_batch_tokens", "gradient_checkpointing", "learning_rate", "final_learning_rate",
     "warmup_updates", "weight_decay", "grad_clip", "precision", "importance_cap",
 )  # fmt: skip
 

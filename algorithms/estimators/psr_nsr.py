@@ -5,13 +5,13 @@
     A_t = positive_weight · G_t, or G_t - 1 for a failure  `learn_from="weighted"`: positive_weight and -1
     G_t = r_t + gamma · G_{t+1}                            over the sampled tokens of an episode
 
-Rewards are 1 for a success and 0 or -1 for a failure; nothing is normalised. Paper: Zhu et al., *The Surprising
+Rewards are 1 for a success and 0 for a failure; nothing is normalised. Paper: Zhu et al., *The Surprising
 Effectiveness of Negative Reinforcement*, arXiv 2506.01347 (NeurIPS 2025). The answers are those of the authors'
 `compute_psr_nsr_outcome_advantage`; as in `reinforce_pp`, `observations="reset"` is their recursion, which starts anew
 at every observation.
 
-Published settings: gamma 1, positive weight 0.1. Left out: the authors' trainer also drops the rows whose advantage is
-0, which changes what the loss is divided by.
+Published settings: gamma 1, positive weight 0.1. The authors' trainer drops the attempts that are not learnt from
+before the loss counts its tokens; `algo.drop_zero_episodes` does.
 """
 
 from __future__ import annotations
@@ -36,15 +36,19 @@ def psr_nsr(
 ) -> NDArray[np.float64]:
     """One advantage per token, [M].
 
-    Raises `ValueError` for an episode whose rewards do not add up to 1, 0 or -1.
+    Raises `ValueError` for an episode whose rewards do not add up to 1 or 0.
     """
     if learn_from not in CHOICES:
         raise UnknownNameError("learn_from", learn_from, CHOICES)
     scores = table.episode_rewards()
-    odd = np.flatnonzero(~np.isin(scores, (-1.0, 0.0, 1.0)))
+    odd = np.flatnonzero(~np.isin(scores, (0.0, 1.0)))
     if len(odd):
         row = odd[0]
-        raise ValueError(f"episode {table.episode[row]} scored {scores[row]}, expected 1 (success), 0 or -1 (failure)")
+        raise ValueError(
+            f"episode {table.episode[row]} earned {scores[row]:g}, and PSR and NSR need 1 for a success and 0 for a "
+            "failure: with -1 for a failure PSR would learn from it, and NSR twice as much. Have the environment pay 1 "
+            "for a success and nothing else (a gymnasium.RewardWrapper can)"
+        )
     returns = token_returns(table, gamma, observations)
     if learn_from == "positive":
         return returns

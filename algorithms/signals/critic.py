@@ -5,7 +5,10 @@ PPO: Schulman et al., arXiv 1707.06347; the value loss is clipped as in verl (`a
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,13 +16,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.policies.weights import copy_trained, train_in_float32
-from algorithms.batches import Batch, by_sample, hidden_states, make_batch, micro_batches, read
+from agents.samples import Sample
+from algorithms.batches import Batch, by_sample, hidden_states, make_batch, micro_batches, read, turn_of
+from algorithms.finite import FiniteSteps, Suspect, first_not_finite
 from algorithms.losses import value_loss
 from algorithms.signals.base import Bench, Measurement, Played, first_tokens
 from algorithms.turn_table import Estimate, TurnTable
-from envs.core import UnknownNameError
+from envs.core import StopReason, UnknownNameError
 
 BODIES = ("separate", "policy")
+
+
+class Goal(NamedTuple):
+    """A sample, and for each of its sampled ids what its value is fitted to (NaN: nothing) and what it was."""
+
+    sample: Sample
+    targets: NDArray[np.float64]
+    old: NDArray[np.float64]
 
 
 class Critic:
@@ -38,12 +51,19 @@ class Critic:
         body: str = "separate",
         learning_rate: float = 1e-5,
         epochs: int = 1,
+        minibatches: int = 1,
         clip: float | None = 0.5,
     ) -> None:
-        """`clip` in units of value bounds a step of the value; `epochs` is of passes over each batch."""
+        """`epochs` is of passes over each batch, of which each takes `minibatches` optimiser steps over disjoint parts;
+        `clip` in units of value bounds a step of the value.
+        """
         if body not in BODIES:
             raise UnknownNameError("body", body, BODIES)
-        self.bench, self.epochs, self.clip = bench, epochs, clip
+        if epochs < 1 or minibatches < 1:
+            raise ValueError(f"a critic's epochs and minibatches must be at least 1, got {epochs} and {minibatches}")
+        self.bench, self.epochs, self.minibatches, self.clip = bench, epochs, minibatches, clip
+        self.rng = np.random.default_rng(bench.seed)  # the order of samples in a pass
+        self.steps = FiniteSteps("critic")
         self.owns_body = body == "separate"
         self.body = copy_trained(bench.model) if self.owns_body else bench.model
         if self.owns_body:
@@ -65,45 +85,101 @@ class Critic:
         return values
 
     def measure(self, played: Played) -> Measurement:
-        values = read(played.samples, self.bench.micro_batch_tokens, self.bench.device, self._values)
+        values = self._read(played.samples)
         by_turn = first_tokens(played.table, values)
-        metrics = {"signal/value": float(by_turn.mean())}
-        return Measurement({"value": by_turn}, {"value": values}, metrics)
+        after, metrics = self._next_values(played), {"signal/value": float(by_turn.mean())}
+        return Measurement({"value": by_turn, "next_value": after}, {"value": values}, metrics)
+
+    def _read(self, samples: Sequence[Sample]) -> NDArray[np.float64]:
+        return read(samples, self.bench.micro_batch_tokens, self.bench.device, self._values)
+
+    def _next_values(self, played: Played) -> NDArray[np.float64]:
+        """[N] on the last turn of an episode that the limit of turns cut off, the value of the state after it; else 0.
+
+        0 too where the next prompt would not have fitted: there the episode would have ended. One that was ended by a
+        fault says nothing of what would have come.
+        """
+        agent = self.bench.agent
+        prompts, rows = [], []
+        row = -1
+        for episode in played.episodes:
+            row += len(episode.turns)
+            if episode.turns and episode.stop_reason is StopReason.TURN_LIMIT:
+                prompt = agent.prompter.prompt_ids(
+                    agent.policy.tokenizer, episode.turns, episode.final_observation, episode.final_info
+                )
+                if agent.fits(prompt):
+                    prompts.append(Sample())
+                    prompts[-1].extend(prompt)
+                    prompts[-1].extend(prompt[-1:], [0.0])  # the value is that before this id, whatever it is
+                    rows.append(row)
+        values = np.zeros(len(played.table))
+        values[rows] = self._read(prompts)
+        return values
 
     def learn(self, played: Played, estimate: NDArray[np.float64] | Estimate) -> dict[str, float]:
-        """Fit the values to the estimate's returns: at the first token of each turn where they are of turns."""
+        """Fit the values to the estimate's returns: at the first token of each turn where they are of turns.
+
+        Steps that are not finite are skipped and counted in `signal/value_skipped_steps`, all of them with a return
+        that is not. Raises `NotFiniteError` after too many.
+        """
         if not isinstance(estimate, Estimate):
             raise TypeError("a critic learns from returns, and this estimator gives advantages alone; see `Estimate`")
-        targets = per_token_targets(played.table, estimate.returns)
-        old = played.table.token_signal("value")
-        columns = [by_sample(played.samples, column) for column in (targets, old)]
-        known = np.isfinite(targets)
-        total = 0.0
+        table, samples = played.table, played.samples
+        minibatches = min(self.minibatches, len(samples))
+        returns = table.per_token(estimate.returns)
+        place = first_not_finite(returns)
+        if place is not None:
+            self.steps.skip(f"a return is {returns[place]}", turn_of(samples, table, place))
+            return {"signal/value_skipped_steps": float(self.epochs * minibatches)}
+        targets, old = per_token_targets(table, estimate.returns), table.token_signal("value")
+        goals = [Goal(*row) for row in zip(samples, by_sample(samples, targets), by_sample(samples, old), strict=True)]
+        losses: list[float | None] = []  # of each step
         for _ in range(self.epochs):
-            total = 0.0
-            for part in micro_batches([len(s.ids) for s in played.samples], self.bench.micro_batch_tokens):
-                batch = make_batch([played.samples[i] for i in part], self.bench.device)
-                goal, before = (batch.spread([column[i] for i in part]) for column in columns)
-                at = batch.mask & goal.isfinite()
-                loss = value_loss(self._values(batch)[at], before[at], goal[at], clip=self.clip).sum() / known.sum()
-                loss.backward()
-                total += float(loss.detach())
-            parameters: list[Any] = self.optimizer.param_groups[0]["params"]
-            torch.nn.utils.clip_grad_norm_(parameters, self.bench.grad_clip)
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
+            order = self.rng.permutation(len(goals))
+            losses += [self._step([goals[i] for i in np.sort(part)]) for part in np.array_split(order, minibatches)]
+        known = np.isfinite(targets)
         unexplained = float(np.var((targets - old)[known])) / max(float(np.var(targets[known])), 1e-12)
-        return {"signal/value_loss": total, "signal/explained_variance": 1.0 - unexplained}
+        metrics = {"signal/explained_variance": 1.0 - unexplained}
+        taken = [loss for loss in losses[-minibatches:] if loss is not None]
+        if taken:
+            metrics["signal/value_loss"] = float(np.mean(taken))
+        if None in losses:
+            metrics["signal/value_skipped_steps"] = float(losses.count(None))
+        return metrics
+
+    def _step(self, goals: Sequence[Goal]) -> float | None:
+        """One optimiser step. Returns its loss, None where it was skipped."""
+        known = sum(int(np.isfinite(goal.targets).sum()) for goal in goals)
+        total = 0.0
+        for part in micro_batches([len(goal.sample.ids) for goal in goals], self.bench.micro_batch_tokens):
+            loss = self._loss([goals[i] for i in part], known)
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+        suspects: list[Suspect] = [(goal.sample.origin, partial(self._loss, [goal], known)) for goal in goals]
+        trained = self.optimizer.param_groups[0]["params"]
+        norm = self.steps.take(trained, [self.optimizer], self.bench.grad_clip, total, suspects)
+        return None if norm is None else total
+
+    def _loss(self, goals: Sequence[Goal], known: int) -> Tensor:
+        batch = make_batch([goal.sample for goal in goals], self.bench.device)
+        target, before = batch.spread([goal.targets for goal in goals]), batch.spread([goal.old for goal in goals])
+        at = batch.mask & target.isfinite()
+        return value_loss(self._values(batch)[at], before[at], target[at], clip=self.clip).sum() / max(known, 1)
 
     def state(self) -> dict[str, Any]:
         body = self.body.base_model.state_dict() if self.owns_body else {}
-        return {"head": self.head.state_dict(), "body": body, "optimizer": self.optimizer.state_dict()}
+        order = json.dumps(self.rng.bit_generator.state)
+        return {
+            "head": self.head.state_dict(), "body": body, "optimizer": self.optimizer.state_dict(), "order_rng": order,
+        }  # fmt: skip
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.head.load_state_dict(state["head"])
         if self.owns_body:
             self.body.base_model.load_state_dict(state["body"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.rng.bit_generator.state = json.loads(state["order_rng"])
 
 
 def per_token_targets(table: TurnTable, returns: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -10,6 +10,8 @@ iStar's `dp_rm.py` and `rm_utils.py`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,8 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 from agents.policies.weights import copy_trained, train_in_float32
-from algorithms.batches import Batch, by_sample, make_batch, micro_batches, read, sampled_logprobs
+from algorithms.batches import Batch, by_sample, make_batch, micro_batches, read, sampled_logprobs, turn_of
+from algorithms.finite import FiniteSteps, Suspect, first_not_finite
 from algorithms.signals.base import Bench, Measurement, Played, turn_sums
 from algorithms.turn_table import Estimate
 from envs.core import UnknownNameError
@@ -88,6 +91,7 @@ class ImplicitPRM:
         self.first = copy_trained(bench.model).requires_grad_(False) if reference == "first" else None
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0)
+        self.steps = FiniteSteps("process reward model")
 
     def measure(self, played: Played) -> Measurement:
         reference = self._read(self.first or self.bench.model, played)
@@ -113,9 +117,16 @@ class ImplicitPRM:
     def _learn(self, played: Played, reference: NDArray[np.float64]) -> dict[str, float]:
         """One step. The loss looks at whole episodes, so it says first what each turn's reward should become; the model
         then gets that as weights of its log-probabilities, in micro-batches. The gradient is exactly the loss's.
+
+        A step that is not finite is skipped and counted in `signal/prm_skipped_steps`.
         """
-        table, bench = played.table, self.bench
-        turns = turn_sums(table, self.beta * (self._read(self.model, played) - reference))
+        table, bench, samples = played.table, self.bench, played.samples
+        tokens = self.beta * (self._read(self.model, played) - reference)
+        place = first_not_finite(tokens)
+        if place is not None:
+            self.steps.skip(f"the reward of a token is {tokens[place]}", turn_of(samples, table, place))
+            return {"signal/prm_skipped_steps": 1.0}
+        turns = turn_sums(table, tokens)
         rewards = torch.from_numpy(turns).requires_grad_()
         success, episode = torch.from_numpy(played.success()), torch.from_numpy(table.episode_number)
         if self.loss == "pairwise":
@@ -125,15 +136,20 @@ class ImplicitPRM:
             whole = rewards.new_zeros(count).index_add(0, episode, rewards)
             loss = outcome_loss(whole, success.new_zeros(count).index_copy(0, episode, success))
         (wanted,) = torch.autograd.grad(loss, rewards)
-        weights = by_sample(played.samples, self.beta * table.per_token(wanted.numpy()))
-        for part in micro_batches([len(s.ids) for s in played.samples], bench.micro_batch_tokens):
-            batch = make_batch([played.samples[i] for i in part], bench.device)
+        weights = by_sample(samples, self.beta * table.per_token(wanted.numpy()))
+
+        def weighted(part: Sequence[int]) -> Tensor:
+            batch = make_batch([samples[i] for i in part], bench.device)
             logprobs, _ = sampled_logprobs(self.model, batch, 1.0, bench.dtype)
-            (batch.spread([weights[i] for i in part]) * logprobs).sum().backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.optimizer.param_groups[0]["params"], bench.grad_clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return {"signal/prm_loss": float(loss.detach())}
+            return (batch.spread([weights[i] for i in part]) * logprobs).sum()
+
+        for part in micro_batches([len(s.ids) for s in samples], bench.micro_batch_tokens):
+            weighted(part).backward()  # type: ignore[no-untyped-call]
+        suspects: list[Suspect] = [(sample.origin, partial(weighted, [i])) for i, sample in enumerate(samples)]
+        told, trained = float(loss.detach()), self.optimizer.param_groups[0]["params"]
+        if self.steps.take(trained, [self.optimizer], bench.grad_clip, told, suspects) is None:
+            return {"signal/prm_skipped_steps": 1.0}
+        return {"signal/prm_loss": told}
 
     def state(self) -> dict[str, Any]:
         first = self.first.state_dict() if self.first is not None else {}

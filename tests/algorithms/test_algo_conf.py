@@ -34,7 +34,6 @@ OWN_SETTINGS = {
     "twosome": {"gamma"},
     "dr_grpo": {"normalize_by_std", "statistics", "invalid_penalty"},
     "topr": {"normalize_by_std", "statistics", "invalid_penalty"},
-    "nft": {"normalize_by_std", "statistics", "invalid_penalty"},
     "psr": {"learn_from"},
     "nsr": {"learn_from"},
 }
@@ -109,6 +108,16 @@ def test_every_method_trains(name: str, tmp_path: Path, serve: Serve) -> None:
     assert all(np.isfinite(list(line.values())).all() for line in lines)
     assert any(not torch.equal(tensor, before[key]) for key, tensor in policy.model.state_dict().items())
     assert bool(judge.asked) is has_judge
+
+
+def test_methods_are_trained_for_as_many_steps_as_published() -> None:
+    assert whole("mt_grpo").trainer.epochs == 2
+    assert whole("mt_grpo", "trainer.epochs=3").trainer.epochs == 3
+    for name in ("archer", "twosome"):
+        config = whole(name)
+        assert config.trainer.epochs == 1
+        assert (config.algo.signals.critic.epochs, config.algo.signals.critic.minibatches) == (1, 4)
+    assert whole("psr").algo.drop_zero_episodes
 
 
 class Generous(Corridor):

@@ -1,5 +1,6 @@
 """Learning from actions that were chosen as a whole: TWOSOME's objective, and that it teaches."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -119,3 +120,12 @@ def test_twosome_learns_the_corridor(tmp_path: Path) -> None:
         assert success(policy, pool, player) > max(0.9, before + 0.3)
     lines = [line for line in without_times(tmp_path / "run/metrics.jsonl") if "rollout/invalid" in line]
     assert {line["rollout/invalid"] for line in lines} == {0.0}
+
+
+@pytest.mark.parametrize("within", [True, False])
+def test_turns_that_chose_and_turns_that_wrote_are_not_mixed(episodes: list[Episode], within: bool) -> None:
+    """Neither in an episode nor in a batch: what was learned would go to other turns."""
+    wrote = replace(episodes[1].turns[1], choice=None, logprobs=[-1.0] * len(episodes[1].turns[1].completion_ids))
+    episodes[1].turns = [episodes[1].turns[0], wrote, episodes[1].turns[2]] if within else [wrote]
+    with pytest.raises(ValueError, match=r"episode 1 of task 'corridor-4.*sampled ids.*chose among candidates"):
+        Played.of(episodes)

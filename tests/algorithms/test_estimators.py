@@ -23,6 +23,7 @@ from algorithms.estimators.hgpo import hgpo
 from algorithms.estimators.igpo import answer_gains, igpo
 from algorithms.estimators.istar import istar
 from algorithms.estimators.mt_grpo import mt_grpo
+from algorithms.estimators.nft import nft
 from algorithms.estimators.ngrpo import ngrpo
 from algorithms.estimators.poad import archer, ntpo, poad
 from algorithms.estimators.prime import prime
@@ -317,12 +318,29 @@ def test_reinforce_pp_carries_the_reward_over_an_observation_or_not() -> None:
 
 
 def test_psr_nsr_weighs_successes_and_failures() -> None:
-    table = single_turns([0, 0, 0], [1.0, 0.0, -1.0], tokens=np.array([2, 1, 1]))
-    assert psr_nsr(table, learn_from="positive").tolist() == [1, 1, 0, -1]
-    assert psr_nsr(table, learn_from="negative").tolist() == [0, 0, -1, -2]
-    assert psr_nsr(table, learn_from="weighted").tolist() == [0.1, 0.1, -1, -2]
-    with pytest.raises(ValueError, match=r"episode 1 scored 0\.5, expected 1 \(success\), 0 or -1"):
-        psr_nsr(single_turns([0, 0], [1.0, 0.5], tokens=np.array([1, 1])))
+    table = single_turns([0, 0], [1.0, 0.0], tokens=np.array([2, 1]))
+    assert psr_nsr(table, learn_from="positive").tolist() == [1, 1, 0]
+    assert psr_nsr(table, learn_from="negative").tolist() == [0, 0, -1]
+    assert psr_nsr(table, learn_from="weighted").tolist() == [0.1, 0.1, -1]
+
+
+@pytest.mark.parametrize("learn_from", ["positive", "negative", "weighted"])
+@pytest.mark.parametrize("score", [-1.0, 0.5, 10.0])
+def test_psr_nsr_refuses_rewards_that_its_formulas_do_not_hold_for(learn_from: str, score: float) -> None:
+    table = single_turns([0, 0], [1.0, score], tokens=np.array([1, 1]))
+    with pytest.raises(ValueError, match=f"episode 1 earned {score:g}, and PSR and NSR need 1 .* and 0 for a failure"):
+        psr_nsr(table, learn_from=learn_from)
+
+
+def test_nft_gives_success_less_the_success_rate() -> None:
+    table = single_turns([0, 0, 0, 0, 1, 1, 2], [1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0])
+    assert nft(table).tolist() == [0.75, -0.25, -0.25, -0.25, 0, 0, 0]
+
+
+@pytest.mark.parametrize("score", [-1.0, 0.5, 10.0])
+def test_nft_refuses_other_rewards_than_1_and_0(score: float) -> None:
+    with pytest.raises(ValueError, match=rf"episode 1 earned {score:g}, and NFT needs 1 .*RewardWrapper"):
+        nft(single_turns([0, 0], [0.0, score]))
 
 
 def test_raft_learns_from_what_was_rewarded() -> None:

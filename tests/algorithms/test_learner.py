@@ -382,6 +382,136 @@ def test_an_objective_that_cannot_be_is_told_before_a_run(change: dict, said: st
         learner_config(**change)
 
 
+# -- passes over a batch ----------------------------------------------------------------------------------------------
+def test_two_passes_are_two_updates_with_the_log_probabilities_of_the_sampler() -> None:
+    batch, table, advantages = samples()
+    one, two = random_policy(), random_policy()
+    once, twice = (Learner(p.model, learner_config(minibatches=1, epochs=n)) for p, n in ((one, 1), (two, 2)))
+    told = [once.update(batch, table, advantages, np.random.default_rng(0), 1e-2) for _ in range(2)]
+    metrics = twice.update(batch, table, advantages, np.random.default_rng(0), 1e-2)
+    for name, weight in one.model.state_dict().items():
+        assert torch.equal(weight, two.model.state_dict()[name]), name
+    assert metrics["tokens/trained"] == 2 * told[0]["tokens/trained"]
+    assert metrics["train/loss"] == pytest.approx((told[0]["train/loss"] + told[1]["train/loss"]) / 2)
+    assert metrics["mismatch/max_ratio"] == told[0]["mismatch/max_ratio"]  # of the first pass, which nothing has moved
+
+
+def test_every_pass_sees_all_samples_in_an_order_of_its_own() -> None:
+    batch, table, advantages = samples()
+    learner = Learner(random_policy().model, learner_config(minibatches=5, epochs=3))
+    seen: list[list[int]] = []
+    step = learner._step
+    learner._step = lambda examples: (seen.append(examples[0].sample.ids), step(examples))[1]
+    learner.update(batch, table, advantages, np.random.default_rng(0), 1e-3)
+    passes = [seen[i : i + 5] for i in range(0, 15, 5)]
+    assert all(sorted(ids) == sorted(sample.ids for sample in batch) for ids in passes)
+    assert passes[0] != passes[1] != passes[2]
+
+
+def test_a_learner_takes_at_least_one_pass() -> None:
+    with pytest.raises(ValueError, match=r"trainer\.epochs must be at least 1, got 0"):
+        Learner(random_policy().model, learner_config(epochs=0))
+
+
+# -- what enters the loss ---------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("kl_coef", [0.0, 0.5])
+def test_dropped_episodes_leave_the_divisor_and_the_kl(kl_coef: float) -> None:
+    """An update of five episodes, of which two are dropped, is that of the other three."""
+    batch, table, advantages = samples()
+    advantages = np.repeat([1.0, 0.0, -0.5, 0.0, 2.0], 2)
+    kept = [0, 2, 4]
+    rows = [2 * i + turn for i in kept for turn in range(2)]
+    alone = [replace(batch[i], turn=[r if r < 0 else rows.index(r) for r in batch[i].turn]) for i in kept]
+    table_of = {name: getattr(table, name)[rows] for name in ("group", "reward", "state", "valid", "tokens")}
+    smaller = TurnTable(**table_of, episode=np.repeat(np.arange(3), 2), turn=np.tile(np.arange(2), 3))
+    weights = []
+    for these, of, values, drop in ((batch, table, advantages, True), (alone, smaller, advantages[rows], False)):
+        policy = random_policy()
+        config = learner_config(minibatches=2, kl_coef=kl_coef, drop_zero_episodes=drop, loss=reinforce_loss)
+        learner = Learner(policy.model, config)
+        learner.optimizer = torch.optim.SGD(policy.model.parameters())
+        moved(policy.model)
+        learner.update(these, of, values, np.random.default_rng(0), 1.0)
+        weights.append(policy.model.state_dict())
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weight, weights[1][name], atol=1e-6, rtol=1e-5)
+
+
+def test_where_all_episodes_are_dropped_nothing_moves() -> None:
+    batch, table, advantages = samples()
+    learner = Learner(random_policy().model, learner_config(kl_coef=0.5, drop_zero_episodes=True))
+    assert learner.update(batch, table, advantages * 0, np.random.default_rng(0), 1.0) == {"tokens/trained": 0.0}
+
+
+def cut(batch: list[Sample], which: list[int]) -> list[Sample]:
+    """The same with the episodes `which` in two samples, one for each turn."""
+    out: list[Sample] = []
+    for number, sample in enumerate(batch):
+        sample.origin = f"episode {number}"
+        if number not in which:
+            out.append(sample)
+            continue
+        place = max(i for i, row in enumerate(sample.turn) if row == 2 * number) + 1
+        for part in (slice(place), slice(None)):
+            mask = [
+                on and (row == 2 * number) == (part.stop is not None)
+                for on, row in zip(sample.mask, sample.turn, strict=True)
+            ]
+            made = Sample(sample.ids[part], mask[part], sample.logprobs[part], origin=sample.origin)
+            made.turn = [row if on else -1 for on, row in zip(made.mask, sample.turn, strict=False)]
+            out.append(made)
+    return out
+
+
+GSPO = partial(gspo_loss, eps_low=0.2, eps_high=0.2)
+
+
+@pytest.mark.parametrize(
+    ("loss", "aggregation", "refused"),
+    [
+        (topr_loss, "token-mean", ["turns", "mixed"]),
+        (partial(topr_loss, ratio="token"), "token-mean", []),
+        (GSPO, "token-mean", ["mixed"]),
+        (GSPO, "seq-mean-token-mean", ["mixed"]),
+        (reinforce_loss, "seq-mean-token-mean", ["mixed"]),
+        (reinforce_loss, "seq-mean-token-sum", ["mixed"]),
+        (reinforce_loss, "turn-mean", []),
+        (reinforce_loss, "trajectory-mean", []),
+    ],
+)
+def test_a_loss_refuses_the_layouts_it_is_not_defined_for(loss, aggregation: str, refused: list[str]) -> None:
+    for layout, which in (("episodes", []), ("mixed", [1, 3]), ("turns", [0, 1, 2, 3, 4])):
+        batch, table, advantages = samples()
+        policy = random_policy()
+        learner = Learner(policy.model, learner_config(loss=loss, aggregation=aggregation))
+        update = partial(learner.update, cut(batch, which), table, advantages, np.random.default_rng(0), 1e-3)
+        if layout in refused:
+            with pytest.raises(
+                ValueError, match=f"algo.aggregation={aggregation} is defined where every .* this batch"
+            ):
+                update()
+            with pytest.raises(ValueError, match="is defined where every"):
+                learner.objective.check_layout(frozenset({layout}), "this agent")
+        else:
+            update()
+            learner.objective.check_layout(frozenset({layout}), "this agent")
+
+
+def test_token_losses_do_not_depend_on_where_a_prompt_breaks() -> None:
+    weights = []
+    for which in ([], [1, 3]):
+        batch, table, advantages = samples()
+        policy = random_policy()
+        config = learner_config(minibatches=1, loss=partial(topr_loss, ratio="token"), aggregation="trajectory-mean")
+        learner = Learner(policy.model, config)
+        learner.optimizer = torch.optim.SGD(policy.model.parameters())
+        moved(policy.model)
+        learner.update(cut(batch, which), table, advantages, np.random.default_rng(0), 1.0)
+        weights.append(policy.model.state_dict())
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weight, weights[1][name], atol=1e-6, rtol=1e-5)
+
+
 # -- memory -----------------------------------------------------------------------------------------------------------
 def test_log_probabilities_in_parts_are_those_of_the_whole() -> None:
     generator = torch.Generator().manual_seed(0)
@@ -473,3 +603,25 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch) -> None:
     with pytest.raises(RuntimeError, match="shapes do not match"):
         weights_after(micro_batch_tokens=100_000)
     assert len(calls) == 1
+
+
+# -- means over turns and trajectories --------------------------------------------------------------------------------
+@pytest.mark.parametrize("aggregation", ["token-mean", "turn-mean", "trajectory-mean"])
+def test_minibatches_do_not_shrink_the_gradient(aggregation: str) -> None:
+    """One trajectory in four sequences with the same gradient: four steps of one are as long as four of all."""
+    policy = random_policy()
+    sample = samples()[0][0]
+    row = Sample(sample.ids, sample.mask, sample.logprobs, [-1 if r < 0 else 0 for r in sample.turn])
+    batch = [Sample(row.ids, row.mask, row.logprobs, [r if r < 0 else number for r in row.turn]) for number in range(4)]
+    table = TurnTable(
+        group=np.zeros(4, dtype=np.int64), episode=np.zeros(4, dtype=np.int64), turn=np.arange(4), reward=np.zeros(4),
+        state=np.array(list("abcd"), dtype=object), valid=np.ones(4, dtype=np.bool_), tokens=np.full(4, 6),
+    )  # fmt: skip
+    norms = []
+    for minibatches in (1, 2, 4):
+        config = learner_config(minibatches=minibatches, aggregation=aggregation, grad_clip=1e9, loss=reinforce_loss)
+        learner = Learner(policy.model, config)
+        learner.optimizer = torch.optim.SGD(policy.model.parameters())
+        metrics = learner.update(batch, table, np.ones(4), np.random.default_rng(0), 0.0)
+        norms.append(metrics["train/grad_norm"])
+    assert norms == pytest.approx([norms[0]] * 3, rel=1e-4)

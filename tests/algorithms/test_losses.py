@@ -163,6 +163,12 @@ def test_nft_learns_from_an_unlikelier_failure_with_the_implied_policy() -> None
     assert gradient(nft_loss, tensor([[-0.25]]), [[-0.5]], [[-1.0]]).item() > 0.25
 
 
+@pytest.mark.parametrize("advantage", [9.0, -1.5])
+def test_nft_refuses_advantages_that_no_success_rate_has(advantage: float) -> None:
+    with pytest.raises(ValueError, match=rf"an advantage of {advantage:g}; it needs success - success rate"):
+        gradient(nft_loss, tensor([[0.5, advantage]]), [[-1.0, -1.0]])
+
+
 def test_gspo_clips_whole_sequences() -> None:
     """The first sequence's mean ratio is within the clip though its tokens' are not; the second's is outside."""
     old, new = tensor([[-1.0, -1.0], [-1.0, -1.0]]), [[-0.5, -1.49], [-0.9, -0.9]]

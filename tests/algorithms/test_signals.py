@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from agents.agent import PolicyAgent
-from agents.episode import Episode
+from agents.candidates import CandidateAgent
+from agents.episode import Episode, read_episodes, write_episodes
 from agents.policies.base import Sampling
 from agents.policies.local import LocalPolicy
 from agents.prompts import Transcript
@@ -22,8 +23,9 @@ from algorithms.signals.critic import Critic
 from algorithms.signals.entropy import Entropy
 from algorithms.signals.implicit_prm import ImplicitPRM, outcome_loss, pairwise_loss
 from algorithms.turn_table import Estimate
+from envs.core import StopReason
 from envs.pool import EnvPool
-from tests.agents.toys import Corridors, corridor, random_policy
+from tests.agents.toys import Corridor, Corridors, corridor, random_policy
 from tests.algorithms.test_trainer import SAMPLING, make_trainer
 
 
@@ -94,6 +96,74 @@ def test_a_critic_without_returns_says_so(pool: EnvPool) -> None:
         critic.learn(played.measured(critic.measure(played)), np.zeros(len(played.table)))
 
 
+def test_a_critic_takes_the_steps_that_it_is_told_to(pool: EnvPool) -> None:
+    """Over all samples in each pass, in another order, and on the returns of all."""
+    bench = bench_of(random_policy(), pool)
+    played = Played.of(won_by_half(play(bench)))
+    critic = Critic(bench, learning_rate=1e-3, epochs=3, minibatches=2)
+    steps: list[list[int]] = []
+    step = critic._step
+    critic._step = lambda goals: (steps.append([id(goal.sample) for goal in goals]), step(goals))[1]  # type: ignore[method-assign]
+    returns = played.table.discounted_returns(1.0)
+    metrics = critic.learn(played.measured(critic.measure(played)), Estimate(returns, returns))
+    assert len(steps) == 6
+    for first, second in zip(steps[::2], steps[1::2], strict=True):
+        assert sorted(first + second) == sorted(id(sample) for sample in played.samples)
+    assert len({tuple(sorted(part)) for part in steps}) > 2
+    assert all(state["step"] == 6 for state in critic.optimizer.state_dict()["state"].values())
+    assert metrics["signal/value_loss"] > 0
+    with pytest.raises(ValueError, match="epochs and minibatches must be at least 1, got 1 and 0"):
+        Critic(bench, minibatches=0)
+
+
+@pytest.mark.parametrize("player", [PolicyAgent, CandidateAgent])
+@pytest.mark.parametrize("limit", ["of the rollout", "of the environment"])
+def test_an_episode_that_is_cut_off_is_worth_what_follows_it(player, limit: str) -> None:
+    """The value of the state after the last turn, which one more turn would have begun in."""
+    max_turns, environment = (2, 8) if limit == "of the rollout" else (None, 2)
+    jobs = [Job(corridor(4), seed=0), Job(corridor(1, fault="step"), seed=0), Job(corridor(3), seed=0)]
+    policy = random_policy()
+    with EnvPool(lambda: Corridor(environment), 3) as pool, EnvPool(lambda: Corridor(3), 3) as longer:
+        agent = player(policy, Transcript(), SAMPLING, torch.Generator().manual_seed(0))
+        bench = Bench(policy.model, agent, pool, torch.float32, 512, 1.0, 8, 0)
+        critic = Critic(bench)
+        torch.nn.init.normal_(critic.head.weight, generator=torch.Generator().manual_seed(1))
+        episodes = rollout(agent, pool, jobs, max_turns=max_turns)
+        agent.generator.manual_seed(0)
+        further = rollout(agent, longer, jobs, max_turns=3)
+    assert [str(e.stop_reason) for e in episodes] == ["turn_limit", "env_error", "turn_limit"]
+    measured = critic.measure(Played.of(episodes)).signals
+    after = critic.measure(Played.of(further)).signals["value"]
+    rows = np.cumsum([len(e.turns) for e in episodes]) - 1
+    assert measured["next_value"][rows[0]] == pytest.approx(after[2], rel=1e-4)
+    assert measured["next_value"][rows[2]] == pytest.approx(after[-1], rel=1e-4)
+    assert np.flatnonzero(measured["next_value"]).tolist() == [rows[0], rows[2]]
+    table = Played.of(episodes).measured(critic.measure(Played.of(episodes))).table
+    estimate = turn_gae(table, gamma=0.5, lam=0.0, whiten_turns=False)
+    assert estimate.returns[rows[0]] == pytest.approx(0.5 * after[2], rel=1e-4)
+
+
+def test_what_ended_or_could_not_go_on_is_worth_nothing_more(pool: EnvPool) -> None:
+    bench = bench_of(random_policy(), pool)
+    critic = Critic(bench)
+    torch.nn.init.ones_(critic.head.bias)
+    episodes = play(bench, 4)
+    for episode, reason in zip(episodes, ("success", "failure", "context_limit", "turn_limit"), strict=True):
+        episode.stop_reason = StopReason(reason)
+    values = critic.measure(Played.of(episodes)).signals["next_value"]
+    assert np.count_nonzero(values) == 1
+    bench.agent.prompter.max_prompt_tokens = len(episodes[-1].turns[-1].prompt_ids)  # one more does not fit
+    assert not critic.measure(Played.of(episodes)).signals["next_value"].any()
+
+
+def test_what_training_needs_of_an_ending_is_not_written(pool: EnvPool, tmp_path: Path) -> None:
+    episodes = play(bench_of(random_policy(), pool), 1)
+    assert episodes[0].final_info["goal"] == "open the door"
+    write_episodes(tmp_path / "episodes.jsonl", episodes)
+    assert "final_info" not in (tmp_path / "episodes.jsonl").read_text()
+    assert list(read_episodes(tmp_path / "episodes.jsonl")) == episodes
+
+
 @pytest.mark.parametrize("loss", ["pairwise", "outcome"])
 def test_the_reward_model_takes_the_gradient_of_its_loss(pool: EnvPool, loss: str) -> None:
     """In two passes and micro-batches it is the gradient that one pass over everything would give."""
@@ -147,7 +217,7 @@ def test_the_reward_model_learns_to_tell_successes(pool: EnvPool) -> None:
 @pytest.mark.parametrize(
     ("name", "signal", "estimator"),
     [
-        ("critic", partial(Critic, learning_rate=1e-3), turn_gae),
+        ("critic", partial(Critic, learning_rate=1e-3, minibatches=2), turn_gae),
         ("implicit_prm", partial(ImplicitPRM, learning_rate=1e-3), istar),
     ],
 )
@@ -157,8 +227,9 @@ def test_a_run_with_a_signal_that_learns_resumes_bit_for_bit(
     def trained(run: Path, updates: list[int]) -> list[torch.Tensor]:
         for until in updates:
             trainer = make_trainer(
-                run, pool, random_policy(), 4, estimator, {name: signal}, checkpoint_every=1, groups=2, group_size=2
-            )
+                run, pool, random_policy(), 4, estimator, {name: signal},
+                checkpoint_every=1, groups=2, group_size=2, epochs=2,
+            )  # fmt: skip
             if until != updates[0]:
                 trainer.resume()
             trainer.config = type(trainer.config)(**{**trainer.config.__dict__, "updates": until})
