@@ -14,6 +14,7 @@ from agents.policies.lora import Lora, add_adapters, merged_weights
 from agents.policies.models import token_logprobs
 from agents.samples import Sample
 from algorithms.checkpoint import load_weights, save_checkpoint
+from algorithms.finite import NotFiniteError
 from algorithms.learner import Learner
 from algorithms.turn_table import TurnTable
 from tests.agents.toys import random_policy
@@ -136,3 +137,23 @@ def test_adapters_start_as_their_own_reference_and_are_read_back(family: str, tm
     assert_equal(weights(model), expected)
     load_weights(tmp_path / "first", model)
     assert_equal(weights(model), weights(learner.reference))
+
+
+@pytest.mark.parametrize("where", ["advantage", "weight"])
+def test_what_is_not_finite_is_neither_learned_from_nor_saved(family: str, where: str, tmp_path: Path) -> None:
+    model, tokenizer = tiny_model(family), random_policy().tokenizer
+    samples, table, advantages = played(model)
+    learner = Learner(model, learner_config(minibatches=1))
+    if where == "advantage":
+        advantages = np.where(np.arange(4) == 2, np.inf, advantages)
+    else:
+        with torch.no_grad():
+            model.get_output_embeddings().weight[5] = torch.nan
+        with pytest.raises(NotFiniteError):
+            save_checkpoint(tmp_path / "saved", model, tokenizer)
+        assert not (tmp_path / "saved").exists()
+    before = weights(model)
+    metrics = update(learner, (samples, table, advantages))
+    assert metrics["train/skipped_steps"] == 1.0
+    for name, tensor in weights(model).items():
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=0, equal_nan=True)
