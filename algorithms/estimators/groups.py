@@ -83,6 +83,20 @@ def episode_scores(table: TurnTable, invalid_penalty: float) -> NDArray[np.float
     return table.episode_rewards() - invalid_penalty * ~table.valid
 
 
+def binary_scores(table: TurnTable, needs: str, reason: str) -> NDArray[np.float64]:
+    """[N] what the episode of the turn earned, for methods that tell a success by a reward of 1, a failure by 0.
+
+    Raises `ValueError` for an episode that earned anything else; the message says who `needs` it, and the `reason`.
+    """
+    scores = table.episode_rewards()
+    if len(odd := np.flatnonzero(~np.isin(scores, (0.0, 1.0)))):
+        raise ValueError(
+            f"episode {table.episode[odd[0]]} earned {scores[odd[0]]:g}, and {needs} 1 for a success and 0 for a failure: "
+            f"{reason}. Have the environment pay 1 for a success and nothing else (a gymnasium.RewardWrapper can)"
+        )
+    return scores
+
+
 def group_numbers(table: TurnTable) -> NDArray[np.int64]:
     """[N] the groups, numbered from 0 without gaps."""
     return np.unique(table.group, return_inverse=True)[1]

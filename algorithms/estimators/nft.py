@@ -12,21 +12,18 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from algorithms.estimators.groups import group_numbers, relative_values
+from algorithms.estimators.groups import binary_scores, group_numbers, relative_values
 from algorithms.turn_table import TurnTable
 
 
 def nft(table: TurnTable) -> NDArray[np.float64]:
     """One advantage per turn, [N]. Raises `ValueError` for an episode that earned neither 1 nor 0."""
-    scores = table.episode_rewards()
-    odd = np.flatnonzero(~np.isin(scores, (0.0, 1.0)))
-    if len(odd):
-        row = odd[0]
-        raise ValueError(
-            f"episode {table.episode[row]} earned {scores[row]:g}, and NFT needs 1 for a success and 0 for a failure: "
-            "its loss reads the success rate of the group from the advantage. Have the environment pay 1 for a success "
-            "and nothing else (a gymnasium.RewardWrapper can), and keep penalties and algo.kl_in=reward out of it"
-        )
+    scores = binary_scores(
+        table,
+        "NFT needs",
+        "its loss reads the success rate of the group from the advantage, so that penalties and algo.kl_in=reward have "
+        "to stay out, too",
+    )
     return relative_values(
         scores, group_numbers(table), counted=table.opens, divide_by_std=False, epsilon=1.0, keep_single=False
     )

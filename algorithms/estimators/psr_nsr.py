@@ -19,6 +19,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from algorithms.estimators.groups import binary_scores
 from algorithms.estimators.reinforce_pp import token_returns
 from algorithms.turn_table import TurnTable
 from envs.core import UnknownNameError
@@ -40,15 +41,9 @@ def psr_nsr(
     """
     if learn_from not in CHOICES:
         raise UnknownNameError("learn_from", learn_from, CHOICES)
-    scores = table.episode_rewards()
-    odd = np.flatnonzero(~np.isin(scores, (0.0, 1.0)))
-    if len(odd):
-        row = odd[0]
-        raise ValueError(
-            f"episode {table.episode[row]} earned {scores[row]:g}, and PSR and NSR need 1 for a success and 0 for a "
-            "failure: with -1 for a failure PSR would learn from it, and NSR twice as much. Have the environment pay 1 "
-            "for a success and nothing else (a gymnasium.RewardWrapper can)"
-        )
+    scores = binary_scores(
+        table, "PSR and NSR need", "with -1 for a failure PSR would learn from it, and NSR twice as much"
+    )
     returns = token_returns(table, gamma, observations)
     if learn_from == "positive":
         return returns
