@@ -91,8 +91,9 @@ def binary_scores(table: TurnTable, needs: str, reason: str) -> NDArray[np.float
     scores = table.episode_rewards()
     if len(odd := np.flatnonzero(~np.isin(scores, (0.0, 1.0)))):
         raise ValueError(
-            f"episode {table.episode[odd[0]]} earned {scores[odd[0]]:g}, and {needs} 1 for a success and 0 for a failure: "
-            f"{reason}. Have the environment pay 1 for a success and nothing else (a gymnasium.RewardWrapper can)"
+            f"episode {table.episode[odd[0]]} earned {scores[odd[0]]:g}, and {needs} 1 for a success and 0 for a "
+            f"failure: {reason}. Have the environment pay 1 for a success and nothing else (a gymnasium.RewardWrapper "
+            "can)"
         )
     return scores
 
