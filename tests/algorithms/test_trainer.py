@@ -4,7 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -62,24 +62,24 @@ def learner_config(**changes) -> LearnerConfig:
 
 
 class Untaught(Corridors):
-    """Without an expert, random play is cloned: a policy that opens every door now and then."""
+    """Without an expert, random play is cloned: of many episodes, a policy that opens every door now and then."""
 
     def expert(self) -> None:
         return None
 
 
-def warm_policy(pool: EnvPool, steps: int = 45, task_set: Corridors | None = None) -> LocalPolicy:
+def warm_policy(pool: EnvPool, steps: int = 45, task_set: Corridors | None = None, episodes: int = 24) -> LocalPolicy:
     policy = random_policy()
-    clone(policy, pool, steps, task_set)
+    clone(policy, pool, steps, task_set, episodes)
     return policy
 
 
-def clone(policy: LocalPolicy, pool: EnvPool, steps: int, task_set=None) -> None:
+def clone(policy: LocalPolicy, pool: EnvPool, steps: int, task_set=None, episodes: int = 24) -> None:
     config = WarmStart(
-        episodes=24, noise=0.2, steps=steps, tokens_per_step=1024,
+        episodes=episodes, noise=0.2, steps=steps, tokens_per_step=1024,
         max_turns=8, matrix_lr=0.02, other_lr=0.01,
     )  # fmt: skip
-    tasks = [corridor(length) for length in (2, 3, 4)]
+    tasks = [replace(corridor(2 + n % 3), seed=n) for n in range(episodes)]  # random play draws by the seed
     warm_start(policy, Transcript(), task_set or Corridors(), tasks, pool, config, 0, Quiet())
 
 
@@ -120,9 +120,9 @@ def test_cloning_teaches_the_corridor(pool: EnvPool) -> None:
 
 @pytest.mark.parametrize("estimator", [gigpo, grpo])
 def test_reinforcement_learning_solves_what_random_play_began(tmp_path: Path, pool: EnvPool, estimator) -> None:
-    policy = warm_policy(pool, steps=120, task_set=Untaught())
+    policy = warm_policy(pool, steps=120, task_set=Untaught(), episodes=300)
     before = success(policy, pool)
-    make_trainer(tmp_path / "run", pool, policy, 40, estimator, groups=6, group_size=8).train()
+    make_trainer(tmp_path / "run", pool, policy, 60, estimator, groups=6, group_size=8).train()
     assert success(policy, pool) > max(0.9, before)
 
 
