@@ -123,6 +123,8 @@ def content(path: Path, run: Path) -> Any:
     if path.name == "metrics.jsonl":
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         return [{k: v for k, v in line.items() if not k.startswith(("time/", "perf/"))} for line in lines]
+    if path.name == "episodes.jsonl":  # of an evaluation, as they end: what is missing is played first
+        return sorted(path.read_text().splitlines())
     if path.name == "checksums.json":
         return {name: row[:2] for name, row in json.loads(path.read_bytes()).items()}  # then its times
     if path.name == "trainer.pt":
