@@ -6,8 +6,9 @@
 Kinds: `updates` saves at every update; `best` evaluates and saves at every update, and each is better than the last;
 `warm_start` begins with an empty cache, and is killed until it has cloned; `report` has all its updates and is killed
 while it writes what came of them; `evaluation` is one of `scripts.evaluate`. Files must be equal byte for byte, but
-for times in metrics.jsonl and the folder's own name. Every run is a fork of this process, which has imported torch and
-computed nothing.
+for times (in metrics.jsonl and checksums.json), the order in which the episodes of an evaluation ended, and the
+folder's own name; states are compared tensor by tensor. Every run is a fork of this process, which has imported torch
+and computed nothing.
 """
 
 from __future__ import annotations
