@@ -82,7 +82,6 @@ class Episode:
     group: int
     turns: list[Turn] = field(default_factory=list)
     final_observation: str = ""
-    final_info: Info = field(default_factory=dict, repr=False, compare=False)  # with it; stays in memory
     goal: str = ""
     stop_reason: StopReason | None = None
     score: float = 0.0
@@ -91,6 +90,8 @@ class Episode:
     policy_version: int = 0
     seed: int = 0
     error: str = ""
+    # What came with the final observation; it stays in memory.
+    final_info: Info = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def total_reward(self) -> float:

@@ -242,8 +242,8 @@ class Learner:
             for name in ("loss", "kl", "entropy", "clip_fraction", "tokens", "grad_norm", "steps", "trained_tokens"):
                 sums[name] += totals[name]
         metrics = {"train/skipped_steps": float(skipped)} if skipped else {}
-        if sums["steps"]:
-            metrics |= {f"train/{name}": sums[name] / sums["steps"] for name in ("loss", "grad_norm")}
+        if sums["steps"] or not examples:  # without any there is nothing to learn from, and nothing was skipped
+            metrics |= {f"train/{name}": sums[name] / max(sums["steps"], 1) for name in ("loss", "grad_norm")}
         if sums["tokens"]:
             metrics |= {f"train/{name}": sums[name] / sums["tokens"] for name in ("kl", "entropy", "clip_fraction")}
             if self.objective.reward_kl_coef:

@@ -94,7 +94,7 @@ def _run(cfg: DictConfig, run: Path) -> None:
     algo = instantiate(cfg.algo)
     settings: dict[str, Any] = dict(cfg.trainer)
     learner_config = LearnerConfig(
-        objective=Objective(**{field.name: algo[field.name] for field in fields(Objective)}),
+        objective=Objective(**{field.name: algo[field.name] for field in fields(Objective) if field.name in algo}),
         temperature=sampling.temperature,
         **{key: settings.pop(key) for key in LEARNER_KEYS},
     )

@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_module
 from transformers import AutoModelForCausalLM
 
 from agents.policies.lora import Lora, add_adapters
-from algorithms.learner import Learner, LearnerConfig
+from algorithms.learner import Example, Learner, LearnerConfig
 from algorithms.memory import GIGA, describe_memory, estimate_memory
 from benchmarks.gpu import SHAPES
 from tests.agents.toys import random_policy
@@ -17,10 +17,15 @@ from tests.algorithms.test_learner import samples
 from tests.algorithms.test_trainer import learner_config
 
 
+def examples_of(learner: Learner) -> list[Example]:
+    batch = samples()
+    return learner._examples(*batch, learner._old_logprobs(batch[0]))[0]
+
+
 def test_what_is_counted_is_exact() -> None:
     policy = random_policy()
     learner = Learner(policy.model, learner_config(kl_coef=0.1))
-    learner._gradients(learner._examples(*samples())[0])
+    learner._gradients(examples_of(learner))
     parts = estimate_memory(policy.model, learner.config, episodes=3)
     tensors = list(policy.model.parameters())
     assert parts["weights"] == sum(t.nbytes for t in tensors)
@@ -35,7 +40,7 @@ def kept_for_backward(config: LearnerConfig) -> int:
     """Bytes that one forward pass over five sequences keeps for its backward pass, weights apart."""
     policy = random_policy(layers=4)
     learner = Learner(policy.model, config)
-    examples, _ = learner._examples(*samples())
+    examples = examples_of(learner)
     own = {t.data_ptr() for t in policy.model.parameters()}
     sizes: dict[int, int] = {}
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from envs.checksums import SUMS
 from envs.webshop.catalogue import load_catalogue
 from envs.webshop.generate import HUMAN, INSTRUCTIONS, ITEMS, NOUNS, embedded_catalogue, make_files, vocabulary
 from envs.webshop.goals import NO_LIMIT, build_goals, sample_prices
@@ -95,7 +96,7 @@ def test_files_are_there_whole_and_too_small_a_catalogue_is_refused(
 ) -> None:
     monkeypatch.setenv("POLYTURN_CACHE", str(tmp_path))
     folder = embedded_catalogue(60)
-    assert {path.name for path in folder.iterdir()} == {ITEMS, INSTRUCTIONS, HUMAN, NOUNS}
+    assert {path.name for path in folder.iterdir()} == {ITEMS, INSTRUCTIONS, HUMAN, NOUNS, SUMS}
     assert len(json.loads((folder / ITEMS).read_text())) == 60
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
     with pytest.raises(ValueError, match=f"at least {len(vocabulary()['kinds'])} products, got 10"):

@@ -36,7 +36,7 @@ def test_every_part_of_a_preset_can_be_made(name: str) -> None:
     settings = dict(config.trainer)
     learner = {key: settings.pop(key) for key in LEARNER_KEYS}
     algo = instantiate(config.algo)
-    objective = Objective(**{field.name: algo[field.name] for field in fields(Objective)})
+    objective = Objective(**{field.name: algo[field.name] for field in fields(Objective) if field.name in algo})
     LearnerConfig(objective, temperature=1, **learner)  # type: ignore[arg-type]
     TrainerConfig(dynamic_sampling=False, growth=None, **settings)
 
