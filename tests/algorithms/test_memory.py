@@ -18,8 +18,8 @@ from tests.algorithms.test_trainer import learner_config
 
 
 def examples_of(learner: Learner) -> list[Example]:
-    batch = samples()
-    return learner._examples(*batch, learner._old_logprobs(batch[0]))[0]
+    batch, table, advantages = samples()
+    return learner._examples(batch, table, table.per_token(advantages), learner._old_logprobs(batch))[0]
 
 
 def test_what_is_counted_is_exact() -> None:
