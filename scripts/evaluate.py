@@ -174,9 +174,9 @@ def _progress(
         with bar:
             yield advance
     finally:
-        if 0 < done < total:
+        if done < total and (file := run / "episodes.jsonl").exists():
             again = f"python -m scripts.evaluate resume={shlex.quote(str(run))}"
-            console.print(f"{done} of {total} episodes are kept; go on with: {again}")
+            console.print(f"{len(_read_whole_lines(file))} episodes are kept; go on with: {again}")
 
 
 def _write(run: Path, facts: Facts, environment: str, evaluation: Evaluation, console: Console) -> None:

@@ -1,5 +1,6 @@
 """One update: the gradient is that of the formula, whatever the batch is cut into."""
 
+import copy
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
@@ -440,7 +441,10 @@ def test_dropped_episodes_leave_the_divisor_and_the_kl(kl_coef: float) -> None:
 def test_where_all_episodes_are_dropped_nothing_moves() -> None:
     batch, table, advantages = samples()
     learner = Learner(random_policy().model, learner_config(kl_coef=0.5, drop_zero_episodes=True))
-    assert learner.update(batch, table, advantages * 0, np.random.default_rng(0), 1.0) == {"tokens/trained": 0.0}
+    before = copy.deepcopy(learner.model.state_dict())
+    metrics = learner.update(batch, table, advantages * 0, np.random.default_rng(0), 1.0)
+    assert metrics == {"train/loss": 0.0, "train/grad_norm": 0.0, "tokens/trained": 0.0}
+    assert all(torch.equal(weight, before[name]) for name, weight in learner.model.state_dict().items())
 
 
 def cut(batch: list[Sample], which: list[int]) -> list[Sample]:

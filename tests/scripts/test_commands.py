@@ -341,8 +341,12 @@ def start_long_evaluation(folder: Path, **options) -> subprocess.Popen:
     arguments = [*CORRIDOR[:2], "env=waits", "agent=random", seeds, "hydra.run.dir=run"]
     process = start("evaluate", *arguments, cwd=folder, **options)
     deadline = time.monotonic() + 60
-    begun = folder / "run" / "episodes.jsonl"
-    while not begun.exists() and process.poll() is None and time.monotonic() < deadline:
+
+    def begun() -> bool:
+        file = folder / "run" / "episodes.jsonl"
+        return file.exists() and file.read_bytes().endswith(b"\n")
+
+    while not begun() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     return process
 
