@@ -32,9 +32,9 @@ from agents.rollout import Job, check_environment, rollout
 from algorithms.checkpoint import checkpoint_folder, checkpoints, load_state, load_weights, prune, save_checkpoint
 from algorithms.estimators.groups import uniform_groups
 from algorithms.finite import NotFiniteError
-from algorithms.growth import Growth
 from algorithms.learner import Learner
-from algorithms.signals.base import Bench, MakeSignal, Measurement, Played, turn_means
+from algorithms.signals.base import MakeSignal, Measurement, RolloutBatch, SignalContext, turn_means
+from algorithms.tree_expansion import TreeExpansion
 from algorithms.turn_table import Estimate, TurnTable
 from algorithms.warm_start import Progress
 from envs.core import Manifest, StopReason, Task, TaskSet
@@ -58,7 +58,7 @@ class TrainerConfig:
     group_size: int  # attempts at each
     max_turns: int  # of a training episode; evaluations use the environment's own limit
     dynamic_sampling: bool  # play other groups in place of those whose returns are all equal (DAPO)
-    growth: Growth | None  # make trees of the attempts; None: each from the beginning of its task
+    tree_expansion: TreeExpansion | None  # make trees of the attempts; None: each from the beginning of its task
     eval_every: int  # updates between evaluations; 0: only before and after
     checkpoint_every: int
     episode_timeout: float  # seconds
@@ -67,8 +67,8 @@ class TrainerConfig:
         for name in ("groups", "group_size", "max_turns", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"trainer.{name} must be at least 1, got {getattr(self, name)}")
-        if self.growth is not None:
-            self.growth.check(self.group_size)
+        if self.tree_expansion is not None:
+            self.tree_expansion.check(self.group_size)
 
 
 class Reporter(Progress, Protocol):
@@ -108,12 +108,12 @@ class Trainer:
         self.config, self.seed, self.evaluate, self.reporter = config, seed, evaluate, reporter
         self.rng = np.random.default_rng(seed)
         learner.objective.check_layout(frozenset({agent.layout}), "this agent")
-        bench = Bench(
+        context = SignalContext(
             learner.model, self.agent, pool, learner.dtype, learner.config.micro_batch_tokens,
             learner.config.grad_clip, config.max_turns, seed,
         )  # fmt: skip
-        self.signals = {name: make(bench) for name, make in signals.items()}
-        self.keep_starts = config.growth is not None or any(s.needs_starts for s in self.signals.values())
+        self.signals = {name: make(context) for name, make in signals.items()}
+        self.keep_starts = config.tree_expansion is not None or any(s.needs_starts for s in self.signals.values())
         self.update = 0  # updates done
         self.tasks_drawn = 0
         self.best: tuple[float, int] | None = None  # score of the best evaluation, and after which update
@@ -146,7 +146,7 @@ class Trainer:
         with _timed(seconds, "time/rollout_s"):
             episodes, played = self._roll_out()
         check_environment(played)
-        batch = Played.of(episodes)
+        batch = RolloutBatch.of(episodes)
         if not batch.samples:
             reasons = Counter(str(episode.stop_reason) for episode in played)
             first = next((e.error for e in played if e.error), "")
@@ -232,7 +232,9 @@ class Trainer:
                 keep_starts=self.keep_starts,
                 on_episode=lambda _: self.reporter.advance(),
             )
-            episodes = self.config.growth.play(play, jobs, self.rng) if self.config.growth else play(jobs)
+            episodes = (
+                self.config.tree_expansion.play(play, jobs, self.rng) if self.config.tree_expansion else play(jobs)
+            )
             played += episodes
             comparable = _comparable(episodes)
             if self.config.dynamic_sampling:

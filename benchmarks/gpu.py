@@ -133,7 +133,7 @@ SHAPES = {
 }
 
 
-class Bench:
+class Benchmark:
     """One device and one shape."""
 
     def __init__(self, shape: Shape, device: torch.device, repeats: int) -> None:
@@ -276,12 +276,12 @@ class Bench:
 
 
 def sampling_vllm(shape: Shape, repeats: int) -> dict[str, Any]:
-    """`Bench.sampling` of vLLM, in a process of its own so that its memory is free again afterwards."""
+    """`Benchmark.sampling` of vLLM, in a process of its own so that its memory is free again afterwards."""
     from agents.policies.vllm import VllmPolicy
 
-    bench = Bench(shape, find_device(), repeats)
-    trained = bench.policy()
-    return bench.sample(VllmPolicy(trained), trained.model)
+    benchmark = Benchmark(shape, find_device(), repeats)
+    trained = benchmark.policy()
+    return benchmark.sample(VllmPolicy(trained), trained.model)
 
 
 def _games(folder: Path, shape: Shape) -> tuple[list[Task], Callable[[], Any]]:
@@ -301,12 +301,12 @@ def _lamps(shape: Shape) -> tuple[list[Task], Callable[[], Any]]:
 
 def measure(shape: Shape, device: torch.device, repeats: int, folder: Path) -> dict[str, Any]:
     """All parts of one shape; a part that fails has the error in its place."""
-    bench = Bench(shape, device, repeats)
+    benchmark = Benchmark(shape, device, repeats)
     parts: dict[str, Callable[[], dict[str, Any]]] = {
-        "sampling": bench.sampling,
-        "training": partial(bench.training, False),
-        "training, checkpointed": partial(bench.training, True),
-        "run": partial(bench.run, folder),
+        "sampling": benchmark.sampling,
+        "training": partial(benchmark.training, False),
+        "training, checkpointed": partial(benchmark.training, True),
+        "run": partial(benchmark.run, folder),
     }
     if device.type == "cuda" and find_spec("vllm"):
         parts["sampling, vllm"] = partial(apart, sampling_vllm, shape, repeats)

@@ -31,9 +31,9 @@ from agents.prompts import Prompter
 from agents.rollout import BrokenEnvironmentError
 from agents.source import agents_hash
 from algorithms.checkpoint import checkpoint_folder, checkpoints, load_run, load_state, update_of
+from algorithms.initial_policy import PretrainedPolicy, TinyPolicy, tiny_policy
 from algorithms.learner import Learner, LearnerConfig, Objective
 from algorithms.memory import describe_memory
-from algorithms.start import Given, Tiny, tiny_policy
 from algorithms.trainer import Metrics, Trainer, TrainerConfig
 from algorithms.warm_start import warm_start
 from envs.core import Manifest, TaskSet, UnknownNameError, evaluation_splits, hold_out
@@ -98,7 +98,7 @@ def _run(cfg: DictConfig, run: Path) -> None:
         temperature=sampling.temperature,
         **{key: settings.pop(key) for key in LEARNER_KEYS},
     )
-    config = TrainerConfig(dynamic_sampling=algo.dynamic_sampling, growth=algo.growth, **settings)
+    config = TrainerConfig(dynamic_sampling=algo.dynamic_sampling, tree_expansion=algo.tree_expansion, **settings)
     with (
         EnvPool(task_set.make, cfg.pool.size, cfg.pool.workers, cfg.pool.step_timeout) as pool,
         LiveReporter(config.updates, console) as reporter,
@@ -108,11 +108,11 @@ def _run(cfg: DictConfig, run: Path) -> None:
         policy: Policy = instantiate(cfg.rollout)(trained)
         generator = torch.Generator(policy.device).manual_seed(cfg.seed)
         agent: PolicyAgent = instantiate(cfg.agent.player)(policy, prompter, sampling, generator)
-        judge = _Judge(cfg, task_set, training, selection, agent, pool, reporter)
+        evaluator = _Evaluator(cfg, task_set, training, selection, agent, pool, reporter)
 
         def evaluate_and_keep() -> tuple[Metrics, float | None]:
-            metrics, score = judge()
-            report.keep(trainer.update, judge.evaluations)
+            metrics, score = evaluator()
+            report.keep(trainer.update, evaluator.evaluations)
             return metrics, score
 
         trainer = Trainer(
@@ -199,11 +199,11 @@ def _start(
     reporter: LiveReporter,
 ) -> LocalPolicy:
     """The policy to train: of the last checkpoint `saved`, a model that is there, or a warm-started small one."""
-    start: Tiny | Pretrained = instantiate(cfg.policy)
+    start: TinyPolicy | Pretrained = instantiate(cfg.policy)
     name = str(saved[-1]) if saved else checkpoint_of(cfg.model) if cfg.model else None
     if name is not None:
         loaded = (start if isinstance(start, Pretrained) else Pretrained()).load(name, trained=True)
-        if isinstance(start, Given) and start.warm_start is not None and not saved:
+        if isinstance(start, PretrainedPolicy) and start.warm_start is not None and not saved:
             tasks = [task_set.task(manifest.split, i) for i in manifest.ids]
             warm_start(loaded, prompter, task_set, tasks, pool, start.warm_start, cfg.seed, reporter)
         return loaded
@@ -214,7 +214,7 @@ def _start(
     return policy
 
 
-class _Judge:
+class _Evaluator:
     """Evaluates the current weights on every split of `eval.splits`, and on the tasks that rank the checkpoints.
 
     Keeps the last evaluations of the splits. None of them has a task that ranks checkpoints: where the training split

@@ -12,7 +12,8 @@ comparisons (`combine="add"`, each of the rewards); the released estimator, whos
 A turn that n attempts share stands in n rows, has the advantage of each of them there, and is trained n times, as in
 the authors' code; with `shared_turns="once"` it is trained by their mean.
 
-Published settings: epsilon 1e-6, trees of turns that are grown at random nodes for some rounds (`algorithms.growth`).
+Published settings: epsilon 1e-6, trees of turns that are expanded at random nodes for some rounds
+(`algorithms.tree_expansion`).
 Left out: nothing.
 """
 

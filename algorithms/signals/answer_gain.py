@@ -27,7 +27,7 @@ from agents.policies.base import Policy
 from agents.quoting import encode_with_offsets, quote
 from agents.samples import Sample
 from algorithms.batches import Batch, read, sampled_logprobs
-from algorithms.signals.base import Bench, Measurement, Measures, Played
+from algorithms.signals.base import Measurement, Measures, RolloutBatch, SignalContext
 
 PLACE = "{answer}"
 THOUGHT = f"{THINK_OPEN}\nNow there's enough information to answer\n{THINK_CLOSE}\n"
@@ -39,34 +39,34 @@ class AnswerGain(Measures):
     NaN where an episode has no answers, and where prompt and answer exceed the policy's context.
     """
 
-    def __init__(self, bench: Bench, *, action: str = f"answer: {PLACE}", thought: str | None = None) -> None:
+    def __init__(self, context: SignalContext, *, action: str = f"answer: {PLACE}", thought: str | None = None) -> None:
         """`action` is how the environment is answered, `thought` what stands before it: None for IGPO's sentence where
         the model has a chat template, and for nothing where it has none. Raises `ValueError`.
         """
-        tokenizer = bench.agent.policy.tokenizer
+        tokenizer = context.agent.policy.tokenizer
         if thought is None:
             thought = THOUGHT if tokenizer.chat_template else ""
-        form = thought + bench.agent.prompter.write(action)
+        form = thought + context.agent.prompter.write(action)
         if form.count(PLACE) != 1:
             raise ValueError(f"the action and the thought need one place for the answer, {PLACE}; got {form!r}")
         if not tokenizer.is_fast:
             raise ValueError(f"answer_gain needs a fast tokenizer, which tells offsets; got {type(tokenizer).__name__}")
-        self.bench, self.tokenizer = bench, tokenizer
+        self.context, self.tokenizer = context, tokenizer
         self.before, self.after = form.split(PLACE)
 
-    def measure(self, played: Played) -> Measurement:
+    def measure(self, rollouts: RolloutBatch) -> Measurement:
         """Raises `ValueError` naming the environment where no episode has answers."""
-        bench = self.bench
-        if not any(episode.answers for episode in played.episodes):
-            env = played.episodes[0].task.env
+        context = self.context
+        if not any(episode.answers for episode in rollouts.episodes):
+            env = rollouts.episodes[0].task.env
             raise ValueError(f"{env} tells no right answers: this method needs info['answers'], as env=lookup gives it")
-        asked, rows = self._ask(played, bench.agent.policy)
+        asked, rows = self._ask(rollouts, context.agent.policy)
 
         def logprobs(batch: Batch) -> Tensor:
-            return sampled_logprobs(bench.model, batch, 1.0, bench.dtype)[0]
+            return sampled_logprobs(context.model, batch, 1.0, context.dtype)[0]
 
-        said = read(asked, bench.micro_batch_tokens, bench.device, logprobs)
-        belief = np.full(len(played.table), np.nan)
+        said = read(asked, context.micro_batch_tokens, context.device, logprobs)
+        belief = np.full(len(rollouts.table), np.nan)
         np.fmax.at(belief, rows, sample_means(asked, said))
         tokens = sum(len(sample.ids) for sample in asked)  # that were read: what it costs
         known = belief[np.isfinite(belief)]
@@ -75,11 +75,11 @@ class AnswerGain(Measures):
             metrics["signal/answer_logprob"] = float(known.mean())
         return Measurement({"answer_logprob": belief}, metrics=metrics)
 
-    def _ask(self, played: Played, policy: Policy) -> tuple[list[Sample], NDArray[np.int64]]:
+    def _ask(self, rollouts: RolloutBatch, policy: Policy) -> tuple[list[Sample], NDArray[np.int64]]:
         """A sequence for each turn and answer, whose "sampled" ids are the answer's, and the row of its turn."""
         asked, rows = [], []
         row = 0
-        for episode in played.episodes:
+        for episode in rollouts.episodes:
             for turn in episode.turns:
                 for answer in episode.answers or ():
                     sample = self._answer(turn.prompt_ids, answer)

@@ -1,7 +1,7 @@
 """What a signal is: it measures the turns of a batch before an estimator assigns credit, and may learn after it.
 
 A method names its signals in its configuration, `signals: {critic: {_target_: …, _partial_: true, …}}`; each is made
-once with the `Bench` of the run. What it puts into the `TurnTable` is listed in `algorithms.turn_table.SIGNALS`.
+once with the `SignalContext` of the run. `algorithms.turn_table.SIGNALS` lists what it may put into the `TurnTable`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from envs.pool import EnvPool
 
 
 @dataclass(frozen=True)
-class Bench:
+class SignalContext:
     """What signals work with: the parts of the run."""
 
     model: Any  # the trained one
@@ -42,7 +42,7 @@ class Bench:
 
 
 @dataclass(frozen=True)
-class Played:
+class RolloutBatch:
     """A batch of episodes, their turns as a table, and their training samples."""
 
     episodes: Sequence[Episode]
@@ -50,7 +50,7 @@ class Played:
     samples: Sequence[Sample]
 
     @classmethod
-    def of(cls, episodes: Sequence[Episode]) -> Played:
+    def of(cls, episodes: Sequence[Episode]) -> RolloutBatch:
         """The table and samples of `episodes`."""
         return cls(episodes, TurnTable.from_episodes(episodes), build_samples(episodes))
 
@@ -58,7 +58,7 @@ class Played:
         """[N] 1 where the turn's episode solved its task, else 0."""
         return np.array([float(e.success) for e in self.episodes for _ in e.turns])
 
-    def measured(self, measurement: Measurement) -> Played:
+    def measured(self, measurement: Measurement) -> RolloutBatch:
         """The same with what a signal has measured in its table."""
         table = replace(
             self.table,
@@ -82,10 +82,10 @@ class Signal(Protocol):
 
     needs_starts: bool  # whether it plays on from turns of the batch: each then has its `start`, with a snapshot
 
-    def measure(self, played: Played) -> Measurement:
+    def measure(self, rollouts: RolloutBatch) -> Measurement:
         """Look at a batch. Signals that were named before have put their columns into its table."""
 
-    def learn(self, played: Played, estimate: NDArray[np.float64] | Estimate) -> dict[str, float]:
+    def learn(self, rollouts: RolloutBatch, estimate: NDArray[np.float64] | Estimate) -> dict[str, float]:
         """Learn from the batch, after the estimator; metrics of that."""
 
     def state(self) -> dict[str, Any]:
@@ -100,7 +100,7 @@ class Measures:
 
     needs_starts = False
 
-    def learn(self, played: Played, estimate: NDArray[np.float64] | Estimate) -> dict[str, float]:  # noqa: ARG002
+    def learn(self, rollouts: RolloutBatch, estimate: NDArray[np.float64] | Estimate) -> dict[str, float]:  # noqa: ARG002
         return {}
 
     def state(self) -> dict[str, Any]:
@@ -110,7 +110,7 @@ class Measures:
         """There is nothing to take."""
 
 
-MakeSignal = Callable[[Bench], Signal]
+MakeSignal = Callable[[SignalContext], Signal]
 
 
 def turn_means(table: TurnTable, values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -20,7 +20,7 @@ from agents.samples import Sample
 from algorithms.batches import Batch, by_sample, hidden_states, make_batch, micro_batches, read, turn_of
 from algorithms.finite import FiniteSteps, Suspect, first_not_finite
 from algorithms.losses import value_loss
-from algorithms.signals.base import Bench, Measurement, Played, first_tokens
+from algorithms.signals.base import Measurement, RolloutBatch, SignalContext, first_tokens
 from algorithms.turn_table import Estimate, TurnTable
 from envs.core import StopReason, UnknownNameError
 
@@ -46,7 +46,7 @@ class Critic:
 
     def __init__(
         self,
-        bench: Bench,
+        context: SignalContext,
         *,
         body: str = "separate",
         learning_rate: float = 1e-5,
@@ -61,15 +61,15 @@ class Critic:
             raise UnknownNameError("body", body, BODIES)
         if epochs < 1 or minibatches < 1:
             raise ValueError(f"a critic's epochs and minibatches must be at least 1, got {epochs} and {minibatches}")
-        self.bench, self.epochs, self.minibatches, self.clip = bench, epochs, minibatches, clip
-        self.rng = np.random.default_rng(bench.seed)  # the order of samples in a pass
+        self.context, self.epochs, self.minibatches, self.clip = context, epochs, minibatches, clip
+        self.rng = np.random.default_rng(context.seed)  # the order of samples in a pass
         self.steps = FiniteSteps("critic")
         self.owns_body = body == "separate"
-        self.body = copy_trained(bench.model) if self.owns_body else bench.model
+        self.body = copy_trained(context.model) if self.owns_body else context.model
         if self.owns_body:
             train_in_float32(self.body)
-        width = bench.model.config.get_text_config().hidden_size
-        self.head = torch.nn.Linear(width, 1, device=bench.device)
+        width = context.model.config.get_text_config().hidden_size
+        self.head = torch.nn.Linear(width, 1, device=context.device)
         torch.nn.init.zeros_(self.head.weight)
         torch.nn.init.zeros_(self.head.bias)
         trained = [*self.head.parameters(), *(self._body_parameters() if self.owns_body else ())]
@@ -80,29 +80,29 @@ class Critic:
 
     def _values(self, batch: Batch) -> Tensor:
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.owns_body):
-            states = hidden_states(self.body, batch, self.bench.dtype)
+            states = hidden_states(self.body, batch, self.context.dtype)
         values: Tensor = self.head(states.float())[..., 0]
         return values
 
-    def measure(self, played: Played) -> Measurement:
-        values = self._read(played.samples)
-        by_turn = first_tokens(played.table, values)
-        after, metrics = self._next_values(played), {"signal/value": float(by_turn.mean())}
+    def measure(self, rollouts: RolloutBatch) -> Measurement:
+        values = self._read(rollouts.samples)
+        by_turn = first_tokens(rollouts.table, values)
+        after, metrics = self._next_values(rollouts), {"signal/value": float(by_turn.mean())}
         return Measurement({"value": by_turn, "next_value": after}, {"value": values}, metrics)
 
     def _read(self, samples: Sequence[Sample]) -> NDArray[np.float64]:
-        return read(samples, self.bench.micro_batch_tokens, self.bench.device, self._values)
+        return read(samples, self.context.micro_batch_tokens, self.context.device, self._values)
 
-    def _next_values(self, played: Played) -> NDArray[np.float64]:
+    def _next_values(self, rollouts: RolloutBatch) -> NDArray[np.float64]:
         """[N] on the last turn of an episode that the limit of turns cut off, the value of the state after it; else 0.
 
         0 too where the next prompt would not have fitted: there the episode would have ended. One that was ended by a
         fault says nothing of what would have come.
         """
-        agent = self.bench.agent
+        agent = self.context.agent
         prompts, rows = [], []
         row = -1
-        for episode in played.episodes:
+        for episode in rollouts.episodes:
             row += len(episode.turns)
             if episode.turns and episode.stop_reason is StopReason.TURN_LIMIT:
                 prompt = agent.prompter.prompt_ids(
@@ -113,11 +113,11 @@ class Critic:
                     prompts[-1].extend(prompt)
                     prompts[-1].extend(prompt[-1:], [0.0])  # the value is that before this id, whatever it is
                     rows.append(row)
-        values = np.zeros(len(played.table))
+        values = np.zeros(len(rollouts.table))
         values[rows] = self._read(prompts)
         return values
 
-    def learn(self, played: Played, estimate: NDArray[np.float64] | Estimate) -> dict[str, float]:
+    def learn(self, rollouts: RolloutBatch, estimate: NDArray[np.float64] | Estimate) -> dict[str, float]:
         """Fit the values to the estimate's returns: at the first token of each turn where they are of turns.
 
         Steps that are not finite are skipped and counted in `signal/value_skipped_steps`, all of them with a return
@@ -125,7 +125,7 @@ class Critic:
         """
         if not isinstance(estimate, Estimate):
             raise TypeError("a critic learns from returns, and this estimator gives advantages alone; see `Estimate`")
-        table, samples = played.table, played.samples
+        table, samples = rollouts.table, rollouts.samples
         minibatches = min(self.minibatches, len(samples))
         returns = table.per_token(estimate.returns)
         place = first_not_finite(returns)
@@ -152,17 +152,17 @@ class Critic:
         """One optimiser step. Returns its loss, None where it was skipped."""
         known = sum(int(np.isfinite(goal.targets).sum()) for goal in goals)
         total = 0.0
-        for part in micro_batches([len(goal.sample.ids) for goal in goals], self.bench.micro_batch_tokens):
+        for part in micro_batches([len(goal.sample.ids) for goal in goals], self.context.micro_batch_tokens):
             loss = self._loss([goals[i] for i in part], known)
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         suspects: list[Suspect] = [(goal.sample.origin, partial(self._loss, [goal], known)) for goal in goals]
         trained = self.optimizer.param_groups[0]["params"]
-        norm = self.steps.take(trained, [self.optimizer], self.bench.grad_clip, total, suspects)
+        norm = self.steps.take(trained, [self.optimizer], self.context.grad_clip, total, suspects)
         return None if norm is None else total
 
     def _loss(self, goals: Sequence[Goal], known: int) -> Tensor:
-        batch = make_batch([goal.sample for goal in goals], self.bench.device)
+        batch = make_batch([goal.sample for goal in goals], self.context.device)
         target, before = batch.spread([goal.targets for goal in goals]), batch.spread([goal.old for goal in goals])
         at = batch.mask & target.isfinite()
         return value_loss(self._values(batch)[at], before[at], target[at], clip=self.clip).sum() / max(known, 1)

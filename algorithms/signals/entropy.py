@@ -6,22 +6,22 @@ import torch
 from torch import Tensor
 
 from algorithms.batches import Batch, read, sampled_logprobs
-from algorithms.signals.base import Bench, Measurement, Measures, Played, turn_means
+from algorithms.signals.base import Measurement, Measures, RolloutBatch, SignalContext, turn_means
 
 
 class Entropy(Measures):
     """Signal `entropy`, in nats: a forward pass over the batch."""
 
-    def __init__(self, bench: Bench) -> None:
-        self.bench = bench
+    def __init__(self, context: SignalContext) -> None:
+        self.context = context
 
-    def measure(self, played: Played) -> Measurement:
-        bench, temperature = self.bench, self.bench.agent.sampling.temperature
+    def measure(self, rollouts: RolloutBatch) -> Measurement:
+        context, temperature = self.context, self.context.agent.sampling.temperature
 
         def entropies(batch: Batch) -> Tensor:
-            _, values = sampled_logprobs(bench.model, batch, temperature, bench.dtype)
+            _, values = sampled_logprobs(context.model, batch, temperature, context.dtype)
             return torch.zeros_like(batch.old_logprobs).masked_scatter(batch.mask, values)
 
-        values = read(played.samples, bench.micro_batch_tokens, bench.device, entropies)
-        means = turn_means(played.table, values)
+        values = read(rollouts.samples, context.micro_batch_tokens, context.device, entropies)
+        means = turn_means(rollouts.table, values)
         return Measurement({"entropy": means}, metrics={"signal/entropy": float(means.mean())})

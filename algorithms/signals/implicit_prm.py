@@ -23,7 +23,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 from agents.policies.weights import copy_trained, train_in_float32
 from algorithms.batches import Batch, by_sample, make_batch, micro_batches, read, sampled_logprobs, turn_of
 from algorithms.finite import FiniteSteps, Suspect, first_not_finite
-from algorithms.signals.base import Bench, Measurement, Played, turn_sums
+from algorithms.signals.base import Measurement, RolloutBatch, SignalContext, turn_sums
 from algorithms.turn_table import Estimate
 from envs.core import UnknownNameError
 
@@ -66,7 +66,7 @@ class ImplicitPRM:
 
     def __init__(
         self,
-        bench: Bench,
+        context: SignalContext,
         *,
         loss: str = "pairwise",
         reference: str = "sampler",
@@ -85,50 +85,50 @@ class ImplicitPRM:
         ):
             if value not in known:
                 raise UnknownNameError(name, value, known)
-        self.bench, self.loss, self.reference, self.beta, self.update = bench, loss, reference, beta, update
-        self.model = copy_trained(bench.model)
+        self.context, self.loss, self.reference, self.beta, self.update = context, loss, reference, beta, update
+        self.model = copy_trained(context.model)
         train_in_float32(self.model)
-        self.first = copy_trained(bench.model).requires_grad_(False) if reference == "first" else None
+        self.first = copy_trained(context.model).requires_grad_(False) if reference == "first" else None
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0)
         self.steps = FiniteSteps("process reward model")
 
-    def measure(self, played: Played) -> Measurement:
-        reference = self._read(self.first or self.bench.model, played)
-        metrics = self._learn(played, reference) if self.update == "before" else {}
-        tokens = self.beta * (self._read(self.model, played) - reference)
-        sums = turn_sums(played.table, tokens)
-        won = played.success() > 0
+    def measure(self, rollouts: RolloutBatch) -> Measurement:
+        reference = self._read(self.first or self.context.model, rollouts)
+        metrics = self._learn(rollouts, reference) if self.update == "before" else {}
+        tokens = self.beta * (self._read(self.model, rollouts) - reference)
+        sums = turn_sums(rollouts.table, tokens)
+        won = rollouts.success() > 0
         if won.any() and not won.all():
             metrics["signal/prm_gap"] = float(sums[won].mean() - sums[~won].mean())
         self._reference = reference
         return Measurement({"prm": sums}, {"prm": tokens}, metrics)
 
-    def learn(self, played: Played, estimate: NDArray[np.float64] | Estimate) -> dict[str, float]:  # noqa: ARG002
+    def learn(self, rollouts: RolloutBatch, estimate: NDArray[np.float64] | Estimate) -> dict[str, float]:  # noqa: ARG002
         """Learn from the batch that was measured last, where that was not done before."""
-        return self._learn(played, self._reference) if self.update == "after" else {}
+        return self._learn(rollouts, self._reference) if self.update == "after" else {}
 
-    def _read(self, model: Any, played: Played) -> NDArray[np.float64]:
+    def _read(self, model: Any, rollouts: RolloutBatch) -> NDArray[np.float64]:
         def ask(batch: Batch) -> Tensor:
-            return sampled_logprobs(model, batch, 1.0, self.bench.dtype)[0]
+            return sampled_logprobs(model, batch, 1.0, self.context.dtype)[0]
 
-        return read(played.samples, self.bench.micro_batch_tokens, self.bench.device, ask)
+        return read(rollouts.samples, self.context.micro_batch_tokens, self.context.device, ask)
 
-    def _learn(self, played: Played, reference: NDArray[np.float64]) -> dict[str, float]:
+    def _learn(self, rollouts: RolloutBatch, reference: NDArray[np.float64]) -> dict[str, float]:
         """One step. The loss looks at whole episodes, so it says first what each turn's reward should become; the model
         then gets that as weights of its log-probabilities, in micro-batches. The gradient is exactly the loss's.
 
         A step that is not finite is skipped and counted in `signal/prm_skipped_steps`.
         """
-        table, bench, samples = played.table, self.bench, played.samples
-        tokens = self.beta * (self._read(self.model, played) - reference)
+        table, context, samples = rollouts.table, self.context, rollouts.samples
+        tokens = self.beta * (self._read(self.model, rollouts) - reference)
         place = first_not_finite(tokens)
         if place is not None:
             self.steps.skip(f"the reward of a token is {tokens[place]}", turn_of(samples, table, place))
             return {"signal/prm_skipped_steps": 1.0}
         turns = turn_sums(table, tokens)
         rewards = torch.from_numpy(turns).requires_grad_()
-        success, episode = torch.from_numpy(played.success()), torch.from_numpy(table.episode_number)
+        success, episode = torch.from_numpy(rollouts.success()), torch.from_numpy(table.episode_number)
         if self.loss == "pairwise":
             loss = pairwise_loss(rewards, episode, torch.from_numpy(table.group), success)
         else:
@@ -139,15 +139,15 @@ class ImplicitPRM:
         weights = by_sample(samples, self.beta * table.per_token(wanted.numpy()))
 
         def weighted(part: Sequence[int]) -> Tensor:
-            batch = make_batch([samples[i] for i in part], bench.device)
-            logprobs, _ = sampled_logprobs(self.model, batch, 1.0, bench.dtype)
+            batch = make_batch([samples[i] for i in part], context.device)
+            logprobs, _ = sampled_logprobs(self.model, batch, 1.0, context.dtype)
             return (batch.spread([weights[i] for i in part]) * logprobs).sum()
 
-        for part in micro_batches([len(s.ids) for s in samples], bench.micro_batch_tokens):
+        for part in micro_batches([len(s.ids) for s in samples], context.micro_batch_tokens):
             weighted(part).backward()  # type: ignore[no-untyped-call]
         suspects: list[Suspect] = [(sample.origin, partial(weighted, [i])) for i, sample in enumerate(samples)]
         told, trained = float(loss.detach()), self.optimizer.param_groups[0]["params"]
-        if self.steps.take(trained, [self.optimizer], bench.grad_clip, told, suspects) is None:
+        if self.steps.take(trained, [self.optimizer], context.grad_clip, told, suspects) is None:
             return {"signal/prm_skipped_steps": 1.0}
         return {"signal/prm_loss": told}
 

@@ -21,7 +21,7 @@ from agents.policies.base import Request, Sampling, Usage
 from agents.policies.pretrained import Pretrained
 from agents.prompts import message_ids, read_template
 from agents.quoting import quote
-from algorithms.signals.base import Bench, Measurement, Measures, Played
+from algorithms.signals.base import Measurement, Measures, RolloutBatch, SignalContext
 from envs.core import UnknownNameError
 
 VOTES = ("majority", "intersection", "average")
@@ -80,7 +80,7 @@ class Judge(Measures):
 
     def __init__(
         self,
-        bench: Bench,
+        context: SignalContext,
         *,
         model: Model,
         sampling: Sampling,
@@ -101,12 +101,12 @@ class Judge(Measures):
             "judge's prompt", resources.files("algorithms") / "signals" / "templates", template
         )
         self.model, self.sampling, self.critiques, self.vote = model, sampling, critiques, vote
-        self.right, self.wrong, self.seed = right, wrong, bench.seed
+        self.right, self.wrong, self.seed = right, wrong, context.seed
         self.batches = 0  # judged so far, each with draws of its own
 
-    def measure(self, played: Played) -> Measurement:
+    def measure(self, rollouts: RolloutBatch) -> Measurement:
         before = replace(self.model.usage)
-        episodes = [episode for episode in played.episodes if episode.turns]
+        episodes = [episode for episode in rollouts.episodes if episode.turns]
         prompts = [self._prompt(episode) for episode in episodes for _ in range(self.critiques)]
         answers = self.model.answers(prompts, self.sampling, self.seed + 1_000_003 * self.batches)
         self.batches += 1

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from agents.episode import Episode, Start
 from agents.rollout import Job, rollout
 from algorithms.estimators.timeline import turns
-from algorithms.signals.base import Bench, Measurement, Measures, Played
+from algorithms.signals.base import Measurement, Measures, RolloutBatch, SignalContext
 from algorithms.turn_table import TurnTable
 
 
@@ -28,7 +28,9 @@ class MonteCarlo(Measures):
 
     needs_starts = True
 
-    def __init__(self, bench: Bench, *, attempts: int = 9, segment_turns: int = 1, share_states: bool = False) -> None:
+    def __init__(
+        self, context: SignalContext, *, attempts: int = 9, segment_turns: int = 1, share_states: bool = False
+    ) -> None:
         """`segment_turns` measures before every so many turns of an episode, from the first one on.
 
         `share_states` plays from one of the states of a task that have the same key, for all of them: cheaper, and
@@ -39,18 +41,18 @@ class MonteCarlo(Measures):
                 f"attempts and segment_turns must be at least 1, got {attempts} attempts and segments of "
                 f"{segment_turns} turns"
             )
-        self.bench, self.attempts = bench, attempts
+        self.context, self.attempts = context, attempts
         self.segment_turns, self.share_states = segment_turns, share_states
 
-    def measure(self, played: Played) -> Measurement:
-        table = played.table
-        states = self._states(played)
+    def measure(self, rollouts: RolloutBatch) -> Measurement:
+        table = rollouts.table
+        states = self._states(rollouts)
         jobs = [
             Job(episode.task, episode.group, episode.seed, start)
             for episode, start, _ in states.values()
             for _ in range(self.attempts)
         ]
-        attempts = rollout(self.bench.agent, self.bench.pool, jobs, max_turns=self.bench.max_turns)
+        attempts = rollout(self.context.agent, self.context.pool, jobs, max_turns=self.context.max_turns)
         values = np.full(len(table), np.nan)
         steps = sampled = 0
         for number, (_, start, rows) in enumerate(states.values()):
@@ -76,13 +78,13 @@ class MonteCarlo(Measures):
         starts = np.zeros(len(table), dtype=np.bool_)
         starts[[row for _, _, rows in states.values() for row in rows]] = True
         values = fill_ends(table, values, starts)
-        return Measurement({"mc_value": values}, {"mc_value": self._at_first_tokens(played, values)}, metrics)
+        return Measurement({"mc_value": values}, {"mc_value": self._at_first_tokens(rollouts, values)}, metrics)
 
-    def _states(self, played: Played) -> dict[Hashable, tuple[Episode, Start, list[int]]]:
+    def _states(self, rollouts: RolloutBatch) -> dict[Hashable, tuple[Episode, Start, list[int]]]:
         """The states to play from, each with an episode that came through it and all the rows that it is for."""
         states: dict[Hashable, tuple[Episode, Start, list[int]]] = {}
         row = 0
-        for episode in played.episodes:
+        for episode in rollouts.episodes:
             for number, turn in enumerate(episode.turns):
                 if number % self.segment_turns == 0:
                     assert turn.start is not None, "the trainer keeps starts for signals that need them"
@@ -93,8 +95,8 @@ class MonteCarlo(Measures):
         return states
 
     @staticmethod
-    def _at_first_tokens(played: Played, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        table = played.table
+    def _at_first_tokens(rollouts: RolloutBatch, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        table = rollouts.table
         assert table.tokens is not None
         tokens = np.full(len(table.token_rows), np.nan)
         tokens[np.cumsum(table.tokens) - table.tokens] = values

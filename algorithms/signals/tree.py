@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from algorithms.signals.base import Bench, Measurement, Measures, Played
+from algorithms.signals.base import Measurement, Measures, RolloutBatch, SignalContext
 
 
 class Tree(Measures):
@@ -13,12 +13,12 @@ class Tree(Measures):
     Both are numbered from 0 over all tasks. They can be told of any attempts; those that share nothing are a tree each.
     """
 
-    def __init__(self, bench: Bench) -> None:
-        """There is nothing to keep of `bench`."""
+    def __init__(self, context: SignalContext) -> None:
+        """There is nothing to keep of `context`."""
 
-    def measure(self, played: Played) -> Measurement:
+    def measure(self, rollouts: RolloutBatch) -> Measurement:
         numbers: dict[int, int] = {}  # a turn that attempts share is the same object in each
-        nodes = [[numbers.setdefault(id(turn), len(numbers)) for turn in e.turns] for e in played.episodes]
+        nodes = [[numbers.setdefault(id(turn), len(numbers)) for turn in e.turns] for e in rollouts.episodes]
         node = np.array([number for path in nodes for number in path], dtype=np.int64)
         roots = np.array([path[0] for path in nodes for _ in path], dtype=np.int64)
         tree = np.unique(roots, return_inverse=True)[1].astype(np.int64)

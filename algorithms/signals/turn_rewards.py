@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from algorithms.signals.base import Bench, Measurement, Measures, Played
+from algorithms.signals.base import Measurement, Measures, RolloutBatch, SignalContext
 from envs.core import TURN_KEYS
 
 
@@ -14,15 +14,15 @@ class TurnRewards(Measures):
     A turn whose step failed (a timeout, an error) has neither, and counts as 0 and no result.
     """
 
-    def __init__(self, bench: Bench) -> None:
+    def __init__(self, context: SignalContext) -> None:
         """Nothing of the run is needed."""
 
-    def measure(self, played: Played) -> Measurement:
+    def measure(self, rollouts: RolloutBatch) -> Measurement:
         """Raises `ValueError` naming the environment that does not say."""
         columns = {}
         for key, kind in TURN_KEYS.items():
             values = []
-            for episode in played.episodes:
+            for episode in rollouts.episodes:
                 told = [getattr(turn, key) for turn in episode.turns]
                 if any(value is None for value in (told[:-1] if episode.error else told)):
                     raise ValueError(

@@ -99,7 +99,8 @@ def test_every_method_trains(name: str, tmp_path: Path, serve: Serve) -> None:
     with EnvPool(lambda: Generous(max_turns=3), 8) as pool:
         trainer = make_trainer(
             tmp_path / "run", pool, policy, 2, algo.estimator, algo.signals, instantiate(whole(name).agent.player),
-            groups=2, group_size=4, growth=algo.growth, dynamic_sampling=algo.dynamic_sampling, minibatches=1,
+            groups=2, group_size=4, tree_expansion=algo.tree_expansion,
+            dynamic_sampling=algo.dynamic_sampling, minibatches=1,
             **{field.name: algo[field.name] for field in fields(Objective) if field.name in algo},
         )  # fmt: skip
         trainer.train()

@@ -17,7 +17,7 @@ from agents.rollout import Job, rollout
 from algorithms.batches import hidden_states, make_batch
 from algorithms.learner import Learner
 from algorithms.losses import clip_loss
-from algorithms.signals.base import Played
+from algorithms.signals.base import RolloutBatch
 from envs.pool import EnvPool
 from tests.agents.toys import Corridor, Corridors, corridor, random_policy
 from tests.algorithms.test_algo_conf import whole
@@ -60,10 +60,10 @@ def test_an_update_is_the_gradient_through_all_candidates(
 ) -> None:
     policy = random_policy()
     moved(policy.model)
-    played = Played.of(episodes)
+    rollouts = RolloutBatch.of(episodes)
     turns = [turn for episode in episodes for turn in episode.turns]
     assert len({len(turn.choice.ids) for turn in turns}) > 1
-    assert played.table.tokens.tolist() == [1] * len(turns)
+    assert rollouts.table.tokens.tolist() == [1] * len(turns)
     advantages = np.random.default_rng(0).normal(size=len(turns))
     terms = []
     for turn, advantage in zip(turns, advantages, strict=True):
@@ -80,25 +80,25 @@ def test_an_update_is_the_gradient_through_all_candidates(
     learner = Learner(policy.model, config)
     learner.optimizer = torch.optim.SGD(policy.model.parameters())
     before = [p.detach().clone() for p in policy.model.parameters()]
-    metrics = learner.update(played.samples, played.table, advantages, np.random.default_rng(0), 1.0)
+    metrics = learner.update(rollouts.samples, rollouts.table, advantages, np.random.default_rng(0), 1.0)
     assert metrics["train/loss"] == pytest.approx(float(loss.detach()), rel=1e-4)
     for old, new, gradient in zip(before, policy.model.parameters(), gradients, strict=True):
         torch.testing.assert_close(old - new.detach(), gradient, atol=1e-5, rtol=1e-3)
 
 
 def test_what_was_sampled_is_what_is_trained(episodes: list[Episode]) -> None:
-    played, policy = Played.of(episodes), random_policy()
-    advantages = np.ones(len(played.table))
+    rollouts, policy = RolloutBatch.of(episodes), random_policy()
+    advantages = np.ones(len(rollouts.table))
     metrics = Learner(policy.model, learner_config(minibatches=1)).update(
-        played.samples, played.table, advantages, np.random.default_rng(0), 1e-3
+        rollouts.samples, rollouts.table, advantages, np.random.default_rng(0), 1e-3
     )
     assert metrics["mismatch/max_ratio"] == pytest.approx(1.0, abs=1e-4)
     assert 0 < metrics["train/entropy"] <= np.log(5)
 
 
 def test_a_critic_sees_the_end_of_the_prompt(episodes: list[Episode]) -> None:
-    policy, played = random_policy(), Played.of(episodes)
-    batch = make_batch(played.samples, torch.device("cpu"))
+    policy, rollouts = random_policy(), RolloutBatch.of(episodes)
+    batch = make_batch(rollouts.samples, torch.device("cpu"))
     with torch.no_grad():
         seen = hidden_states(policy.model, batch, torch.float32)[batch.mask]
         for state, turn in zip(seen, [t for e in episodes for t in e.turns], strict=True):
@@ -128,4 +128,4 @@ def test_turns_that_chose_and_turns_that_wrote_are_not_mixed(episodes: list[Epis
     wrote = replace(episodes[1].turns[1], choice=None, logprobs=[-1.0] * len(episodes[1].turns[1].completion_ids))
     episodes[1].turns = [episodes[1].turns[0], wrote, episodes[1].turns[2]] if within else [wrote]
     with pytest.raises(ValueError, match=r"episode 1 of task 'corridor-4.*sampled ids.*chose among candidates"):
-        Played.of(episodes)
+        RolloutBatch.of(episodes)

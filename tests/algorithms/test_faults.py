@@ -15,9 +15,9 @@ import algorithms.trainer
 from agents.episode import Episode, Turn, read_episodes
 from agents.rollout import Job, rollout
 from algorithms.estimators.grpo import grpo
-from algorithms.growth import Growth
-from algorithms.signals.base import Measurement, Measures, Played
+from algorithms.signals.base import Measurement, Measures, RolloutBatch
 from algorithms.trainer import Trainer, _comparable, _differing, rollout_metrics
+from algorithms.tree_expansion import TreeExpansion
 from algorithms.turn_table import TurnTable
 from envs.core import Info, StopReason
 from envs.pool import EnvPool
@@ -75,15 +75,15 @@ def flaky_pool(*breaking: int, size: int = 16) -> EnvPool:
 class Seen(Measures):
     """Keeps the batches that it measures and learns from."""
 
-    def __init__(self, bench: Any) -> None:
-        self.batches: list[Played] = []
+    def __init__(self, context: Any) -> None:
+        self.batches: list[RolloutBatch] = []
 
-    def measure(self, played: Played) -> Measurement:
-        self.batches.append(played)
+    def measure(self, rollouts: RolloutBatch) -> Measurement:
+        self.batches.append(rollouts)
         return Measurement()
 
-    def learn(self, played: Played, estimate: Any) -> dict[str, float]:
-        self.batches.append(played)
+    def learn(self, rollouts: RolloutBatch, estimate: Any) -> dict[str, float]:
+        self.batches.append(rollouts)
         return {}
 
 
@@ -177,7 +177,7 @@ def test_no_tree_grows_from_what_a_fault_ended() -> None:
         def play(jobs: list[Job]) -> list[Episode]:
             return rollout(Walker(), pool, jobs, max_turns=6, keep_starts=True)
 
-        episodes = Growth(2, 2).play(play, [Job(corridor(9)) for _ in range(10)], np.random.default_rng(0))
+        episodes = TreeExpansion(2, 2).play(play, [Job(corridor(9)) for _ in range(10)], np.random.default_rng(0))
     faulty = [e for e in episodes if e.is_faulty]
     assert faulty
     own = {id(turn) for e in faulty for turn in e.turns}
@@ -190,7 +190,7 @@ def test_turns_that_attempts_share_are_counted_once_whether_or_not_the_batch_is_
         with EnvPool(Corridors().make, 16) as pool:
             trainer = make_trainer(
                 tmp_path / name, pool, random_policy(), 1, grpo, groups=1, group_size=6,
-                growth=Growth(2, 2), checkpoint_every=every,
+                tree_expansion=TreeExpansion(2, 2), checkpoint_every=every,
             )  # fmt: skip
             metrics = trainer._update()
         assert metrics["rollout/env_steps"] < metrics["rollout/turns"] * metrics["rollout/episodes"]

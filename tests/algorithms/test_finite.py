@@ -16,7 +16,7 @@ from algorithms.checkpoint import checkpoints, save_checkpoint
 from algorithms.finite import MOST_SKIPPED, NotFiniteError
 from algorithms.learner import Learner
 from algorithms.losses import clip_loss
-from algorithms.signals.base import Played
+from algorithms.signals.base import RolloutBatch
 from algorithms.signals.critic import Critic
 from algorithms.signals.implicit_prm import ImplicitPRM
 from algorithms.turn_table import Estimate
@@ -24,7 +24,7 @@ from algorithms.warm_start import WarmStart, warm_start
 from envs.pool import EnvPool
 from tests.agents.toys import Corridors, corridor, random_policy
 from tests.algorithms.test_learner import samples
-from tests.algorithms.test_signals import bench_of, play, won_by_half
+from tests.algorithms.test_signals import context_of, play, won_by_half
 from tests.algorithms.test_trainer import Quiet, learner_config, make_trainer
 
 
@@ -140,17 +140,17 @@ def pool():
 
 @pytest.mark.parametrize("bad", ["return", "gradient"])
 def test_a_critic_skips_too(pool: EnvPool, bad: str, caplog) -> None:
-    bench = bench_of(random_policy(), pool)
-    played = Played.of(won_by_half(play(bench)))
-    critic = Critic(bench, learning_rate=1e-3, epochs=2)
-    played = played.measured(critic.measure(played))
-    returns = played.table.discounted_returns(1.0)
+    context = context_of(random_policy(), pool)
+    rollouts = RolloutBatch.of(won_by_half(play(context)))
+    critic = Critic(context, learning_rate=1e-3, epochs=2)
+    rollouts = rollouts.measured(critic.measure(rollouts))
+    returns = rollouts.table.discounted_returns(1.0)
     before = weights_of(critic.head) + weights_of(critic.body)
     if bad == "return":
         returns[2] = np.nan
     else:
         critic.head.bias.register_hook(lambda gradient: gradient * torch.nan)
-    metrics = critic.learn(played, Estimate(returns, returns))
+    metrics = critic.learn(rollouts, Estimate(returns, returns))
     assert metrics["signal/value_skipped_steps"] == 2.0
     assert all(np.isfinite(v) for v in metrics.values())
     assert "skipped a step of the critic" in caplog.text
@@ -158,31 +158,31 @@ def test_a_critic_skips_too(pool: EnvPool, bad: str, caplog) -> None:
     assert same(before, weights_of(critic.head) + weights_of(critic.body))
     assert not critic.optimizer.state_dict()["state"]
     if bad == "return":
-        critic.learn(played, Estimate(returns, returns))
+        critic.learn(rollouts, Estimate(returns, returns))
     with pytest.raises(NotFiniteError, match="steps of the critic in a row"):
-        critic.learn(played, Estimate(returns, returns))
+        critic.learn(rollouts, Estimate(returns, returns))
 
 
 @pytest.mark.parametrize("bad", ["reward", "gradient"])
 def test_a_process_reward_model_skips_too(pool: EnvPool, bad: str, caplog) -> None:
-    bench = bench_of(random_policy(), pool)
-    played = Played.of(won_by_half(play(bench)))
-    model = ImplicitPRM(bench, learning_rate=1e-3)
-    played = played.measured(model.measure(played))
+    context = context_of(random_policy(), pool)
+    rollouts = RolloutBatch.of(won_by_half(play(context)))
+    model = ImplicitPRM(context, learning_rate=1e-3)
+    rollouts = rollouts.measured(model.measure(rollouts))
     before = weights_of(model.model)
     if bad == "reward":
         model._reference = model._reference.copy()
         model._reference[-1] = np.inf
     else:
         next(model.model.parameters()).register_hook(lambda gradient: gradient * torch.nan)
-    assert model.learn(played, np.zeros(0)) == {"signal/prm_skipped_steps": 1.0}
+    assert model.learn(rollouts, np.zeros(0)) == {"signal/prm_skipped_steps": 1.0}
     assert "skipped a step of the process reward model" in caplog.text
-    assert f"episode {len(played.episodes) - 1 if bad == 'reward' else 0} of task 'corridor" in caplog.text
+    assert f"episode {len(rollouts.episodes) - 1 if bad == 'reward' else 0} of task 'corridor" in caplog.text
     assert same(before, weights_of(model.model))
     assert not model.optimizer.state_dict()["state"]
-    model.learn(played, np.zeros(0))
+    model.learn(rollouts, np.zeros(0))
     with pytest.raises(NotFiniteError, match="steps of the process reward model in a row"):
-        model.learn(played, np.zeros(0))
+        model.learn(rollouts, np.zeros(0))
 
 
 def test_a_warm_start_skips_too_and_ends_with_the_episode(pool: EnvPool, caplog) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from agents.policies.lora import Lora, add_adapters
-from algorithms.signals.base import Bench
+from algorithms.signals.base import SignalContext
 from algorithms.signals.critic import Critic
 from algorithms.signals.implicit_prm import ImplicitPRM, outcome_loss, pairwise_loss, turn_rewards
 from tests.agents.toys import random_policy
@@ -47,13 +47,13 @@ def test_the_outcome_loss_is_the_cross_entropy() -> None:
 def test_models_that_are_trained_along_are_float32_and_share_what_is_frozen(make) -> None:
     pytest.importorskip("peft")
     model = random_policy().model.to(torch.bfloat16)
-    bench = Bench(model, None, None, torch.float32, 2048, 1.0, 8, 0)  # type: ignore[arg-type]
-    signal = make(bench)
+    context = SignalContext(model, None, None, torch.float32, 2048, 1.0, 8, 0)  # type: ignore[arg-type]
+    signal = make(context)
     own = signal.body if isinstance(signal, Critic) else signal.model
     assert {p.dtype for p in own.parameters()} == {torch.float32}
 
     add_adapters(model, Lora(rank=2), "model")
-    signal = make(bench)
+    signal = make(context)
     copies = [signal.body] if isinstance(signal, Critic) else [m for m in (signal.model, signal.first) if m is not None]
     for copied in copies:
         for (name, own), other in zip(model.named_parameters(), copied.parameters(), strict=True):

@@ -18,7 +18,7 @@ from agents.rollout import Job, rollout
 from algorithms.estimators.spo import spo_chain
 from algorithms.estimators.timeline import turns
 from algorithms.estimators.vineppo import vineppo
-from algorithms.signals.base import Bench, Measurement, Played
+from algorithms.signals.base import Measurement, RolloutBatch, SignalContext
 from algorithms.signals.monte_carlo import MonteCarlo
 from envs.pool import EnvPool
 from tests.agents.toys import ACTIONS, Corridor, Corridors, corridor, random_policy
@@ -50,14 +50,14 @@ def success(at: int, left: int) -> float:
     return (opened + success(max(at - 1, 0), left - 1) + success(min(at + 1, last), left - 1)) / len(ACTIONS)
 
 
-def uniform_bench(pool: EnvPool, seed: int = 0) -> Bench:
+def uniform_context(pool: EnvPool, seed: int = 0) -> SignalContext:
     agent: Any = Uniform(seed)
-    return Bench(random_policy().model, agent, pool, torch.float32, 512, 1.0, TURNS, seed)
+    return SignalContext(random_policy().model, agent, pool, torch.float32, 512, 1.0, TURNS, seed)
 
 
-def played_with(bench: Bench, count: int = 3, length: int = LENGTH) -> Played:
+def rollouts_with(context: SignalContext, count: int = 3, length: int = LENGTH) -> RolloutBatch:
     jobs = [Job(corridor(length), group=i % 2, seed=i) for i in range(count)]
-    return Played.of(rollout(bench.agent, bench.pool, jobs, max_turns=bench.max_turns, keep_starts=True))
+    return RolloutBatch.of(rollout(context.agent, context.pool, jobs, max_turns=context.max_turns, keep_starts=True))
 
 
 @pytest.fixture
@@ -71,26 +71,26 @@ def room(state: str) -> int:
 
 
 def test_the_mean_is_the_probability_of_success(pool: EnvPool) -> None:
-    bench = uniform_bench(pool)
-    played = played_with(bench)
-    values = MonteCarlo(bench, attempts=1500).measure(played).signals["mc_value"]
-    table = played.table
+    context = uniform_context(pool)
+    rollouts = rollouts_with(context)
+    values = MonteCarlo(context, attempts=1500).measure(rollouts).signals["mc_value"]
+    table = rollouts.table
     truth = [success(room(state), TURNS - turn) for state, turn in zip(table.state, table.turn, strict=True)]
     assert max(truth) - min(truth) > 0.3
     np.testing.assert_allclose(values, truth, atol=4 * 0.5 / np.sqrt(1500))
 
 
 def test_values_stand_where_segments_start(pool: EnvPool) -> None:
-    bench = uniform_bench(pool)
-    played = played_with(bench)
-    measured = MonteCarlo(bench, attempts=2, segment_turns=2).measure(played)
+    context = uniform_context(pool)
+    rollouts = rollouts_with(context)
+    measured = MonteCarlo(context, attempts=2, segment_turns=2).measure(rollouts)
     of_turns, of_tokens = measured.signals["mc_value"], measured.token_signals["mc_value"].reshape(-1, 2)
-    starts = played.table.turn % 2 == 0
+    starts = rollouts.table.turn % 2 == 0
     assert starts.sum() < len(starts)
     np.testing.assert_array_equal(np.isfinite(of_turns), starts)
     np.testing.assert_array_equal(of_tokens[:, 0], of_turns)
     assert np.isnan(of_tokens[:, 1]).all()
-    table = played.measured(measured).table
+    table = rollouts.measured(measured).table
     segments, advantages = spo_chain(table).reshape(-1, 2), vineppo(table)
     np.testing.assert_array_equal(segments[:, 0], segments[:, 1])
     np.testing.assert_allclose(advantages, segments[:, 0], atol=1e-12)
@@ -100,9 +100,11 @@ def test_values_stand_where_segments_start(pool: EnvPool) -> None:
 
 
 def test_attempts_steps_and_tokens_are_counted(pool: EnvPool) -> None:
-    bench = uniform_bench(pool)
-    played = played_with(bench, count=1, length=9)  # too long for any success, so that all attempts are four turns
-    metrics = MonteCarlo(bench, attempts=5).measure(played).metrics
+    context = uniform_context(pool)
+    rollouts = rollouts_with(
+        context, count=1, length=9
+    )  # too long for any success, so that all attempts are four turns
+    metrics = MonteCarlo(context, attempts=5).measure(rollouts).metrics
     assert metrics == {
         "signal/env_steps": 5 * (4 + 3 + 2 + 1.0),
         "signal/mc_episodes": 20.0,
@@ -112,10 +114,10 @@ def test_attempts_steps_and_tokens_are_counted(pool: EnvPool) -> None:
 
 
 def test_states_with_equal_keys_may_share_their_attempts(pool: EnvPool) -> None:
-    bench = uniform_bench(pool)
-    played = played_with(bench)
-    measured = MonteCarlo(bench, attempts=3, share_states=True).measure(played)
-    keys = list(zip(played.table.group.tolist(), played.table.state, strict=True))
+    context = uniform_context(pool)
+    rollouts = rollouts_with(context)
+    measured = MonteCarlo(context, attempts=3, share_states=True).measure(rollouts)
+    keys = list(zip(rollouts.table.group.tolist(), rollouts.table.state, strict=True))
     assert measured.metrics["signal/mc_episodes"] == 3 * len(set(keys)) < 3 * len(keys)
     by_key: dict[Any, set[float]] = {}
     for key, value in zip(keys, measured.signals["mc_value"].tolist(), strict=True):
@@ -124,19 +126,19 @@ def test_states_with_equal_keys_may_share_their_attempts(pool: EnvPool) -> None:
 
 
 def test_a_turn_that_attempts_share_is_measured_once(pool: EnvPool) -> None:
-    bench = uniform_bench(pool)
+    context = uniform_context(pool)
     jobs = [Job(corridor(9))]
-    (whole,) = rollout(bench.agent, pool, jobs, max_turns=TURNS, keep_starts=True)
+    (whole,) = rollout(context.agent, pool, jobs, max_turns=TURNS, keep_starts=True)
     jobs = [Job(whole.task, start=whole.turns[2].start)]
-    played = Played.of([whole, *rollout(bench.agent, pool, jobs, max_turns=TURNS, keep_starts=True)])
-    assert len(played.table) == 8
-    assert MonteCarlo(bench, attempts=1).measure(played).metrics["signal/mc_episodes"] == 6.0
+    rollouts = RolloutBatch.of([whole, *rollout(context.agent, pool, jobs, max_turns=TURNS, keep_starts=True)])
+    assert len(rollouts.table) == 8
+    assert MonteCarlo(context, attempts=1).measure(rollouts).metrics["signal/mc_episodes"] == 6.0
 
 
 def measured_with(workers: int, seed: int = 0) -> Measurement:
     with EnvPool(Corridors().make, 8, workers) as pool:
-        bench = uniform_bench(pool, seed)
-        return MonteCarlo(bench, attempts=3).measure(played_with(bench))
+        context = uniform_context(pool, seed)
+        return MonteCarlo(context, attempts=3).measure(rollouts_with(context))
 
 
 def test_workers_change_no_value_and_a_seed_fixes_all() -> None:
@@ -157,10 +159,10 @@ class Torn(Corridor):
 
 def test_what_the_environment_broke_is_no_value() -> None:
     with EnvPool(lambda: Torn(8), 8) as pool:
-        bench = uniform_bench(pool)
-        played = played_with(bench)
-        values = MonteCarlo(bench, attempts=2).measure(played).signals["mc_value"]
-        table = played.table
+        context = uniform_context(pool)
+        rollouts = rollouts_with(context)
+        values = MonteCarlo(context, attempts=2).measure(rollouts).signals["mc_value"]
+        table = rollouts.table
         broken = np.array([room(state) == 0 for state in table.state])
         assert not broken.all()
         # The last states of an episode are worth what it earned from there, so that their turns gain nothing.
@@ -180,7 +182,7 @@ def test_what_the_environment_broke_is_no_value() -> None:
 def test_numbers_below_one_are_refused(pool: EnvPool) -> None:
     for wrong in ({"attempts": 0}, {"segment_turns": 0}):
         with pytest.raises(ValueError, match=r"must be at least 1, got .*\b0 "):
-            MonteCarlo(uniform_bench(pool), **wrong)
+            MonteCarlo(uniform_context(pool), **wrong)
 
 
 class Unsaved(Corridor):

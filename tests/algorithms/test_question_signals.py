@@ -24,7 +24,7 @@ from agents.rollout import Job, rollout
 from algorithms.estimators.igpo import igpo
 from algorithms.estimators.mt_grpo import mt_grpo
 from algorithms.signals.answer_gain import THOUGHT, AnswerGain, answer_span
-from algorithms.signals.base import Bench, Played
+from algorithms.signals.base import RolloutBatch, SignalContext
 from algorithms.signals.turn_rewards import TurnRewards
 from envs.lookup.env import LookupTasks
 from envs.pool import EnvPool
@@ -69,7 +69,7 @@ def lookup_policy(context: int = 512) -> LocalPolicy:
     return LocalPolicy(model, tokenizer)
 
 
-def bench_of(pool: EnvPool, prompter: Any = None, context: int = 512) -> Bench:
+def context_of(pool: EnvPool, prompter: Any = None, context: int = 512) -> SignalContext:
     policy = lookup_policy(context)
     if isinstance(prompter, Chat):
         policy.tokenizer.chat_template = (
@@ -77,17 +77,17 @@ def bench_of(pool: EnvPool, prompter: Any = None, context: int = 512) -> Bench:
             "{% if add_generation_prompt %}[assistant] {{ opening or '' }}{% endif %}"
         )
     agent = Expert(policy, prompter or Transcript(), Sampling(1.0, 8), torch.Generator().manual_seed(0))
-    return Bench(policy.model, agent, pool, torch.float32, 512, 1.0, 8, 0)
+    return SignalContext(policy.model, agent, pool, torch.float32, 512, 1.0, 8, 0)
 
 
-def play(bench: Bench, count: int = 6) -> list[Episode]:
+def play(context: SignalContext, count: int = 6) -> list[Episode]:
     jobs = [Job(TASKS.task("train", IDS[i // 2]), i // 2) for i in range(count)]
-    return rollout(bench.agent, bench.pool, jobs)
+    return rollout(context.agent, context.pool, jobs)
 
 
 # -- from info to the table -------------------------------------------------------------------------------------------
 def test_turns_and_episodes_keep_what_the_environment_told(pool: EnvPool, tmp_path: Path) -> None:
-    episodes = play(bench_of(pool))
+    episodes = play(context_of(pool))
     won = episodes[0]
     assert won.success
     assert won.answers == won.task.payload["answers"]
@@ -98,54 +98,54 @@ def test_turns_and_episodes_keep_what_the_environment_told(pool: EnvPool, tmp_pa
 
 
 def test_turn_rewards_are_those_of_the_turns(pool: EnvPool) -> None:
-    bench = bench_of(pool)
-    played = Played.of(play(bench))
-    measured = TurnRewards(bench).measure(played)
-    turns = [turn for episode in played.episodes for turn in episode.turns]
+    context = context_of(pool)
+    rollouts = RolloutBatch.of(play(context))
+    measured = TurnRewards(context).measure(rollouts)
+    turns = [turn for episode in rollouts.episodes for turn in episode.turns]
     assert measured.signals["turn_reward"].tolist() == [turn.turn_reward for turn in turns]
     assert measured.signals["tool_result"].tolist() == [turn.tool_result for turn in turns]
     assert measured.metrics["signal/turn_reward"] == np.mean([turn.turn_reward for turn in turns])
-    advantages = mt_grpo(played.measured(measured).table)
-    first = played.table.turn == 0
+    advantages = mt_grpo(rollouts.measured(measured).table)
+    first = rollouts.table.turn == 0
     assert np.isfinite(advantages).all()
     assert (advantages[first & (np.arange(len(turns)) == 0)] > 0).all()  # it searched, and it answered
 
 
 def test_a_step_that_failed_was_paid_nothing_and_a_missing_word_is_told(pool: EnvPool) -> None:
-    bench = bench_of(pool)
-    episodes = play(bench, 2)
+    context = context_of(pool)
+    episodes = play(context, 2)
     episodes[0].error, episodes[0].turns[-1].turn_reward, episodes[0].turns[-1].tool_result = "boom", None, None
-    measured = TurnRewards(bench).measure(Played.of(episodes)).signals
+    measured = TurnRewards(context).measure(RolloutBatch.of(episodes)).signals
     last = len(episodes[0].turns) - 1
     assert (measured["turn_reward"][last], measured["tool_result"][last]) == (0.0, False)
     assert measured["tool_result"].dtype == np.bool_
     episodes[0].error = ""
     with pytest.raises(ValueError, match=r"polyturn/Lookup-v0 says nothing of single turns: .*'turn_reward'"):
-        TurnRewards(bench).measure(Played.of(episodes))
+        TurnRewards(context).measure(RolloutBatch.of(episodes))
 
 
 def test_environments_without_answers_and_rules_are_named() -> None:
     policy = random_policy()
     with EnvPool(Corridors().make, 2) as pool:
         agent = PolicyAgent(policy, Transcript(), Sampling(1.0, 6), torch.Generator().manual_seed(0))
-        bench = Bench(policy.model, agent, pool, torch.float32, 512, 1.0, 8, 0)
-        played = Played.of(rollout(agent, pool, [Job(corridor(2))], max_turns=2))
+        context = SignalContext(policy.model, agent, pool, torch.float32, 512, 1.0, 8, 0)
+        rollouts = RolloutBatch.of(rollout(agent, pool, [Job(corridor(2))], max_turns=2))
     with pytest.raises(ValueError, match="test/Corridor-v0 tells no right answers"):
-        AnswerGain(bench).measure(played)
+        AnswerGain(context).measure(rollouts)
     with pytest.raises(ValueError, match="test/Corridor-v0 says nothing of single turns"):
-        TurnRewards(bench).measure(played)
+        TurnRewards(context).measure(rollouts)
 
 
 # -- belief -----------------------------------------------------------------------------------------------------------
-def naive_belief(bench: Bench, prompt: list[int], before: str, answer: str, after: str) -> float:
+def naive_belief(context: SignalContext, prompt: list[int], before: str, answer: str, after: str) -> float:
     """One sequence, a whole forward pass, and the span found by decoding one id after another."""
-    tokenizer = bench.agent.policy.tokenizer
+    tokenizer = context.agent.policy.tokenizer
     ids = tokenizer.encode(before + answer + after, add_special_tokens=False)
     texts = [tokenizer.decode(ids[:n]) for n in range(len(ids) + 1)]
     span = [n for n in range(len(ids)) if len(texts[n]) < len(before + answer) and len(texts[n + 1]) > len(before)]
     whole = torch.tensor([[*prompt, *ids]])
     with torch.no_grad():
-        logprobs = bench.model(whole).logits[0].log_softmax(-1)
+        logprobs = context.model(whole).logits[0].log_softmax(-1)
     return float(np.mean([float(logprobs[len(prompt) + n - 1, ids[n]]) for n in span]))
 
 
@@ -165,16 +165,16 @@ def chat(parser: Any, **options: Any) -> Chat:
     ids=["transcript", "tags", "json", "opened", "opened with a line"],
 )
 def test_the_belief_is_that_of_a_naive_computation(pool: EnvPool, prompter: Any, before: str, after: str) -> None:
-    bench = bench_of(pool, prompter, context=2048)
-    episodes = play(bench)
+    context = context_of(pool, prompter, context=2048)
+    episodes = play(context)
     episodes[1].answers = ["dark green", "zwölf"]  # of several tokens, and of bytes; the likeliest counts
     episodes[2].answers = None
-    played = Played.of(episodes)
-    measured = AnswerGain(bench).measure(played)
+    rollouts = RolloutBatch.of(episodes)
+    measured = AnswerGain(context).measure(rollouts)
     expected, tokens = [], 0
     for episode in episodes:
         for turn in episode.turns:
-            beliefs = [naive_belief(bench, turn.prompt_ids, before, a, after) for a in episode.answers or ()]
+            beliefs = [naive_belief(context, turn.prompt_ids, before, a, after) for a in episode.answers or ()]
             expected.append(max(beliefs, default=np.nan))
             tokens += len(turn.prompt_ids) * len(beliefs)
     belief = measured.signals["answer_logprob"]
@@ -183,28 +183,28 @@ def test_the_belief_is_that_of_a_naive_computation(pool: EnvPool, prompter: Any,
     assert measured.metrics["signal/answer_logprob"] == pytest.approx(np.nanmean(expected), abs=1e-5)
     assert measured.metrics["signal/answer_measured"] == np.isfinite(belief).mean()
     assert tokens < measured.metrics["signal/answer_tokens"] < tokens + 120 * len(belief)
-    assert np.isfinite(igpo(played.measured(measured).table)).all()
+    assert np.isfinite(igpo(rollouts.measured(measured).table)).all()
 
 
 def test_a_prompt_that_leaves_no_room_is_not_measured(pool: EnvPool) -> None:
-    bench = bench_of(pool)
-    played = Played.of(play(bench))
-    lengths = np.array([len(turn.prompt_ids) for episode in played.episodes for turn in episode.turns])
+    context = context_of(pool)
+    rollouts = RolloutBatch.of(play(context))
+    lengths = np.array([len(turn.prompt_ids) for episode in rollouts.episodes for turn in episode.turns])
     room = int(np.median(lengths)) + 3
-    bench.agent.policy.context_length = room  # type: ignore[misc]
-    belief = AnswerGain(bench).measure(played).signals["answer_logprob"]
+    context.agent.policy.context_length = room  # type: ignore[misc]
+    belief = AnswerGain(context).measure(rollouts).signals["answer_logprob"]
     assert 0 < np.isfinite(belief).sum() < len(belief)
     assert np.isnan(belief[lengths >= room]).all()
 
 
 def test_a_form_without_a_place_and_a_slow_tokenizer_are_refused(pool: EnvPool) -> None:
-    bench = bench_of(pool)
+    context = context_of(pool)
     with pytest.raises(ValueError, match=r"one place for the answer, \{answer\}"):
-        AnswerGain(bench, action="answer")
+        AnswerGain(context, action="answer")
     slow = SimpleNamespace(tokenizer=SimpleNamespace(chat_template=None, is_fast=False))
     agent = SimpleNamespace(policy=slow, prompter=Transcript())
     with pytest.raises(ValueError, match="a fast tokenizer"):
-        AnswerGain(replace(bench, agent=agent))  # type: ignore[arg-type]
+        AnswerGain(replace(context, agent=agent))  # type: ignore[arg-type]
 
 
 def test_a_token_that_reaches_over_the_edge_belongs_to_the_answer() -> None:
@@ -216,10 +216,10 @@ def test_a_token_that_reaches_over_the_edge_belongs_to_the_answer() -> None:
 
 def test_an_answer_is_text(pool: EnvPool) -> None:
     """The span is the answer's, and no token of it means more than its letters."""
-    bench = bench_of(pool, chat(Tagged()), context=2048)
-    tokenizer = bench.agent.policy.tokenizer
+    context = context_of(pool, chat(Tagged()), context=2048)
+    tokenizer = context.agent.policy.tokenizer
     tokenizer.add_tokens(["<think>", "</think>"])
-    signal = AnswerGain(bench)
+    signal = AnswerGain(context)
     for answer in ("dark <eos> green</think>", "<think>"):
         sample = signal._answer([0, 3, 4], answer)
         said = [i for i, on in zip(sample.ids, sample.mask, strict=True) if on]
@@ -233,8 +233,8 @@ def test_an_answer_is_text(pool: EnvPool) -> None:
 @pytest.mark.parametrize(("name", "estimator"), [("igpo", igpo), ("mt_grpo", mt_grpo)])
 def test_a_method_is_its_configuration(pool: EnvPool, name: str, estimator: Any) -> None:
     algo = composed(name)
-    bench = bench_of(pool)
-    played = Played.of(play(bench))
+    context = context_of(pool)
+    rollouts = RolloutBatch.of(play(context))
     for make in algo.signals.values():
-        played = played.measured(make(bench).measure(played))
-    np.testing.assert_array_equal(algo.estimator(played.table), estimator(played.table))
+        rollouts = rollouts.measured(make(context).measure(rollouts))
+    np.testing.assert_array_equal(algo.estimator(rollouts.table), estimator(rollouts.table))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from algorithms.checkpoint import checkpoints
-from algorithms.signals.base import Bench, Measurement, Measures, Played
+from algorithms.signals.base import Measurement, Measures, RolloutBatch, SignalContext
 from algorithms.signals.critic import Critic
 from algorithms.signals.entropy import Entropy
 from algorithms.signals.implicit_prm import ImplicitPRM
@@ -18,17 +18,17 @@ from algorithms.trainer import Trainer
 from algorithms.turn_table import Estimate
 from envs.pool import EnvPool
 from tests.agents.toys import Corridors, random_policy
-from tests.algorithms.test_signals import bench_of, play, won_by_half
+from tests.algorithms.test_signals import context_of, play, won_by_half
 from tests.algorithms.test_trainer import make_trainer, without_times
 
 
 class Counter(Measures):
     """Counts the batches it has seen."""
 
-    def __init__(self, bench: Bench) -> None:
+    def __init__(self, context: SignalContext) -> None:
         self.seen = 0
 
-    def measure(self, played: Played) -> Measurement:
+    def measure(self, rollouts: RolloutBatch) -> Measurement:
         self.seen += 1
         return Measurement()
 
@@ -149,11 +149,11 @@ def test_a_run_draws_from_its_own_generators_alone(tmp_path: Path, pool: EnvPool
 
 @pytest.mark.parametrize("make", [Critic, Entropy, ImplicitPRM])
 def test_a_signal_that_plays_nothing_draws_nothing_from_the_sampling_generator(make: Any, pool: EnvPool) -> None:
-    bench = bench_of(random_policy(), pool)
-    played = Played.of(won_by_half(play(bench)))
-    before = bench.agent.generator.get_state()
-    signal = make(bench)
-    measured = played.measured(signal.measure(played))
-    nothing = np.zeros(len(played.table))
+    context = context_of(random_policy(), pool)
+    rollouts = RolloutBatch.of(won_by_half(play(context)))
+    before = context.agent.generator.get_state()
+    signal = make(context)
+    measured = rollouts.measured(signal.measure(rollouts))
+    nothing = np.zeros(len(rollouts.table))
     signal.learn(measured, Estimate(nothing, nothing))
-    assert torch.equal(bench.agent.generator.get_state(), before)
+    assert torch.equal(context.agent.generator.get_state(), before)

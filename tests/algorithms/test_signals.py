@@ -18,7 +18,7 @@ from agents.prompts import Transcript
 from agents.rollout import Job, rollout
 from algorithms.estimators.gae import turn_gae
 from algorithms.estimators.istar import istar
-from algorithms.signals.base import Bench, Played, turn_sums
+from algorithms.signals.base import RolloutBatch, SignalContext, turn_sums
 from algorithms.signals.critic import Critic
 from algorithms.signals.entropy import Entropy
 from algorithms.signals.implicit_prm import ImplicitPRM, outcome_loss, pairwise_loss
@@ -29,14 +29,14 @@ from tests.agents.toys import Corridor, Corridors, corridor, random_policy
 from tests.algorithms.test_trainer import SAMPLING, make_trainer
 
 
-def bench_of(policy: LocalPolicy, pool: EnvPool, seed: int = 0) -> Bench:
+def context_of(policy: LocalPolicy, pool: EnvPool, seed: int = 0) -> SignalContext:
     agent = PolicyAgent(policy, Transcript(), SAMPLING, torch.Generator().manual_seed(seed))
-    return Bench(policy.model, agent, pool, torch.float32, 512, 1.0, 8, seed)
+    return SignalContext(policy.model, agent, pool, torch.float32, 512, 1.0, 8, seed)
 
 
-def play(bench: Bench, count: int = 8) -> list[Episode]:
+def play(context: SignalContext, count: int = 8) -> list[Episode]:
     jobs = [Job(corridor(2 + i % 2), group=i % 2, seed=0) for i in range(count)]
-    return rollout(bench.agent, bench.pool, jobs, max_turns=3)
+    return rollout(context.agent, context.pool, jobs, max_turns=3)
 
 
 @pytest.fixture
@@ -54,66 +54,66 @@ def won_by_half(episodes: list[Episode]) -> list[Episode]:
 
 
 def test_entropy_is_that_of_the_distributions_that_were_sampled_from(pool: EnvPool) -> None:
-    bench = bench_of(random_policy(), pool)
-    played = Played.of(play(bench))
-    entropy = Entropy(bench).measure(played).signals["entropy"]
-    turn = played.episodes[0].turns[1]
+    context = context_of(random_policy(), pool)
+    rollouts = RolloutBatch.of(play(context))
+    entropy = Entropy(context).measure(rollouts).signals["entropy"]
+    turn = rollouts.episodes[0].turns[1]
     ids = torch.tensor([turn.prompt_ids + turn.completion_ids])
     with torch.no_grad():
-        logprobs = bench.model(ids[:, :-1]).logits[0, len(turn.prompt_ids) - 1 :].log_softmax(-1)
+        logprobs = context.model(ids[:, :-1]).logits[0, len(turn.prompt_ids) - 1 :].log_softmax(-1)
     np.testing.assert_allclose(entropy[1], float(-(logprobs.exp() * logprobs).sum(-1).mean()), rtol=1e-5)
 
 
 @pytest.mark.parametrize("body", ["separate", "policy"])
 @pytest.mark.parametrize("of", ["turns", "tokens"])
 def test_a_critic_comes_to_tell_the_returns(pool: EnvPool, body: str, of: str) -> None:
-    bench = bench_of(random_policy(), pool)
-    played = Played.of(won_by_half(play(bench)))
-    before = {name: tensor.clone() for name, tensor in bench.model.state_dict().items()}
-    critic = Critic(bench, body=body, learning_rate=3e-3, clip=None)
-    first = critic.measure(played)
+    context = context_of(random_policy(), pool)
+    rollouts = RolloutBatch.of(won_by_half(play(context)))
+    before = {name: tensor.clone() for name, tensor in context.model.state_dict().items()}
+    critic = Critic(context, body=body, learning_rate=3e-3, clip=None)
+    first = critic.measure(rollouts)
     assert np.all(first.signals["value"] == 0.0)  # it starts from knowing nothing
-    returns = played.table.discounted_returns(1.0)
-    wanted = returns if of == "turns" else played.table.per_token(returns)
+    returns = rollouts.table.discounted_returns(1.0)
+    wanted = returns if of == "turns" else rollouts.table.per_token(returns)
     losses = []
     for _ in range(60):
-        seen = played.measured(critic.measure(played))
+        seen = rollouts.measured(critic.measure(rollouts))
         losses.append(critic.learn(seen, Estimate(wanted, wanted))["signal/value_loss"])
     assert losses[-1] < losses[0] / (4 if body == "separate" else 1.2)
-    values = critic.measure(played)
+    values = critic.measure(rollouts)
     np.testing.assert_allclose(  # the value of a turn is that before its first token
-        values.signals["value"], values.token_signals["value"][np.cumsum(played.table.tokens) - played.table.tokens]
+        values.signals["value"], values.token_signals["value"][np.cumsum(rollouts.table.tokens) - rollouts.table.tokens]
     )
-    for name, tensor in bench.model.state_dict().items():
+    for name, tensor in context.model.state_dict().items():
         torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)  # the policy is not trained by it
 
 
 def test_a_critic_without_returns_says_so(pool: EnvPool) -> None:
-    bench = bench_of(random_policy(), pool)
-    played = Played.of(play(bench))
-    critic = Critic(bench)
+    context = context_of(random_policy(), pool)
+    rollouts = RolloutBatch.of(play(context))
+    critic = Critic(context)
     with pytest.raises(TypeError, match="gives advantages alone"):
-        critic.learn(played.measured(critic.measure(played)), np.zeros(len(played.table)))
+        critic.learn(rollouts.measured(critic.measure(rollouts)), np.zeros(len(rollouts.table)))
 
 
 def test_a_critic_takes_the_steps_that_it_is_told_to(pool: EnvPool) -> None:
     """Over all samples in each pass, in another order, and on the returns of all."""
-    bench = bench_of(random_policy(), pool)
-    played = Played.of(won_by_half(play(bench)))
-    critic = Critic(bench, learning_rate=1e-3, epochs=3, minibatches=2)
+    context = context_of(random_policy(), pool)
+    rollouts = RolloutBatch.of(won_by_half(play(context)))
+    critic = Critic(context, learning_rate=1e-3, epochs=3, minibatches=2)
     steps: list[list[int]] = []
     step = critic._step
     critic._step = lambda goals: (steps.append([id(goal.sample) for goal in goals]), step(goals))[1]  # type: ignore[method-assign]
-    returns = played.table.discounted_returns(1.0)
-    metrics = critic.learn(played.measured(critic.measure(played)), Estimate(returns, returns))
+    returns = rollouts.table.discounted_returns(1.0)
+    metrics = critic.learn(rollouts.measured(critic.measure(rollouts)), Estimate(returns, returns))
     assert len(steps) == 6
     for first, second in zip(steps[::2], steps[1::2], strict=True):
-        assert sorted(first + second) == sorted(id(sample) for sample in played.samples)
+        assert sorted(first + second) == sorted(id(sample) for sample in rollouts.samples)
     assert len({tuple(sorted(part)) for part in steps}) > 2
     assert all(state["step"] == 6 for state in critic.optimizer.state_dict()["state"].values())
     assert metrics["signal/value_loss"] > 0
     with pytest.raises(ValueError, match="epochs and minibatches must be at least 1, got 1 and 0"):
-        Critic(bench, minibatches=0)
+        Critic(context, minibatches=0)
 
 
 @pytest.mark.parametrize("player", [PolicyAgent, CandidateAgent])
@@ -125,39 +125,39 @@ def test_an_episode_that_is_cut_off_is_worth_what_follows_it(player, limit: str)
     policy = random_policy()
     with EnvPool(lambda: Corridor(environment), 3) as pool, EnvPool(lambda: Corridor(3), 3) as longer:
         agent = player(policy, Transcript(), SAMPLING, torch.Generator().manual_seed(0))
-        bench = Bench(policy.model, agent, pool, torch.float32, 512, 1.0, 8, 0)
-        critic = Critic(bench)
+        context = SignalContext(policy.model, agent, pool, torch.float32, 512, 1.0, 8, 0)
+        critic = Critic(context)
         torch.nn.init.normal_(critic.head.weight, generator=torch.Generator().manual_seed(1))
         episodes = rollout(agent, pool, jobs, max_turns=max_turns)
         agent.generator.manual_seed(0)
         further = rollout(agent, longer, jobs, max_turns=3)
     assert [str(e.stop_reason) for e in episodes] == ["turn_limit", "env_error", "turn_limit"]
-    measured = critic.measure(Played.of(episodes)).signals
-    after = critic.measure(Played.of(further)).signals["value"]
+    measured = critic.measure(RolloutBatch.of(episodes)).signals
+    after = critic.measure(RolloutBatch.of(further)).signals["value"]
     rows = np.cumsum([len(e.turns) for e in episodes]) - 1
     assert measured["next_value"][rows[0]] == pytest.approx(after[2], rel=1e-4)
     assert measured["next_value"][rows[2]] == pytest.approx(after[-1], rel=1e-4)
     assert np.flatnonzero(measured["next_value"]).tolist() == [rows[0], rows[2]]
-    table = Played.of(episodes).measured(critic.measure(Played.of(episodes))).table
+    table = RolloutBatch.of(episodes).measured(critic.measure(RolloutBatch.of(episodes))).table
     estimate = turn_gae(table, gamma=0.5, lam=0.0, whiten_turns=False)
     assert estimate.returns[rows[0]] == pytest.approx(0.5 * after[2], rel=1e-4)
 
 
 def test_what_ended_or_could_not_go_on_is_worth_nothing_more(pool: EnvPool) -> None:
-    bench = bench_of(random_policy(), pool)
-    critic = Critic(bench)
+    context = context_of(random_policy(), pool)
+    critic = Critic(context)
     torch.nn.init.ones_(critic.head.bias)
-    episodes = play(bench, 4)
+    episodes = play(context, 4)
     for episode, reason in zip(episodes, ("success", "failure", "context_limit", "turn_limit"), strict=True):
         episode.stop_reason = StopReason(reason)
-    values = critic.measure(Played.of(episodes)).signals["next_value"]
+    values = critic.measure(RolloutBatch.of(episodes)).signals["next_value"]
     assert np.count_nonzero(values) == 1
-    bench.agent.prompter.max_prompt_tokens = len(episodes[-1].turns[-1].prompt_ids)  # one more does not fit
-    assert not critic.measure(Played.of(episodes)).signals["next_value"].any()
+    context.agent.prompter.max_prompt_tokens = len(episodes[-1].turns[-1].prompt_ids)  # one more does not fit
+    assert not critic.measure(RolloutBatch.of(episodes)).signals["next_value"].any()
 
 
 def test_what_training_needs_of_an_ending_is_not_written(pool: EnvPool, tmp_path: Path) -> None:
-    episodes = play(bench_of(random_policy(), pool), 1)
+    episodes = play(context_of(random_policy(), pool), 1)
     assert episodes[0].final_info["goal"] == "open the door"
     write_episodes(tmp_path / "episodes.jsonl", episodes)
     assert "final_info" not in (tmp_path / "episodes.jsonl").read_text()
@@ -167,49 +167,49 @@ def test_what_training_needs_of_an_ending_is_not_written(pool: EnvPool, tmp_path
 @pytest.mark.parametrize("loss", ["pairwise", "outcome"])
 def test_the_reward_model_takes_the_gradient_of_its_loss(pool: EnvPool, loss: str) -> None:
     """In two passes and micro-batches it is the gradient that one pass over everything would give."""
-    bench = bench_of(random_policy(), pool)
-    played = Played.of(won_by_half(play(bench)))
-    prm = ImplicitPRM(bench, loss=loss, beta=0.5)
+    context = context_of(random_policy(), pool)
+    rollouts = RolloutBatch.of(won_by_half(play(context)))
+    prm = ImplicitPRM(context, loss=loss, beta=0.5)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in prm.model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.02)
-    measured = prm.measure(played)
+    measured = prm.measure(rollouts)
     gradients: list[torch.Tensor] = []
     prm.optimizer.step = lambda: gradients.extend(p.grad.clone() for p in prm.model.parameters())  # type: ignore[method-assign]
-    prm.bench = Bench(**{**prm.bench.__dict__, "grad_clip": 1e9})
-    said = prm.learn(played.measured(measured), np.zeros(0))
+    prm.context = SignalContext(**{**prm.context.__dict__, "grad_clip": 1e9})
+    said = prm.learn(rollouts.measured(measured), np.zeros(0))
 
-    policy = LocalPolicy(prm.model, bench.agent.policy.tokenizer)
+    policy = LocalPolicy(prm.model, context.agent.policy.tokenizer)
     rewards = []
-    for sample in played.samples:
+    for sample in rollouts.samples:
         ids = torch.tensor([sample.ids])
         logprobs = prm.model(ids[:, :-1]).logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[0, :, 0]
         with torch.no_grad():
-            ours = bench.model(ids[:, :-1]).logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[0, :, 0]
+            ours = context.model(ids[:, :-1]).logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[0, :, 0]
         rows = torch.tensor(sample.turn[1:])
         rewards += [0.5 * (logprobs - ours)[rows == row].sum() for row in sorted(set(sample.turn) - {-1})]
-    turns, table = torch.stack(rewards), played.table
+    turns, table = torch.stack(rewards), rollouts.table
     np.testing.assert_allclose(measured.signals["prm"], turns.detach(), atol=1e-5)
     np.testing.assert_allclose(turn_sums(table, measured.token_signals["prm"]), measured.signals["prm"])
-    success, episode = torch.from_numpy(played.success()), torch.from_numpy(table.episode_number)
+    success, episode = torch.from_numpy(rollouts.success()), torch.from_numpy(table.episode_number)
     if loss == "pairwise":
         whole = pairwise_loss(turns, episode, torch.from_numpy(table.group), success)
     else:
-        sums = torch.zeros(len(played.episodes)).index_add(0, episode, turns)
-        whole = outcome_loss(sums, torch.tensor([e.success for e in played.episodes]))
+        sums = torch.zeros(len(rollouts.episodes)).index_add(0, episode, turns)
+        whole = outcome_loss(sums, torch.tensor([e.success for e in rollouts.episodes]))
     assert said["signal/prm_loss"] == pytest.approx(whole.item(), rel=1e-4)
     for mine, direct in zip(gradients, torch.autograd.grad(whole, list(policy.model.parameters())), strict=True):
         torch.testing.assert_close(mine, direct, atol=1e-6, rtol=1e-3)
 
 
 def test_the_reward_model_learns_to_tell_successes(pool: EnvPool) -> None:
-    bench = bench_of(random_policy(), pool)
-    played = Played.of(won_by_half(play(bench)))
-    prm = ImplicitPRM(bench, learning_rate=1e-3, update="before")
-    first = prm.measure(played).metrics
+    context = context_of(random_policy(), pool)
+    rollouts = RolloutBatch.of(won_by_half(play(context)))
+    prm = ImplicitPRM(context, learning_rate=1e-3, update="before")
+    first = prm.measure(rollouts).metrics
     for _ in range(20):
-        last = prm.measure(played).metrics
+        last = prm.measure(rollouts).metrics
     assert last["signal/prm_loss"] < first["signal/prm_loss"]
     assert last["signal/prm_gap"] > first["signal/prm_gap"]
 

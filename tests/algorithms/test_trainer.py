@@ -88,7 +88,7 @@ def make_trainer(
     **changes,
 ) -> Trainer:  # fmt: skip
     manifest = changes.pop("manifest", Corridors().manifest("train"))
-    trainer_settings = {"groups": 4, "group_size": 4, "dynamic_sampling": False, "growth": None}
+    trainer_settings = {"groups": 4, "group_size": 4, "dynamic_sampling": False, "tree_expansion": None}
     trainer_settings |= {"checkpoint_every": 2, "eval_every": 0}
     trainer_settings |= {k: changes.pop(k) for k in list(changes) if k in TrainerConfig.__dataclass_fields__}
     config = TrainerConfig(updates=updates, max_turns=8, episode_timeout=60.0, **trainer_settings)

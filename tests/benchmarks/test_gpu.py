@@ -35,9 +35,9 @@ def test_a_part_that_fails_is_told_and_the_others_go_on(tmp_path: Path, capsys) 
 
 def test_model_flops_are_those_of_its_matrix_products() -> None:
     """Counted by torch in a forward pass; it counts all pairs of tokens for attention, not the causal half."""
-    bench = gpu.Bench(gpu.SHAPES["tiny"], torch.device("cpu"), 1)
-    model = bench.policy(torch.float32).model
+    benchmark = gpu.Benchmark(gpu.SHAPES["tiny"], torch.device("cpu"), 1)
+    model = benchmark.policy(torch.float32).model
     math = sdpa_kernel(SDPBackend.MATH)  # of the fused kernels it counts nothing
     with FlopCounterMode(display=False) as counter, math, torch.no_grad():
         model(input_ids=torch.zeros(2, 16, dtype=torch.long), use_cache=False)
-    assert bench.shape.flops(model, 32, 16, heads=32) == pytest.approx(counter.get_total_flops(), rel=0.01)
+    assert benchmark.shape.flops(model, 32, 16, heads=32) == pytest.approx(counter.get_total_flops(), rel=0.01)

@@ -24,7 +24,7 @@ def pool():
         yield made
 
 
-def judge_of(agent: PolicyAgent, pool: EnvPool, monkeypatch: pytest.MonkeyPatch, seed: int = 0) -> train._Judge:
+def evaluator_of(agent: PolicyAgent, pool: EnvPool, monkeypatch: pytest.MonkeyPatch, seed: int = 0) -> train._Evaluator:
     choices = SimpleNamespace(runtime=SimpleNamespace(choices={"env": "corridor"}))
     monkeypatch.setattr(train.HydraConfig, "get", lambda: choices)
     cfg: Any = OmegaConf.create(
@@ -36,7 +36,7 @@ def judge_of(agent: PolicyAgent, pool: EnvPool, monkeypatch: pytest.MonkeyPatch,
     )
     manifest = Corridors().manifest("train")
     training, selection = manifest.part(manifest.ids[:16]), manifest.part(manifest.ids[16:])
-    return train._Judge(cfg, Corridors(), training, selection, agent, pool, Quiet())  # type: ignore[arg-type]
+    return train._Evaluator(cfg, Corridors(), training, selection, agent, pool, Quiet())  # type: ignore[arg-type]
 
 
 def agent_of(kind: type[PolicyAgent], seed: int) -> PolicyAgent:
@@ -49,19 +49,19 @@ def test_an_evaluation_leaves_the_sampling_of_training_alone(
 ) -> None:
     agent = agent_of(kind, 3)
     before = agent.generator.get_state()
-    judge_of(agent, pool, monkeypatch)()
+    evaluator_of(agent, pool, monkeypatch)()
     assert torch.equal(agent.generator.get_state(), before)
     assert agent.sampling == Sampling(1.0, 6)
 
 
 def test_every_evaluation_draws_alike_by_the_seed_of_the_run(pool: EnvPool, monkeypatch: pytest.MonkeyPatch) -> None:
     """However much training has drawn before."""
-    judge = judge_of(agent_of(Wanderer, 3), pool, monkeypatch)
-    first = judge()
-    judge.agent.generator.manual_seed(99)
-    assert judge() == first
-    assert judge_of(agent_of(Wanderer, 4), pool, monkeypatch)() == first
-    assert judge_of(agent_of(Wanderer, 3), pool, monkeypatch, seed=1)() != first
+    evaluator = evaluator_of(agent_of(Wanderer, 3), pool, monkeypatch)
+    first = evaluator()
+    evaluator.agent.generator.manual_seed(99)
+    assert evaluator() == first
+    assert evaluator_of(agent_of(Wanderer, 4), pool, monkeypatch)() == first
+    assert evaluator_of(agent_of(Wanderer, 3), pool, monkeypatch, seed=1)() != first
 
 
 def test_an_evaluation_has_a_temperature_of_its_own(pool: EnvPool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,5 +71,5 @@ def test_an_evaluation_has_a_temperature_of_its_own(pool: EnvPool, monkeypatch: 
     monkeypatch.setattr(
         agent.policy, "generate", lambda r, sampling, g: (heard.append(sampling), generate(r, sampling, g))[1]
     )
-    judge_of(agent, pool, monkeypatch)()
+    evaluator_of(agent, pool, monkeypatch)()
     assert set(heard) == {Sampling(0.7, 6)}

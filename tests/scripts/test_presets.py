@@ -38,7 +38,7 @@ def test_every_part_of_a_preset_can_be_made(name: str) -> None:
     algo = instantiate(config.algo)
     objective = Objective(**{field.name: algo[field.name] for field in fields(Objective) if field.name in algo})
     LearnerConfig(objective, temperature=1, **learner)  # type: ignore[arg-type]
-    TrainerConfig(dynamic_sampling=False, growth=None, **settings)
+    TrainerConfig(dynamic_sampling=False, tree_expansion=None, **settings)
 
 
 def test_the_published_run_has_the_published_settings() -> None:

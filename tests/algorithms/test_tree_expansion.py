@@ -16,18 +16,18 @@ from agents.rollout import Job, rollout
 from algorithms.estimators.groups import count_shared
 from algorithms.estimators.spo import spo_tree
 from algorithms.estimators.tree_grpo import tree_grpo
-from algorithms.growth import Growth
-from algorithms.signals.base import Bench, Played
+from algorithms.signals.base import RolloutBatch, SignalContext
 from algorithms.signals.tree import Tree
+from algorithms.tree_expansion import TreeExpansion
 from envs.core import Info, UnknownNameError
 from envs.pool import EnvPool
 from tests.agents.test_rollout import Walker, policy_agent
 from tests.agents.toys import Corridor, Corridors, Wanderer, corridor, random_policy
 from tests.algorithms.test_algo_conf import composed
-from tests.algorithms.test_signals import bench_of
+from tests.algorithms.test_signals import context_of
 from tests.algorithms.test_trainer import make_trainer, without_times
 
-GROWTH = Growth(trees=2, expand=2)  # with 10 attempts at a task: two rounds
+EXPANSION = TreeExpansion(trees=2, expand=2)  # with 10 attempts at a task: two rounds
 
 
 def grown(seed: int = 0) -> list[Episode]:
@@ -35,7 +35,9 @@ def grown(seed: int = 0) -> list[Episode]:
     jobs = [Job(corridor(4 + group), group, seed=group) for group in range(2) for _ in range(10)]
     with EnvPool(Corridors().make, 4) as pool:
         agent = policy_agent()
-        return GROWTH.play(lambda jobs: rollout(agent, pool, jobs, keep_starts=True), jobs, np.random.default_rng(seed))
+        return EXPANSION.play(
+            lambda jobs: rollout(agent, pool, jobs, keep_starts=True), jobs, np.random.default_rng(seed)
+        )
 
 
 @pytest.fixture
@@ -44,10 +46,10 @@ def pool() -> Iterator[EnvPool]:
         yield made
 
 
-def columns(episodes: list[Episode], pool: EnvPool) -> Played:
-    bench: Bench = bench_of(random_policy(), pool)
-    played = Played.of(episodes)
-    return played.measured(Tree(bench).measure(played))
+def columns(episodes: list[Episode], pool: EnvPool) -> RolloutBatch:
+    context: SignalContext = context_of(random_policy(), pool)
+    rollouts = RolloutBatch.of(episodes)
+    return rollouts.measured(Tree(context).measure(rollouts))
 
 
 def test_every_job_is_an_episode_and_every_tree_has_as_many(pool: EnvPool) -> None:
@@ -85,7 +87,7 @@ def test_a_tree_without_inner_turns_begins_again(pool: EnvPool) -> None:
     def play(jobs: list[Job]) -> list[Episode]:
         return rollout(Walker(), pool, jobs, max_turns=1, keep_starts=True)
 
-    episodes = GROWTH.play(play, [Job(corridor(4)) for _ in range(10)], np.random.default_rng(0))
+    episodes = EXPANSION.play(play, [Job(corridor(4)) for _ in range(10)], np.random.default_rng(0))
     assert [len(e.turns) for e in episodes] == [1] * 10
     assert len({id(e.turns[0]) for e in episodes}) == 10
 
@@ -93,11 +95,11 @@ def test_a_tree_without_inner_turns_begins_again(pool: EnvPool) -> None:
 @pytest.mark.parametrize("size", [1, 4, 8])
 def test_attempts_that_make_no_whole_rounds_are_refused(tmp_path: Path, pool: EnvPool, size: int) -> None:
     with pytest.raises(ValueError, match=rf"group_size={size} .*group_size is 2 · \(1 \+ 2 · rounds\)"):
-        make_trainer(tmp_path, pool, random_policy(), 1, growth=GROWTH, group_size=size)
+        make_trainer(tmp_path, pool, random_policy(), 1, tree_expansion=EXPANSION, group_size=size)
     for good in (2, 6, 10):
-        GROWTH.check(good)
+        EXPANSION.check(good)
     with pytest.raises(ValueError, match="got 2 and 0"):
-        Growth(2, 0)
+        TreeExpansion(2, 0)
 
 
 def test_nodes_are_turns_and_shared_ones_have_one_number(pool: EnvPool) -> None:
@@ -147,7 +149,8 @@ def test_a_run_resumes_bit_for_bit(tmp_path: Path, toll: EnvPool, name: str) -> 
     def train(run: Path, stops: list[int]) -> dict[str, torch.Tensor]:
         for until in stops:
             trainer = make_trainer(
-                run, toll, random_policy(), 2, made.estimator, made.signals, groups=2, group_size=4, growth=made.growth,
+                run, toll, random_policy(), 2, made.estimator, made.signals, groups=2, group_size=4,
+                tree_expansion=made.tree_expansion,
                 loss=made.loss, aggregation=made.aggregation, checkpoint_every=1,
             )  # fmt: skip
             if until != stops[0]:
@@ -169,7 +172,7 @@ def test_a_tree_is_written_whole_and_its_tokens_are_counted_once(tmp_path: Path,
     made = composed("tree_grpo")
     trainer = make_trainer(
         tmp_path, pool, random_policy(), 1, made.estimator, made.signals, Wanderer,
-        groups=1, group_size=8, growth=made.growth, dynamic_sampling=True, checkpoint_every=1,
+        groups=1, group_size=8, tree_expansion=made.tree_expansion, dynamic_sampling=True, checkpoint_every=1,
     )  # fmt: skip
     trainer.train()
     (path,) = (tmp_path / "episodes").iterdir()

@@ -15,8 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from agents.prompts import Transcript
 from agents.rollout import BrokenEnvironmentError
-from algorithms import start
-from algorithms.start import Tiny, tiny_policy
+from algorithms import initial_policy
+from algorithms.initial_policy import TinyPolicy, tiny_policy
 from algorithms.warm_start import WarmStart
 from envs import files
 from envs.core import Task, TaskSet, hold_out
@@ -27,7 +27,7 @@ from tests.algorithms.test_trainer import Quiet
 from tests.damage import each_damage
 
 CLONES = WarmStart(episodes=4, noise=0.0, steps=2, tokens_per_step=128, max_turns=4, matrix_lr=0.02, other_lr=0.01)
-SMALL = Tiny(width=16, layers=1, heads=2, context=128, warm_start=CLONES)
+SMALL = TinyPolicy(width=16, layers=1, heads=2, context=128, warm_start=CLONES)
 
 
 class Phases(Quiet):
@@ -39,7 +39,7 @@ class Phases(Quiet):
         self.names.append(name)
 
 
-def make(phases: Phases, config: Tiny = SMALL, seed: int = 0, tasks: TaskSet | None = None, held_out: int = 0):
+def make(phases: Phases, config: TinyPolicy = SMALL, seed: int = 0, tasks: TaskSet | None = None, held_out: int = 0):
     task_set = tasks or Corridors()
     training, _ = hold_out(task_set.manifest("train"), held_out)
     with EnvPool(task_set.make, 2) as pool:
@@ -152,8 +152,8 @@ def other(value: Any) -> Any:
 def key(config: DictConfig) -> str:
     policy = OmegaConf.to_container(config.policy)
     assert isinstance(policy, dict)
-    return start._key(
-        replace(instantiate({**policy, "_target_": "algorithms.start.Tiny"}), seed=policy["seed"]),
+    return initial_policy._key(
+        replace(instantiate({**policy, "_target_": "algorithms.initial_policy.TinyPolicy"}), seed=policy["seed"]),
         Corridors(), Corridors().manifest("train"), Transcript(), plain(config),
     )  # fmt: skip
 
@@ -168,7 +168,7 @@ def test_every_key_of_the_configuration_counts_unless_it_is_left_out(overrides: 
             continue  # the kinds of `Tiny` and `WarmStart`
         changed = config.copy()
         OmegaConf.update(changed, name, other(value), force_add=True)
-        left_out = name in start.LEFT_OUT or any(name.startswith(f"{part}.") for part in start.LEFT_OUT)
+        left_out = any(name == part or name.startswith(f"{part}.") for part in initial_policy.LEFT_OUT)
         expected_same = left_out and not name.startswith("policy.")  # which is in `Tiny`
         assert (key(changed) == before) is expected_same, name
 
@@ -177,11 +177,11 @@ def test_what_the_configuration_does_not_hold_counts_too(tmp_path: Path, monkeyp
     config = configured()
     keys = [key(config)]
     for target, value in {
-        "algorithms.start.VERSION": start.VERSION + 1,
-        "algorithms.start.agents_hash": lambda: "another template",
-        "algorithms.start.code_hash": lambda _: "another prompter",
+        "algorithms.initial_policy.VERSION": initial_policy.VERSION + 1,
+        "algorithms.initial_policy.agents_hash": lambda: "another template",
+        "algorithms.initial_policy.code_hash": lambda _: "another prompter",
         "envs.facts.code_hash": lambda _: "another expert",
-        "algorithms.start.metadata.version": lambda _: "0.0",
+        "algorithms.initial_policy.metadata.version": lambda _: "0.0",
         "tests.agents.toys.hash_tasks": lambda _: "other tasks",
     }.items():
         with monkeypatch.context() as patch:

@@ -43,14 +43,14 @@ FEED_FORWARD = 3  # times the width
 
 
 @dataclass(frozen=True)
-class Given(Pretrained):
+class PretrainedPolicy(Pretrained):
     """A model that is there. With `warm_start` training begins by cloning the environment's expert into it."""
 
     warm_start: WarmStart | None = None
 
 
 @dataclass(frozen=True)
-class Tiny:
+class TinyPolicy:
     """The shape of the embedded default policy, see `agents.policies.tiny`."""
 
     width: int
@@ -62,7 +62,7 @@ class Tiny:
 
 
 def tiny_policy(
-    config: Tiny,
+    config: TinyPolicy,
     task_set: TaskSet,
     manifest: Manifest,
     prompter: Prompter,
@@ -89,7 +89,7 @@ def tiny_policy(
 
 def _make(
     folder: Path,
-    config: Tiny,
+    config: TinyPolicy,
     task_set: TaskSet,
     manifest: Manifest,
     prompter: Prompter,
@@ -114,7 +114,9 @@ def _make(
     save_checkpoint(folder, model, tokenizer)
 
 
-def _key(config: Tiny, task_set: TaskSet, manifest: Manifest, prompter: Prompter, configured: Mapping[str, Any]) -> str:
+def _key(
+    config: TinyPolicy, task_set: TaskSet, manifest: Manifest, prompter: Prompter, configured: Mapping[str, Any]
+) -> str:
     counts = without(configured, LEFT_OUT)
     return key_of(
         {

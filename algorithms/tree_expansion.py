@@ -22,7 +22,7 @@ from agents.rollout import Job
 Play = Callable[[list[Job]], list[Episode]]  # episodes in the order of the jobs, with the starts of their turns
 
 
-class Growth:
+class TreeExpansion:
     """How the attempts at a task come about: in as many rounds as use up `trainer.group_size`.
 
     (No dataclass: Hydra would take one that stands inside of a configuration for more configuration.)
@@ -31,7 +31,7 @@ class Growth:
     def __init__(self, trees: int, expand: int) -> None:
         """`trees` at each task, and in a round `expand` nodes of each tree."""
         if trees < 1 or expand < 1:
-            raise ValueError(f"growth needs trees and expand of at least 1, got {trees} and {expand}")
+            raise ValueError(f"tree_expansion needs trees and expand of at least 1, got {trees} and {expand}")
         self.trees, self.expand = trees, expand
 
     def check(self, group_size: int) -> None:
