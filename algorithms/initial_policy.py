@@ -32,7 +32,7 @@ from envs.pool import EnvPool
 VERSION = 6  # of the recipe in `algorithms`: to be raised when the same configuration would give other weights
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy")  # whose versions may give other weights
 LEFT_OUT = (  # of a run's configuration: what a warm start does not depend on
-    "policy", "seed",  # they stand in `Tiny`
+    "policy", "seed",  # they stand in `TinyPolicy`
     "env.data",  # what is in the folder counts, by the manifest
     "agent._target_", "agent.player", "agent.sampling",  # experts play, and write as the prompter does
     "pool.workers", "pool.step_timeout",  # `pool.size` sets the order in which demonstrations draw their noise

@@ -165,11 +165,11 @@ def test_every_key_of_the_configuration_counts_unless_it_is_left_out(overrides: 
     before = key(config)
     for name, value in leaves(OmegaConf.to_container(config, resolve=False)):  # type: ignore[arg-type]
         if name.startswith("policy.") and name.endswith("_target_"):
-            continue  # the kinds of `Tiny` and `WarmStart`
+            continue  # the kinds of `TinyPolicy` and `WarmStart`
         changed = config.copy()
         OmegaConf.update(changed, name, other(value), force_add=True)
         left_out = any(name == part or name.startswith(f"{part}.") for part in initial_policy.LEFT_OUT)
-        expected_same = left_out and not name.startswith("policy.")  # which is in `Tiny`
+        expected_same = left_out and not name.startswith("policy.")  # which is in `TinyPolicy`
         assert (key(changed) == before) is expected_same, name
 
 
