@@ -13,7 +13,8 @@ taken at `effective_n` trials, the number that would vary as much as the tasks' 
 cluster sampling, Kish 1965; linearised variance, clusters = tasks). It answers: how would the agent do on other
 tasks like these? `by_seed` has the rate of each seed and its plain interval over tasks. `seed_mean` ± `seed_std` (the
 sample standard deviation, not an error of the mean) answers another question: how much does a run move when only
-chance changes, on these very tasks? The interval of the mean score is one over tasks, too.
+chance changes, on these very tasks? The interval of the mean score is one over tasks, too: Wilson's, at as many trials
+as would vary as much.
 """
 
 from __future__ import annotations
@@ -151,7 +152,7 @@ def evaluate(
 ) -> Evaluation:
     """Play every task of the split once for each seed, and summarise.
 
-    With `task_ids` these tasks only, with `limit` the first ones only.
+    With `task_ids` these tasks only, with `limit` so many of them (`spread`).
 
     Episodes in `played` are taken as they are and not played again; those outside the plan are left out. Seeds reach
     the environment's reset and agents that draw from `episode.seed`. A policy draws from one generator in the order
@@ -180,9 +181,26 @@ def plan(
         raise ValueError(f"seeds must be one or more different integers, got {list(seeds)}")
     if limit is not None and (not isinstance(limit, int) or limit < 1):
         raise ValueError(f"limit must be at least 1, or None for all tasks; got {limit!r}")
-    ids = task_set.manifest(split).ids if task_ids is None else task_ids
-    tasks = [task_set.task(split, task_id) for task_id in ids[:limit]]
+    ids = spread(task_set.manifest(split).ids if task_ids is None else task_ids, limit)
+    tasks = [task_set.task(split, task_id) for task_id in ids]
     return [Job(task, group, seed) for seed in seeds for group, task in enumerate(tasks)]
+
+
+def spread(ids: Sequence[str], limit: int | None) -> list[str]:
+    """`limit` of the sorted `ids`, evenly spaced: ids begin with the type of task, and the first ones have one type.
+
+    All of them with None, or where there are no more. Twice as many hold all of them, so that an evaluation can be
+    extended.
+    """
+    count = len(ids) if limit is None else min(limit, len(ids))
+    return [ids[i * len(ids) // count] for i in range(count)]
+
+
+def describe_limit(limit: int | None, total: int) -> str:
+    """How `spread` chooses among `total` tasks, in words: "20 of 140 tasks, evenly spaced over the sorted ids"."""
+    if limit is None or limit >= total:
+        return f"{total} tasks"
+    return f"{limit} of {total} tasks, evenly spaced over the sorted ids"
 
 
 def episode_key(episode: Episode) -> tuple[str, int]:
@@ -257,14 +275,17 @@ def _interval(successes: int, n: int, effective_n: float) -> Rate:
 
 
 def _mean_interval(tasks: Sequence[Sequence[float]]) -> tuple[float, float] | None:
-    """95 % interval of the mean over all values, those of a task being one cluster: normal, linearised variance."""
+    """95 % interval of the mean over all values, which are in [0, 1]; those of a task are one cluster.
+
+    Wilson's, at the number of trials whose share of successes would have the linearised variance: as the interval of a
+    success it stays in [0, 1]. (The normal one, mean ± 1.96 standard errors, does not.)
+    """
     means = [statistics.fmean(of) for of in tasks]
     if math.isclose(min(means), max(means)):  # but for rounding
         return None
     counts = [(math.fsum(of), len(of)) for of in tasks]
     mean = math.fsum(total for total, _ in counts) / sum(n for _, n in counts)
-    half = Z95 * math.sqrt(_variance(counts))
-    return mean - half, mean + half
+    return wilson(mean, mean * (1 - mean) / _variance(counts))
 
 
 def _variance(counts: Sequence[tuple[float, int]]) -> float:

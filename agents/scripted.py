@@ -10,7 +10,7 @@ import numpy as np
 from agents.agent import Decision, View, admissible_actions
 from envs.core import Expert
 
-_FREE = re.compile(r"<[^<>]+>")  # of an admissible action, as in "search[<your query>]": any text may stand there
+FREE = re.compile(r"<[^<>]+>")  # of an admissible action, as in "search[<your query>]": any text may stand there
 MOST_WORDS = 5  # of such a text
 
 
@@ -36,7 +36,7 @@ class RandomAgent:
             self._rngs[view.key] = np.random.default_rng([self.seed, *name])
         rng = self._rngs[view.key]
         action = admissible[int(rng.integers(len(admissible)))]
-        return _FREE.sub(lambda slot: self._words(view, rng) or slot[0], action)
+        return FREE.sub(lambda slot: self._words(view, rng) or slot[0], action)
 
     @staticmethod
     def _words(view: View, rng: np.random.Generator) -> str:

@@ -57,6 +57,7 @@ def fetch(remote: Remote, folder: Path, console: Console) -> Path:
 
 def _fetch_whole(remote: Remote, path: Path, console: Console) -> None:
     part = path.with_name(f"{remote.name}.part")
+    first = size_of(part)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
         bar = progress.add_task(remote.name, total=remote.size)
@@ -70,7 +71,11 @@ def _fetch_whole(remote: Remote, path: Path, console: Console) -> None:
                 if error.code < 500:
                     raise DownloadError(f"{remote.url}: {error}; {_BY_HAND}") from error
                 reason = str(error)
-            except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
+            except urllib.error.URLError as error:
+                if size_of(part) == first and failures == 0:  # nobody was reached so far: waiting will not help
+                    raise DownloadError(f"{remote.url}: no connection ({error.reason}); {_BY_HAND}") from error
+                reason = str(error.reason)
+            except (TimeoutError, ConnectionError, http.client.HTTPException) as error:
                 reason = str(error) or type(error).__name__
             failures = 0 if size_of(part) > have else failures + 1
             if failures == _FAILURES:
@@ -79,6 +84,11 @@ def _fetch_whole(remote: Remote, path: Path, console: Console) -> None:
                     f"{remote.url}: the download stopped at {size_of(part):,} of {of} bytes ({reason}). "
                     f"Run the command again to go on from there, or {_BY_HAND}"
                 )
+            if size is None or size_of(part) < size:
+                progress.console.print(
+                    f"{remote.name}: stopped at {size_of(part):,} bytes ({reason}); trying again in {failures} s",
+                    markup=False, highlight=False, soft_wrap=True,
+                )  # fmt: skip
             time.sleep(failures)  # a server that is not ready gets a moment longer each time
     flush(part)
     part.replace(path)

@@ -26,7 +26,7 @@ from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from agents.episode import Episode, read_episodes, write_episodes
-from agents.evaluation import Evaluation, episode_key, evaluate, plan
+from agents.evaluation import Evaluation, describe_limit, episode_key, evaluate, plan
 from agents.rollout import check_environment
 from agents.source import agents_hash
 from envs.core import TaskSet, evaluation_splits
@@ -34,8 +34,10 @@ from envs.facts import Facts, differences, environment_facts, without
 from envs.files import write_whole
 from envs.pool import EnvPool
 from scripts.agents import Model, make_agent, model_of
-from scripts.common import Terminal, command, machine, plain, versions
+from scripts.common import Terminal, command, machine, plain, printable, versions
 from scripts.run_folder import Command, locked
+
+TRACEBACK = "Traceback (most recent call last):"
 
 
 @command("evaluate")
@@ -55,10 +57,13 @@ def _run(cfg: DictConfig, run: Path) -> None:
     task_set: TaskSet = instantiate(cfg.env)
     console.print(task_set.describe())
     cfg.split = cfg.split or evaluation_splits(task_set)[0]
-    console.print(task_set.manifest(cfg.split).describe())
+    manifest = task_set.manifest(cfg.split)
+    console.print(manifest.describe())
     if not OmegaConf.is_list(cfg.seeds):
         raise ValueError(f"seeds is a list, as in seeds=[0,1,2]; got {cfg.seeds!r}")
     jobs = plan(task_set, cfg.split, cfg.seeds, cfg.limit)
+    if cfg.limit is not None:
+        console.print(f"limit={cfg.limit}: {describe_limit(cfg.limit, len(manifest.ids))}")
     model = model_of(cfg)
     agent = make_agent(cfg.agent, task_set, model, cfg.seeds[0])
     facts = _facts(cfg, task_set, model)
@@ -90,9 +95,18 @@ def _run(cfg: DictConfig, run: Path) -> None:
             if (usage := getattr(agent, "usage", None)) is not None:
                 console.print(usage.describe())
     if errors := [episode.error for episode in ended if episode.error]:
-        console.print(f"{len(errors)} episodes ended by an error, the first by: {errors[0].strip().splitlines()[-1]}")
+        console.print(f"{len(errors)} episodes ended by an error, the first by: {printable(one_line(errors[0]))}")
     _write(run, facts, task_set.describe(), evaluation, console)
     check_environment(ended)
+
+
+def one_line(error: str) -> str:
+    """What `Episode.error` says in a line: the exception of a traceback, else its first line, before any stack."""
+    first = error.strip().partition("\n")[0]
+    if not first.startswith(TRACEBACK):
+        return first.removesuffix(" It is in")
+    last_of_chain = error.partition("\nand closing it failed too:")[0].rpartition(TRACEBACK)[2]
+    return next((line for line in last_of_chain.splitlines()[1:] if line.strip() and not line.startswith(" ")), first)
 
 
 # -- what is played ---------------------------------------------------------------------------------------------------
@@ -181,9 +195,7 @@ def _progress(
 
 def _write(run: Path, facts: Facts, environment: str, evaluation: Evaluation, console: Console) -> None:
     """The results as JSON, as Markdown, as a picture, and on the terminal. `environment` is its description."""
-    tasks = f"{evaluation.tasks} tasks" if evaluation.tasks == facts["tasks"] else (
-        f"the first {evaluation.tasks} of {facts['tasks']} tasks"
-    )  # fmt: skip
+    tasks = describe_limit(evaluation.tasks, facts["tasks"])
     official = facts["official_tasks"]
     missing = f" (officially there are {official})" if official not in (None, facts["tasks"]) else ""
     title = f"{facts['agent']} on {evaluation.env} {evaluation.split}"

@@ -1,6 +1,7 @@
 """Play a task in the terminal: `python -m scripts.play env=alfworld task=3`; or watch: `… agent=expert delay=1`.
 
-At the prompt enter an action or its number, `?` for help, `:undo` to take a turn back, `:q` (or Ctrl-D) to stop.
+At the prompt enter an action or its number, `?` for help, `:undo` to take a turn back, `:q` (or Ctrl-D) to stop. Where
+an action has a place for any text, as `search[<your query>]` has, the text is asked for.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.columns import Columns
 from rich.console import Console
+from rich.markup import escape
 from rich.text import Text
 
 from agents.agent import Agent, PolicyAgent, View
 from agents.episode import Episode, Turn
-from agents.scripted import HumanAgent
+from agents.scripted import FREE, HumanAgent
 from envs.core import Info, StopReason, Task, TaskSet, UnknownNameError, evaluation_splits
 from scripts.agents import make_agent, model_of
 from scripts.common import Terminal, command, printable
@@ -72,14 +74,7 @@ def ask(view: View, console: Console) -> str:
     """The action that a person enters. Raises `StopPlaying` and `TakeBack`."""
     actions: list[str] = view.info["admissible"] or []
     while True:
-        try:
-            entered = console.input("[bold green]>[/] ").strip()
-        except EOFError:
-            console.print()
-            raise StopPlaying from None
-        if not sys.stdin.isatty():
-            console.print(printable(entered))  # so that what was piped in stands in the transcript
-        match entered:
+        match entered := _read("[bold green]>[/] ", console):
             case ":q" | ":quit":
                 raise StopPlaying
             case ":undo" | ":u":
@@ -87,13 +82,37 @@ def ask(view: View, console: Console) -> str:
             case "?" | ":help" | "":
                 console.print(HELP, style="dim")
             case _ if entered.isdecimal() and entered not in actions and actions:
-                if 1 <= int(entered) <= len(actions):
-                    return actions[int(entered) - 1]
-                console.print(f"there are actions 1 to {len(actions)}", style="yellow")
+                if not 1 <= int(entered) <= len(actions):
+                    console.print(f"there are actions 1 to {len(actions)}", style="yellow")
+                elif action := _fill(actions[int(entered) - 1], console):
+                    console.print(Text(f"> {printable(action)}", style="dim"))
+                    return action
             case _ if entered.startswith(":"):
                 console.print(f"unknown command {printable(entered)}: {HELP}", style="yellow")
+            case _ if entered in actions:
+                if action := _fill(entered, console):
+                    return action
             case _:
                 return entered
+
+
+def _read(prompt: str, console: Console) -> str:
+    """A line that a person enters. Raises `StopPlaying` at the end of the input."""
+    try:
+        entered = console.input(prompt).strip()
+    except EOFError:
+        console.print()
+        raise StopPlaying from None
+    if not sys.stdin.isatty():
+        console.print(printable(entered))  # so that what was piped in stands in the transcript
+    return entered
+
+
+def _fill(action: str, console: Console) -> str:
+    """The action with what a person enters in each place for any text; nothing where they enter nothing."""
+    entered = [_read(f"[green]{escape(printable(place[1:-1]))}:[/] ", console) for place in FREE.findall(action)]
+    texts = iter(entered)
+    return FREE.sub(lambda _: next(texts), action) if all(entered) else ""
 
 
 def play(env: gym.Env[str, str], task: Task, seed: int, agent: Agent, console: Console, delay: float = 0.0) -> Episode:

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from transformers.utils.logging import disable_progress_bar
 
 from agents.agent import PolicyAgent
-from agents.evaluation import Evaluation, evaluate, pooled
+from agents.evaluation import Evaluation, evaluate, pooled, spread
 from agents.policies.base import Policy, Sampling
 from agents.policies.local import LocalPolicy
 from agents.policies.pretrained import Pretrained
@@ -76,11 +76,8 @@ def _run(cfg: DictConfig, run: Path) -> None:
     console.print(task_set.describe())
     if cfg.eval.splits is None:
         cfg.eval.splits = evaluation_splits(task_set)
-    for split in dict.fromkeys([cfg.split, *cfg.eval.splits]):
-        console.print(task_set.manifest(split).describe())
     training, selection = hold_out(task_set.manifest(cfg.split), cfg.eval.selection_tasks)
-    if selection.ids:
-        console.print(f"{len(selection.ids)} tasks of {cfg.split} are held out from training and rank the checkpoints")
+    _describe_tasks(cfg, task_set, selection, console)
     facts = _facts(cfg, task_set, training)
     if saved:
         _compare(load_run(saved[-1]), facts, console)
@@ -135,6 +132,15 @@ def _run(cfg: DictConfig, run: Path) -> None:
     console.print(report.write(trainer.update), markup=False)
     console.print(f"curve: {run / CURVE}\nnewest checkpoint: {checkpoints(run)[-1]}", soft_wrap=True)
     report.check(trainer.update)
+
+
+def _describe_tasks(cfg: DictConfig, task_set: TaskSet, selection: Manifest, console: Terminal) -> None:
+    for split in dict.fromkeys([cfg.split, *cfg.eval.splits]):
+        console.print(task_set.manifest(split).describe())
+    if selection.ids:
+        console.print(f"{len(selection.ids)} tasks of {cfg.split} are held out from training and rank the checkpoints")
+    if cfg.eval.limit is not None:
+        console.print(_limited(cfg.eval.limit))
 
 
 def _clear(run: Path) -> None:
@@ -267,7 +273,7 @@ class _Evaluator:
     def _evaluate(self, name: str, manifest: Manifest, limit: int | None = None) -> Evaluation:
         generator = torch.Generator(self.agent.policy.device).manual_seed(self.cfg.seed)
         agent = replace(self.agent, sampling=self.sampling, generator=generator)
-        self.reporter.phase(f"evaluate {name}", len(manifest.ids[:limit]))
+        self.reporter.phase(f"evaluate {name}", len(spread(manifest.ids, limit)))
         return evaluate(
             agent,
             self.task_set,
@@ -378,6 +384,8 @@ class _Report:
             for split, evaluation in evaluations.items()
         ]
         played = [self.task_set.manifest(split).describe() for split in record["manifests"]]
+        if self.cfg.eval.limit is not None:
+            played.append(_limited(self.cfg.eval.limit))
         parts = [
             self.task_set.describe(), *played, _history(self.run / "metrics.jsonl"),
             _choice(self.selection, best), "\n".join(sections),
@@ -386,6 +394,10 @@ class _Report:
             "evaluation.md": "\n\n".join([f"# {self.title}", *parts]),
             "evaluation.json": json.dumps(record, indent=2),
         }
+
+
+def _limited(limit: int) -> str:
+    return f"Evaluations play at most {limit} tasks of each split, evenly spaced over its sorted ids (eval.limit)."
 
 
 def _choice(selection: Manifest, best: tuple[float, int] | None) -> str:

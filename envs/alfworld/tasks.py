@@ -89,9 +89,10 @@ class ALFWorldTasks:
         embedded_valid_seen: int = 140,
         embedded_valid_unseen: int = 134,
     ) -> None:
-        """Nothing is made or read here, beyond a look for official training games.
+        """Nothing is made or read here, beyond a look for official games.
 
-        `games` is one of `SOURCES`: "auto" takes the official games if those of train are there, else embedded ones.
+        `games` is one of `SOURCES`: "auto" takes the official games if there are any, of whichever split, else embedded
+        ones: the same split is never official games here and embedded ones there because another split is missing.
         `data` is the folder above `alfworld/json_2.1.1` (`envs.core.data_root()` when None), `engine` one of
         `ENGINES`; the last three are the sizes of the embedded splits. Raises `UnknownNameError` and `ValueError`.
         """
@@ -104,7 +105,7 @@ class ALFWorldTasks:
             raise ValueError(f"max_turns and the sizes of splits must be at least 1, got {max_turns} and {sizes}")
         self._asked, self._engine, self._max_turns, self._sizes = games, engine, max_turns, sizes
         self._folder = official_folder(data_root() if data is None else Path(data).expanduser())
-        self._official = games == "official" or (games == "auto" and any((self._folder / "train").glob(_GAMES)))
+        self._official = games == "official" or (games == "auto" and _has_games(self._folder))
         self._loaded: dict[str, _Split] = {}
 
     @property
@@ -149,7 +150,7 @@ class ALFWorldTasks:
             games, hint = f"the official games in {self._folder}", "env.games=embedded plays generated ones"
         else:
             games = f"games generated from floor plans, version {GENERATOR_VERSION}"
-            hint = f"no official ones in {self._folder / 'train'}; `{DOWNLOAD}` fetches them"
+            hint = f"no official ones in {self._folder}; `{DOWNLOAD}` fetches them"
         chosen = f" ({hint})" if self._asked == "auto" else ""
         return f"{ENV_ID}: {games}{chosen}; {self._engine} engine, at most {self._max_turns} turns"
 
@@ -178,6 +179,11 @@ class ALFWorldTasks:
 def official_folder(data: Path) -> Path:
     """Where the official games are below a data folder; its subfolders are the splits."""
     return data / "alfworld" / "json_2.1.1"
+
+
+def _has_games(folder: Path) -> bool:
+    """Whether there is an official game of any split."""
+    return any(any((folder / split).glob(_GAMES)) for split in OFFICIAL_COUNTS)
 
 
 def _type_of(task_id: str) -> str:

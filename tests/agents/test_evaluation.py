@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 
 from agents.agent import Decision
 from agents.episode import Episode, ParseStatus, Turn
-from agents.evaluation import UNTYPED, Evaluation, effective_trials, evaluate, plan, pooled, summarise, wilson
+from agents.evaluation import (
+    UNTYPED,
+    Evaluation,
+    describe_limit,
+    effective_trials,
+    evaluate,
+    plan,
+    pooled,
+    spread,
+    summarise,
+    wilson,
+)
 from agents.scripted import ExpertAgent, RandomAgent
 from envs.core import StopReason, Task
 from envs.pool import EnvPool
@@ -103,8 +114,22 @@ def test_bad_input_is_named(options, message) -> None:
 def test_the_plan_goes_through_the_manifest_seed_by_seed() -> None:
     jobs = plan(Corridors(), "valid", [7, 2], limit=2)
     assert [(j.task.id, j.seed, j.group) for j in jobs] == [
-        ("valid-000", 7, 0), ("valid-001", 7, 1), ("valid-000", 2, 0), ("valid-001", 2, 1),
+        ("valid-000", 7, 0), ("valid-003", 7, 1), ("valid-000", 2, 0), ("valid-003", 2, 1),
     ]  # fmt: skip
+
+
+def test_a_limit_is_spread_over_the_sorted_ids_and_doubling_it_adds_tasks() -> None:
+    kinds = ("clean", "cool", "examine", "heat", "pick", "pick_two")
+    ids = sorted(f"{kind}-{n:02d}" for kind in kinds for n in range(23))
+    assert {task.partition("-")[0] for task in spread(ids, 20)} == set(kinds)
+    for limit in (1, 7, 20, 69, 137, 138):
+        chosen = spread(ids, limit)
+        assert chosen == sorted(set(chosen))
+        assert len(chosen) == limit
+        assert set(chosen) <= set(spread(ids, 2 * limit))
+    assert spread(ids, None) == spread(ids, 1000) == ids
+    assert describe_limit(20, 138) == "20 of 138 tasks, evenly spaced over the sorted ids"
+    assert describe_limit(None, 138) == describe_limit(200, 138) == "138 tasks"
 
 
 # -- numbers ----------------------------------------------------------------------------------------------------------
@@ -121,15 +146,31 @@ def test_means_are_over_episodes_and_invalid_is_over_turns() -> None:
 def test_the_interval_of_the_mean_score_is_over_tasks() -> None:
     scores = [0.0, 0.5, 0.5, 1.0]
     once = summarise([episode(name, score=score) for name, score in zip("abcd", scores, strict=True)])
-    half = 1.959964 * np.std(scores, ddof=1) / 2
-    assert once.score_interval == pytest.approx((0.5 - half, 0.5 + half))
-    assert f"Mean score 0.500 (95 % interval {0.5 - half:.3f} – {0.5 + half:.3f})" in once.to_markdown()
+    low, high = wilson(0.5, 0.25 / (np.var(scores, ddof=1) / 4))
+    assert once.score_interval == pytest.approx((low, high))
+    assert f"Mean score 0.500 (95 % interval {low:.3f} – {high:.3f})" in once.to_markdown()
     assert once.metrics("eval")["eval/score_high"] == once.score_interval[1]
     # Played twice with the same outcome, a task tells no more than once.
     twice = [
         episode(name, seed=seed, score=score) for name, score in zip("abcd", scores, strict=True) for seed in (0, 1)
     ]
     assert summarise(twice).score_interval == pytest.approx(once.score_interval)
+
+
+@given(st.lists(st.integers(0, 100), min_size=2, max_size=40).filter(lambda scores: len(set(scores)) > 1))
+def test_the_interval_of_the_mean_score_holds_it_and_stays_in_range(scores: list[int]) -> None:
+    result = summarise([episode(str(task), score=score / 100) for task, score in enumerate(scores)])
+    assert result.score_interval is not None
+    low, high = result.score_interval
+    assert 0.0 <= low <= result.score + 1e-12
+    assert result.score - 1e-12 <= high <= 1.0
+
+
+def test_many_tasks_have_the_normal_interval_of_the_mean_score() -> None:
+    scores = np.random.default_rng(0).beta(2, 3, 2000)
+    result = summarise([episode(str(task), score=score) for task, score in enumerate(scores.tolist())])
+    half = 1.959964 * np.std(scores, ddof=1) / math.sqrt(len(scores))
+    assert result.score_interval == pytest.approx((result.score - half, result.score + half), abs=1e-4)
 
 
 def test_where_all_tasks_score_the_same_there_is_no_interval() -> None:

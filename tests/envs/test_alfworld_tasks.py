@@ -77,13 +77,18 @@ def test_the_configuration_builds_it() -> None:
 
 
 # -- which games ------------------------------------------------------------------------------------------------------
-def test_auto_takes_official_games_where_those_of_train_are(tmp_path: Path) -> None:
-    put_official("valid_seen", range(2), tmp_path / "data")
+@pytest.mark.parametrize("split", OFFICIAL_COUNTS)
+def test_auto_takes_official_games_where_there_are_any(tmp_path: Path, split: str) -> None:
+    """Also where those of train are not: "valid_seen" is never other games because another split is missing."""
     before = small()
     assert tuple(before.splits) == ("train", "valid_seen", "valid_unseen")
-    assert re.search(r"generated.*no official ones in .*train.*python -m scripts\.download alfworld", before.describe())
-    put_official("train", range(2, 4), tmp_path / "data")
+    assert re.search(r"generated.*no official ones in .*python -m scripts\.download alfworld", before.describe())
+    put_official(split, range(2), tmp_path / "data")
     after = small()
+    assert len(after.manifest(split).ids) == 2
+    if split != "train":
+        with pytest.raises(GamesNotFoundError, match=r"'train'.*env\.games=embedded plays generated ones"):
+            after.manifest("train")
     assert tuple(after.splits) == tuple(OFFICIAL_COUNTS)
     assert re.search(r"official games in .*json_2\.1\.1.*env\.games=embedded", after.describe())
     assert "official" not in small(games="embedded").describe()

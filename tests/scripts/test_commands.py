@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib
 import io
 import json
+import logging
 import os
 import pty
 import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -22,6 +24,7 @@ from algorithms.checkpoint import checkpoint_folder, save_checkpoint
 from envs.core import Info, StopReason, Task
 from scripts import common, doctor
 from scripts.agents import checkpoint_of
+from scripts.evaluate import one_line
 from scripts.play import find_task
 from tests.agents.endpoint_server import Server, said
 from tests.agents.test_chat import CHATML
@@ -173,8 +176,10 @@ def test_a_report_says_what_was_played(cli: Cli) -> None:
 
 def test_a_limit_is_said_in_the_results(cli: Cli) -> None:
     run = cli.evaluate("agent=expert", "limit=2")
-    assert "the first 2 of 6 tasks" in (run / "evaluation.md").read_text()
+    assert "2 of 6 tasks, evenly spaced over the sorted ids" in (run / "evaluation.md").read_text()
     assert result_of(run)["tasks"] == 2
+    code, out, _ = cli("evaluate", f"resume={run}", "limit=4")
+    assert (code, "2 of 4 episodes are there already" in out, "limit=4: 4 of 6 tasks" in out) == (0, True, True)
 
 
 def test_a_sweep_runs_over_agents_and_seeds(cli: Cli) -> None:
@@ -278,6 +283,40 @@ def test_an_evaluation_whose_environment_raises_does_not_end_with_0(cli: Cli) ->
         assert (code, "ended by an error of the environment" in err) == ((1, True) if broken else (0, False)), err
         assert result_of(run)["stops"]["env_error"] == 2 * (rooms - 1)
         assert (run / "evaluation.md").exists()
+
+
+def test_an_error_of_an_environment_is_told_by_what_it_says(cli: Cli) -> None:
+    def raised(error: Exception) -> str:
+        try:
+            try:
+                raise KeyError("lamp")
+            except KeyError as inner:
+                raise error from inner
+        except Exception:
+            return traceback.format_exc()
+
+    late = "step of env 3: no answer in 2 s. It is in\n" + "".join(traceback.format_stack())
+    assert one_line(late) == "step of env 3: no answer in 2 s."
+    assert one_line(raised(ValueError("no such door\nas 7"))) == "ValueError: no such door"
+    closed = f"{raised(OSError('gone'))}and closing it failed too:\n{raised(ValueError('closed'))}"
+    assert one_line(closed) == "OSError: gone"
+    assert one_line("the worker died with exit code 3") == "the worker died with exit code 3"
+    cli.monkeypatch.setattr(Corridor, "_act", lambda *_: time.sleep(0.5))
+    _, out, _ = cli("evaluate", *CORRIDOR, "agent=expert", "limit=1", "pool.step_timeout=0.1")
+    assert "1 episodes ended by an error, the first by: step of env 0: no answer in 0.1 s.\n" in out
+
+
+def test_a_warning_is_a_line_without_a_date(cli: Cli) -> None:
+    begin = Corridor._begin
+
+    def warn_and_begin(env: Corridor, task: Task, seed: int | None) -> tuple[str, Info]:
+        logging.getLogger("envs.any").warning("the door sticks")
+        return begin(env, task, seed)
+
+    cli.monkeypatch.setattr(Corridor, "_begin", warn_and_begin)
+    code, out, err = cli("evaluate", *CORRIDOR, "agent=expert", "limit=1")
+    assert (code, err) == (0, "warning: the door sticks\n")
+    assert "HYDRA" not in out
 
 
 # -- errors -----------------------------------------------------------------------------------------------------------
@@ -398,10 +437,23 @@ def test_a_person_plays_by_number_and_by_name_and_takes_back(cli: Cli) -> None:
     code, out, _ = cli("play", *CORRIDOR, "task=0", stdin=stdin)
     assert code == 0
     assert "there are actions 1 to 3" in out
+    assert out.count("> go right\n") == 2  # what was chosen by its number, and what was entered
     assert "unknown command :foo" in out
     assert "there is no turn to take back" in out
     assert "solved after 2 turns, score 1, return 1" in out
     assert list(cli.folder.iterdir()) == []
+
+
+def test_a_person_enters_the_text_of_an_action_that_takes_any(cli: Cli) -> None:
+    """What is played is shown, not the number; nothing entered plays nothing."""
+    cli.monkeypatch.setenv("POLYTURN_CACHE", str(cli.folder / "cache"))
+    shop = ["env=webshop", "env.catalogue=embedded", "env.embedded_products=60", "task=0"]
+    code, out, _ = cli("play", *shop, stdin="1\n\n1\nred <b> shoes\n:q\n")
+    assert code == 0
+    assert "your query: " in out
+    assert "> search[red <b> shoes]" in out
+    assert "search[]" not in out
+    assert "not solved (stopped) after 1 turn" in out
 
 
 @pytest.mark.parametrize("stdin", ["", "2\n", ":q\n"])

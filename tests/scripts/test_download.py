@@ -130,7 +130,8 @@ def test_a_server_without_ranges_is_read_from_its_beginning(server: FileServer, 
 
 def test_a_server_that_is_busy_gets_another_chance(server: FileServer, tmp_path: Path) -> None:
     server.statuses = [503]
-    fetch(tmp_path, archive_of(server))
+    said = fetch(tmp_path, archive_of(server))
+    assert "games.zip: stopped at 0 bytes (HTTP Error 503: Service Unavailable); trying again in 1 s" in said
     assert installed(tmp_path) == GAME_FILES
 
 
@@ -141,9 +142,12 @@ def test_what_is_not_there_is_asked_for_once(server: FileServer, tmp_path: Path)
     assert len(server.asked) == 1
 
 
-def test_no_server_at_all_says_so(server: FileServer, tmp_path: Path) -> None:
+def test_without_a_connection_nothing_is_waited_for(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch_module.time, "sleep", lambda _: pytest.fail("it waited"))
     archive = replace(archive_of(server), url="http://127.0.0.1:1/games.zip")
-    with pytest.raises(DownloadError, match=r"stopped at 0 of .* bytes .*refused"):
+    with pytest.raises(DownloadError, match=r"games\.zip: no connection \(.*refused.*\); .*--from"):
         fetch(tmp_path, archive)
 
 
