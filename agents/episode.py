@@ -9,6 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from envs.checks import json_line, plain
 from envs.core import Info, StopReason, Task
 
 
@@ -105,15 +106,27 @@ class Episode:
 
 
 def write_episodes(path: Path, episodes: Iterable[Episode], append: bool = False) -> None:
-    """Write episodes as JSON lines, one episode a line. Choices and starts of turns and infos stay in memory."""
+    """Write episodes as standard JSON, one episode a line. Choices and starts of turns and infos stay in memory."""
     with path.open("a" if append else "w", encoding="utf-8") as file:
         for episode in episodes:
             turns = [replace(turn, choice=None, start=None) for turn in episode.turns]
-            row = asdict(replace(episode, turns=turns, final_info={}))
+            task = replace(episode.task, payload=_payload(episode.task))
+            row = asdict(replace(episode, task=task, turns=turns, final_info={}))
             del row["final_info"]
             for turn in row["turns"]:
                 del turn["choice"], turn["start"]
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.write(json_line(row))
+
+
+def _payload(task: Task) -> dict[str, Any]:
+    """The payload as JSON has it, to be read by people; what is no data is shown by its `repr`."""
+    payload: dict[str, Any] = {}
+    for key, value in task.payload.items():
+        try:
+            payload[str(key)] = plain(value, f"payload[{key!r}]")
+        except (TypeError, ValueError):
+            payload[str(key)] = repr(value)
+    return payload
 
 
 def read_episodes(path: Path) -> Iterator[Episode]:
@@ -121,9 +134,13 @@ def read_episodes(path: Path) -> Iterator[Episode]:
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             try:
-                yield _episode(json.loads(line))
+                yield _episode(json.loads(line, parse_constant=_refuse))
             except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"{path}:{number}: not an episode ({error})") from error
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number of JSON")
 
 
 def _episode(row: dict[str, Any]) -> Episode:

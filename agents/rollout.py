@@ -24,7 +24,8 @@ from dataclasses import dataclass, replace
 
 from agents.agent import Agent, View
 from agents.episode import Episode, Start, Turn
-from envs.core import TURN_KEYS, StopReason, Task
+from envs.checks import clean_text
+from envs.core import StopReason, Task
 from envs.pool import EnvPool, Outcome
 
 
@@ -146,11 +147,11 @@ class _Stage:
             if decision.status is None:
                 self._end(slot, StopReason.CONTEXT_LIMIT)
                 continue
-            actions[slot] = decision.action
+            actions[slot] = clean_text(decision.action)
             view.episode.turns.append(
                 Turn(
                     observation=view.observation,
-                    action=decision.action,
+                    action=actions[slot],
                     reward=0.0,  # until the environment has answered
                     state_key=view.info["state_key"],
                     status=decision.status,
@@ -163,10 +164,8 @@ class _Stage:
             )
         for slot, outcome in self.pool.step(actions).items():
             turn = views[slot].episode.turns[-1]
-            turn.reward = float(outcome.reward)
-            for key, kind in TURN_KEYS.items():
-                if key in outcome.info:
-                    setattr(turn, key, kind(outcome.info[key]))
+            turn.reward = outcome.reward
+            turn.turn_reward, turn.tool_result = outcome.info.get("turn_reward"), outcome.info.get("tool_result")
             self._see(slot, outcome)
 
     def _take_starts(self) -> dict[int, Start]:
@@ -190,7 +189,7 @@ class _Stage:
         view, info = self.running[slot].view, outcome.info
         view.observation, view.info = outcome.observation, info
         episode = view.episode
-        episode.goal, episode.score, episode.success = info["goal"], float(info["score"]), bool(info["success"])
+        episode.goal, episode.score, episode.success = info["goal"], info["score"], info["success"]
         episode.answers = info["answers"]
         if outcome.terminated or outcome.truncated:
             self._end(slot, StopReason(info["stop_reason"]))

@@ -37,6 +37,7 @@ from algorithms.signals.base import MakeSignal, Measurement, RolloutBatch, Signa
 from algorithms.tree_expansion import TreeExpansion
 from algorithms.turn_table import Estimate, TurnTable
 from algorithms.warm_start import Progress
+from envs.checks import json_line
 from envs.core import Manifest, StopReason, Task, TaskSet
 from envs.facts import Facts
 from envs.files import whole_file, write_whole
@@ -271,7 +272,7 @@ class Trainer:
     def _log(self, metrics: Metrics) -> None:
         """Append a line to metrics.jsonl. Timings are in it, so compare runs without the `time/` and `perf/` keys."""
         with self.metrics_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"update": self.update, **metrics}) + "\n")
+            file.write(json_line({"update": self.update, **metrics}))
             file.flush()
             os.fsync(file.fileno())  # a checkpoint that is on the disk has its metrics there, too
         self.reporter.update(self.update, metrics)

@@ -18,10 +18,10 @@ from dataclasses import replace
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
-import numpy as np
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 import envs
+from envs.checks import checked_reset, checked_step
 from envs.core import (
     TURN_KEYS,
     EpisodeOverError,
@@ -46,9 +46,10 @@ class TextAdapter(gym.Wrapper[str, str, str, str]):
 
     - `goal`: the first observation; `state_key`: the observation; `admissible` and `answers`: None;
     - `success`: the environment has terminated with a positive reward. A success ends the episode, and its score is 1;
-    - `score`: 0 until then.
+    - `score`: 0 until then; the environment's own is kept within [0, 1].
 
-    The environment's own truncation counts as its turn limit. Raises `TypeError` for observations that are no text.
+    What the environment returns is read by `envs.checks`, which raises `TypeError` or `ValueError` where it cannot be.
+    Its own truncation counts as its turn limit.
     """
 
     def __init__(self, env: gym.Env[str, str], max_turns: int) -> None:
@@ -71,8 +72,8 @@ class TextAdapter(gym.Wrapper[str, str, str, str]):
             raise UnknownNameError("reset option", sorted(unknown)[0], ["task"])
         task: Task | None = (options or {}).get("task")
         self._over = True
-        observation, info = self.env.reset(seed=task.seed if task else seed)
-        self._goal = info.get("goal", self._text(observation, "reset"))
+        observation, info = checked_reset(self.env.reset(seed=task.seed if task else seed))
+        self._goal = info.get("goal", observation)
         self._turns, self._over = 0, False
         return observation, self._info(observation, info, success=False, stop=None)
 
@@ -82,19 +83,18 @@ class TextAdapter(gym.Wrapper[str, str, str, str]):
             raise EpisodeOverError(f"{self.unwrapped}: the episode is over (or never began); call reset() first")
         if not isinstance(action, str):
             raise TypeError(f"an action is a string, got {type(action).__name__}: {action!r:.80}")
-        observation, reward, terminated, truncated, info = self.env.step(action)
-        self._text(observation, "step")
+        observation, reward, terminated, truncated, info = checked_step(self.env.step(action))
         self._turns += 1
-        success = bool(info.get("success", terminated and float(reward) > 0))
-        terminated = bool(terminated) or success
-        truncated = not terminated and (bool(truncated) or self._turns >= self.max_turns)
+        success: bool = info.get("success", terminated and reward > 0)
+        terminated = terminated or success
+        truncated = not terminated and (truncated or self._turns >= self.max_turns)
         stop = None
         if terminated:
             stop = StopReason.SUCCESS if success else StopReason.FAILURE
         elif truncated:
             stop = StopReason.TURN_LIMIT
         self._over = stop is not None
-        return observation, float(reward), terminated, truncated, self._info(observation, info, success, stop)
+        return observation, reward, terminated, truncated, self._info(observation, info, success, stop)
 
     def snapshot(self) -> Any:
         """The state of the running episode, from an environment that has `snapshot` and `restore`."""
@@ -110,23 +110,14 @@ class TextAdapter(gym.Wrapper[str, str, str, str]):
             raise NotImplementedError(f"{self.unwrapped} has no {method}()")
         return self.env.get_wrapper_attr(method)
 
-    def _text(self, observation: Any, where: str) -> str:
-        if not isinstance(observation, str):
-            raise TypeError(
-                f"{self.unwrapped}: {where} gave an observation of type {type(observation).__name__}, expected str: "
-                "an environment for language agents says what there is to see in words"
-            )
-        return observation
-
     def _info(self, observation: str, info: Info, success: bool, stop: StopReason | None) -> Info:
-        admissible, answers = info.get("admissible"), info.get("answers")
         return {
             "goal": info.get("goal", self._goal),
-            "admissible": None if admissible is None else list(admissible),
-            "score": 1.0 if success else float(np.clip(info.get("score", 0.0), 0.0, 1.0)),
+            "admissible": info.get("admissible"),
+            "score": 1.0 if success else min(max(info.get("score", 0.0), 0.0), 1.0),
             "success": success,
             "state_key": info.get("state_key", observation),
-            "answers": None if answers is None else list(answers),
+            "answers": info.get("answers"),
             "stop_reason": stop,
             **{key: info[key] for key in TURN_KEYS if key in info},
         }

@@ -44,6 +44,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import gymnasium as gym
 
+from envs.checks import check_contract, checked_reset, checked_step
 from envs.core import EpisodeOverError, Info, StopReason, Task
 
 Make: TypeAlias = Callable[[], gym.Env[str, str]]
@@ -235,11 +236,13 @@ class _Now(NamedTuple):
 def _carry_out(command: _Command, env: gym.Env[str, str]) -> Outcome:
     match command.what:
         case "reset":
-            observation, info = env.reset(seed=command.seed, options={"task": command.value})
+            observation, info = checked_reset(env.reset(seed=command.seed, options={"task": command.value}))
+            check_contract(info, over=False)
             return Outcome(observation, info=info)
         case "step":
-            observation, reward, terminated, truncated, info = env.step(command.value)
-            return Outcome(observation, float(reward), bool(terminated), bool(truncated), info)
+            observation, reward, terminated, truncated, info = checked_step(env.step(command.value))
+            check_contract(info, over=terminated or truncated)
+            return Outcome(observation, reward, terminated, truncated, info)
         case "snapshot":
             return Outcome(snapshot=_method(env, "snapshot")())
         case "restore":

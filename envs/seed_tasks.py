@@ -9,6 +9,7 @@ from typing import Any
 
 import gymnasium as gym
 
+from envs.checks import plain
 from envs.core import Expert, Manifest, Task, UnknownNameError, hash_tasks
 
 FIRST_SEEDS = {"train": 0, "valid": 1_000_000}
@@ -45,10 +46,11 @@ class SeedTasks(ABC):
         return None
 
     def manifest(self, split: str) -> Manifest:
-        """Hashed over what `payload` gives. Raises `UnknownNameError`."""
+        """Hashed over what `payload` gives. Raises `UnknownNameError`; `TypeError` for a payload that is no data."""
         if split not in self._manifests:
             ids = self.ids(split)
-            contents = (json.dumps(self.payload(split, seed), sort_keys=True).encode() for seed in self.seeds(split))
+            payloads = (plain(self.payload(split, seed), "payload") for seed in self.seeds(split))
+            contents = (json.dumps(payload, sort_keys=True).encode() for payload in payloads)
             self._manifests[split] = Manifest(self.env_id, split, ids, hash_tasks(zip(ids, contents, strict=True)))
         return self._manifests[split]
 

@@ -14,7 +14,7 @@ import gymnasium as gym
 import pytest
 
 import envs.pool
-from envs.core import Info, StopReason, Task, TextEnv
+from envs.core import INFO_KEYS, Info, StopReason, Task, TextEnv
 from envs.pool import EnvPool, Outcome
 
 ROOT = Path(__file__).parents[2]
@@ -86,9 +86,11 @@ class Unsaved(Puppet):
         return TextEnv._save(self)
 
 
-def make_third_party() -> gym.Env[str, str]:
-    """An environment of Gymnasium's, which has no such method."""
-    return gym.make("CartPole-v1")  # type: ignore[return-value]
+class ThirdParty(gym.Env[str, str]):
+    """Keeps the contract, and has no method of `TextEnv` beside."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, Info]:
+        return "a", dict.fromkeys(INFO_KEYS) | {"goal": "g", "score": 0.0, "success": False, "state_key": "a"}
 
 
 def make_bad_closer() -> Puppet:
@@ -241,7 +243,7 @@ def test_a_restore_that_fails_is_an_error_of_its_slot(workers: int) -> None:
 @WORKERS
 @pytest.mark.parametrize(
     ("make", "words"),
-    [(Unsaved, "Unsaved cannot take snapshots"), (make_third_party, "CartPole.* cannot take snapshots: it has no sna")],
+    [(Unsaved, "Unsaved cannot take snapshots"), (ThirdParty, "ThirdParty.* cannot take snapshots: it has no sna")],
 )
 def test_an_environment_without_snapshots_says_so(workers: int, make: Any, words: str) -> None:
     with EnvPool(make, size=1, workers=workers) as pool:

@@ -1,0 +1,230 @@
+"""Read what an environment returns, where it comes in: as plain Python values, or as an error that names the key.
+
+Environments return numpy scalars for numbers, bytes or lone surrogates for text, tuples or sets for lists. What has one
+plain meaning is taken at that:
+
+- text: a str. Bytes are UTF-8, and what is no character becomes `�`. In `info` a number is text, too.
+- number: anything that `float` takes but text, of at most `LARGEST` in size. NaN and infinity are errors.
+- flag: True or False, also as a number.
+- texts: a list of them from any iterable (a set is sorted), or None. A text alone is a list of one.
+- state key: a str. Other values become the text of their JSON, so that equal values give equal keys.
+
+Everything else is a `TypeError` or a `ValueError`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import reprlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from envs.core import BRIEF, INFO_KEYS, Info, StopReason
+
+LARGEST = 1e30  # sums and squares of rewards stay finite
+BESIDE_THE_TEXT = ("observation", "info")
+OF_A_STEP = ("observation", "reward", "terminated", "truncated", "info")
+_shown = reprlib.Repr().repr
+
+
+def checked_reset(returned: Any) -> tuple[str, Info]:
+    """What `reset` returned: the observation, and `info` as `checked_info` reads it."""
+    observation, info = _parts(returned, "reset", BESIDE_THE_TEXT)
+    return _observation(observation, "reset"), checked_info(info)
+
+
+def checked_step(returned: Any) -> tuple[str, float, bool, bool, Info]:
+    """What `step` returned: observation, reward, terminated, truncated, and `info` as `checked_info` reads it."""
+    observation, reward, terminated, truncated, info = _parts(returned, "step", OF_A_STEP)
+    return (
+        _observation(observation, "step"),
+        _number(reward, "the reward"),
+        _flag(terminated, "terminated"),
+        _flag(truncated, "truncated"),
+        checked_info(info),
+    )
+
+
+def checked_info(info: Any) -> Info:
+    """A copy in which the keys of the contract are plain values. What may not be None and is, is left out.
+
+    Other keys, and `stop_reason`, which only the contract gives a meaning, are as they were.
+    """
+    if not isinstance(info, Mapping):
+        raise _error("info", info, "a dict")
+    checked = dict(info)
+    for key, read in _READERS.items():
+        if checked.get(key) is not None:
+            checked[key] = read(checked[key], f"info[{key!r}]")
+        elif key not in _MAY_BE_NONE:
+            checked.pop(key, None)
+    return checked
+
+
+def check_contract(info: Info, over: bool) -> None:
+    """Raises where a checked `info` breaks the contract of `envs.core`: a missing key, a score, a stop reason."""
+    for key in INFO_KEYS:
+        if key not in info:
+            raise ValueError(f"info[{key!r}] is missing or None; envs.core.TextEnv and TextAdapter fill it in")
+    if not -1e-6 <= info["score"] <= 1 + 1e-6:
+        raise _error("info['score']", info["score"], "a number in [0, 1]")
+    if over and info["stop_reason"] not in list(StopReason):
+        expected = ", ".join(StopReason)
+        raise _error("info['stop_reason']", info["stop_reason"], f"one of {expected} where an episode ends")
+
+
+def plain(value: Any, name: str) -> Any:
+    """`value` as what JSON has: dicts with text as keys, lists, text, finite numbers, True, False and None.
+
+    Sets become sorted lists, bytes their `repr`, other keys of dicts the text of their JSON. Equal values give equal
+    results. Raises for everything else, as for objects, whose text says where they are in memory.
+    """
+    value = _unwrapped(value)
+    match value:
+        case None | bool():
+            return value
+        case str():
+            return str.__str__(value).encode("utf-8", "backslashreplace").decode()
+        case bytes() | bytearray():
+            return repr(bytes(value))
+        case int():
+            return int(value)
+        case float():
+            return _number(value, name)
+        case Mapping():
+            return {key_text(key, name): plain(item, f"{name}[{key!r}]") for key, item in value.items()}
+        case set() | frozenset():
+            return sorted((plain(item, name) for item in value), key=json.dumps)
+        case list() | tuple():
+            return [plain(item, f"{name}[{place}]") for place, item in enumerate(value)]
+    raise _error(name, value, "text, numbers, None, or tuples, lists, sets and dicts of them")
+
+
+def key_text(value: Any, name: str) -> str:
+    """A text that is equal for equal values: a str itself, the JSON of others."""
+    data = plain(value, name)
+    return data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, sort_keys=True)
+
+
+def clean_text(text: str) -> str:
+    """Text that UTF-8 has: halves of a surrogate pair are joined, and one without its other half becomes `�`."""
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def json_line(row: Mapping[str, Any]) -> str:
+    """Plain data as a line of standard JSON: what is no finite number is null, and half a surrogate pair is `�`."""
+    try:
+        text = json.dumps(row, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_finite(row), ensure_ascii=False, allow_nan=False)
+    return clean_text(text) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case dict():
+            return {key: _finite(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_finite(item) for item in value]
+    return value
+
+
+def _parts(returned: Any, call: str, names: tuple[str, ...]) -> Any:
+    if not isinstance(returned, (tuple, list)):
+        raise _error(f"what {call} returned", returned, f"a tuple ({', '.join(names)})")
+    if len(returned) != len(names):
+        raise ValueError(f"{call} returned {len(returned)} values, expected {len(names)}: {', '.join(names)}")
+    return returned
+
+
+def _observation(value: Any, call: str) -> str:
+    if isinstance(_unwrapped(value), (str, bytes, bytearray)):
+        return _text(value, "the observation")
+    raise TypeError(
+        f"{call} gave an observation of type {type(value).__name__}, expected str: "
+        "an environment for language agents says what there is to see in words"
+    )
+
+
+def _text(value: Any, name: str) -> str:
+    if type(value) is str:
+        return clean_text(value)
+    value = _unwrapped(value)
+    match value:
+        case str():
+            return clean_text(str.__str__(value))
+        case bytes() | bytearray():
+            return value.decode("utf-8", "replace")
+        case bool() | int():
+            return str(value)
+        case float():
+            return str(_number(value, name))
+    raise _error(name, value, "text")
+
+
+def _texts(value: Any, name: str) -> list[str]:
+    value = _unwrapped(value)
+    if isinstance(value, (str, bytes, bytearray, int, float)):
+        return [_text(value, name)]
+    if not isinstance(value, Iterable):
+        raise _error(name, value, "a list of texts")
+    texts = [_text(item, f"{name}[{place}]") for place, item in enumerate(value)]
+    return sorted(texts) if isinstance(value, (set, frozenset)) else texts
+
+
+def _number(value: Any, name: str) -> float:
+    value = _unwrapped(value)
+    if isinstance(value, list) and len(value) == 1:  # an array of one number
+        (value,) = value
+    if isinstance(value, (str, bytes, bytearray)):
+        raise _error(name, value, "a number")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = float("inf")
+    except (TypeError, ValueError):
+        raise _error(name, value, "a number") from None
+    if not abs(number) <= LARGEST:
+        raise ValueError(f"{name} is {_shown(value)}, expected a finite number, of at most {LARGEST:g} in size")
+    return number
+
+
+def _flag(value: Any, name: str) -> bool:
+    value = _unwrapped(value)
+    if isinstance(value, list) and len(value) == 1:
+        (value,) = value
+    if isinstance(value, (bool, int, float)) and value in (0, 1):
+        return bool(value)
+    raise _error(name, value, "True or False")
+
+
+def _unwrapped(value: Any) -> Any:
+    """Python's own value in place of a scalar or an array of numpy, torch and the like."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _error(name: str, value: Any, expected: str) -> TypeError:
+    return TypeError(f"{name} is {_shown(value)} (a {type(value).__name__}), expected {expected}")
+
+
+_READERS = {
+    "goal": _text,
+    "admissible": _texts,
+    "score": _number,
+    "success": _flag,
+    "state_key": key_text,
+    "answers": _texts,
+    "turn_reward": _number,
+    "tool_result": _flag,
+    BRIEF: _text,
+}
+_MAY_BE_NONE = ("admissible", "answers")

@@ -1,0 +1,137 @@
+"""A tenth of the tasks misbehaves, in all ways that there are; the others give what they give without them."""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from agents.episode import Episode, read_episodes, write_episodes
+from agents.evaluation import evaluate, summarise
+from agents.scripted import RandomAgent
+from algorithms.turn_table import TurnTable
+from envs.core import StopReason
+from envs.gym_tasks import GymTasks
+from envs.pool import EnvPool
+
+NAN = float("nan")
+
+NONSENSE: dict[str, Any] = {  # what a last step returns
+    "nothing": None,
+    "four values": ("You win.", 1.0, True, {}),
+    "no observation": (None, 1.0, True, False, {}),
+    "an array": (np.zeros(3), 1.0, True, False, {}),
+    "no number": ("You win.", NAN, True, False, {}),
+    "infinity": ("You win.", np.float32("inf"), True, False, {}),
+    "too much": ("You win.", 1e308, True, False, {}),
+    "a score of no number": ("You win.", 1.0, True, False, {"success": False, "score": NAN}),
+    "a success in words": ("You win.", 1.0, True, False, {"success": "no"}),
+    "answers in lists": ("You win.", 1.0, True, False, {"answers": [["Paris"]]}),
+    "a state with an address": ("You win.", 1.0, True, False, {"state_key": object()}),
+    "a list for an info": ("You win.", 1.0, True, False, []),
+    "a turn reward in words": ("You win.", 1.0, True, False, {"turn_reward": "high"}),
+}
+ODD: dict[str, Any] = {  # … and what has a plain meaning
+    "numpy": (np.str_("You win."), np.array([1]), np.True_, np.False_, {"score": np.float32(1), "success": np.True_}),
+    "bytes": (b"You win.", 1, True, False, {"goal": b"g", "state_key": b"\xff"}),
+    "half a pair": ("You win, caf\udce9.", 1.0, True, False, {"goal": "caf\udce9", "state_key": "caf\udce9"}),
+    "tuples and sets": ("You win.", 1.0, True, False, {"admissible": {"a"}, "state_key": (np.int64(1), frozenset())}),
+    "one answer": ("You win.", 1.0, True, False, {"answers": "Paris"}),
+    "numbers as answers": ("You win.", 1.0, True, False, {"answers": [np.int64(3)]}),
+    "keys that are no text": ("You win.", 1.0, True, False, {1: 2, None: object()}),
+    "nothing said of a turn": ("You win.", 1.0, True, False, {"turn_reward": None, "tool_result": None}),
+}  # fmt: skip
+
+
+class Doors(gym.Env[Any, Any]):
+    """Behind one of three doors is the next of 2 to 5 rooms. With `kinds`, one seed of ten misbehaves in turn 2."""
+
+    action_space = observation_space = gym.spaces.Text(max_length=80)
+
+    def __init__(self, kinds: Sequence[str] = ()) -> None:
+        self.kinds = kinds
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        assert seed is not None
+        self.kind = self.kinds[seed % 1000 // 10 % len(self.kinds)] if self.kinds and seed % 10 == 3 else ""
+        self.rooms = int(self.np_random.integers(2, 6))
+        self.tries = 0
+        return self.say(), self.info()
+
+    def step(self, action: str) -> Any:
+        self.tries += 1
+        if self.tries == 2 and self.kind:
+            return self.misbehave()
+        if action == self.door:
+            self.rooms -= 1
+        over = self.rooms == 0 or self.tries == 8
+        return self.say(), float(self.rooms == 0), over, False, self.info()
+
+    def misbehave(self) -> Any:
+        match self.kind:
+            case "raise":
+                raise ValueError("no more doors")
+            case "exit":
+                raise SystemExit(3)
+            case "hang":
+                time.sleep(60)
+            case "spin":
+                while True:
+                    pass
+        return (NONSENSE | ODD)[self.kind]
+
+    def say(self) -> str:
+        self.door = ("left", "middle", "right")[int(self.np_random.integers(3))]
+        return f"{self.rooms} rooms to go. A draught comes from the {self.door} door."
+
+    def info(self) -> dict[str, Any]:
+        return {"admissible": ["left", "middle", "right"], "goal": "Get out."}
+
+
+gym.register("Doors-v0", f"{__name__}:Doors")
+
+
+def play(kinds: Sequence[str], tasks: int, workers: int = 0, file: Path | None = None) -> list[Episode]:
+    """The episodes of an evaluation, in the order of its tasks."""
+    task_set = GymTasks(f"{__name__}:Doors-v0", {"kinds": list(kinds)}, valid_tasks=tasks)
+    played: list[Episode] = []
+
+    def keep(episode: Episode) -> None:
+        played.append(episode)
+        if file:
+            write_episodes(file, [episode], append=True)
+
+    with EnvPool(task_set.make, 8, workers, step_timeout=1) as pool:
+        evaluation = evaluate(RandomAgent(0), task_set, "valid", pool, on_episode=keep)
+    json.dumps(evaluation.to_json(), allow_nan=False)
+    return sorted(played, key=lambda episode: episode.task.id)
+
+
+def innocent(episodes: Sequence[Episode]) -> list[Episode]:
+    return [episode for episode in episodes if episode.task.seed % 10 != 3]
+
+
+def refuse(constant: str) -> None:
+    raise AssertionError(f"{constant} is no JSON")
+
+
+@pytest.mark.parametrize("kinds", [NONSENSE, ODD], ids=["nonsense", "odd"])
+def test_what_an_environment_says_ends_its_own_episode_at_most(tmp_path: Path, kinds: dict[str, Any]) -> None:
+    size = 10 * len(kinds)
+    good, bad = play([], size), play(list(kinds), size, file=tmp_path / "episodes.jsonl")
+    assert innocent(bad) == innocent(good)
+    assert summarise(innocent(bad)) == summarise(innocent(good))
+    expected = StopReason.ENV_ERROR if kinds is NONSENSE else StopReason.SUCCESS
+    ended = dict(zip(kinds, bad[3::10], strict=True))
+    assert {kind: episode.stop_reason for kind, episode in ended.items()} == dict.fromkeys(kinds, expected)
+    assert all("envs/checks.py" in episode.error for episode in ended.values() if episode.error)
+    text = (tmp_path / "episodes.jsonl").read_text(encoding="utf-8")
+    assert all(json.loads(line, parse_constant=refuse) for line in text.splitlines())
+    read = sorted(read_episodes(tmp_path / "episodes.jsonl"), key=lambda episode: episode.task.id)
+    assert read == bad
+    assert len(TurnTable.from_episodes(read)) == sum(len(episode.turns) for episode in read)

@@ -1,0 +1,180 @@
+"""What environments return becomes plain values, or an error that names the key; what is written is standard JSON."""
+
+import enum
+import json
+from collections import OrderedDict
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+
+from envs.checks import check_contract, checked_info, checked_reset, checked_step, clean_text, json_line, plain
+from envs.core import INFO_KEYS, Info, StopReason
+
+
+class Word(enum.StrEnum):
+    LAMP = "a lamp"
+
+
+class Level(enum.IntEnum):
+    TWO = 2
+
+
+class Shouting(str):
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return self.upper()
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"goal": b"caf\xc3\xa9"}, "café"),
+        ({"goal": bytearray(b"\xff!")}, "�!"),
+        ({"goal": "caf\udce9"}, "caf�"),
+        ({"goal": "\ud83d\ude00"}, "😀"),
+        ({"goal": np.str_("a lamp")}, "a lamp"),
+        ({"goal": Word.LAMP}, "a lamp"),
+        ({"goal": Shouting("a lamp")}, "a lamp"),
+        ({"goal": np.int64(3)}, "3"),
+        ({"brief": np.array("a lamp")}, "a lamp"),
+        ({"answers": "Paris"}, ["Paris"]),
+        ({"answers": b"Paris"}, ["Paris"]),
+        ({"answers": 42}, ["42"]),
+        ({"answers": [np.int64(3), np.float64(0.5)]}, ["3", "0.5"]),
+        ({"answers": np.array(["a", "b"])}, ["a", "b"]),
+        ({"answers": None}, None),
+        ({"admissible": ("a", b"b", "c\udce9")}, ["a", "b", "c�"]),
+        ({"admissible": frozenset("dbca")}, ["a", "b", "c", "d"]),
+        ({"admissible": {"a": 1, "b": 2}.keys()}, ["a", "b"]),
+        ({"admissible": (word for word in ("b", "a"))}, ["b", "a"]),
+        ({"score": np.float32(0.5)}, 0.5),
+        ({"score": np.array([[0.5]])[0]}, 0.5),
+        ({"score": Fraction(1, 2)}, 0.5),
+        ({"score": True}, 1.0),
+        ({"success": np.True_}, True),
+        ({"success": np.array([False])}, False),
+        ({"success": 1}, True),
+        ({"turn_reward": np.int8(-1)}, -1.0),
+        ({"tool_result": np.False_}, False),
+        ({"state_key": "caf\udce9"}, "caf\\udce9"),
+        ({"state_key": (np.int64(1), 2)}, "[1, 2]"),
+        ({"state_key": frozenset([3, 1])}, "[1, 3]"),
+        ({"state_key": np.array([[1, 0], [0, 1]])}, "[[1, 0], [0, 1]]"),
+        ({"state_key": {"b": 1, "a": {(0, 1): None}}}, '{"a": {"[0, 1]": null}, "b": 1}'),
+        ({"state_key": b"\x00\xff"}, "b'\\x00\\xff'"),
+        ({"state_key": 7}, "7"),
+        ({"state_key": Level.TWO}, "2"),
+    ],
+)
+def test_what_has_a_plain_meaning_is_taken_at_that(given: Info, expected: Any) -> None:
+    (key,) = given
+    value = checked_info(given)[key]
+    assert value == expected
+    assert type(value) is type(expected)
+    assert json.loads(json_line({key: value})) == {key: value}
+    if isinstance(value, list):
+        assert all(type(item) is str for item in value)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"goal": ["a lamp"]}, r"info\['goal'\] is \['a lamp'\] \(a list\), expected text"),
+        ({"answers": ["Paris", None]}, r"info\['answers'\]\[1\] is None .*, expected text"),
+        ({"answers": [["Paris"]]}, r"info\['answers'\]\[0\] is \['Paris'\] .*, expected text"),
+        ({"answers": [NAN]}, r"info\['answers'\]\[0\] is nan, expected a finite number"),
+        ({"admissible": object()}, r"info\['admissible'\] is <object .*, expected a list of texts"),
+        ({"score": NAN}, r"info\['score'\] is nan, expected a finite number"),
+        ({"score": "0.5"}, r"info\['score'\] is '0.5' \(a str\), expected a number"),
+        ({"score": [0.5, 0.5]}, r"info\['score'\] is .*, expected a number"),
+        ({"success": "no"}, r"info\['success'\] is 'no' \(a str\), expected True or False"),
+        ({"success": 0.5}, r"info\['success'\] is 0.5"),
+        ({"turn_reward": -INF}, r"info\['turn_reward'\] is -inf"),
+        ({"tool_result": "error"}, r"info\['tool_result'\]"),
+        ({"state_key": object()}, r"info\['state_key'\] is <object"),
+        ({"state_key": (1, NAN)}, r"info\['state_key'\]\[1\] is nan"),
+        (None, r"info is None \(a NoneType\), expected a dict"),
+        ([("goal", "g")], "info is .* expected a dict"),
+    ],
+)
+def test_what_has_none_is_an_error_that_names_the_key(given: Any, words: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=words):
+        checked_info(given)
+
+
+def test_keys_of_no_contract_are_as_they_were() -> None:
+    junk = object()
+    given = OrderedDict[Any, Any]({1: junk, "stop_reason": "bored", "goal": None, "state_key": None, "answers": None})
+    assert checked_info(given) == {1: junk, "stop_reason": "bored", "answers": None}
+    assert len(given) == 5, "a copy is read"
+
+
+def test_equal_states_have_equal_keys_and_others_do_not() -> None:
+    states = [(1, 2), (2, 1), ("1", 2), frozenset([1, 2]), "a", b"a", ("a",), (("a",),), None, "\udce9", "\udce8"]
+    keys = {checked_info({"state_key": state}).get("state_key") for state in states}
+    assert len(keys) == len(states) - 1, "but for a set, which is equal to its sorted elements"
+    words = [f"word {i}" for i in range(20)]
+    assert plain(frozenset(words), "") == plain(frozenset(reversed(words)), "") == sorted(words)
+
+
+@pytest.mark.parametrize(
+    ("returned", "words"),
+    [
+        (None, r"what step returned is None .*, expected a tuple \(observation, reward, terminated, truncated, info\)"),
+        (("a", 0.0, True, {}), "step returned 4 values, expected 5: observation, reward, terminated, truncated, info"),
+        ((None, 0.0, True, False, {}), "step gave an observation of type NoneType, expected str"),
+        ((3, 0.0, True, False, {}), "step gave an observation of type int, expected str"),
+        (("a", NAN, True, False, {}), "the reward is nan, expected a finite number"),
+        (("a", np.float32("inf"), True, False, {}), "the reward is inf"),
+        (("a", 1e308, True, False, {}), r"the reward is 1e\+308, expected a finite number, of at most 1e\+30 in size"),
+        (("a", 10**400, True, False, {}), "the reward is 1000"),
+        (("a", None, True, False, {}), "the reward is None"),
+        (("a", 1j, True, False, {}), "the reward is 1j"),
+        (("a", 0.0, "yes", False, {}), "terminated is 'yes'"),
+        (("a", 0.0, True, None, {}), "truncated is None"),
+        (("a", 0.0, True, False, None), "info is None"),
+    ],
+)
+def test_nonsense_of_a_step_is_named(returned: Any, words: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=words):
+        checked_step(returned)
+
+
+def test_results_of_numpy_are_pythons() -> None:
+    assert checked_step([np.array(b"a"), np.array([1]), np.array(True), np.False_, {}]) == ("a", 1.0, True, False, {})
+    assert [type(v) for v in checked_step(["a", np.int64(1), 1, np.False_, {}])] == [str, float, bool, bool, dict]
+    assert checked_reset(["a\udce9", {}]) == ("a�", {})
+    with pytest.raises(ValueError, match="reset returned 3 values, expected 2: observation, info"):
+        checked_reset(("a", {}, 1))
+
+
+def test_the_contract_is_checked() -> None:
+    whole: Info = dict.fromkeys(INFO_KEYS) | {"goal": "g", "score": 0.0, "success": False, "state_key": "s"}
+    check_contract(whole, over=False)
+    check_contract(whole | {"stop_reason": "failure"}, over=True)
+    check_contract(whole | {"stop_reason": StopReason.SUCCESS, "score": 1 + 1e-9}, over=True)
+    for key in INFO_KEYS:
+        with pytest.raises(ValueError, match=rf"info\['{key}'\] is missing or None"):
+            check_contract({k: v for k, v in whole.items() if k != key}, over=False)
+    with pytest.raises(TypeError, match=r"info\['score'\] is 7.0 .*, expected a number in \[0, 1\]"):
+        check_contract(whole | {"score": 7.0}, over=False)
+    for reason in (None, "bored", 3, []):
+        with pytest.raises(TypeError, match=r"info\['stop_reason'\] is .* one of success, failure, turn_limit"):
+            check_contract(whole | {"stop_reason": reason}, over=True)
+
+
+def test_a_line_is_standard_json() -> None:
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    line = json_line({"loss": NAN, "kl": [INF, 1.0], "more": {"text": "caf\udce9"}})
+    line.encode()
+    assert json.loads(line, parse_constant=refuse) == {"loss": None, "kl": [None, 1.0], "more": {"text": "caf�"}}
+    assert json_line({"a": "é"}) == '{"a": "é"}\n'
+    assert clean_text(text := "取る 🧪") is text
