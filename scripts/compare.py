@@ -3,36 +3,46 @@
     python -m scripts.train -m env=key_corridor algo=grpo,gigpo seed=0,1,2,3,4
     python -m scripts.compare outputs/sweeps/2026-11-21_12-00-00
 
-Runs that differ in their seed alone are one line: the mean over the seeds of the success in training, over the steps
-that were taken in environments (those that signals took are counted), and the range of the seeds around it; beside it
-the score, where an environment gives one. Leaves compare.png, and compare.md with the last evaluations, in the first
-folder.
+Runs whose configurations differ in the seed alone are one group. A group is named by the settings that tell it from
+the other groups, as few as possible. A folder that holds no readable run is named and left out.
+
+Leaves two files in the first folder. `compare.png` has a panel for each group: the mean over its seeds of the success
+in training, over the steps that were taken in environments (those that signals took are counted), with the range of
+the seeds around it, and the other groups' means in grey; where an environment gives a score, the same for the score.
+`compare.md` is a table with the first and the last updates and evaluations.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import os
+import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import yaml
 from numpy.typing import NDArray
-from omegaconf import OmegaConf
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import SubFigure
 
-from envs.files import whole_file, write_whole
+from envs.files import write_whole
 from scripts.common import Terminal, run
-from scripts.curve import SELECTION, is_success, moving_mean
+from scripts.curve import SELECTION, is_success, moving_mean, read_metrics, save
 
 SMOOTH = 5  # updates of the moving average
 POINTS = 200  # of a line
-LEGEND_WIDTH = 110  # characters
+SHARED = 12  # characters at the beginning of all values that a label may repeat
+Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where libyaml is there
+LEFT_OUT = ("seed", "resume")  # of the configuration, where groups are made
+BUNDLES = ("experiment",)  # groups of the configuration that only set other keys
 
 
 @dataclass(frozen=True)
@@ -40,12 +50,33 @@ class Run:
     """What one training run has logged."""
 
     folder: Path
-    name: str  # its overrides but for the seed
-    seed: str
+    seed: int
+    choices: dict[str, Any]  # group of the configuration -> the file that was chosen: {"env": "alfworld", …}
+    config: dict[str, Any]  # key -> value, without the seed: {"trainer.updates": 100, …}
     steps: NDArray[np.float64]  # [U] taken until after each update
     success: NDArray[np.float64]  # [U] of the episodes of each update
-    score: NDArray[np.float64]  # [U] the same
+    score: NDArray[np.float64]  # [U] the same; of an environment without scores it is the success
     evaluations: dict[str, list[float]]  # split -> success of each evaluation, the first before any update
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in their seed alone."""
+
+    label: str  # what tells them from the other groups
+    runs: list[Run]
+
+    @property
+    def begun(self) -> list[Run]:
+        """The runs that have finished an update."""
+        return [one for one in self.runs if len(one.steps)]
+
+    @property
+    def size(self) -> str:
+        """How many runs there are, of how many seeds."""
+        seeds = len({one.seed for one in self.runs})
+        told = f"{seeds} seed{'s' if seeds > 1 else ''}"
+        return told if seeds == len(self.runs) else f"{len(self.runs)} runs of {told}"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -54,133 +85,305 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="a run, or a folder with runs inside")
     parser.add_argument("--output", type=Path, metavar="DIR", help="where to write; default: the first FOLDER")
     args = parser.parse_args(argv)
-    runs = [read_run(path.parent) for folder in args.folders for path in sorted(folder.glob("**/metrics.jsonl"))]
+    runs, left_out = read_runs(args.folders)
+    for reason in left_out:
+        print(f"left out: {reason}", file=sys.stderr)
     if not runs:
-        raise FileNotFoundError(f"no training run in {', '.join(map(str, args.folders))}: expected a metrics.jsonl")
-    groups: dict[str, list[Run]] = {}
-    for one in runs:
-        groups.setdefault(one.name, []).append(one)
+        raise FileNotFoundError(
+            f"no training run in {', '.join(map(str, args.folders))}: expected folders of scripts.train, which hold "
+            "metrics.jsonl and .hydra"
+        )
+    groups = grouped(runs)
     target = args.output or args.folders[0]
     target.mkdir(parents=True, exist_ok=True)
-    draw(groups, target / "compare.png")
+    console = Terminal(soft_wrap=True, markup=False)
     text = table(groups)
     write_whole(target / "compare.md", text)
-    console = Terminal(soft_wrap=True, markup=False)
     console.print(text)
-    console.print(f"picture: {target / 'compare.png'}")
+    for group in groups:
+        updates = [len(one.steps) for one in group.begun]
+        if len(set(updates)) > 1:
+            span = f"{min(updates)} to {max(updates)} updates"
+            console.print(f"{group.label}: its runs have {span}; its line ends with the shortest run")
+    if any(group.begun for group in groups):
+        draw(groups, target / "compare.png")
+        console.print(f"picture: {target / 'compare.png'}")
+    else:
+        console.print("no run has finished an update yet, so there is no picture")
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
+    """The runs in `folders`, each once, and of each folder that is none why it is left out."""
+    runs: dict[Path, Run] = {}
+    left_out = []
+    for folder in folders:
+        found = sorted(folder.glob("**/metrics.jsonl"))
+        if not found:
+            left_out.append(f"{folder} {'holds no metrics.jsonl' if folder.is_dir() else 'is no folder'}")
+        for path in found:
+            try:
+                runs.setdefault(path.parent.resolve(), read_run(path.parent))
+            except (OSError, ValueError) as error:
+                left_out.append(" ".join(str(error).split()))
+    return list(runs.values()), left_out
 
 
 def read_run(folder: Path) -> Run:
-    """The run of a folder. Raises `FileNotFoundError` where it is none of `scripts.train`."""
-    record = folder / ".hydra" / "overrides.yaml"
-    if not record.is_file():
-        raise FileNotFoundError(f"{folder} is no run of scripts.train: it has no {record.relative_to(folder)}")
-    overrides = [str(o) for o in OmegaConf.load(record)]
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    """The run of a folder. Raises `ValueError` or `OSError`, with the folder in it, where it is none."""
+    choices, config = _configuration(folder)
+    lines = read_metrics(folder / "metrics.jsonl")
     updates = [line for line in lines if "rollout/success" in line]
-    taken = [u["rollout/env_steps"] + u.get("signal/env_steps", 0.0) for u in updates]
     evaluated = [line for line in lines if any(map(is_success, line))]
     names = dict.fromkeys(key for line in evaluated for key in line if is_success(key))
-    return Run(
-        folder,
-        name=" ".join(o for o in overrides if not o.startswith("seed=")) or "defaults",
-        seed=next((o.removeprefix("seed=") for o in overrides if o.startswith("seed=")), "0"),
-        steps=np.cumsum(taken),
-        success=np.array([u["rollout/success"] for u in updates]),
-        score=np.array([u["rollout/score"] for u in updates]),
-        evaluations={
-            split: [line[key] for line in evaluated if key in line]
-            for key in names
-            if (split := key.split("/")[-2]) != SELECTION
-        },
-    )
+    try:
+        taken = [u["rollout/env_steps"] + u.get("signal/env_steps", 0.0) for u in updates]
+        return Run(
+            folder,
+            config.get("seed", 0),
+            choices,
+            {key: value for key, value in config.items() if key not in LEFT_OUT},
+            steps=np.cumsum(taken),
+            success=np.array([u["rollout/success"] for u in updates]),
+            score=np.array([u["rollout/score"] for u in updates]),
+            evaluations={
+                split: [line[key] for line in evaluated if key in line]
+                for key in names
+                if (split := key.split("/")[-2]) != SELECTION
+            },
+        )
+    except KeyError as error:
+        raise ValueError(f"{folder}: an update in metrics.jsonl has no {error}") from error
+
+
+def _configuration(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The choices and the flat configuration of a run. Raises `ValueError` where scripts.train has not written them."""
+    documents = []
+    for name in ("hydra.yaml", "config.yaml"):
+        path = folder / ".hydra" / name
+        try:
+            documents.append(yaml.load(path.read_text(encoding="utf-8"), Loader))
+        except FileNotFoundError:
+            raise ValueError(f"{folder} is no run of scripts.train: it has no {path.relative_to(folder)}") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
+    try:
+        choices = documents[0]["hydra"]["runtime"]["choices"]
+        flat = dict(_flat(documents[1]))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder / '.hydra'} holds no configuration of scripts.train ({error!r})") from error
+    return {group: name for group, name in choices.items() if not group.startswith("hydra/")}, flat
+
+
+def _flat(config: Mapping[str, Any], parent: str = "") -> dict[str, Any]:
+    """`{"trainer": {"updates": 1}}` as `{"trainer.updates": 1}`. Lists are values."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= _flat(value, f"{parent}{key}.") if isinstance(value, dict) and value else {f"{parent}{key}": value}
+    return flat
+
+
+# -- naming -----------------------------------------------------------------------------------------------------------
+def grouped(runs: Sequence[Run]) -> list[Group]:
+    """Runs by their configuration, each group with the label that tells it from the others."""
+    by_config: dict[str, list[Run]] = {}
+    for one in runs:
+        by_config.setdefault(yaml.safe_dump(one.config), []).append(one)
+    groups = list(by_config.values())
+    return [Group(label, members) for label, members in zip(labels_of([g[0] for g in groups]), groups, strict=True)]
+
+
+def labels_of(runs: Sequence[Run]) -> list[str]:
+    """A short name for each of `runs`, which have different configurations.
+
+    Settings are chosen one after another, each time the one that tells most runs apart that no setting before told
+    apart: choices such as `algo` before single keys, and among equals the shortest. A name has the first of them, up
+    to where it is the run's alone.
+    """
+    if len(runs) == 1:
+        return [_title(runs)]
+    settings = [{**one.choices, **one.config} for one in runs]
+    chosen = _telling(settings, list(dict.fromkeys(name for one in runs for name in one.choices)))
+    names = _short_names(chosen, {key for one in settings for key in one})
+    rows = [_values(one, chosen) for one in settings]
+    cut = {key: _shared_length([_shown(one[key]) for one in settings if key in one]) for key in chosen}
+    labels = []
+    for one, row in zip(settings, rows, strict=True):
+        length = next(n for n in range(1, len(chosen) + 1) if sum(other[:n] == row[:n] for other in rows) == 1)
+        pairs = list(zip(names, chosen, strict=True))[:length]
+        there = [f"{name}={_shown(one[key])[cut[key] :]}" for name, key in pairs if key in one]
+        labels.append(" ".join(there or [f"no {name}" for name, _ in pairs]))
+    return labels
+
+
+def _title(runs: Sequence[Run]) -> str:
+    """Environment and method, where all runs have the same."""
+    parts = {name: {one.choices.get(name) for one in runs} for name in ("env", "algo")}
+    return " ".join(f"{name}={value}" for name, values in parts.items() if len(values) == 1 for value in values)
+
+
+def _values(settings: Mapping[str, Any], keys: Sequence[str]) -> tuple[str | None, ...]:
+    """The values of `keys` as what can be compared; None for a key that is not there."""
+    return tuple(repr(settings[key]) if key in settings else None for key in keys)
+
+
+def _telling(settings: Sequence[Mapping[str, Any]], choices: Sequence[str]) -> list[str]:
+    """The keys that tell all `settings` apart, the most telling first; those of `choices` before others."""
+    chosen: list[str] = []
+    keys = sorted({key for one in settings for key in one}, key=lambda key: (len(key), key))
+
+    def kinds(names: Sequence[str]) -> int:
+        return len({_values(one, names) for one in settings})
+
+    for candidates in ([k for k in keys if k in choices and k not in BUNDLES], keys):
+        while kinds(chosen) < len(settings):
+            best = max(candidates, key=lambda key: kinds([*chosen, key]))
+            if kinds([*chosen, best]) == kinds(chosen):
+                break
+            chosen.append(best)
+    return chosen
+
+
+def _short_names(keys: Sequence[str], known: set[str]) -> list[str]:
+    """Each key as its shortest ending that no other of `known` has: `learning_rate` for `trainer.learning_rate`."""
+    endings: dict[str, set[str]] = {}
+    for key in known:
+        parts = key.split(".")
+        for start in range(len(parts)):
+            endings.setdefault(".".join(parts[start:]), set()).add(key)
+    return [
+        next(e for s in range(len(p)) if (e := ".".join(p[-1 - s :])) == key or endings[e] == {key})
+        for key in keys
+        if (p := key.split("."))
+    ]
+
+
+def _shown(value: Any) -> str:
+    """A value in one line, as a configuration has it."""
+    if isinstance(value, float) and float(short := f"{value:g}") == value:
+        return short
+    if value is None or isinstance(value, bool):
+        return str(value).lower().replace("none", "null")
+    return " ".join(str(value).split())
+
+
+def _shared_length(values: Sequence[str]) -> int:
+    """How many characters at the beginning of all `values` tell nothing: whole words or folders, where they are long.
+
+    "/home/me/outputs/a" and "/home/me/outputs/b" have 17 such.
+    """
+    begin = os.path.commonprefix(values)  # noqa: RUF071 - of characters
+    length = max(begin.rfind(" "), begin.rfind("/")) + 1
+    return length if length > SHARED else 0
+
+
+# -- the picture ------------------------------------------------------------------------------------------------------
+def draw(groups: Sequence[Group], target: Path) -> None:
+    """A panel for each group that has begun, in rows; those of the score below those of success."""
+    shown = [group for group in groups if group.begun]
+    columns = min(len(shown), 4 if len(shown) > 6 else 3)
+    rows = -(-len(shown) // columns)
+    whats = whats_of(shown)
+    width = max(7.2, 2.9 * columns)
+    lines = [_wrapped(group, width / columns) for group in shown]
+    title = 0.17 * max(text.count("\n") + 1 for text in lines)
+    height = max(3.2, 0.7 + rows * (1.7 + title))
+    figure = plt.figure(figsize=(width, height * len(whats)), layout="constrained")
+    for part, what in zip(figure.subfigures(len(whats), 1, squeeze=False)[:, 0], whats, strict=True):
+        _draw_part(part, shown, lines, what, rows, columns)
+    if len(groups) > 1:
+        figure.suptitle(_title([one for group in groups for one in group.runs]), fontsize=10, parse_math=False)
+    save(figure, target)
+
+
+def _draw_part(
+    part: SubFigure, groups: Sequence[Group], titles: Sequence[str], what: str, rows: int, columns: int
+) -> None:
+    panels = part.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
+    curves = [line_of(group.begun, what) for group in groups]
+    for at, (axes, title) in enumerate(zip(panels, titles, strict=False)):
+        for other, (steps, values) in enumerate(curves):
+            if other != at:
+                axes.plot(steps, values.mean(0), color="0.8", linewidth=0.9)
+        _draw_group(axes, *curves[at])
+        axes.set_title(title, fontsize=8, parse_math=False)
+        axes.set_ylim(-0.02, 1.02)
+        axes.grid(alpha=0.3)
+        axes.tick_params(labelsize=8)
+        axes.xaxis.set_major_formatter(mpl.ticker.EngFormatter(sep=""))
+        axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(4, steps=[1, 2, 5, 10]))
+        if what == "success":
+            axes.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
+        if at + columns >= len(groups):  # nothing is below it
+            axes.tick_params(labelbottom=True)
+    for axes in panels[len(groups) :]:
+        axes.remove()
+    part.supylabel(f"{what} in training (mean of {SMOOTH} updates)", fontsize=9)
+    part.supxlabel("steps taken in environments", fontsize=9)
+
+
+def _draw_group(axes: Axes, steps: NDArray[np.float64], values: NDArray[np.float64]) -> None:
+    """The mean of the seeds, `values` [runs, P], and their range; a point where there is one update."""
+    marker = {"marker": "o", "markersize": 3} if len(steps) == 1 else {}
+    axes.fill_between(steps, values.min(0), values.max(0), color="C0", alpha=0.25, linewidth=0)
+    axes.plot(steps, values.mean(0), color="C0", **marker)
+
+
+def _wrapped(group: Group, inches: float) -> str:
+    return textwrap.fill(f"{group.label} ({group.size})", int(inches * 13), break_on_hyphens=False)
 
 
 def line_of(runs: Sequence[Run], what: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Steps [P] up to where the shortest run ends, and the smoothed `what` of each run there, [runs, P]."""
-    steps = np.linspace(max(r.steps[0] for r in runs), min(r.steps[-1] for r in runs), POINTS)
+    begin, end = max(r.steps[0] for r in runs), min(r.steps[-1] for r in runs)
+    steps = np.linspace(begin, end, POINTS) if begin < end else np.array([end])
     smooth = [moving_mean(getattr(one, what), SMOOTH) for one in runs]
     return steps, np.array([np.interp(steps, one.steps, values) for one, values in zip(runs, smooth, strict=True)])
 
 
-def shared_part(names: Sequence[str]) -> set[str]:
-    """The overrides that all runs have, which need not be told for each."""
-    return set.intersection(*(set(name.split(" ")) for name in names)) if len(names) > 1 else set()
+# -- the table --------------------------------------------------------------------------------------------------------
+def whats_of(groups: Sequence[Group]) -> list[str]:
+    """What there is to show: success, and the score where some says more than success."""
+    scored = any(not np.array_equal(one.score, one.success) for group in groups for one in group.runs)
+    return ["success", "score"] if scored else ["success"]
 
 
-def label_of(name: str, shared: set[str]) -> str:
-    """What tells a group from the others."""
-    return " ".join(part for part in name.split(" ") if part not in shared) or "defaults"
-
-
-def scored(groups: dict[str, list[Run]]) -> bool:
-    """Whether some score says more than success."""
-    return any(not np.array_equal(one.score, one.success) for runs in groups.values() for one in runs)
-
-
-def draw(groups: dict[str, list[Run]], target: Path) -> None:
-    """A line with the range of its seeds for each group, in a panel for success and, where there is one, for score."""
-    shown = ["success", "score"] if scored(groups) else ["success"]
-    height = 0.6 + 3.8 * len(shown) + 0.22 * len(groups)
-    figure, panels = plt.subplots(len(shown), figsize=(7.2, height), sharex=True, squeeze=False, layout="constrained")
-    shared = shared_part(list(groups))
-    for what, axes in zip(shown, panels[:, 0], strict=True):
-        for name, runs in groups.items():
-            begun = [one for one in runs if len(one.steps)]
-            if not begun:
-                continue
-            steps, lines = line_of(begun, what)
-            seeds = f"{len(begun)} seed{'s' if len(begun) > 1 else ''}"
-            label = textwrap.fill(f"{label_of(name, shared)} ({seeds})", LEGEND_WIDTH, break_long_words=False)
-            (line,) = axes.plot(steps, lines.mean(0), label=label)
-            axes.fill_between(steps, lines.min(0), lines.max(0), color=line.get_color(), alpha=0.15, linewidth=0)
-        axes.set(ylabel=f"{what} in training (mean of {SMOOTH} updates)", ylim=(0, 1))
-        axes.grid(alpha=0.3)
-    top, bottom = panels[0, 0], panels[-1, 0]
-    top.set_title(" ".join(sorted(shared)), fontsize=9)
-    top.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
-    bottom.set_xlabel("steps taken in environments")
-    bottom.xaxis.set_major_formatter(mpl.ticker.EngFormatter(sep=""))
-    figure.legend(*top.get_legend_handles_labels(), loc="outside lower left", frameon=False, fontsize=8)
-    with whole_file(target) as partial:
-        figure.savefig(partial, format="png", dpi=150)
-    plt.close(figure)
-
-
-def table(groups: dict[str, list[Run]]) -> str:
-    """What each group came to: the mean over its seeds, and their range.
+def table(groups: Sequence[Group]) -> str:
+    """The mean over the seeds of each group, and their range.
 
     `first` and `last` are the success in training in the first and the last `SMOOTH` updates, and the score where there
-    is one; `before` and `after` are the first and the last evaluation, on each split.
+    is one; `before` and `after` are the first evaluation and the last of several, on each split.
     """
-    shared = shared_part(list(groups))
-    shown = {"success": "{:.1%}", "score": "{:.3f}"} if scored(groups) else {"success": "{:.1%}"}
-    heads = ["first", "last", *(["first score", "last score"] if len(shown) > 1 else [])]
-    rows = [f"| | seeds | steps | {' | '.join(heads)} | split | before | after |"]
+    forms = {"success": "{:.1%}", "score": "{:.3f}"}
+    whats = whats_of(groups)
+    heads = ["first", "last", *(["first score", "last score"] if len(whats) > 1 else [])]
+    rows = [f"| | runs | steps | {' | '.join(heads)} | split | before | after |"]
     rows.append(f"|---|---:|---:|{'---:|' * len(heads)}---|---:|---:|")
-    for name, runs in groups.items():
-        begun = [one for one in runs if len(one.steps)]
+    for group in groups:
+        begun = group.begun
         steps = np.mean([one.steps[-1] for one in begun] or [0.0])
         trained = [
-            told([getattr(one, what)[part].mean() for one in begun], form)
-            for what, form in shown.items()
+            summary([getattr(one, what)[part].mean() for one in begun], forms[what])
+            for what in whats
             for part in (slice(SMOOTH), slice(-SMOOTH, None))
         ]
-        for split in dict.fromkeys(split for one in runs for split in one.evaluations):
-            first, last = ([one.evaluations[split][at] for one in runs if split in one.evaluations] for at in (0, -1))
+        label = group.label.replace("|", "\\|")
+        for split in dict.fromkeys(split for one in group.runs for split in one.evaluations) or ["–"]:
+            evaluated = [one.evaluations[split] for one in group.runs if split in one.evaluations]
+            before = summary([rates[0] for rates in evaluated])
+            after = summary([rates[-1] for rates in evaluated if len(rates) > 1])
             rows.append(
-                f"| {label_of(name, shared)} | {len(last)} | {steps:,.0f} | {' | '.join(trained)} | {split} "
-                f"| {told(first)} | {told(last)} |"
+                f"| {label} | {len(group.runs)} | {steps:,.0f} | {' | '.join(trained)} | {split} | {before} | {after} |"
             )
     return "\n".join(rows) + "\n"
 
 
-def told(rates: Sequence[float], form: str = "{:.1%}") -> str:
-    """The mean of several numbers, and how far they reach."""
-    if not rates:
+def summary(values: Sequence[float], form: str = "{:.1%}") -> str:
+    """The mean of several numbers, with the lowest and the highest."""
+    if not values:
         return "–"
-    mean = form.format(np.mean(rates))
-    return mean if len(rates) == 1 else f"{mean} ({form.format(min(rates))} – {form.format(max(rates))})"
+    mean = form.format(np.mean(values))
+    return mean if len(values) == 1 else f"{mean} ({form.format(min(values))} – {form.format(max(values))})"
 
 
 if __name__ == "__main__":

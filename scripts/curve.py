@@ -1,10 +1,19 @@
-"""The picture of a run: success and score over updates, in training and in evaluations with their intervals."""
+"""The pictures of a run: what it reached, and what tells why.
+
+    RUN/curve.png          success, and the score where an environment gives one: in training, and in evaluations
+    RUN/diagnostics.png    loss, KL, entropy, invalid turns, turns per episode, tokens per turn
+
+Training is a line. Evaluations are points with their 95 % intervals: a line between them would suggest a trend that a
+few intervals do not carry.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import TypeAlias
 
 import matplotlib as mpl
 import numpy as np
@@ -12,14 +21,52 @@ import numpy as np
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from envs.files import whole_file
 
+Line: TypeAlias = Mapping[str, float]  # of metrics.jsonl
+
 SMOOTH = 10  # updates of the moving average
 SELECTION = "selection"  # the name under which the tasks that rank the checkpoints are evaluated
-CURVE = "curve.png"
-DODGE = 0.008  # of the width, between the intervals of one evaluation
+PICTURES = ("curve.png", "diagnostics.png")
+DODGE = 0.012  # of the width, between the intervals of one evaluation
+WIDTH = 7.2  # inches
+
+
+def _kl(line: Line) -> float:
+    """Without a reference policy (`algo.kl_coef=0`) it is logged as 0, and was not measured."""
+    return line["train/kl"] or np.nan
+
+
+# What `diagnostics.png` shows: a number of each update. It takes a line of metrics.jsonl.
+QUANTITIES: dict[str, Callable[[Line], float]] = {
+    "loss": lambda line: line["train/loss"],
+    "KL to the policy of the start": _kl,
+    "entropy, nats per token": lambda line: line["train/entropy"],
+    "invalid turns": lambda line: line["rollout/invalid"],
+    "turns per episode": lambda line: line["rollout/turns"],
+    "sampled tokens per turn": lambda line: line["tokens/sampled"] / line["rollout/env_steps"],
+}
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The lines of a `metrics.jsonl`, without a last one that is not whole, as in a run that goes on or was killed.
+
+    Raises `ValueError` naming the line that holds no metrics, `FileNotFoundError` and other kinds of `OSError`.
+    """
+    lines: list[dict[str, float]] = []
+    *whole, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    for number, text in enumerate(whole, 1):
+        try:
+            line = json.loads(text)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: no JSON ({error})") from error
+        if not isinstance(line, dict) or "update" not in line:
+            raise ValueError(f"{path}, line {number}: expected an object with the key 'update', got {text:.80}")
+        lines.append(line)
+    return lines
 
 
 def is_success(metric: str) -> bool:
@@ -27,50 +74,79 @@ def is_success(metric: str) -> bool:
     return metric.startswith("eval/") and metric.endswith("/success") and metric.count("/") == 3
 
 
+def has_score(lines: Sequence[Line]) -> bool:
+    """Whether the score says more than success."""
+    return any("rollout/score" in line and line["rollout/score"] != line["rollout/success"] for line in lines)
+
+
 def moving_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
     """The mean of each of `values` [U] and of up to `window` - 1 before it, [U]."""
     return np.array([values[max(0, i - window + 1) : i + 1].mean() for i in range(len(values))])
 
 
-def draw_curve(run: Path, title: str) -> Path:
-    """Draw `RUN/curve.png` from `RUN/metrics.jsonl`; below success the score, where an environment gives one."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    rollouts = [line for line in lines if "rollout/score" in line]
-    scored = any(line["rollout/score"] != line["rollout/success"] for line in rollouts)
-    shown = ["success", "score"] if scored else ["success"]
-    figure, axes = plt.subplots(
-        len(shown), figsize=(7.2, 1.1 + 3.4 * len(shown)), sharex=True, squeeze=False, layout="constrained"
-    )
-    for panel, quantity in zip(axes[:, 0], shown, strict=True):
-        _draw(panel, lines, quantity)
-    top, bottom = axes[0, 0], axes[-1, 0]
-    top.set_title(title)
-    top.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
-    bottom.set_xlabel("update")
-    bottom.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
-    figure.legend(*top.get_legend_handles_labels(), loc="outside lower left", frameon=False, fontsize=8)
-    target = run / CURVE
+def draw_pictures(run: Path, title: str) -> list[Path]:
+    """Draw `PICTURES` of a run from its `metrics.jsonl`, and return their paths."""
+    lines = read_metrics(run / "metrics.jsonl")
+    targets = [run / name for name in PICTURES]
+    for target, figure in zip(targets, (_curve(lines, title), _diagnostics(lines, title)), strict=True):
+        save(figure, target)
+    return targets
+
+
+def save(figure: Figure, target: Path) -> None:
+    """Write a figure as a PNG that is there whole or not at all, and close it."""
     with whole_file(target) as partial:
         figure.savefig(partial, format="png", dpi=150)
     plt.close(figure)
-    return target
 
 
-def _draw(axes: Axes, lines: Sequence[Mapping[str, float]], quantity: str) -> None:
-    rollouts = [(line["update"], line[f"rollout/{quantity}"]) for line in lines if f"rollout/{quantity}" in line]
-    if rollouts:
-        updates, values = np.array(rollouts).T
-        axes.plot(updates, values, color="0.85", linewidth=0.8)
-        axes.plot(
-            updates,
-            moving_mean(values, SMOOTH),
-            color="0.5",
-            label=f"training episodes, sampled (mean of {SMOOTH} updates)",
-        )
+# -- what the run reached ---------------------------------------------------------------------------------------------
+def _curve(lines: Sequence[Line], title: str) -> Figure:
+    shown = ["success", "score"] if has_score(lines) else ["success"]
+    figure, axes = plt.subplots(
+        len(shown), figsize=(WIDTH, 1.1 + 3.4 * len(shown)), sharex=True, squeeze=False, layout="constrained"
+    )
+    for panel, quantity in zip(axes[:, 0], shown, strict=True):
+        _training(panel, lines, lambda line, quantity=quantity: line[f"rollout/{quantity}"])
+        _evaluations(panel, lines, quantity)
+        panel.set(ylabel=quantity, ylim=(-0.02, 1.02))
+    top, bottom = axes[0, 0], axes[-1, 0]
+    top.set_title(title, parse_math=False)
+    top.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
+    _updates(bottom)
+    figure.legend(*top.get_legend_handles_labels(), loc="outside lower left", frameon=False, fontsize=8)
+    return figure
+
+
+def _training(axes: Axes, lines: Sequence[Line], quantity: Callable[[Line], float]) -> None:
+    """A line of its moving mean over the updates, and the values themselves behind it."""
+    points = []
+    for line in lines:
+        with suppress(KeyError, ZeroDivisionError):  # an evaluation, or an update that has no such number
+            points.append((line["update"], quantity(line)))
+    axes.grid(alpha=0.3)
+    points = [(update, value) for update, value in points if np.isfinite(value)]
+    if not points:
+        return
+    updates, values = np.array(points, dtype=np.float64).T
+    marker = {"marker": "."} if len(points) == 1 else {}
+    axes.plot(updates, values, color="0.8", linewidth=0.8)
+    axes.plot(
+        updates,
+        moving_mean(values, SMOOTH),
+        color="0.4",
+        label=f"training episodes, sampled (mean of {SMOOTH} updates)",
+        **marker,
+    )
+
+
+def _evaluations(axes: Axes, lines: Sequence[Line], quantity: str) -> None:
+    """A point with its interval for each evaluation of each split."""
     splits = list(dict.fromkeys(key.removesuffix("success") for line in lines for key in line if is_success(key)))
+    width = max((line["update"] for line in lines), default=0) or 1
     for number, split in enumerate(splits):
         name = split + quantity
-        points = [  # without an interval where all tasks came to the same
+        points = [  # without an interval where all tasks have the same result
             [line["update"], line[name], line.get(f"{name}_low", line[name]), line.get(f"{name}_high", line[name])]
             for line in lines
             if name in line
@@ -78,11 +154,41 @@ def _draw(axes: Axes, lines: Sequence[Mapping[str, float]], quantity: str) -> No
         if not points:
             continue
         update, mean, low, high = np.array(points).T
-        update = update + (number - (len(splits) - 1) / 2) * DODGE * lines[-1]["update"]  # or intervals hide each other
+        update = update + (number - (len(splits) - 1) / 2) * DODGE * width  # or intervals would hide each other
         label = f"{split.removeprefix('eval/').split('/', 1)[-1].rstrip('/')} (95 % interval)"
-        style = {"marker": "o", "capsize": 3}
+        style = {"marker": "o", "markersize": 5}
         if split.endswith(f"/{SELECTION}/"):
-            label, style = f"{SELECTION}: ranks the checkpoints, tasks held out from training", {"linestyle": "dotted"}
-        axes.errorbar(update, mean, [mean - low, high - mean], label=label, **style)
-    axes.set(ylabel=quantity, ylim=(0, 1))
-    axes.grid(alpha=0.3)
+            label = f"{SELECTION}: tasks held out from training, which rank the checkpoints (95 % interval)"
+            style = {"marker": "D", "markersize": 4, "markerfacecolor": "white"}
+        axes.errorbar(
+            update,
+            mean,
+            [mean - low, high - mean],
+            label=label,
+            color=f"C{number}",
+            linestyle="none",
+            capsize=3,
+            **style,
+        )
+
+
+# -- what tells why ---------------------------------------------------------------------------------------------------
+def _diagnostics(lines: Sequence[Line], title: str) -> Figure:
+    figure, axes = plt.subplots(3, 2, figsize=(WIDTH, 7.2), sharex=True, layout="constrained")
+    for panel, (name, quantity) in zip(axes.flat, QUANTITIES.items(), strict=True):
+        _training(panel, lines, quantity)
+        panel.set_title(name, fontsize=9)
+        if not panel.lines:
+            panel.text(0.5, 0.5, "not measured", transform=panel.transAxes, ha="center", color="0.5")
+            panel.set_yticks([])
+    axes[1, 1].yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
+    for bottom in axes[-1]:
+        _updates(bottom)
+        bottom.set_xlim(left=0)
+    figure.suptitle(f"{title}: training, mean of {SMOOTH} updates", parse_math=False)
+    return figure
+
+
+def _updates(axes: Axes) -> None:
+    axes.set_xlabel("update")
+    axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True, steps=[1, 2, 5, 10]))

@@ -1,8 +1,8 @@
 """Train a policy: `python -m scripts.train env=alfworld algo=gigpo`.
 
-The run folder gets metrics.jsonl, checkpoints/, episodes/, evaluations/, and at the end curve.png, evaluation.md and
-evaluation.json. Ctrl-C (or a closed terminal) finishes the update, saves and stops; `resume=RUN_DIR` goes on from
-there, or from the last checkpoint of a run that was killed. A run that is complete is left as it is.
+The run folder gets metrics.jsonl, checkpoints/, episodes/, evaluations/, and at the end curve.png, diagnostics.png,
+evaluation.md and evaluation.json. Ctrl-C (or a closed terminal) finishes the update, saves and stops; `resume=RUN_DIR`
+goes on from there, or from the last checkpoint of a run that was killed. A run that is complete is left as it is.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from envs.files import remove_whole, write_whole
 from envs.pool import EnvPool
 from scripts.agents import checkpoint_of
 from scripts.common import Terminal, asked_for, command, machine, plain, versions
-from scripts.curve import CURVE, SELECTION, draw_curve, is_success
+from scripts.curve import PICTURES, SELECTION, draw_pictures, is_success
 from scripts.live import LiveReporter
 from scripts.run_folder import COMMAND, Command, locked
 
@@ -126,11 +126,12 @@ def _run(cfg: DictConfig, run: Path) -> None:
         if trainer.update >= config.updates and report.evaluations(trainer.update) is None:
             evaluate_and_keep()  # for the report: it was trained as far as this, but not evaluated in this way
     if trainer.update < config.updates:
-        draw_curve(run, report.title)
+        draw_pictures(run, report.title)
         console.print(f"stopped after {trainer.update} of {config.updates} updates; go on with resume={run}")
         return
     console.print(report.write(trainer.update), markup=False)
-    console.print(f"curve: {run / CURVE}\nnewest checkpoint: {checkpoints(run)[-1]}", soft_wrap=True)
+    pictures = ", ".join(str(run / name) for name in PICTURES)
+    console.print(f"pictures: {pictures}\nnewest checkpoint: {checkpoints(run)[-1]}", soft_wrap=True)
     report.check(trainer.update)
 
 
@@ -312,7 +313,7 @@ class _Report:
     """What a run came to, made of what is in its folder, so that it can be made at any time after the last update.
 
     RUN/evaluations/update-000010.json      every evaluation, kept when it was made, with its settings
-    RUN/curve.png, evaluation.md, evaluation.json
+    RUN/curve.png, diagnostics.png, evaluation.md, evaluation.json
     """
 
     def __init__(self, cfg: DictConfig, run: Path, task_set: TaskSet, selection: Manifest) -> None:
@@ -347,14 +348,16 @@ class _Report:
 
     def is_complete(self, update: int) -> bool:
         """Whether all updates are done, `update` being the last, and the report that belongs to them is written."""
-        if update < self.cfg.trainer.updates or self.evaluations(update) is None or not (self.run / CURVE).is_file():
+        if update < self.cfg.trainer.updates or self.evaluations(update) is None:
             return False
         files = self._files(update)
-        return all((self.run / f).is_file() and (self.run / f).read_bytes() == files[f].encode() for f in files)
+        return all((self.run / picture).is_file() for picture in PICTURES) and all(
+            (self.run / f).is_file() and (self.run / f).read_bytes() == files[f].encode() for f in files
+        )
 
     def write(self, update: int) -> str:
         """Write the report, evaluation.json at last. Returns its text."""
-        draw_curve(self.run, self.title)
+        draw_pictures(self.run, self.title)
         files = self._files(update)
         for name, text in files.items():
             write_whole(self.run / name, text)
