@@ -13,7 +13,7 @@ from envs.facts import Facts
 from scripts import common, train
 from scripts.common import Terminal
 from tests.agents.toys import Corridors, random_policy
-from tests.algorithms.test_start import configured, leaves, other
+from tests.algorithms.test_initial_policy import configured, leaves, other
 
 
 def facts_of(config: DictConfig, splits: Sequence[str] = ("valid",)) -> Facts:
