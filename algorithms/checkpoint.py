@@ -6,6 +6,9 @@
                                   run.json      what the run is: environment, tasks, configuration, versions
 
 A checkpoint appears under its name only when it is whole: it is written beside it, flushed to the disk, and renamed.
+
+Functions that read or write tensors import torch and transformers, which takes seconds: which checkpoints there are,
+and what run they are of, is known without.
 """
 
 from __future__ import annotations
@@ -15,12 +18,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from agents.policies.lora import read_adapters
-from agents.policies.pretrained import save_model
-from agents.policies.weights import check_tensors, has_adapters
-from algorithms.finite import check_weights
 from envs.checksums import DamagedError, verify_if_noted, write_checksums
 from envs.facts import Facts
 from envs.files import remove_whole, tidy, whole_folder
@@ -36,6 +33,11 @@ def save_checkpoint(
 
     Raises `NotFiniteError` for weights that are NaN or infinite, before anything is written.
     """
+    import torch
+
+    from agents.policies.pretrained import save_model
+    from algorithms.finite import check_weights
+
     check_weights(model, state)
     with whole_folder(folder) as partial:
         save_model(partial, model, tokenizer)
@@ -53,6 +55,11 @@ def load_weights(folder: Path, model: Any) -> None:
     `ValueError` naming the tensors that are missing, too many, or of another shape; the model is then as it was;
     `DamagedError` for a folder that is not as it was written.
     """
+    import torch
+
+    from agents.policies.lora import read_adapters
+    from agents.policies.weights import check_tensors, has_adapters
+
     verify_if_noted(folder)
     if has_adapters(model):
         read_adapters(model, folder)
@@ -82,6 +89,8 @@ def load_state(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{folder} cannot be resumed from: it has no trainer.pt")
     verify_if_noted(folder)
+    import torch
+
     try:
         state: dict[str, Any] = torch.load(path, weights_only=True)
     except Exception as error:  # of a broken file, whatever its reader stumbles over

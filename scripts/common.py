@@ -6,6 +6,7 @@ shows the traceback here too); 130 Ctrl-C; 128 + n ended by signal n, a closed t
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import errno
 import functools
@@ -21,25 +22,27 @@ from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeAlias, cast
+from typing import Any, NoReturn, TypeAlias, cast
 
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 from rich.console import Console
 
+import conf
 from envs.core import UnknownNameError
 from scripts.run_folder import Command, quoted
+from scripts.settings import HOUSE, check_settings, shown
 
 Job: TypeAlias = Callable[[DictConfig], None]
 PACKAGES = ("polyturn", "torch", "transformers", "gymnasium", "hydra-core", "textworld", "alfworld")
 _asked: list[str] = []  # the overrides of this start, without those that `resume` brings
 FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR") == "1"
-HOUSE = ("envs", "agents", "algorithms", "scripts", "benchmarks", "__main__")
 
 
 # -- running a command ------------------------------------------------------------------------------------------------
@@ -54,6 +57,7 @@ def command(config_name: str) -> Callable[[Job], Callable[[], None]]:
         @functools.wraps(function)
         def job(cfg: DictConfig) -> None:
             try:
+                check_settings(cfg, config_name)
                 function(cfg)
             except Exception as error:
                 hydra_cfg = HydraConfig.get()
@@ -71,6 +75,13 @@ def command(config_name: str) -> Callable[[Job], Callable[[], None]]:
         return main
 
     return decorate
+
+
+class Arguments(argparse.ArgumentParser):
+    """Reads a command line. What is wrong with it is raised as `ValueError`, to be told in a line as any mistake."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; --help shows what there is")
 
 
 class _ReportedError(Exception):
@@ -124,10 +135,22 @@ def _launch(launch: Callable[[], None], name: str) -> None:
         # Hydra's parser does not take options between overrides; here they may stand anywhere.
         sys.argv = [arguments[0], *sorted(given, key=lambda a: "=" in a and not a.startswith("-"))]
         os.environ["HYDRA_FULL_ERROR"] = "1"
+        _check_options()
         launch()
     finally:
         sys.argv = arguments
         os.environ["HYDRA_FULL_ERROR"] = before
+
+
+def _check_options() -> None:
+    """Raise `ValueError` for options that Hydra does not have; it would print its usage and exit."""
+
+    def refuse(message: str) -> NoReturn:
+        raise ValueError(f"{message}; --help shows what there is")
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    parser.parse_args()
 
 
 def _resumed(arguments: list[str], name: str) -> list[str]:
@@ -179,25 +202,38 @@ def explain(error: BaseException, config_name: str = "") -> str | None:
             inner = explain(error.__cause__) if error.__cause__ else _one_line(text)
             where = re.search(r"full_key: (\S+)", text)
             return f"in {where[1]}: {inner}" if where and inner else inner
-        case MissingMandatoryValue():
-            return f"{error.full_key} has no value; give it one: {error.full_key}=…"
-        case MissingConfigException():
-            group, _, option = (error.missing_cfg_file or "").rpartition("/")
-            return str(UnknownNameError(group, option, error.options)) if error.options else _one_line(text)
-        case OverrideParseException():
-            return f"cannot read the override {error.override!r}: {text.splitlines()[0]}"
         case HydraException() | OmegaConfBaseException():
-            unknown = re.search(r"Could not override '(.+?)'", text)
-            return str(_unknown_key(unknown[1], config_name)) if unknown else _one_line(text)
+            return _explain_configuration(error, config_name)
+        case ValueError() if text.startswith("Config group override must be"):
+            return _no_option(text)
         case OSError(errno=errno.ENOSPC):
             return f"the disk is full: {error.filename or 'stdout'} could not be written; free some space and go on"
         case OSError(strerror=str() as reason, filename=str() as name):
             return f"{reason}: {name}"
         case OSError() | UnknownNameError():
-            return text
+            return _one_line(text)
         case ValueError() | TypeError() | ImportError() if _raised_for_the_user(error):
             return _one_line(text)
     return None
+
+
+def _explain_configuration(error: HydraException | OmegaConfBaseException, config_name: str) -> str:
+    """The same of what Hydra and OmegaConf raise."""
+    text = str(error)
+    match error:
+        case MissingMandatoryValue():
+            return f"{error.full_key} has no value; give it one: {error.full_key}=…"
+        case ConfigAttributeError() | ConfigKeyError():
+            return f"{error.full_key} has no value in this configuration; give it one: +{error.full_key}=…"
+        case MissingConfigException():
+            group, _, option = (error.missing_cfg_file or "").rpartition("/")
+            return str(UnknownNameError(group, option, error.options)) if error.options else _one_line(text)
+        case OverrideParseException(override=override) if "=" not in override and not override.startswith("~"):
+            return f"cannot read {override!r}: expected KEY=VALUE, as in env=alfworld; --help shows the keys"
+        case OverrideParseException(override=override):
+            return f"cannot read the override {override!r}: {text.splitlines()[0]}"
+    unknown = re.search(r"Could not override '(.+?)'", text)
+    return str(_unknown_key(unknown[1], config_name)) if unknown else _one_line(text)
 
 
 def _one_line(text: str) -> str:
@@ -212,7 +248,7 @@ def _raised_for_the_user(error: BaseException) -> bool:
     frame, line = frames[-1]
     package = str(frame.f_globals["__name__"]).partition(".")[0]
     statement = linecache.getline(frame.f_code.co_filename, line).strip()
-    return package == "hydra" or (package in HOUSE and statement.startswith("raise "))
+    return package == "hydra" or (package in (*HOUSE, "benchmarks", "__main__") and statement.startswith("raise "))
 
 
 def _unknown_key(key: str, config_name: str) -> UnknownNameError:
@@ -230,6 +266,16 @@ def _unknown_key(key: str, config_name: str) -> UnknownNameError:
     elsewhere = [name for name, last in leaves.items() if last in near and name != f"{at}{last}"]
     hint = f"elsewhere there is {', '.join(elsewhere[:5])}" if elsewhere else ""
     return UnknownNameError(f"key of {at[:-1]}" if at else "key", leaf, place, hint)
+
+
+def _no_option(text: str) -> str:
+    """An override chooses from a group what is no name, such as `env=null` or `trainer=5`; `text` is Hydra's."""
+    for override in OverridesParser.create().parse_overrides(get_args_parser().parse_args().overrides):
+        group, value = override.key_or_group, override.value()
+        folder = Path(conf.__file__).parent / group
+        if not isinstance(value, (str, list)) and folder.is_dir():
+            return str(UnknownNameError(group, shown(value), [path.stem for path in folder.glob("*.yaml")]))
+    return _one_line(text)
 
 
 def _compose_without(key: str, config_name: str) -> dict[str, Any]:

@@ -6,20 +6,19 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from envs.alfworld import download as alfworld
 from envs.core import data_root
 from envs.webshop import download as webshop
-from scripts.common import run
+from scripts.common import Arguments, run
 
 
 def main() -> None:
     """Read the command line and fetch what it names."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.download", description="Fetch published data, once.")
+    parser = Arguments(prog="python -m scripts.download", description="Fetch published data, once.")
     commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
-    shared = argparse.ArgumentParser(add_help=False)
+    shared = Arguments(add_help=False)
     shared.add_argument("--data", type=Path, default=data_root(), metavar="DIR", help="where to put it (%(default)s)")
     shared.add_argument("--from", dest="mirror", type=Path, metavar="DIR", help="a folder that has the files")
 

@@ -14,28 +14,17 @@ from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from transformers.utils.logging import disable_progress_bar
 
 from agents.agent import PolicyAgent
 from agents.evaluation import Evaluation, evaluate, pooled, spread
-from agents.policies.base import Policy, Sampling
-from agents.policies.local import LocalPolicy
-from agents.policies.pretrained import Pretrained
-from agents.prompts import Prompter
 from agents.rollout import BrokenEnvironmentError
 from agents.source import agents_hash
 from algorithms.checkpoint import checkpoint_folder, checkpoints, load_run, load_state, update_of
-from algorithms.initial_policy import PretrainedPolicy, TinyPolicy, tiny_policy
-from algorithms.learner import Learner, LearnerConfig, Objective
-from algorithms.memory import describe_memory
-from algorithms.trainer import Metrics, Trainer, TrainerConfig
-from algorithms.warm_start import warm_start
 from envs.core import Manifest, TaskSet, UnknownNameError, evaluation_splits, hold_out
 from envs.facts import Facts, differences, environment_facts, without
 from envs.files import remove_whole, write_whole
@@ -45,6 +34,14 @@ from scripts.common import Terminal, asked_for, command, machine, plain, version
 from scripts.curve import PICTURES, SELECTION, draw_pictures, is_success
 from scripts.live import LiveReporter
 from scripts.run_folder import COMMAND, Command, locked
+
+if TYPE_CHECKING:  # torch and transformers take seconds to import, and mistakes are told before that
+    from agents.policies.base import Policy, Sampling
+    from agents.policies.local import LocalPolicy
+    from agents.policies.pretrained import Pretrained
+    from agents.prompts import Prompter
+    from algorithms.initial_policy import TinyPolicy
+    from algorithms.trainer import Metrics, Trainer
 
 ALL_SPLITS = "all"  # the evaluations of all splits in one, beside those of each
 LEARNER_KEYS = (
@@ -56,7 +53,6 @@ LEARNER_KEYS = (
 @command("config")
 def main(cfg: DictConfig) -> None:
     """Run in a folder that no other process has."""
-    disable_progress_bar()
     run = Path(HydraConfig.get().runtime.output_dir)
     with locked(run):
         _run(cfg, run)
@@ -74,8 +70,7 @@ def _run(cfg: DictConfig, run: Path) -> None:
     task_set: TaskSet = instantiate(cfg.env)
     console = Terminal(soft_wrap=True)
     console.print(task_set.describe())
-    if cfg.eval.splits is None:
-        cfg.eval.splits = evaluation_splits(task_set)
+    _choose_splits(cfg, task_set)
     training, selection = hold_out(task_set.manifest(cfg.split), cfg.eval.selection_tasks)
     _describe_tasks(cfg, task_set, selection, console)
     facts = _facts(cfg, task_set, training)
@@ -86,6 +81,14 @@ def _run(cfg: DictConfig, run: Path) -> None:
         console.print(f"{run} is complete after {update_of(saved[-1])} updates; to go on, raise trainer.updates")
         report.check(update_of(saved[-1]))
         return
+    import torch
+    from transformers.utils.logging import disable_progress_bar
+
+    from algorithms.learner import Learner, LearnerConfig, Objective
+    from algorithms.memory import describe_memory
+    from algorithms.trainer import Trainer, TrainerConfig
+
+    disable_progress_bar()
     prompter: Prompter = instantiate(cfg.agent.prompter)
     sampling: Sampling = instantiate(cfg.agent.sampling)
     algo = instantiate(cfg.algo)
@@ -142,6 +145,17 @@ def _describe_tasks(cfg: DictConfig, task_set: TaskSet, selection: Manifest, con
         console.print(f"{len(selection.ids)} tasks of {cfg.split} are held out from training and rank the checkpoints")
     if cfg.eval.limit is not None:
         console.print(_limited(cfg.eval.limit))
+
+
+def _choose_splits(cfg: DictConfig, task_set: TaskSet) -> None:
+    """Set `eval.splits` where nobody did. Raises `UnknownNameError` for splits that do not exist."""
+    if cfg.eval.splits is None:
+        cfg.eval.splits = evaluation_splits(task_set)
+    for key, split in (("split", cfg.split), *(("eval.splits", split) for split in cfg.eval.splits)):
+        if split not in task_set.splits:
+            raise UnknownNameError(key, str(split), task_set.splits)
+        if key == "eval.splits" and split == SELECTION:
+            raise ValueError(f"no split can be evaluated as {split!r}: it names the tasks that rank checkpoints")
 
 
 def _clear(run: Path) -> None:
@@ -206,6 +220,10 @@ def _start(
     reporter: LiveReporter,
 ) -> LocalPolicy:
     """The policy to train: of the last checkpoint `saved`, a model that is there, or a warm-started small one."""
+    from agents.policies.pretrained import Pretrained
+    from algorithms.initial_policy import PretrainedPolicy, tiny_policy
+    from algorithms.warm_start import warm_start
+
     start: TinyPolicy | Pretrained = instantiate(cfg.policy)
     name = str(saved[-1]) if saved else checkpoint_of(cfg.model) if cfg.model else None
     if name is not None:
@@ -238,11 +256,6 @@ class _Evaluator:
         pool: EnvPool,
         reporter: LiveReporter,
     ) -> None:
-        for split in cfg.eval.splits:
-            if split not in task_set.splits:
-                raise UnknownNameError("eval.splits", split, task_set.splits)
-            if split == SELECTION:
-                raise ValueError(f"no split can be evaluated as {split!r}: it names the tasks that rank checkpoints")
         splits = {split: task_set.manifest(split) for split in cfg.eval.splits}
         self.splits = splits | ({training.split: training} if training.split in splits else {})
         self.selection = selection
@@ -272,6 +285,8 @@ class _Evaluator:
         return metrics | ranking.metrics(f"eval/{self.name}/{SELECTION}"), ranking.success.rate
 
     def _evaluate(self, name: str, manifest: Manifest, limit: int | None = None) -> Evaluation:
+        import torch
+
         generator = torch.Generator(self.agent.policy.device).manual_seed(self.cfg.seed)
         agent = replace(self.agent, sampling=self.sampling, generator=generator)
         self.reporter.phase(f"evaluate {name}", len(spread(manifest.ids, limit)))

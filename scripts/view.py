@@ -6,7 +6,6 @@ file of episodes; that of a training run has one for some of its updates, of whi
 
 from __future__ import annotations
 
-import argparse
 import shlex
 from pathlib import Path
 
@@ -16,12 +15,12 @@ from rich.table import Table
 from rich.text import Text
 
 from agents.episode import Episode, ParseStatus, Turn, read_episodes
-from scripts.common import Terminal, printable, run
+from scripts.common import Arguments, Terminal, printable, run
 
 
 def main(argv: list[str] | None = None) -> None:
     """List the episodes that are asked for, or show one."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.view", description="Look at episodes in the terminal.")
+    parser = Arguments(prog="python -m scripts.view", description="Look at episodes in the terminal.")
     parser.add_argument("path", type=Path, help="a file of episodes (.jsonl), or the folder of a run")
     parser.add_argument("--episode", type=int, metavar="N", help="show this one, turn by turn")
     parser.add_argument("--failed", action="store_true", help="list only those that did not solve their task")

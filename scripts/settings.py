@@ -1,0 +1,478 @@
+"""What each setting of a configuration may be: its type, its range, or the words that it knows.
+
+The whole configuration is checked before anything is imported, made or played (`check_settings`), so that a mistake
+is told within a second and not by what stumbles over it. A name in `SETTINGS` is the end of a setting's key,
+`eval.limit`, or that of the function or class in `_target_` and a parameter of it, `gigpo.mode`; the longest that fits
+counts. What others bring (a `_target_` outside of this project, keys that are not listed) is left to them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from envs.core import UnknownNameError
+
+HOUSE = ("envs", "agents", "algorithms", "scripts")
+GROUPS = {  # by the name of a command's configuration: what it cannot do without
+    "config": ("env", "agent", "policy", "rollout", "trainer", "algo", "eval", "pool"),
+    "evaluate": ("env", "agent", "policy", "rollout", "pool"),
+    "play": ("env", "policy", "rollout"),
+}
+CLOSED = ("trainer", "eval", "pool")  # groups with all the keys that are listed here, and no other
+
+
+# -- kinds of settings ------------------------------------------------------------------------------------------------
+class Kind(Protocol):
+    """What a setting may be. Its text goes on after "must be"."""
+
+    def accepts(self, value: Any) -> bool:
+        """Whether `value` is one."""
+
+    def near(self, value: Any) -> str:
+        """What was perhaps meant by a value that is none, as it is written on the command line; or nothing."""
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A whole number."""
+
+    low: int
+    high: int = 1_000_000_000
+
+    def accepts(self, value: Any) -> bool:
+        return type(value) is int and self.low <= value <= self.high
+
+    def near(self, value: Any) -> str:
+        is_number = type(value) in (int, float) and not math.isnan(value)
+        return str(round(min(max(value, self.low), self.high))) if is_number else ""
+
+    def __str__(self) -> str:
+        return f"a whole number from {self.low:,} to {self.high:,}"
+
+
+@dataclass(frozen=True)
+class Real:
+    """A finite number."""
+
+    low: float
+    high: float
+    above: bool = False  # `low` itself is none
+
+    def accepts(self, value: Any) -> bool:
+        return type(value) in (int, float) and self.low <= value <= self.high and not (self.above and value == self.low)
+
+    def near(self, value: Any) -> str:
+        is_number = type(value) in (int, float) and not math.isnan(value)
+        nearest = min(max(value, self.low), self.high) if is_number else self.low
+        return f"{nearest:g}" if is_number and self.accepts(nearest) else ""
+
+    def __str__(self) -> str:
+        return f"a number {'above' if self.above else 'from'} {self.low:g}{', up' * self.above} to {self.high:,.10g}"
+
+
+@dataclass(frozen=True)
+class Flag:
+    """True or false."""
+
+    def accepts(self, value: Any) -> bool:
+        return isinstance(value, bool)
+
+    def near(self, value: Any) -> str:
+        return {"yes": "true", "on": "true", "1": "true", "no": "false", "off": "false", "0": "false"}.get(
+            str(value).lower(), ""
+        )
+
+    def __str__(self) -> str:
+        return "true or false"
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text, such as a name."""
+
+    may_be_empty: bool = False
+
+    def accepts(self, value: Any) -> bool:
+        return isinstance(value, str) and (self.may_be_empty or value != "")
+
+    def near(self, value: Any) -> str:
+        return f"\"'{value}'\"" if type(value) in (int, float, bool) else ""
+
+    def __str__(self) -> str:
+        return "a text"
+
+
+@dataclass(frozen=True)
+class Word:
+    """One of some words."""
+
+    words: tuple[str, ...]
+
+    def accepts(self, value: Any) -> bool:
+        return value in self.words
+
+    def near(self, value: Any) -> str:  # noqa: ARG002 - see `UnknownNameError`
+        return ""
+
+    def __str__(self) -> str:
+        return f"one of {', '.join(self.words)}"
+
+
+@dataclass(frozen=True)
+class Section:
+    """A group of settings."""
+
+    is_part: bool = False  # it says by `_target_` what is made of it
+    of_parts: bool = False  # so does each of its members
+    is_free: bool = False  # its members may be anything
+
+    def accepts(self, value: Any) -> bool:
+        if not isinstance(value, DictConfig):
+            return False
+        parts = [value] * self.is_part + list(value.values()) * self.of_parts
+        return all(isinstance(part, DictConfig) and isinstance(part.get("_target_"), str) for part in parts)
+
+    def near(self, value: Any) -> str:  # noqa: ARG002
+        return ""
+
+    def __str__(self) -> str:
+        return "a group of settings" + " with _target_" * self.is_part + ", each with _target_" * self.of_parts
+
+
+@dataclass(frozen=True)
+class ListOf:
+    """A list without repetitions."""
+
+    item: Kind
+    fewest: int = 0
+    most: int = 1_000_000
+    distinct: bool = True
+
+    def accepts(self, value: Any) -> bool:
+        if not isinstance(value, ListConfig) or not self.fewest <= len(value) <= self.most:
+            return False
+        return all(map(self.item.accepts, value)) and not (self.distinct and len(set(value)) < len(value))
+
+    def near(self, value: Any) -> str:
+        return f"[{value}]" if self.item.accepts(value) and self.fewest <= 1 else ""
+
+    def __str__(self) -> str:
+        count = f" of {self.most}" if self.most == self.fewest else " that is not empty" if self.fewest else ""
+        return f"a list{count}, each {self.item}{', and none twice' * self.distinct}"
+
+
+@dataclass(frozen=True)
+class Either:
+    """Any of some kinds; None is the setting's null."""
+
+    kinds: tuple[Kind | None, ...]
+
+    def accepts(self, value: Any) -> bool:
+        return any(value is None if kind is None else kind.accepts(value) for kind in self.kinds)
+
+    def near(self, value: Any) -> str:
+        return next((near for kind in self.kinds if kind and (near := kind.near(value))), "")
+
+    def __str__(self) -> str:
+        return " or ".join("null" if kind is None else str(kind) for kind in self.kinds)
+
+
+def _or_null(kind: Kind) -> Either:
+    return Either((kind, None))
+
+
+def _words(*words: str) -> Word:
+    return Word(words)
+
+
+# -- the settings -----------------------------------------------------------------------------------------------------
+MANY = 1_000_000
+SEED = Whole(0, 2**32 - 1)  # what every generator takes
+COUNT, SOME = Whole(1, MANY), Whole(0, MANY)
+TOKENS = Whole(1, 1_000_000_000)
+SECONDS, PAUSE = Real(0, 1e6, above=True), Real(0, 1e6)
+SHARE, WEIGHT, POSITIVE = Real(0, 1), Real(0, 1e6), Real(0, 1e6, above=True)
+RATE = Real(0, 10)  # of learning
+TEMPERATURE = Real(0, 100)
+FLAG, TEXT, SECTION, PART, FREE = Flag(), Text(), Section(), Section(is_part=True), Section(is_free=True)
+DTYPE = _words("float32", "bfloat16", "float16")
+SEQUENCE_MEANS = ("seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm")
+
+SETTINGS: dict[str, Kind] = {
+    # what a command does
+    "seed": SEED,
+    "seeds": ListOf(SEED, fewest=1),
+    "split": _or_null(TEXT),
+    "model": _or_null(TEXT),
+    "resume": _or_null(TEXT),
+    "max_turns": _or_null(COUNT),
+    "limit": _or_null(COUNT),
+    "delay": PAUSE,
+    "eval": SECTION,
+    "eval.splits": _or_null(ListOf(TEXT)),
+    "eval.limit": _or_null(COUNT),
+    "eval.temperature": TEMPERATURE,
+    "eval.selection_tasks": SOME,
+    "pool": SECTION,
+    "pool.size": Whole(1, 100_000),
+    "pool.workers": Whole(0, 1_000),
+    "pool.step_timeout": SECONDS,
+    # trainer
+    "trainer": SECTION,
+    "trainer.updates": SOME,
+    "trainer.groups": COUNT,
+    "trainer.group_size": COUNT,
+    "trainer.max_turns": COUNT,
+    "trainer.epochs": COUNT,
+    "trainer.minibatches": COUNT,
+    "trainer.micro_batch_tokens": TOKENS,
+    "trainer.gradient_checkpointing": FLAG,
+    "trainer.learning_rate": RATE,
+    "trainer.final_learning_rate": RATE,
+    "trainer.warmup_updates": SOME,
+    "trainer.weight_decay": WEIGHT,
+    "trainer.grad_clip": POSITIVE,
+    "trainer.precision": _words("float32", "bfloat16"),
+    "trainer.importance_cap": _or_null(POSITIVE),
+    "trainer.eval_every": SOME,
+    "trainer.checkpoint_every": COUNT,
+    "trainer.episode_timeout": SECONDS,
+    # env
+    "env": PART,
+    "env.max_turns": COUNT,
+    "GymTasks.max_turns": _or_null(COUNT),
+    "GymTasks.id": TEXT,
+    "GymTasks.kwargs": FREE,
+    "train_tasks": COUNT,
+    "valid_tasks": COUNT,
+    "env.data": _or_null(TEXT),
+    "embedded_train": COUNT,
+    "embedded_valid_seen": COUNT,
+    "embedded_valid_unseen": COUNT,
+    "embedded_products": COUNT,
+    "games": _words("auto", "official", "embedded"),
+    "engine": _words("native", "textworld"),
+    "catalogue": _words("auto", "small", "full", "embedded"),
+    "instructions": _words("auto", "synthetic", "human"),
+    "protocol": _words("official", "verl_agent"),
+    "observation": _words("text", "text_rich"),
+    "train_workers": COUNT,
+    "train_resets": COUNT,
+    "valid_workers": COUNT,
+    "rooms": Whole(1, 10_000),
+    "loops": Whole(0, 10_000),
+    # agent
+    "agent": PART,
+    "player": PART,
+    "prompter": PART,
+    "prompter.system": TEXT,
+    "prompter.name": TEXT,
+    "prompter.history": Either((SOME, PART)),  # turns, of the templates; of a chat its kind
+    "prompter.parser": PART,
+    "prompter.keep_reasoning": FLAG,
+    "prompter.admissible": FLAG,
+    "prompter.template_options": FREE,
+    "history.kind": _words("full", "last_k", "summary"),
+    "history.turns": _or_null(SOME),
+    "history.max_tokens": _or_null(TOKENS),
+    "sampling": PART,
+    "sampling.temperature": TEMPERATURE,
+    "sampling.max_tokens": Whole(1, 10_000_000),
+    "sampling.stop": ListOf(TEXT),
+    "player.normalization": _words("word", "token", "sum"),
+    # endpoints: agent=openai, rollout=vllm_server, judges
+    "name": TEXT,
+    "base_url": _or_null(TEXT),
+    "api_key": _or_null(TEXT),
+    "concurrency": Whole(1, 100_000),
+    "timeout": SECONDS,
+    "max_retries": Whole(0, 1_000),
+    "prices": _or_null(ListOf(Real(0, 1e9), 2, 2, distinct=False)),
+    # policy
+    "policy": PART,
+    "policy.seed": _or_null(SEED),
+    "policy.dtype": Word(("auto", *DTYPE.words)),
+    "attention": TEXT,
+    "quantization": _or_null(_words("4bit")),
+    "policy.width": Whole(1, 65_536),
+    "policy.layers": Whole(1, 1_000),
+    "policy.heads": Whole(1, 1_000),
+    "policy.context": Whole(2, 10_000_000),
+    "warm_start": _or_null(PART),
+    "warm_start.episodes": COUNT,
+    "warm_start.noise": Real(0, 0.999),
+    "warm_start.steps": COUNT,
+    "warm_start.tokens_per_step": TOKENS,
+    "warm_start.matrix_lr": _or_null(RATE),
+    "warm_start.other_lr": RATE,
+    "warm_start.observation_weight": WEIGHT,
+    "warm_start.observation_share": SHARE,
+    "lora": _or_null(PART),
+    "lora.rank": Whole(1, 65_536),
+    "lora.alpha": POSITIVE,
+    "lora.targets": Either((TEXT, ListOf(TEXT, fewest=1))),
+    # rollout
+    "rollout": PART,
+    "rollout.dtype": _or_null(DTYPE),
+    "rollout.max_context": _or_null(Whole(2, 10_000_000)),
+    "rollout.gpu_memory": Real(0, 1, above=True),
+    "rollout.enforce_eager": FLAG,
+    "rollout.tolerance": _or_null(POSITIVE),
+    "rollout.folder": _or_null(TEXT),
+    # algo: the objective
+    "algo": SECTION,
+    "algo.estimator": PART,
+    "algo.loss": PART,
+    "algo.signals": Section(of_parts=True),
+    "algo.aggregation": _words("token-mean", *SEQUENCE_MEANS, "turn-mean", "trajectory-mean"),
+    "algo.loss_divisor": _or_null(POSITIVE),
+    "algo.kl_coef": WEIGHT,
+    "algo.kl_estimator": _words("k1", "abs", "k2", "k3", "k1+", "abs+", "k3+"),
+    "algo.kl_in": _words("loss", "reward"),
+    "algo.entropy_coef": WEIGHT,
+    "probability_mask": _or_null(Real(0, 1, above=True)),
+    "algo.dynamic_sampling": FLAG,
+    "algo.drop_zero_episodes": FLAG,
+    "algo.tree_expansion": _or_null(PART),
+    "trees": COUNT,
+    "expand": COUNT,
+    "loss.eps_low": SHARE,
+    "loss.eps_high": WEIGHT,
+    "loss.dual_clip": _or_null(Real(1, 1e6, above=True)),
+    "topr_loss.ratio": _words("sequence", "token"),
+    "nft_loss.normalizer": _words("none", "failure_rate", "std"),
+    "nft_loss.negative_weight": WEIGHT,
+    "nft_loss.lowest_rate": Real(0, 0.5),
+    # algo: estimators
+    "gamma": SHARE,
+    "lam": SHARE,
+    "turn_gamma": SHARE,
+    "epsilon": POSITIVE,
+    "statistics": _words("turns", "episodes"),
+    "turn_ends": _words("explicit", "nonzero"),
+    "normalize": FLAG,
+    "normalize_by_std": FLAG,
+    "whiten": FLAG,
+    "whiten_turns": FLAG,
+    "invalid_penalty": WEIGHT,
+    "step_weight": WEIGHT,
+    "episode_weight": WEIGHT,
+    "outcome_weight": WEIGHT,
+    "process_weight": WEIGHT,
+    "prm_weight": WEIGHT,
+    "gain_weight": WEIGHT,
+    "turn_weight": WEIGHT,
+    "positive_weight": WEIGHT,
+    "shared_turns": _words("each", "once"),
+    "observations": _words("skip", "reset"),
+    "gigpo.mode": _words("mean_std_norm", "mean_norm"),
+    "gigpo.similarity": _or_null(SHARE),
+    "hgpo.mode": _words("mean_std_norm", "mean_norm"),
+    "hgpo.history": SOME,
+    "hgpo.alpha": WEIGHT,
+    "hgpo.base_group": FLAG,
+    "hgpo.precision": _words("float64", "float32"),
+    "istar.mode": _words("rloo", "mean_norm", "mean_std_norm", "reinforce_pp_baseline"),
+    "istar.baseline": _words("first_turns", "all_turns"),
+    "istar.scale_steps": _words("batch", "none"),
+    "istar.merged": FLAG,
+    "igpo.gain": _words("log_prob_diff", "prob_diff"),
+    "igpo.normalization": _words("separate", "joint"),
+    "turn_gae.anchor": _words("turn", "last_token"),
+    "psr_nsr.learn_from": _words("positive", "negative", "weighted"),
+    "rloo.single": _words("score", "zero"),
+    "tree_grpo.combine": _words("compose", "add"),
+    "pure.baseline": _words("token", "turn"),
+    "pure.temperature": _or_null(Real(0, 1e6, above=True)),
+    "ddof": Whole(0, 1),
+    "dapo.limit": TOKENS,
+    "dapo.buffer": TOKENS,
+    "dapo.factor": WEIGHT,
+    "empg.scale": WEIGHT,
+    "empg.clarity_scale": WEIGHT,
+    "empg.clarity_weight": WEIGHT,
+    "ngrpo.max_reward": Real(-1e6, 1e6),
+    "ngrpo.virtual": SOME,
+    # algo: signals
+    "Critic.body": _words("separate", "policy"),
+    "Critic.learning_rate": RATE,
+    "Critic.epochs": COUNT,
+    "Critic.minibatches": COUNT,
+    "Critic.clip": _or_null(POSITIVE),
+    "ImplicitPRM.loss": _words("pairwise", "outcome"),
+    "ImplicitPRM.reference": _words("sampler", "first"),
+    "ImplicitPRM.update": _words("before", "after"),
+    "ImplicitPRM.beta": WEIGHT,
+    "ImplicitPRM.learning_rate": RATE,
+    "Judge.model": PART,
+    "Judge.critiques": Whole(1, 1_000),
+    "Judge.vote": _words("majority", "intersection", "average"),
+    "Judge.right": Real(-1e6, 1e6),
+    "Judge.wrong": Real(-1e6, 1e6),
+    "Judge.template": TEXT,
+    "LocalModel.batch_size": COUNT,
+    "MonteCarlo.attempts": COUNT,
+    "MonteCarlo.segment_turns": COUNT,
+    "MonteCarlo.share_states": FLAG,
+    "AnswerGain.action": TEXT,
+    "AnswerGain.thought": _or_null(Text(may_be_empty=True)),
+}
+
+
+# -- the check --------------------------------------------------------------------------------------------------------
+def check_settings(config: DictConfig, command: str) -> None:
+    """Compare a configuration with what it may be. `command` names it, as in `conf/<command>.yaml`.
+
+    Raises `ValueError` and `UnknownNameError` naming the first setting that is wrong, and what was expected; and
+    `MissingMandatoryValue` for one that has to be given and is not.
+    """
+    for group in GROUPS[command]:
+        if config.get(group) is None:
+            raise ValueError(f"{group} has no value, and scripts.{command.replace('config', 'train')} needs one")
+    for key, value, kind in _settings(config):
+        if kind.accepts(value):
+            continue
+        if isinstance(kind, Word) and isinstance(value, str):
+            raise UnknownNameError(key, value, kind.words)
+        near = kind.near(value)
+        meant = f"; did you mean {key}={near}?" if near else ""
+        raise ValueError(f"{key} must be {kind}, got {shown(value)}{meant}")
+    for group in {*CLOSED} & {*GROUPS[command]}:
+        known = {key.removeprefix(f"{group}.") for key in SETTINGS if key.startswith(f"{group}.")}
+        if unknown := config[group].keys() - known:
+            raise UnknownNameError(f"key of {group}", min(unknown), known)
+        if missing := known - config[group].keys():
+            raise ValueError(f"{group}.{min(missing)} has no value; give it one: {group}.{min(missing)}=…")
+
+
+def shown(value: Any) -> str:
+    """A value as it is written on the command line, texts in quotes; a long one is shortened."""
+    if isinstance(value, (DictConfig, ListConfig)):
+        value = OmegaConf.to_container(value)
+    text = {"None": "null", "True": "true", "False": "false"}.get(str(value), repr(value))
+    return text if len(text) <= 80 else f"{text[:77]}…"
+
+
+def _settings(config: DictConfig, parents: tuple[str, ...] = (), name: str = "") -> Iterator[tuple[str, Any, Kind]]:
+    """Key, value and kind of each setting whose kind is known; `name` is that of what is made of these."""
+    for part in config:
+        key = (*parents, str(part))
+        if part == "_target_":
+            continue
+        value = config[part]  # raises where it is missing
+        if kind := _kind_of(key, name):
+            yield ".".join(key), value, kind
+        if isinstance(value, DictConfig) and kind != FREE and (kind or parents):
+            package, _, rest = str(value.get("_target_", f"{HOUSE[0]}.")).partition(".")
+            if package in HOUSE:
+                yield from _settings(value, key, rest.rpartition(".")[2])
+
+
+def _kind_of(key: tuple[str, ...], name: str) -> Kind | None:
+    ends = [f"{name}.{key[-1]}", *(".".join(key[at:]) for at in range(len(key)))]
+    return next((SETTINGS[end] for end in ends if end in SETTINGS), None)

@@ -1,0 +1,207 @@
+"""Every setting of every configuration has a type and a range, and what is wrong is told before anything begins."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+import conf
+from scripts import settings
+from scripts.settings import GROUPS, SETTINGS, Word, check_settings
+from tests.scripts.test_commands import environment
+
+CONF = Path(conf.__path__[0])
+MECHANICAL = ("_partial_", "_convert_")
+
+
+def composed(name: str, *overrides: str) -> DictConfig:
+    """The configuration of a command as its function gets it."""
+    with hydra.initialize_config_module("conf", version_base="1.3"):
+        config = hydra.compose(name, list(overrides), return_hydra_config=True)
+    HydraConfig.instance().set_config(config)
+    with open_dict(config):
+        del config["hydra"]
+    return config
+
+
+def choices() -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Configurations with each file of each group among them, and what has to be given."""
+    needs = {
+        "env=gym": ["env.id=x"],
+        "agent=openai": ["agent.name=x"],
+        **{f"algo={judged}": ["algo.signals.judge.model.name=x"] for judged in ("capo", "pure")},
+    }
+    groups = [
+        [f"{group}={path.stem}" for path in sorted((CONF / group).glob("*.yaml"))]
+        for group in ("env", "agent", "policy", "rollout", "algo")
+    ]
+    for together in zip_longest(*groups):
+        yield "config", tuple(o for choice in together if choice for o in (choice, *needs.get(choice, [])))
+    for path in sorted((CONF / "experiment").glob("*.yaml")):
+        yield "config", (f"+experiment={path.stem}",)
+    yield "config", ("algo=capo", "algo/judge=local", *needs["algo=capo"])
+    yield "config", ("agent/player=candidates",)
+    yield "evaluate", ()
+    yield "play", ()
+
+
+def settings_of(config: DictConfig, parents: str = "") -> Iterator[str]:
+    for part in config:
+        key = f"{parents}{part}"
+        if OmegaConf.is_dict(config._get_node(part)) and config[part] is not None:
+            yield from settings_of(config[part], f"{key}.")
+        elif part not in ("_target_", *MECHANICAL):
+            yield key
+
+
+@pytest.mark.parametrize(("command", "overrides"), list(choices()), ids=str)
+def test_every_setting_has_a_kind_that_its_default_is_of(command: str, overrides: tuple[str, ...]) -> None:
+    config = composed(command, *overrides)
+    check_settings(config, command)
+    known = {key for key, _, _ in settings._settings(config)}
+    assert set(settings_of(config)) - known <= {"task"}  # of play: a number, or any text
+
+
+@pytest.mark.parametrize("command", GROUPS)
+def test_no_number_takes_a_text_a_flag_what_is_not_finite_or_too_much(command: str) -> None:
+    config = composed(command, *(["algo=ppo"] if command == "config" else []))
+    numbers = [(k, v, kind) for k, v, kind in settings._settings(config) if type(v) in (int, float)]
+    assert numbers
+    for key, value, kind in numbers:
+        wrong: list[Any] = ["abc", True, [value], {"a": value}, float("nan"), float("inf"), 10**30, -(10**30)]
+        wrong += [] if kind.accepts(None) else [None]
+        for other in wrong:
+            changed = config.copy()
+            OmegaConf.update(changed, key, other, merge=False, force_add=True)
+            with pytest.raises(ValueError, match=rf"^{key} must be ") as raised:
+                check_settings(changed, command)
+            assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("command", "override", "said"),
+    [
+        ("config", "seed=abc", "seed must be a whole number from 0 to 4,294,967,295, got 'abc'"),
+        ("config", "seed=-1", "got -1; did you mean seed=0?"),
+        ("config", "seed=18446744073709551616", "got 18446744073709551616; did you mean seed=4294967295?"),
+        ("config", "seed=true", "got true"),
+        ("config", "seed=null", "got null"),
+        ("config", "trainer.learning_rate=fast", "must be a number from 0 to 10, got 'fast'"),
+        ("config", "trainer.updates=-1", "trainer.updates must be a whole number from 0"),
+        ("config", "trainer.updates=10.0", "did you mean trainer.updates=10?"),
+        ("config", "trainer.gradient_checkpointing=yes", "did you mean trainer.gradient_checkpointing=true?"),
+        ("config", "trainer.precision=float23", "unknown trainer.precision 'float23'; did you mean 'float32'"),
+        ("config", "trainer.precision=32", "trainer.precision must be one of float32, bfloat16, got 32"),
+        ("config", "eval.splits=valid_seen", "did you mean eval.splits=[valid_seen]?"),
+        ("config", "algo.estimator.mode=mean", "unknown algo.estimator.mode 'mean'; did you mean 'mean_norm'"),
+        ("config", "algo.estimator=gigpo", "algo.estimator must be a group of settings with _target_"),
+        ("config", "+algo.signals.critic=5", "algo.signals must be a group of settings, each with _target_"),
+        ("config", "pool=5", "pool must be a group of settings, got 5"),
+        ("config", "pool=null", "pool has no value, and scripts.train needs one"),
+        ("config", "+pool.sizes=5", "unknown key of pool 'sizes'; did you mean 'size'"),
+        ("config", "~trainer.updates", "trainer.updates has no value"),
+        ("config", "model=3", "did you mean model=\"'3'\"?"),
+        ("config", "policy.warm_start=none", "policy.warm_start must be a group of settings with _target_ or null"),
+        ("evaluate", "seeds=3", "did you mean seeds=[3]?"),
+        ("evaluate", "seeds=[]", "seeds must be a list that is not empty"),
+        ("evaluate", "seeds=[0,0]", "and none twice"),
+        ("evaluate", "limit=0", "did you mean limit=1?"),
+        ("evaluate", "agent.sampling.stop=x", "did you mean agent.sampling.stop=[x]?"),
+        ("play", "delay=-1", "did you mean delay=0?"),
+    ],
+)  # fmt: skip
+def test_a_wrong_setting_is_told_with_what_was_expected_and_what_is_near(
+    command: str, override: str, said: str
+) -> None:
+    config = composed(command, *(["agent=chat"] if "stop" in override else []), override)
+    with pytest.raises((ValueError, LookupError)) as raised:
+        check_settings(config, command)
+    assert said in str(raised.value)
+
+
+def test_what_others_bring_is_left_to_them() -> None:
+    config = composed("config", "env=gym", "env.id=x", "+env.kwargs.rooms=many", "+more.seed=none")
+    config.algo.estimator = {"_target_": "their.method", "gamma": "theirs", "mode": 3}
+    check_settings(config, "config")
+
+
+WORDS = {  # the settings that are words, and where these are known
+    "gigpo.mode": "algorithms.estimators.gigpo.MODES",
+    "hgpo.mode": "algorithms.estimators.gigpo.MODES",
+    "hgpo.precision": "algorithms.estimators.hgpo.PRECISIONS",
+    "istar.mode": "algorithms.estimators.istar.MODES",
+    "istar.baseline": "algorithms.estimators.istar.BASELINES",
+    "istar.scale_steps": "algorithms.estimators.istar.SCALES",
+    "igpo.gain": "algorithms.estimators.igpo.GAINS",
+    "igpo.normalization": "algorithms.estimators.igpo.NORMALIZATIONS",
+    "turn_ends": "algorithms.estimators.gae.TURN_ENDS",
+    "turn_gae.anchor": "algorithms.estimators.gae.ANCHORS",
+    "psr_nsr.learn_from": "algorithms.estimators.psr_nsr.CHOICES",
+    "rloo.single": "algorithms.estimators.rloo.SINGLES",
+    "tree_grpo.combine": "algorithms.estimators.tree_grpo.COMBINATIONS",
+    "pure.baseline": "algorithms.estimators.pure.BASELINES",
+    "statistics": "algorithms.estimators.groups.STATISTICS",
+    "shared_turns": "algorithms.estimators.groups.SHARED_TURNS",
+    "observations": "algorithms.estimators.reinforce_pp.OBSERVATIONS",
+    "algo.aggregation": "algorithms.losses.AGGREGATIONS",
+    "algo.kl_estimator": "algorithms.losses.KL_ESTIMATORS",
+    "algo.kl_in": "algorithms.learner.KL_PLACES",
+    "topr_loss.ratio": "algorithms.losses.RATIOS",
+    "nft_loss.normalizer": "algorithms.losses.NORMALIZERS",
+    "Critic.body": "algorithms.signals.critic.BODIES",
+    "ImplicitPRM.loss": "algorithms.signals.implicit_prm.LOSSES",
+    "ImplicitPRM.reference": "algorithms.signals.implicit_prm.REFERENCES",
+    "ImplicitPRM.update": "algorithms.signals.implicit_prm.WHEN",
+    "Judge.vote": "algorithms.signals.judge.VOTES",
+    "trainer.precision": "algorithms.learner.PRECISIONS",
+    "player.normalization": "agents.candidates.NORMALIZATIONS",
+    "history.kind": "agents.chat.KINDS",
+    "games": "envs.alfworld.tasks.SOURCES",
+    "engine": "envs.alfworld.env.ENGINES",
+    "catalogue": "envs.webshop.tasks.CATALOGUES",
+    "instructions": "envs.webshop.tasks.INSTRUCTIONS",
+    "protocol": "envs.webshop.env.PROTOCOLS",
+    "observation": "envs.webshop.env.OBSERVATIONS",
+}
+
+
+@pytest.mark.parametrize(("setting", "where"), WORDS.items())
+def test_the_words_of_a_setting_are_those_that_its_code_knows(setting: str, where: str) -> None:
+    module, _, name = where.rpartition(".")
+    kind = SETTINGS[setting]
+    assert isinstance(kind, Word)
+    assert set(kind.words) == set(getattr(importlib.import_module(module), name))
+
+
+def test_no_words_are_left_out_of_that() -> None:
+    others = {"policy.dtype"}
+    assert {name for name, kind in SETTINGS.items() if isinstance(kind, Word)} - others <= WORDS.keys()
+
+
+@pytest.mark.parametrize(
+    ("command", "mistake"), [("train", "seed=abc"), ("evaluate", "seeds=abc"), ("play", "seed=abc")]
+)
+def test_a_wrong_setting_ends_a_command_before_torch_is_imported(tmp_path: Path, command: str, mistake: str) -> None:
+    """And leaves nothing behind."""
+    code = f"""
+import atexit, sys
+atexit.register(lambda: print("torch" in sys.modules))
+sys.argv = [{command!r}, {mistake!r}]
+from scripts.{command} import main
+main()
+"""
+    start = [sys.executable, "-c", code]
+    done = subprocess.run(start, capture_output=True, text=True, check=False, env=environment(), cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "False\n"), done.stderr
+    assert done.stderr.startswith(f"error: {mistake.partition('=')[0]} must be ")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
