@@ -70,10 +70,6 @@ def model_of(config: DictConfig) -> Model | None:
 
 def make_agent(config: DictConfig, task_set: TaskSet, model: Model | None, seed: int) -> Agent:
     """The agent of a configuration. Raises `ValueError` for a model that is missing, or that does not belong to it."""
-    missing = OmegaConf.missing_keys(config)
-    if missing:
-        name = sorted(missing)[0].removeprefix("agent.")
-        raise ValueError(f"agent.{name} has no value; give it one: agent.{name}=…")
     if model and "prompter" in config:
         _check_prompter(config, model.run)
     agent: Agent = instantiate(config, _partial_=True)(task_set=task_set, model=model, seed=seed)

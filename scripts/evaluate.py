@@ -20,7 +20,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from matplotlib.figure import Figure
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -59,8 +59,6 @@ def _run(cfg: DictConfig, run: Path) -> None:
     cfg.split = cfg.split or evaluation_splits(task_set)[0]
     manifest = task_set.manifest(cfg.split)
     console.print(manifest.describe())
-    if not OmegaConf.is_list(cfg.seeds):
-        raise ValueError(f"seeds is a list, as in seeds=[0,1,2]; got {cfg.seeds!r}")
     jobs = plan(task_set, cfg.split, cfg.seeds, cfg.limit)
     if cfg.limit is not None:
         console.print(f"limit={cfg.limit}: {describe_limit(cfg.limit, len(manifest.ids))}")

@@ -329,7 +329,7 @@ def test_a_warning_is_a_line_without_a_date(cli: Cli) -> None:
         (["temperature=0"], "elsewhere there is agent.sampling.temperature"),
         (["hydra.run.dr=x"], "unknown key of hydra.run 'dr'; did you mean 'dir'?"),
         (["env=gym", "agent=random"], "env.id has no value; give it one: env.id=…"),
-        (["agent=random", "seeds=3"], "seeds is a list, as in seeds=[0,1,2]; got 3"),
+        (["agent=random", "seeds=3"], "got 3; did you mean seeds=[3]?"),
         (["agent=random", "model=x"], "agent=random plays without a model"),
         (["model=nowhere"], "no model in nowhere"),
         (["seeds=[0"], "cannot read the override 'seeds=[0'"),
