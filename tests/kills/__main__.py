@@ -43,7 +43,7 @@ TINY = [
 ]  # fmt: skip
 EVERY_UPDATE = [*TINY, "trainer.eval_every=0", "trainer.checkpoint_every=1"]
 BEST = [*TINY, "trainer.eval_every=1", "trainer.checkpoint_every=1", "trainer.learning_rate=2e-3"]
-PATIENCE_S = 300.0  # for a run of seconds
+PATIENCE_S = 900.0  # for a run of seconds, on a machine with other work
 
 
 class RisingTrainer(Trainer):
@@ -51,8 +51,8 @@ class RisingTrainer(Trainer):
 
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
-        judge = self.evaluate
-        self.evaluate = lambda: (judge()[0], 0.1 * self.update)
+        evaluate = self.evaluate
+        self.evaluate = lambda: (evaluate()[0], 0.1 * self.update)
 
 
 def rising() -> None:
