@@ -302,7 +302,7 @@ SETTINGS: dict[str, Kind] = {
     "policy.width": Whole(1, 65_536),
     "policy.layers": Whole(1, 1_000),
     "policy.heads": Whole(1, 1_000),
-    "policy.context": Whole(2, 10_000_000),
+    "policy.context": _or_null(Whole(2, 10_000_000)),  # a model that is there says its own
     "warm_start": _or_null(PART),
     "warm_start.episodes": COUNT,
     "warm_start.noise": Real(0, 0.999),

@@ -21,16 +21,19 @@ from agents.policies.models import (
     MOST_LOGITS,
     branch_sums,
     branches,
+    clamp_positions,
     context_length,
     forked_places,
     forked_states,
     head_logits,
     next_token_logits,
+    one_line,
     pad,
     sample,
     stop_ids,
     token_logprobs,
 )
+from agents.policies.tiny import ACT
 
 # Key/value lengths are rounded up to this, so that kernels see few different shapes.
 LENGTH_STEP = 32
@@ -95,12 +98,22 @@ class SlotCache(Cache):  # type: ignore[misc]
 class LocalPolicy:
     """See `agents.policies.base.Policy`. `model` is any decoder-only model of transformers, kept in eval mode."""
 
-    def __init__(self, model: Any, tokenizer: Any, source: Path | str | None = None) -> None:
-        """`source` is the folder (or hub id) that the model was loaded from, for those who need it there."""
+    def __init__(
+        self, model: Any, tokenizer: Any, source: Path | str | None = None, context: int | None = None
+    ) -> None:
+        """`source` is the folder (or hub id) that the model was loaded from, for those who need it there.
+
+        `context` limits the ids of a sequence further than the model does. Raises `ValueError` where neither does.
+        """
         self.model, self.tokenizer, self.source = model, tokenizer, source
         self.stop_ids = stop_ids(model, tokenizer)
         self.device = next(model.parameters()).device
-        self.context_length = context_length(model.config)
+        limits = [limit for limit in (context_length(model.config), context) if limit is not None]
+        if not limits:
+            raise ValueError(
+                f"{type(model).__name__} does not say how many ids it reads; policy.context=2048, say, sets a limit"
+            )
+        self.context_length = min(limits)
         self._cache: SlotCache | None = None
         self._slots: list[int | None] = []  # row of the cache -> session
         self._cached: dict[int, list[int]] = {}  # session -> the ids whose keys and values are in its row
@@ -190,14 +203,15 @@ class LocalPolicy:
         cache.active = torch.tensor(rows, device=self.device)
         cache.front = rows == list(range(len(rows)))
         cache.positions = positions
-        cache.length = min(-(-end // LENGTH_STEP) * LENGTH_STEP, cache.capacity)
+        rounded = min(-(-end // LENGTH_STEP) * LENGTH_STEP, cache.capacity)
+        cache.length = max(end, min(rounded, self.context_length))  # windows count from the last place
         hidden_from = torch.arange(cache.length, device=self.device) > positions[:, None, :, None]  # (B, 1, Q, KV)
         # Added to the scores of every layer; a mask of booleans would be made into this one in each of them.
         mask = torch.zeros(hidden_from.shape, dtype=self.model.dtype, device=self.device)
         mask.masked_fill_(hidden_from, -torch.inf)
         hidden = self.model.base_model(
             input_ids=ids,
-            position_ids=positions.clamp(max=self.context_length - 1),
+            position_ids=clamp_positions(self.model, positions),
             attention_mask=mask,
             past_key_values=cache,
             use_cache=True,
@@ -250,22 +264,58 @@ class LocalPolicy:
 
     @torch.inference_mode()
     def check(self) -> None:
-        """Raise `ValueError` where reading ids in two parts, as turns do, gives other logits than reading them at once.
+        """Raise `ValueError` in one line for a model that cannot be sampled and trained here, whatever the reason.
 
-        Models with their own ideas of positions, masks or caches would sample from something else than is trained.
+        Models with their own ideas of positions, masks, caches or heads would sample from something else than is
+        trained; others have no keys and values to keep. And a tokenizer must not have ids that the model lacks.
         """
-        ids = torch.arange(24, device=self.device) * 7919 % self.model.config.get_text_config().vocab_size
-        whole = next_token_logits(self.model, ids[None])[0, -1].log_softmax(-1)
-        logits = torch.empty(0)
-        for start, end in ((0, 11), (11, 23), (23, 24)):
-            logits = self._forward([0], [start], [ids[start:end].tolist()])
-        self._cache = None
-        error = float((logits[0].log_softmax(-1) - whole).abs().max())
-        if not error <= (1e-3 if self.model.dtype == torch.float32 else 0.5):
+        name = type(self.model).__name__
+        self._check_vocabulary(name)
+        try:
+            problem = self._compare()
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # there is no telling what a model of another kind raises
+            problem = f"its forward pass fails ({one_line(error)})"
+        finally:
+            self.pause()
+        if problem is not None:
             raise ValueError(
-                f"{type(self.model).__name__}: its log-probabilities differ by {error:.2g} where its keys and values "
-                "are kept; this kind of model cannot be sampled here (rollout=vllm may)"
+                f"{name}: {problem}; it cannot be played and trained here, docs/agents.md says which models can"
             )
+
+    def _check_vocabulary(self, name: str) -> None:
+        """Special tokens that nobody writes may be without an embedding, as one of Gemma 3 is."""
+        size = len(self.model.get_input_embeddings().weight)
+        beyond = {text: number for text, number in self.tokenizer.get_vocab().items() if number >= size}
+        written = {self.tokenizer.bos_token, self.tokenizer.eos_token, ACT}
+        template = str(self.tokenizer.chat_template or "")
+        special = set(self.tokenizer.all_special_tokens)
+        wrong = sorted(t for t in beyond if t not in special or t in written or t in template)
+        if wrong:
+            raise ValueError(
+                f"the tokenizer has {max(beyond.values()) + 1:,} ids and {name} embeddings for {size:,}: "
+                f"{wrong[:3]}{' and others' * (len(wrong) > 3)} cannot be read; is it the tokenizer of another model?"
+            )
+
+    def _compare(self) -> str | None:
+        """What is wrong with the logits of a short text that is read in parts, as turns are, and once as a whole."""
+        size = len(self.model.get_input_embeddings().weight)
+        ids = torch.arange(min(24, self.context_length), device=self.device) * 7919 % size
+        ends = sorted({max(len(ids) - 13, 1), max(len(ids) - 1, 1), len(ids)})
+        last = torch.tensor(ends, device=self.device) - 1
+        said = self.model(input_ids=ids[None], use_cache=False).logits[0, last].float()
+        if not said.isfinite().all():
+            return "its logits are not finite, as those of damaged weights"
+        # Logits that hardly differ from each other, as of random weights, must agree all the more.
+        most = (1e-3 if self.model.dtype == torch.float32 else 0.5) * min(1.0, float(said.std()))
+        trained = next_token_logits(self.model, ids[None])[0, last]
+        if not (error := _largest_difference(trained, said)) <= most:
+            return f"its log-probabilities differ by {error:.2g} from those of its hidden states"
+        parts = [self._forward([0], [a], [ids[a:b].tolist()])[0] for a, b in zip([0, *ends], ends, strict=False)]
+        if not (error := _largest_difference(torch.stack(parts), trained)) <= most:
+            return f"its log-probabilities differ by {error:.2g} where its keys and values are kept"
+        return None
 
     # -- scoring ----------------------------------------------------------------------------------------------------
     @torch.inference_mode()
@@ -301,6 +351,11 @@ class LocalPolicy:
             for s, chosen in zip(torch.split(states, size), torch.split(ids[rows, columns], size), strict=True)
         ]
         return branch_sums(branch, torch.cat(each))
+
+
+def _largest_difference(logits: Tensor, others: Tensor) -> float:
+    """Of the log-probabilities, in nats; NaN where there is one."""
+    return float((logits.log_softmax(-1) - others.log_softmax(-1)).abs().max())
 
 
 def in_place() -> Callable[[LocalPolicy], LocalPolicy]:

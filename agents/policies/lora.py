@@ -1,26 +1,33 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685) through peft: trained in place of a model's own weights.
 
-The adapters are put into the model itself, which stays the class that it was.
+The adapters are put into the model itself, which stays the class that it was. Folders of others may train more beside
+the low-rank matrices: whole modules (`modules_to_save`) and single tokens (`trainable_token_indices`).
 """
 
 from __future__ import annotations
 
+import copy
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import revert_weight_conversion
 
+from agents.policies.models import one_line
 from agents.policies.weights import LOW_RANK, check_tensors
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 ADAPTER = "default"
 PREFIX = "base_model.model."
+KINDS = ("LORA", "TRAINABLE_TOKENS")  # of peft's
+# In the names of tensors that stand beside a model's own.
+_BESIDE = (LOW_RANK, ".original_module.", ".trainable_tokens_")
 
 
 @dataclass(frozen=True)
@@ -48,14 +55,23 @@ def add_adapters(model: Any, lora: Lora, name: str) -> None:
     model.name_or_path = name  # is written beside the adapters, and finds the model again
     with torch.random.fork_rng():
         torch.manual_seed(lora.seed)
-        _add(model, config)
+        try:
+            _add(model, config)
+        except Exception as error:  # of names, or of layers that take none
+            raise ValueError(f"policy.lora.targets={lora.targets}: {one_line(error)}") from error
 
 
 def add_adapters_of(model: Any, folder: Path) -> None:
-    """Put adapters as `folder` has them into `model`, to be trained further; `read_adapters` gives them its weights."""
+    """Put adapters as `folder` has them into `model`, to be trained further; `read_adapters` gives them its weights.
+
+    Raises what peft raises, and `ValueError` for adapters of another kind, or of a model with fewer layers.
+    """
     from peft import PeftConfig
 
     config = PeftConfig.from_pretrained(str(folder))
+    if config.peft_type not in KINDS:
+        kind = getattr(config.peft_type, "value", config.peft_type)
+        raise ValueError(f"they are of the kind {kind}, expected one of {', '.join(KINDS)}")
     config.inference_mode = False  # or peft would freeze them
     model.name_or_path = config.base_model_name_or_path
     _add(model, config)
@@ -67,19 +83,71 @@ def _add(model: Any, config: Any) -> None:
     for name, parameter in model.named_parameters():
         if LOW_RANK in name:
             parameter.data = parameter.data.float()
+    _check_depth(model, config)
+    _give(model, _own(model))
+
+
+def _check_depth(model: Any, config: Any) -> None:
+    """Raise `ValueError` where layers that are named one by one end before the model does: it is a deeper one.
+
+    peft writes "all-linear" as the names of all layers, and puts adapters into those of a deeper model in silence.
+    """
+    named = config.target_modules
+    if not named or isinstance(named, str) or getattr(config, "layers_to_transform", None) is not None:
+        return
+    found = [re.match(r"(.*?)\.(\d+)\.", name) for name, _ in model.named_parameters() if LOW_RANK in name]
+    for stack in {match[1] for match in found if match}:
+        numbers = {int(match[2]) for match in found if match and match[1] == stack}
+        depth = len(model.get_submodule(stack))
+        if numbers == set(range(len(numbers))) and len(numbers) < depth:
+            raise ValueError(
+                f"they are of the first {len(numbers)} of the {depth} layers in {stack}: of a model with fewer layers? "
+                "layers_to_transform says so where it is meant"
+            )
+
+
+def _own(model: Any) -> dict[str, Tensor]:
+    """What is saved of the adapters of `model`, by its name in their folder without `PREFIX`."""
+    from peft import get_peft_model_state_dict
+
+    own: dict[str, Tensor] = get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False)
+    return own
+
+
+def _give(model: Any, weights: dict[str, Tensor]) -> None:
+    """Give the adapters of `model` their `weights`. Raises `ValueError` naming those that peft finds no place for."""
+    from peft import set_peft_model_state_dict
+
+    lost = set_peft_model_state_dict(model, weights, ADAPTER).unexpected_keys
+    if lost:
+        raise ValueError(f"peft cannot read back what is saved of {sorted(lost)[:3]}: name other layers")
+
+
+def save_adapters(folder: Path, model: Any) -> None:
+    """Write the adapters of `model` as peft does, without the embeddings that they may stand beside."""
+    weights = {PREFIX + name: tensor.detach().contiguous() for name, tensor in _own(model).items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(weights, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    model.peft_config[ADAPTER].save_pretrained(str(folder))
 
 
 def read_adapters(model: Any, folder: Path) -> None:
-    """Give the adapters of `model` the weights in `folder`. Raises `ValueError` naming the tensors that do not fit."""
-    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+    """Give the adapters of `model` the weights in `folder`. Raises `ValueError` naming the tensors that do not fit.
 
+    Weights of the model itself may stand there as well, as embeddings do in some folders, if they are those it has.
+    """
     # peft writes the prefix of a wrapper of its own, which is not there.
     weights = {name.removeprefix(PREFIX): tensor for name, tensor in load_file(folder / ADAPTER_WEIGHTS).items()}
-    own = get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False)
+    own, whole = _own(model), model.state_dict()
     reshaped = {name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape}
-    beside = model.state_dict().keys()  # embeddings of a changed vocabulary are written along with adapters
-    check_tensors(folder, own.keys() - weights.keys(), weights.keys() - own.keys() - beside, reshaped)
-    set_peft_model_state_dict(model, weights, ADAPTER)
+    extra = weights.keys() - own.keys()
+    same = {n for n in extra & whole.keys() if torch.equal(whole[n], weights[n].to(whole[n]))}
+    if other := sorted(extra & whole.keys() - same):
+        raise ValueError(
+            f"{folder} brings whole weights beside its adapters, {other[:3]}: merge them into the model first"
+        )
+    check_tensors(folder, own.keys() - weights.keys(), extra - same, reshaped)
+    _give(model, {name: weights[name] for name in own})
 
 
 def merged_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
@@ -97,17 +165,37 @@ def merged_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
 
 def _merged(model: Any) -> Iterator[tuple[str, Tensor]]:
     """The same with the names and shapes that tensors have in the model."""
-    layers = {name: module for name, module in model.named_modules() if hasattr(module, "get_delta_weight")}
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if hasattr(module, "get_delta_weight") or hasattr(module, "get_merged_weights")
+    }
     given: set[int] = set()
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) in given or LOW_RANK in name or ".original_module." in name:
+        owner, _, last = name.rpartition(".base_layer.")
+        adapted = owner in layers and last == "weight"
+        if any(part in name for part in _BESIDE) or (id(tensor) in given and not adapted):
             continue
         given.add(id(tensor))
-        owner, _, last = name.rpartition(".base_layer.")
         if owner in layers:
-            merged = tensor.detach()
-            if last == "weight":
-                merged = (merged.float() + layers[owner].get_delta_weight(ADAPTER).detach()).to(tensor.dtype)
-            yield f"{owner}.{last}", merged
+            yield f"{owner.removesuffix('.token_adapter')}.{last}", _merged_tensor(layers[owner], last, tensor.detach())
         else:
             yield name.replace(f".modules_to_save.{ADAPTER}.", "."), tensor.detach()
+
+
+def _merged_tensor(layer: Any, last: str, tensor: Tensor) -> Tensor:
+    """The weight or bias `tensor` of the layer that `layer` adapts, with what the adapters have learned."""
+    if hasattr(layer, "get_merged_weights"):  # of single tokens
+        merged: Tensor = layer.get_merged_weights([ADAPTER]).detach()
+    elif getattr(layer, "lora_variant", None) or any(getattr(layer, "lora_bias", {}).values()):  # DoRA, say
+        whole = copy.deepcopy(layer).float()
+        try:
+            whole.merge(adapter_names=[ADAPTER])
+        except Exception as error:  # as of a bias that the layer itself has not
+            raise ValueError(f"these adapters cannot be merged, use rollout=local: {one_line(error)}") from error
+        merged = getattr(whole.base_layer, last).detach()
+    elif last == "weight":
+        merged = tensor.float() + layer.get_delta_weight(ADAPTER).detach()
+    else:
+        return tensor
+    return merged.to(tensor.dtype)

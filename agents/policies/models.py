@@ -8,7 +8,16 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+# What configurations call the number of ids that a model reads; GPT-2's n_positions is an alias of the first.
+CONTEXT_NAMES = ("max_position_embeddings", "max_seq_len", "max_sequence_length", "seq_length", "context_length")
+WINDOW_NAMES = ("attention_window_size", "sliding_window_size", "local_attention", "attention_chunk_size")
 MOST_LOGITS = 2**26  # at a time: 256 MB in float32, and as much again in the backward pass
+
+
+def one_line(error: BaseException) -> str:
+    """What an error of a library says, for a message of one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:300]}…"
 
 
 def find_device() -> torch.device:
@@ -35,8 +44,18 @@ def head_logits(model: Any, hidden: Tensor) -> Tensor:
 
 def causal_states(model: Any, ids: Tensor) -> Tensor:
     """Hidden states [B, L, E] of `ids` [B, L] that are padded on the right; see `head_logits`."""
-    states: Tensor = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    limit = context_length(model.config)
+    positions = {}
+    if limit is not None and ids.shape[1] > limit:
+        positions = {"position_ids": clamp_positions(model, torch.arange(ids.shape[1], device=ids.device)[None])}
+    states: Tensor = model.base_model(input_ids=ids, use_cache=False, **positions).last_hidden_state
     return states
+
+
+def clamp_positions(model: Any, positions: Tensor) -> Tensor:
+    """The same within what the model reads: padding may stand behind its end."""
+    limit = context_length(model.config)
+    return positions if limit is None else positions.clamp(max=limit - 1)
 
 
 def next_token_logits(model: Any, ids: Tensor) -> Tensor:
@@ -79,7 +98,7 @@ def forked_states(model: Any, ids: Tensor, branch: Tensor) -> Tensor:
     """Hidden states [B, L, E] of `ids` [B, L], where each branch sees the trunk and itself, and stands right behind."""
     seen = ((branch == 0)[:, None, :] | (branch[:, :, None] == branch[:, None, :])).tril()  # (B, Q, KV)
     mask = torch.zeros(seen.shape, dtype=model.dtype, device=ids.device).masked_fill_(~seen, -torch.inf)
-    positions = (seen.sum(-1) - 1).clamp(max=context_length(model.config) - 1)  # of padding there may be too many
+    positions = clamp_positions(model, seen.sum(-1) - 1)
     states: Tensor = model.base_model(
         input_ids=ids, position_ids=positions, attention_mask=mask[:, None], use_cache=False
     ).last_hidden_state
@@ -108,13 +127,22 @@ def cache_shape(config: Any) -> tuple[int, int, int]:
     return text.num_hidden_layers, heads, head_dim
 
 
-def context_length(config: Any) -> int:
-    """How many ids a model of this configuration reads; no more than what its narrowest window shows."""
+def context_length(config: Any) -> int | None:
+    """How many ids a model of this configuration reads, as far as it says: None where it does not.
+
+    No more than its narrowest window shows, or than its first rotary frequencies are for: beyond these, what was read
+    in parts, as turns are, would be rotated otherwise than what is read at once.
+    """
     text = config.get_text_config()
-    length = int(text.max_position_embeddings)
-    window = getattr(text, "sliding_window", None)
-    windowed = "sliding_attention" in (getattr(text, "layer_types", None) or ["sliding_attention"])
-    return min(length, int(window)) if window and windowed else length
+    limits = [getattr(text, name, None) for name in (*CONTEXT_NAMES, *WINDOW_NAMES)]
+    kinds = getattr(text, "layer_types", None) or getattr(text, "attention_layers", None) or ["sliding_attention"]
+    if "sliding_attention" in kinds or "local" in kinds:
+        limits += [getattr(text, name, None) for name in ("sliding_window", "window_size")]
+    rope = getattr(text, "rope_parameters", None) or {}
+    for rotary in (rope, *rope.values()):  # of all layers, or of each kind of layer
+        if isinstance(rotary, dict) and rotary.get("rope_type") == "longrope":
+            limits.append(rotary.get("original_max_position_embeddings"))
+    return min((limit for limit in limits if isinstance(limit, int) and limit > 0), default=None)
 
 
 def stop_ids(model: Any, tokenizer: Any) -> list[int]:

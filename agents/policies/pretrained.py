@@ -14,20 +14,20 @@ import hashlib
 import json
 import logging
 import re
-import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from agents.policies.local import LocalPolicy
-from agents.policies.lora import ADAPTER_CONFIG, Lora, add_adapters, add_adapters_of, read_adapters
-from agents.policies.models import find_device
-from agents.policies.weights import train_in_float32
+from agents.policies.lora import ADAPTER_CONFIG, Lora, add_adapters, add_adapters_of, read_adapters, save_adapters
+from agents.policies.models import find_device, one_line
+from agents.policies.weights import check_tensors, has_adapters, train_in_float32
 from envs.checksums import DamagedError, found_whole, verify_if_noted, write_checksums
 from envs.core import UnknownNameError, cache_root
 from envs.files import made_once
@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 AUTO = "auto"  # that of the weights on the disk
 PACKAGE = "package:"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+_NUMBER = re.compile(r"\.\d+\.")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -51,19 +53,23 @@ class Pretrained:
 
     `dtype` is that of weights that are not trained, "auto" that of the file; `attention` one of transformers'
     implementations; `quantization` None or "4bit" (NF4 through bitsandbytes, of frozen weights: it needs `lora` to be
-    trained); `lora` adds fresh adapters where the folder brings none.
+    trained); `lora` adds fresh adapters where the folder brings none; `context` is the most ids of a sequence, prompt
+    and completion, where the model reads more or does not say how many.
     """
 
     dtype: str = AUTO
     attention: str = "sdpa"
     quantization: str | None = None
     lora: Lora | None = None
+    context: int | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in (AUTO, *DTYPES):
             raise UnknownNameError("dtype", self.dtype, (AUTO, *DTYPES))
         if self.quantization not in (None, "4bit"):
             raise UnknownNameError("quantization", self.quantization, ("4bit",))
+        if self.context is not None and self.context < 2:
+            raise ValueError(f"policy.context must be at least 2, got {self.context}")
 
     def load(self, name: str | Path, device: torch.device | None = None, *, trained: bool = False) -> LocalPolicy:
         """The model called `name` (see the module) as a policy on `device`, by default the best there is.
@@ -71,24 +77,24 @@ class Pretrained:
         One that is to be `trained` gets its `training_dtypes`. Raises `ModelError` saying what is there instead, and
         `ValueError` for a kind of model whose keys and values cannot be kept from turn to turn (`LocalPolicy.check`).
         """
-        base, *adapters = found = sources(name)
+        base, *folders = found = sources(name)
         for source in found:
             _check(source)
+        adapters = Path(folders[0]) if folders else None
         device = device or find_device()
         dtype = self._dtype(trained and not (adapters or self.lora or self.quantization))
-        model, tokenizer = self._read(base, device, dtype)
+        model, tokenizer = self._read(base, device, dtype, adapters)
         if adapters:
-            add_adapters_of(model, Path(adapters[0]))
+            with _named(f"the adapters in {adapters}"):
+                add_adapters_of(model, adapters)
         elif self.lora is not None:
             add_adapters(model, self.lora, str(name))
         if trained:
             train_in_float32(model)
         if adapters:
-            try:
-                read_adapters(model, Path(adapters[0]))
-            except (SafetensorError, OSError) as error:
-                raise ModelError(f"the adapters in {adapters[0]} cannot be loaded: {error}") from error
-        policy = LocalPolicy(model.eval(), tokenizer, base)
+            with _named(f"the adapters in {adapters}"):
+                read_adapters(model, adapters)
+        policy = LocalPolicy(model.eval(), tokenizer, base, self.context)
         policy.check()
         return policy
 
@@ -104,7 +110,10 @@ class Pretrained:
             )
         return torch.float32
 
-    def _read(self, source: Path | str, device: torch.device, dtype: torch.dtype | str) -> tuple[Any, Any]:
+    def _read(
+        self, source: Path | str, device: torch.device, dtype: torch.dtype | str, adapters: Path | None
+    ) -> tuple[Any, Any]:
+        """The model of `source`, and the tokenizer of its adapters where they bring one."""
         options: dict[str, Any] = {
             "dtype": dtype,
             "attn_implementation": self.attention,
@@ -112,12 +121,48 @@ class Pretrained:
         }
         if self.quantization:
             options |= {"quantization_config": _four_bits(), "device_map": {"": device}}
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=isinstance(source, Path))
-            model = AutoModelForCausalLM.from_pretrained(source, **options)
-        except Exception as error:  # of a broken file, whatever its reader stumbles over
-            raise ModelError(f"{source} cannot be loaded: {error}") from error
+        brings = adapters is not None and any((adapters / name).is_file() for name in TOKENIZER_FILES)
+        words = adapters if adapters is not None and brings else source
+        with _named(words):
+            tokenizer = AutoTokenizer.from_pretrained(words, local_files_only=isinstance(words, Path))
+        with _named(source):
+            model, report = AutoModelForCausalLM.from_pretrained(
+                source,
+                ignore_mismatched_sizes=True,  # or the error would not say which
+                output_loading_info=True,
+                **options,
+            )
+            _check_whole(source, model, report)
         return (model if self.quantization else model.to(device)), tokenizer
+
+
+@contextmanager
+def _named(what: Path | str) -> Iterator[None]:
+    """Raise `ModelError` in one line for whatever a broken file makes its reader stumble over."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        hint = "policy.attention=eager may do: " if "attn_implementation" in str(error) else ""
+        raise ModelError(f"{what} cannot be loaded: {hint}{one_line(error)}") from error
+
+
+def _check_whole(source: Path | str, model: Any, report: dict[str, Any]) -> None:
+    """Raise `ValueError` where the files are of another model: transformers draws at random what they lack.
+
+    They may hold more, the head of a value or of another task: that is logged. More layers are another model.
+    """
+    reshaped = {name for name, *_ in report["mismatched_keys"]}
+    unexpected = set(report["unexpected_keys"])
+    known = {_NUMBER.sub(".#.", name) for name in model.state_dict()}
+    layers = {name for name in unexpected if _NUMBER.sub(".#.", name) in known}
+    check_tensors(source, set(report["missing_keys"]) - reshaped, layers, reshaped)
+    if unexpected:
+        logger.warning(
+            "%s holds %d tensors that %s does not have, and which are not used: %s",
+            source, len(unexpected), type(model).__name__, ", ".join(sorted(unexpected)[:3]),
+        )  # fmt: skip
 
 
 def sources(name: str | Path) -> list[Path | str]:
@@ -176,11 +221,9 @@ def _unpacked(file: Path) -> Path:
     if find_spec("gguf") is None:
         raise ModelError(f"{file} needs the package gguf; pip install 'polyturn[hf]'")
     logger.warning("unpacking %s into %s, once", file.name, folder)
-    try:
+    with _named(file):
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
         model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.bfloat16)
-    except Exception as error:  # of a broken file, whatever its reader stumbles over
-        raise ModelError(f"{file} cannot be loaded: {error}") from error
     # What is left of the file's quantisation would be written, and asked for when the folder is loaded.
     model.hf_quantizer, model.is_quantized = None, False
     if hasattr(model.config, "quantization_config"):
@@ -193,8 +236,9 @@ def _unpacked(file: Path) -> Path:
 
 def save_model(folder: Path, model: Any, tokenizer: Any) -> None:
     """Write model and tokenizer as a Hugging Face folder; of a model with adapters, these alone."""
-    with warnings.catch_warnings():  # peft looks for a changed vocabulary where the adapters' model is named
-        warnings.filterwarnings("ignore", "Could not find a config file in")
+    if has_adapters(model):
+        save_adapters(folder, model)
+    else:
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -202,9 +246,12 @@ def save_model(folder: Path, model: Any, tokenizer: Any) -> None:
 def _base_of(folder: Path) -> str:
     path = folder / ADAPTER_CONFIG
     try:
-        return str(json.loads(path.read_bytes())["base_model_name_or_path"])
+        name = json.loads(path.read_bytes())["base_model_name_or_path"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path} does not say to which model its adapters belong: {error}") from error
+        raise ModelError(f"{path} does not say to which model its adapters belong: {one_line(error)}") from error
+    if not isinstance(name, str) or not name:
+        raise ModelError(f"{path} does not say to which model its adapters belong: base_model_name_or_path is {name!r}")
+    return name
 
 
 def _four_bits() -> Any:

@@ -58,7 +58,7 @@ def copy_trained(model: Any) -> Any:
     return copy.deepcopy(model, {id(p): p for p in model.parameters() if not p.requires_grad})
 
 
-def check_tensors(folder: Path, missing: Iterable[str], extra: Iterable[str], reshaped: Iterable[str]) -> None:
+def check_tensors(folder: Path | str, missing: Iterable[str], extra: Iterable[str], reshaped: Iterable[str]) -> None:
     """Raise `ValueError` naming the tensors where `folder` lacks some, has more, or has some of another shape."""
     wrong = {"missing": sorted(missing), "extra": sorted(extra), "of another shape": sorted(reshaped)}
     said = [
