@@ -118,7 +118,8 @@ def _give(model: Any, weights: dict[str, Tensor]) -> None:
     """Give the adapters of `model` their `weights`. Raises `ValueError` naming those that peft finds no place for."""
     from peft import set_peft_model_state_dict
 
-    lost = set_peft_model_state_dict(model, weights, ADAPTER).unexpected_keys
+    result: Any = set_peft_model_state_dict(model, weights, ADAPTER)
+    lost = result.unexpected_keys
     if lost:
         raise ValueError(f"peft cannot read back what is saved of {sorted(lost)[:3]}: name other layers")
 
