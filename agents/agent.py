@@ -45,7 +45,7 @@ class Agent(Protocol):
         """One decision for each view, in their order."""
 
     def finish(self, key: int) -> None:
-        """The episode of this key is over; `key` will not come back."""
+        """The episode of this key is over, or is played again from its beginning; nothing of it is to be kept."""
 
 
 def admissible_actions(view: View) -> list[str]:

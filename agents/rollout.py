@@ -9,7 +9,9 @@ What holds of every rollout (the tests go through this list):
  2. An episode ends exactly once, with a `StopReason`; no turn is played or generated after it.
  3. A turn's observation is what the agent saw before it acted; its reward is what its own action brought.
  4. The ids of a turn are those that were sampled. Nothing is encoded again.
- 5. An environment that raises or hangs ends its own episode (`env_error`, `step_timeout`) and no other.
+ 5. An environment that raises or hangs ends its own episode (`env_error`, `step_timeout`) and no other. Where one ends
+    the process of others, these go on where they were (`envs.pool`). An episode that cannot go on is played again from
+    its beginning, at most `MOST_TRIES` times in all.
  6. The same jobs, agent and generator state give the same episodes, however many workers step the environments.
  7. An episode that begins in the middle of another has its turns up to there, the same objects, and the environment
     in the state that it was in. Limits of turns count them; `episode_timeout` counts from the new beginning.
@@ -19,14 +21,18 @@ What holds of every rollout (the tests go through this list):
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from agents.agent import Agent, View
 from agents.episode import Episode, Start, Turn
 from envs.checks import clean_text
 from envs.core import StopReason, Task
-from envs.pool import EnvPool, Outcome
+from envs.pool import EnvFailure, EnvPool, Outcome
+
+MOST_TRIES = 3  # of an episode whose environment was lost with a process that another one ended
 
 
 @dataclass(frozen=True)
@@ -107,23 +113,21 @@ class _Stage:
         self.agent, self.pool, self.jobs = agent, pool, jobs
         self.max_turns, self.episode_timeout = max_turns, episode_timeout
         self.keep_starts, self.on_episode = keep_starts, on_episode
-        self.episodes = [
-            Episode(
-                job.task,
-                job.group,
-                turns=list(job.start.turns) if job.start else [],
-                policy_version=policy_version,
-                seed=job.seed,
-            )
-            for job in jobs
-        ]
-        self.waiting = iter(range(len(jobs)))
+        self.policy_version = policy_version
+        self.episodes = [self._episode(job) for job in jobs]
+        self.waiting: Iterator[int] = iter(range(len(jobs)))
+        self.tries: Counter[int] = Counter()  # of each job
         self.running: dict[int, _Running] = {}
+
+    def _episode(self, job: Job) -> Episode:
+        turns = list(job.start.turns) if job.start else []
+        return Episode(job.task, job.group, turns, policy_version=self.policy_version, seed=job.seed)
 
     def fill(self) -> None:
         """Give every free slot a job; again, where that failed and the slot fell free at once."""
         while starting := dict(zip((s for s in range(self.pool.size) if s not in self.running), self.waiting)):  # noqa: B905
             for slot, job in starting.items():
+                self.tries[job] += 1
                 self.running[slot] = _Running(View(job, self.episodes[job], "", {}))
             for slot, outcome in self._start({slot: self.jobs[job] for slot, job in starting.items()}).items():
                 self._see(slot, outcome)
@@ -173,7 +177,7 @@ class _Stage:
         starts = {}
         for slot, outcome in self.pool.snapshot(list(self.running)).items():
             if outcome.error is not None:
-                self._end(slot, outcome.error.reason, outcome.error.text)
+                self._fail(slot, outcome.error)
                 continue
             self.running[slot].seconds += outcome.seconds
             view = self.running[slot].view
@@ -183,7 +187,7 @@ class _Stage:
     def _see(self, slot: int, outcome: Outcome) -> None:
         """Take in what the environment answered, and end the episode where it did."""
         if outcome.error is not None:
-            self._end(slot, outcome.error.reason, outcome.error.text)
+            self._fail(slot, outcome.error)
             return
         self.running[slot].seconds += outcome.seconds
         view, info = self.running[slot].view, outcome.info
@@ -197,6 +201,17 @@ class _Stage:
             self._end(slot, StopReason.TURN_LIMIT)
         elif self.running[slot].seconds > self.episode_timeout:
             self._end(slot, StopReason.EPISODE_TIMEOUT)
+
+    def _fail(self, slot: int, error: EnvFailure) -> None:
+        """End the episode by an error, or have it played again where that was another environment's."""
+        key = self.running[slot].view.key
+        if not error.lost or self.tries[key] >= MOST_TRIES:
+            self._end(slot, error.reason, error.text)
+            return
+        del self.running[slot]
+        self.agent.finish(key)
+        self.episodes[key] = self._episode(self.jobs[key])
+        self.waiting = chain([key], self.waiting)
 
     def _end(self, slot: int, reason: StopReason, error: str = "") -> None:
         view = self.running.pop(slot).view

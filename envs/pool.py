@@ -10,16 +10,22 @@ A *slot* is the place of one environment. `workers=0` plays all slots in this pr
 n processes (slot s lives in worker s mod n). What comes back does not depend on the number of workers: tasks and
 seeds are given, never drawn.
 
+An environment stays in one thread from when it is made until it is closed, so that what is bound to a thread works
+(SQLite, an event loop, a browser). With `workers=0` each has a thread of its own. In a worker all have its main thread,
+where signals arrive: `signal.alarm` works, and ends with the call that set it. Environments of one process never play
+at the same time.
+
 What happens when an environment misbehaves:
 
-1. It raises: its outcome carries `ENV_ERROR` and the traceback. The environment is closed and dropped; the next
-   reset or restore of its slot makes a new one. No other slot notices. An environment that has no snapshots raises
-   when it is asked for one.
-2. It outlives its deadline: its outcome carries `STEP_TIMEOUT` and the stack it was stuck in. Environments run in a
-   thread of their own, which is given up and told to end; the other slots go on in a new thread.
-3. It stops its whole process (it crashes it, or hangs in C code without releasing the GIL). In a worker, that worker
-   is killed and replaced, and the other environments in it are lost too: their next outcome carries `ENV_ERROR` and
-   says so. With `workers=0` nothing can help against this one.
+1. It raises, or returns what `envs.checks` cannot read: its outcome carries `ENV_ERROR` and the traceback. The
+   environment is closed and dropped; the next reset or restore of its slot makes a new one. No other slot notices. An
+   environment that has no snapshots raises when it is asked for one.
+2. It outlives its deadline: its outcome carries `STEP_TIMEOUT` and the stack it was stuck in. An exception is raised
+   where it is, and it is dropped. No other slot notices.
+3. It ends its whole process, or hangs in C code that lets nothing else run. With `workers=0` nothing can help against
+   this one. A worker is killed and replaced, and the environment that was playing has failed. The others of that worker
+   are brought back: their actions since the reset are played again, and should show what they showed before. Where one
+   shows something else, its outcome carries `ENV_ERROR` and is `lost`: its episode has to begin again.
 """
 
 from __future__ import annotations
@@ -39,28 +45,37 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from queue import Empty, SimpleQueue
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import gymnasium as gym
 
-from envs.checks import check_contract, checked_reset, checked_step
+from envs.checks import check_contract, checked_reset, checked_step, clean_text
 from envs.core import EpisodeOverError, Info, StopReason, Task
 
 Make: TypeAlias = Callable[[], gym.Env[str, str]]
 
 # Making an environment may import its engine, and a worker has to start Python: neither is as quick as a step.
 START_SECONDS = 120.0
+STARTS = 3  # times that a worker may die while it starts
 # How much later than a worker itself its parent gives a step up: only a worker that no longer runs gets this far.
 GRACE_SECONDS = 5.0
+AGAIN_SECONDS = 1.0  # after which an environment that caught the exception of its deadline gets another
+NOBODY = -1  # in place of a slot
+TIME_UP = signal.SIGUSR2  # what a worker sends to its main thread when a deadline has passed
+LONGEST_ERROR = 20_000  # characters of a failure's text
 MAKING = ("reset", "restore")  # the commands that make an environment where there is none
 
 
 class EnvFailure(NamedTuple):
-    """Why an environment gave no answer: `STEP_TIMEOUT` or `ENV_ERROR`, and the traceback or stack as text."""
+    """Why an environment gave no answer: `STEP_TIMEOUT` or `ENV_ERROR`, and the traceback or stack as text.
+
+    `lost`: it went down with its process through no fault of its own, and could not be brought back.
+    """
 
     reason: StopReason
     text: str
+    lost: bool = False
 
 
 @dataclass(slots=True)
@@ -94,7 +109,15 @@ class _Command(NamedTuple):
 
 
 def _failed(reason: StopReason, text: str) -> Outcome:
-    return Outcome(error=EnvFailure(reason, text))
+    if len(text) > LONGEST_ERROR:
+        half = LONGEST_ERROR // 2
+        text = f"{text[:half]}\n… {len(text) - LONGEST_ERROR} characters left out …\n{text[-half:]}"
+    return Outcome(error=EnvFailure(reason, clean_text(text)))
+
+
+def _no_episode(slot: int) -> Outcome:
+    text = f"{EpisodeOverError.__name__}: env {slot} has no episode: it was never reset, or an error ended it"
+    return _failed(StopReason.ENV_ERROR, text)
 
 
 class EnvPool:
@@ -112,8 +135,7 @@ class EnvPool:
             )
         self.size = size
         self._timeout = step_timeout
-        self._local = _Host(make, step_timeout) if workers == 0 else None
-        self._lost: dict[int, str] = {}  # slots whose environment went down with its worker, and how
+        self._local = _Threads(make, step_timeout) if workers == 0 else None
         self._closed = False
         self._workers: list[_Worker] = []
         if workers:
@@ -121,8 +143,9 @@ class EnvPool:
             try:
                 for index in range(min(workers, size)):
                     self._workers.append(_Worker(index, packed, step_timeout))
-                for worker in self._workers:
-                    worker.await_ready()
+                self._attend({})
+                if problems := [worker.problem for worker in self._workers if worker.problem]:
+                    raise RuntimeError(problems[0])
             except BaseException:
                 self._end()
                 raise
@@ -148,9 +171,8 @@ class EnvPool:
         """Close every environment and end every worker; what fails on the way is warned of. May be called twice."""
         if self._closed:
             return
-        slots = [slot for slot in range(self.size) if self._local or self._worker(slot).ready]
         try:
-            for slot, outcome in self._call([_Command(slot, "close") for slot in slots]).items():
+            for slot, outcome in self._call([_Command(slot, "close") for slot in range(self.size)]).items():
                 if outcome.error:
                     warnings.warn(f"closing env {slot} failed:\n{outcome.error.text}", RuntimeWarning, stacklevel=2)
         finally:
@@ -167,35 +189,25 @@ class EnvPool:
             raise RuntimeError("the pool is closed")
         if outside := [c.slot for c in commands if not 0 <= c.slot < self.size]:
             raise IndexError(f"slot {outside[0]} does not exist: this pool has slots 0 to {self.size - 1}")
+        if self._local:
+            return self._local.run(commands)
         results: dict[int, Outcome] = {}
-        to_play = []
-        for command in commands:
-            lost = self._lost.pop(command.slot, None)
-            if lost and command.what in ("step", "snapshot"):
-                results[command.slot] = _failed(StopReason.ENV_ERROR, lost)
-            else:
-                to_play.append(command)
-        results |= self._local.run(to_play) if self._local else self._play_in_workers(to_play)
+        for number, worker in enumerate(self._workers):
+            worker.submit([command for command in commands if command.slot % len(self._workers) == number], results)
+        self._attend(results)
         return {command.slot: results[command.slot] for command in commands}
 
     def _end(self) -> None:
         self._closed = True
-        if self._local:
-            self._local.stop()
         for worker in self._workers:
             worker.hang_up()
         for worker in self._workers:
             worker.stop()
 
-    def _worker(self, slot: int) -> _Worker:
-        return self._workers[slot % len(self._workers)]
-
-    def _play_in_workers(self, commands: list[_Command]) -> dict[int, Outcome]:
-        results: dict[int, Outcome] = {}
+    def _attend(self, results: dict[int, Outcome]) -> None:
+        """Take what workers send, until they have answered everything and none is starting."""
         try:
-            for worker in self._workers:
-                worker.submit([command for command in commands if self._worker(command.slot) is worker])
-            while busy := {worker.connection: worker for worker in self._workers if worker.pending}:
+            while busy := {worker.connection: worker for worker in self._workers if worker.busy}:
                 soonest = min(worker.deadline for worker in busy.values())
                 ready = wait(list(busy), timeout=max(0.0, soonest - time.monotonic()))
                 for connection, worker in busy.items():
@@ -203,34 +215,85 @@ class EnvPool:
                         worker.receive(results)
                     elif time.monotonic() >= worker.deadline and not connection.poll():
                         worker.give_up(results)
-                    self._note_loss(worker)
         except BaseException:  # Ctrl-C, mostly: answers that nobody waits for must not be taken for later ones
             for worker in self._workers:
-                if worker.pending:
-                    worker.kill("the pool was interrupted")
-                    self._note_loss(worker)
+                if worker.busy:
+                    worker.pending = []
+                    worker.kill()
             raise
-        return results
-
-    def _note_loss(self, worker: _Worker) -> None:
-        if worker.loss:
-            slots = [slot for slot in range(self.size) if self._worker(slot) is worker]
-            self._lost |= {slot: f"env {slot} was lost: {worker.loss}" for slot in slots}
-            worker.loss = ""
 
 
-# -- one process: a thread plays, another watches the clock -----------------------------------------------------------
-class _Abandoned(BaseException):
-    """Raised in a thread that has been given up, to end it."""
+# -- one environment --------------------------------------------------------------------------------------------------
+class _TimeUp(BaseException):
+    """Raised in the thread of an environment whose deadline has passed, to end what it does."""
 
 
 class _Now(NamedTuple):
-    """What a thread is doing, and until when (`time.monotonic`) it may."""
+    """What an environment is doing, and until when (`time.monotonic`) it may."""
 
-    command: _Command
     what: str
     seconds: float
     deadline: float
+
+
+class _Seat:
+    """The place of one environment: it is made here, plays here, and is closed and dropped after an error.
+
+    Everything but `now`, which whoever watches the clock reads, belongs to the thread that plays.
+    """
+
+    def __init__(self, slot: int, make: Make, timeout: float) -> None:
+        self.slot = slot
+        self.env: gym.Env[str, str] | None = None
+        self.now: _Now | None = None
+        self.on_alarm: Any = signal.SIG_DFL  # what SIGALRM does while it plays
+        self._make, self._timeout = make, timeout
+
+    def play(self, command: _Command) -> Outcome:
+        """Carry a command out. Raises nothing but `_TimeUp`."""
+        try:
+            if self.env is None:
+                if command.what not in MAKING:
+                    return Outcome() if command.what == "close" else _no_episode(self.slot)
+                self._begin("making", START_SECONDS)
+                self.env = self._make()
+            self._begin("closing" if command.what == "close" else command.what, self._timeout)
+            start = time.monotonic()
+            outcome = _carry_out(command, self.env)
+            outcome.seconds = time.monotonic() - start
+            if command.what == "close":
+                self.env = None
+            return outcome
+        except _TimeUp:
+            raise
+        except BaseException:  # also SystemExit: an environment that calls exit() must not end the thread unheard
+            text = traceback.format_exc()
+            return _failed(StopReason.ENV_ERROR, text if command.what == "close" else text + self.drop())
+        finally:
+            self.now = None
+
+    def drop(self) -> str:
+        """Close the environment after an error, and let go of it. Returns what failed, or nothing."""
+        env, self.env = self.env, None
+        if env is not None:
+            self._begin("closing after an error", self._timeout)
+            try:
+                env.close()
+            except _TimeUp:
+                raise
+            except BaseException:
+                return f"and closing it failed too:\n{traceback.format_exc()}"
+            finally:
+                self.now = None
+        return ""
+
+    def late(self, now: _Now, stack: str) -> Outcome:
+        """What is told of a deadline that has passed."""
+        text = f"{now.what} of env {self.slot}: no answer in {now.seconds:g} s. It is in\n{stack}"
+        return _failed(StopReason.STEP_TIMEOUT, text)
+
+    def _begin(self, what: str, seconds: float) -> None:
+        self.now = _Now(what, seconds, time.monotonic() + seconds)
 
 
 def _carry_out(command: _Command, env: gym.Env[str, str]) -> Outcome:
@@ -260,155 +323,256 @@ def _method(env: gym.Env[str, str], name: str) -> Callable[..., Any]:
     return method
 
 
+# -- in this process: a thread for each environment -------------------------------------------------------------------
 class _Player(threading.Thread):
-    """Plays commands in the order given. Whoever waits for it may abandon it, and takes its environments over.
+    """An environment in a thread of its own, from when it is made until it is closed, dropped or late."""
 
-    The lock makes that a clean cut: a player either gets its result in, or learns that it has been abandoned.
-    """
-
-    def __init__(self, make: Make, timeout: float, envs: dict[int, gym.Env[str, str]]) -> None:
-        super().__init__(name="env-player", daemon=True)
-        self.envs = envs
-        self.inbox: SimpleQueue[list[_Command] | None] = SimpleQueue()
-        self.finished: SimpleQueue[dict[int, Outcome]] = SimpleQueue()
-        self.results: dict[int, Outcome] = {}
-        self.now: _Now | None = None
-        self._make = make
+    def __init__(self, slot: int, make: Make, timeout: float) -> None:
+        super().__init__(name=f"env-{slot}", daemon=True)
+        self.seat = _Seat(slot, make, timeout)
         self._timeout = timeout
-        self._lock = threading.Lock()
-        self._abandoned = False
+        self._inbox: SimpleQueue[_Command | None] = SimpleQueue()
+        self._outbox: SimpleQueue[Outcome] = SimpleQueue()
         self.start()
 
     def run(self) -> None:
-        try:
-            while (commands := self.inbox.get()) is not None:
-                for command in commands:
-                    self._play(command)
-                results, self.results = self.results, {}
-                self.finished.put(results)
-        except _Abandoned:
-            return
+        with contextlib.suppress(_TimeUp):
+            while (command := self._inbox.get()) is not None:
+                self._outbox.put(self.seat.play(command))
 
-    def abandon(self, only_late: bool) -> bool:
-        """Give the player up, or do so only if it is late; from then on `now`, `results` and `envs` stand still."""
-        with self._lock:
-            if not only_late or (self.now is not None and time.monotonic() >= self.now.deadline):
-                self._abandoned = True
-        return self._abandoned
+    def play(self, command: _Command) -> Outcome:
+        """Have a command carried out, and wait for it or for its deadline. To be called by the other threads."""
+        self._inbox.put(command)
+        while True:
+            now = self.seat.now
+            left = now.deadline - time.monotonic() if now else self._timeout
+            try:
+                return self._outbox.get(timeout=max(0.0, left))
+            except Empty:
+                if now is not None and now is self.seat.now:
+                    return self.seat.late(now, self.give_up())
 
-    def end(self) -> str:
-        """Raise `_Abandoned` wherever the thread is: a loop in Python ends, a call into C ends when it returns.
+    def end(self) -> None:
+        """End the thread when it has nothing to do."""
+        self._inbox.put(None)
+
+    def give_up(self) -> str:
+        """Raise `_TimeUp` wherever the thread is: a loop in Python ends, a call into C ends when it returns.
 
         Returns the stack it was in.
         """
         stack = traceback.format_stack(sys._current_frames().get(self.ident or 0))
         if self.is_alive():
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.ident or 0), ctypes.py_object(_Abandoned))
-        self.inbox.put(None)
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.ident or 0), ctypes.py_object(_TimeUp))
+        self.end()
         return "".join(stack)
 
-    def _enter(self, command: _Command, what: str, seconds: float) -> None:
-        with self._lock:
-            if self._abandoned:
-                raise _Abandoned
-            self.now = _Now(command, what, seconds, time.monotonic() + seconds)
 
-    def _leave(self, slot: int, env: gym.Env[str, str] | None, outcome: Outcome) -> None:
-        with self._lock:
-            if self._abandoned:
-                raise _Abandoned
-            self.now = None
-            self.results[slot] = outcome
-            if env is None:
-                self.envs.pop(slot, None)
-            else:
-                self.envs[slot] = env
-
-    def _play(self, command: _Command) -> None:
-        slot = command.slot
-        env = self.envs.get(slot)
-        try:
-            if env is None and command.what in MAKING:
-                self._enter(command, "making", START_SECONDS)
-                env = self._make()
-            if env is None and command.what != "close":
-                raise EpisodeOverError(f"env {slot} has no episode: it was never reset, or an error ended it")
-            self._enter(command, "closing" if command.what == "close" else command.what, self._timeout)
-            start = time.monotonic()
-            outcome = Outcome() if env is None else _carry_out(command, env)
-            outcome.seconds = time.monotonic() - start
-            if command.what == "close":
-                env = None
-        except _Abandoned:
-            raise
-        except BaseException:  # also SystemExit: an environment that calls exit() must not end the thread unheard
-            text = traceback.format_exc()
-            if env is not None and command.what != "close":
-                text += self._close_failed(command, env)
-            env, outcome = None, _failed(StopReason.ENV_ERROR, text)
-        self._leave(slot, env, outcome)
-
-    def _close_failed(self, command: _Command, env: gym.Env[str, str]) -> str:
-        self._enter(command, "closing after an error", self._timeout)
-        try:
-            env.close()
-        except _Abandoned:
-            raise
-        except BaseException:
-            return f"and closing it failed too:\n{traceback.format_exc()}"
-        return ""
-
-
-class _Host:
-    """The environments of one process."""
+class _Threads:
+    """The environments of this process. They play one after the other, each in its thread."""
 
     def __init__(self, make: Make, timeout: float) -> None:
         self._make, self._timeout = make, timeout
-        self._player = _Player(make, timeout, {})
+        self._players: dict[int, _Player] = {}
 
     def run(self, commands: list[_Command]) -> dict[int, Outcome]:
-        """Play all commands; every slot gets an outcome."""
-        results: dict[int, Outcome] = {}
+        """Carry out all commands."""
+        return {command.slot: self._play(command) for command in commands}
+
+    def _play(self, command: _Command) -> Outcome:
+        slot = command.slot
+        if slot not in self._players:
+            if command.what not in MAKING:
+                return Outcome() if command.what == "close" else _no_episode(slot)
+            self._players[slot] = _Player(slot, self._make, self._timeout)
+        player = self._players[slot]
         try:
-            while commands:
-                self._player.inbox.put(commands)
-                results |= self._wait()
-                commands = [command for command in commands if command.slot not in results]
+            outcome = player.play(command)
         except BaseException:  # Ctrl-C, mostly: nothing may be played on that nobody waits for
-            self._player.abandon(only_late=False)
-            self._replace_player()
+            del self._players[slot]
+            player.give_up()
             raise
-        return results
+        if player.seat.env is None or outcome.error is not None:
+            del self._players[slot]
+            player.end()
+        return outcome
+
+
+# -- in other processes: their main threads ---------------------------------------------------------------------------
+class _Played(NamedTuple):
+    """A command that a slot's environment has carried out, and what it showed then."""
+
+    command: _Command
+    observation: str
+
+
+class _Worker:
+    """A process that plays some of the slots, as its parent sees it.
+
+    When the process ends, the environment that was playing has failed. The others are brought back to where they were,
+    in the next process and when they are needed: what they have played since they were reset is played again.
+    """
+
+    def __init__(self, index: int, make: bytes, timeout: float) -> None:
+        self.index = index
+        self.pending: list[_Command] = []  # not answered yet; the first is being carried out
+        self.deadline = 0.0  # `time.monotonic` until which the process must answer, or be ready
+        self.problem = ""  # why it does not start, after all tries
+        self._played: dict[int, list[_Played]] = {}  # by slot, from the reset or restore of its episode on
+        self._here: set[int] = set()  # the slots whose environments the process holds
+        self._make, self._timeout = make, timeout
+        self._running = self._ready = False
+        self._tries = 0  # starts since the last answer
+        self._start()
+
+    @property
+    def busy(self) -> bool:
+        """Whether something will come from the process."""
+        return bool(self.pending) or (self._running and not self._ready)
+
+    def submit(self, commands: list[_Command], results: dict[int, Outcome]) -> None:
+        """Have commands carried out, one by one; those that no environment is needed for are answered at once."""
+        for command in commands:
+            if command.what == "close" and command.slot not in self._here:
+                results[command.slot] = Outcome()
+            elif command.what not in MAKING and command.slot not in self._played:
+                results[command.slot] = _no_episode(command.slot)
+            else:
+                self.pending.append(command)
+        if not self.pending:
+            return
+        self._tries = 0
+        if self._running:
+            self._send(results)
+        else:
+            self._start()
+
+    def receive(self, results: dict[int, Outcome]) -> None:
+        """Take one answer, or the end of the process."""
+        try:
+            data = self.connection.recv_bytes()
+        except (EOFError, OSError):
+            self._process.join(GRACE_SECONDS)
+            self._lose(StopReason.ENV_ERROR, f"the worker died with exit code {self._process.exitcode}", results)
+            return
+        if self._ready:
+            self._take(data, results)
+        elif data:
+            self._tries = STARTS
+            self._lose(StopReason.ENV_ERROR, data.decode(), results)
+        else:
+            self._ready = True
+            if self.pending:
+                self._send(results)
+
+    def give_up(self, results: dict[int, Outcome]) -> None:
+        """The deadline has passed, and even the worker's own clock did not go off."""
+        seconds = self._timeout if self._ready else START_SECONDS
+        self._lose(StopReason.STEP_TIMEOUT, f"no answer in {seconds:g} s; the worker was killed", results)
+
+    def kill(self) -> None:
+        """End the process at once; the next `submit` starts another."""
+        self.hang_up()
+        self._process.kill()
+        self._process.join()
+        self._here.clear()
+
+    def hang_up(self) -> None:
+        """Tell the process to end."""
+        self._running = self._ready = False
+        self.connection.close()
 
     def stop(self) -> None:
-        """End the thread, whose environments are closed by now."""
-        self._player.inbox.put(None)
-        self._player.join(self._timeout)
+        """Wait for the process to end; kill it if it does not."""
+        self._process.join(GRACE_SECONDS)
+        self._process.kill()
+        self._process.join()
 
-    def _wait(self) -> dict[int, Outcome]:
-        """The outcomes of all commands, or of those up to the one whose deadline passed."""
-        while True:
-            now = self._player.now
-            seconds = now.deadline - time.monotonic() if now else self._timeout
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")  # fork would copy torch's threads and locks in any state
+        self.connection, theirs = context.Pipe()
+        self._playing = context.RawValue("i", NOBODY)  # in memory that both have: it outlives the process
+        self._process = context.Process(
+            target=_serve,
+            args=(theirs, self._make, self._timeout, self._playing),
+            name=f"env-worker-{self.index}",
+            daemon=True,
+        )
+        self._process.start()
+        theirs.close()  # so that the pipe ends when the worker does
+        self._running, self._ready = True, False
+        self._tries += 1
+        self.deadline = time.monotonic() + START_SECONDS
+
+    def _send(self, results: dict[int, Outcome]) -> None:
+        """Send all commands, each with what has to be played before it."""
+        messages = []
+        for command in list(self.pending):
             try:
-                return self._player.finished.get(timeout=max(0.0, seconds))
-            except Empty:
-                if self._player.abandon(only_late=True):
-                    return self._replace_player()
+                messages.append((command.slot, pickle.dumps((command, self._missing(command)))))
+            except Exception:
+                text = f"{command.what} of env {command.slot} cannot be sent to a worker:\n{traceback.format_exc()}"
+                results[command.slot] = _failed(StopReason.ENV_ERROR, text)
+                self.pending.remove(command)
+        self._set_deadline()
+        with contextlib.suppress(OSError):  # it has died, which `receive` finds and tells
+            self.connection.send(messages)
 
-    def _replace_player(self) -> dict[int, Outcome]:
-        old = self._player
-        stack = old.end()
-        if old.now:
-            slot = old.now.command.slot
-            text = f"{old.now.what} of env {slot}: no answer in {old.now.seconds:g} s. It is in\n{stack}"
-            old.results[slot] = _failed(StopReason.STEP_TIMEOUT, text)
-            old.envs.pop(slot, None)
-        self._player = _Player(self._make, self._timeout, old.envs)
-        return old.results
+    def _missing(self, command: _Command) -> list[_Played]:
+        """What the environment that plays `command` has to play first."""
+        lost = command.what not in MAKING and command.slot not in self._here
+        return self._played[command.slot] if lost else []
+
+    def _take(self, data: bytes, results: dict[int, Outcome]) -> None:
+        command = self.pending.pop(0)
+        slot = command.slot
+        try:
+            outcome: Outcome = pickle.loads(data)
+        except Exception:
+            text = f"{command.what} of env {slot} gave what cannot be received:\n{traceback.format_exc()}"
+            outcome = _failed(StopReason.ENV_ERROR, text)
+        if outcome.error is not None or command.what == "close":
+            self._here.discard(slot)
+            self._played.pop(slot, None)
+        else:
+            self._here.add(slot)
+            if command.what in MAKING:
+                self._played[slot] = []
+            if command.what != "snapshot":
+                self._played[slot].append(_Played(command, outcome.observation))
+        results[slot] = outcome
+        self._tries = 0
+        self._set_deadline()
+
+    def _set_deadline(self) -> None:
+        if self.pending:
+            steps = 1 + len(self._missing(self.pending[0]))
+            making = START_SECONDS if steps > 1 or self.pending[0].what in MAKING else 0.0
+            self.deadline = time.monotonic() + self._timeout * steps + GRACE_SECONDS + making
+
+    def _lose(self, reason: StopReason, why: str, results: dict[int, Outcome]) -> None:
+        """The process has ended, or must. Whoever was playing has failed; the next process does what is left."""
+        self.kill()
+        if self._playing.value != NOBODY:
+            command, self._tries = self.pending.pop(0), 0
+            text = f"{command.what} of env {command.slot} in env worker {self.index}: {why}"
+            self._fail(command, reason, text, results)
+        elif self._tries >= STARTS:
+            self.problem = f"start of env worker {self.index}: {why}"
+            for command in self.pending:
+                self._fail(command, reason, self.problem, results)
+            self.pending = []
+            return
+        results |= {command.slot: Outcome() for command in self.pending if command.what == "close"}
+        self.pending = [command for command in self.pending if command.what != "close"]  # those are gone
+        if self.pending or self._tries:
+            self._start()
+
+    def _fail(self, command: _Command, reason: StopReason, text: str, results: dict[int, Outcome]) -> None:
+        results[command.slot] = _failed(reason, text)
+        self._played.pop(command.slot, None)
 
 
-# -- other processes --------------------------------------------------------------------------------------------------
 def _pickled(make: Make, workers: int) -> bytes:
     try:
         return pickle.dumps(make)
@@ -419,129 +583,25 @@ def _pickled(make: Make, workers: int) -> bytes:
         ) from error
 
 
-class _Worker:
-    """A process that hosts some of the slots, as its parent sees it."""
-
-    def __init__(self, index: int, make: bytes, timeout: float) -> None:
-        self.index = index
-        self.pending: list[_Command] = []  # sent, and not answered yet
-        self.deadline = 0.0  # `time.monotonic` until which the first of them must be answered
-        self.loss = ""  # how the last process ended, until the pool has noted it
-        self.ready = False
-        self._make, self._timeout = make, timeout
-        self._start()
-
-    def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")  # fork would copy torch's threads and locks in any state
-        self.connection, theirs = context.Pipe()
-        self._process = context.Process(
-            target=_serve, args=(theirs, self._make, self._timeout), name=f"env-worker-{self.index}", daemon=True
-        )
-        self._process.start()
-        theirs.close()  # so that the pipe ends when the worker does
-
-    def await_ready(self) -> None:
-        """Wait until the process can play. Raises `RuntimeError` if it cannot."""
-        problem = f"no answer in {START_SECONDS:g} s"
-        if self.connection.poll(START_SECONDS):
-            try:
-                problem = self.connection.recv()
-            except (EOFError, OSError):
-                problem = f"it ended with exit code {self._exit_code()}; stderr may say more"
-        if problem:
-            raise RuntimeError(f"start of env worker {self.index}: {problem}")
-        self.ready = True
-
-    def submit(self, commands: list[_Command]) -> None:
-        """Send commands, which the worker answers one by one."""
-        if not commands:
-            return
-        if not self.ready:
-            self._start()
-            self.await_ready()
-        self.pending = commands
-        self._set_deadline()
-        with contextlib.suppress(BrokenPipeError):  # it has died, which `receive` finds and tells
-            self.connection.send(commands)
-
-    def receive(self, results: dict[int, Outcome]) -> None:
-        """Take one answer, or the end of the process."""
-        try:
-            slot, outcome = self.connection.recv()
-        except (EOFError, OSError):
-            self._fail_pending(results, StopReason.ENV_ERROR, f"the worker died with exit code {self._exit_code()}")
-            return
-        results[slot] = outcome
-        del self.pending[0]
-        self._set_deadline()
-
-    def give_up(self, results: dict[int, Outcome]) -> None:
-        """The deadline has passed, and even the worker's own clock did not go off."""
-        self._fail_pending(results, StopReason.STEP_TIMEOUT, f"no answer in {self._timeout:g} s; the worker was killed")
-
-    def kill(self, reason: str) -> None:
-        """End the process at once; the next `submit` starts another."""
-        self.loss = reason
-        self.pending = []
-        self.hang_up()
-        self._process.kill()
-        self._process.join()
-
-    def hang_up(self) -> None:
-        """Tell the process to end."""
-        self.ready = False
-        self.connection.close()
-
-    def stop(self) -> None:
-        """Wait for the process to end; kill it if it does not."""
-        self._process.join(GRACE_SECONDS)
-        self._process.kill()
-        self._process.join()
-
-    def _exit_code(self) -> int | None:
-        self._process.join(GRACE_SECONDS)
-        return self._process.exitcode
-
-    def _set_deadline(self) -> None:
-        starting = START_SECONDS if self.pending and self.pending[0].what in MAKING else 0.0
-        self.deadline = time.monotonic() + self._timeout + GRACE_SECONDS + starting
-
-    def _fail_pending(self, results: dict[int, Outcome], reason: StopReason, what: str) -> None:
-        first, *others = self.pending
-        text = f"{first.what} of env {first.slot} in env worker {self.index}: {what}"
-        results[first.slot] = _failed(reason, text)
-        for command in others:
-            results[command.slot] = _failed(StopReason.ENV_ERROR, f"env {command.slot} was lost: {text}")
-        self.kill(text)
-
-
-def _serve(connection: Connection, make: bytes, timeout: float) -> None:
-    """The life of a worker: answer every command, end with the pipe."""
+def _serve(connection: Connection, make: bytes, timeout: float, playing: ctypes.c_int) -> None:
+    """The life of a worker: say that it is ready, answer every command, end with the pipe. `playing` tells a slot."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        host = _Host(pickle.loads(make), timeout)
+        stage = _Stage(pickle.loads(make), timeout)
     except BaseException:
-        connection.send(traceback.format_exc())
+        connection.send_bytes(traceback.format_exc().encode())
         return
-    connection.send("")
+    connection.send_bytes(b"")
     try:
         while True:
-            for command in connection.recv():
-                connection.send_bytes(_answer(command, host))
+            for slot, message in connection.recv():
+                playing.value = slot
+                answer = stage.answer(slot, message)
+                playing.value = NOBODY
+                connection.send_bytes(answer)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the parent has closed the pool, or is gone
-
-
-def _answer(command: _Command, host: _Host) -> bytes:
-    outcome = host.run([command])[command.slot]
-    try:
-        return pickle.dumps((command.slot, outcome))
-    except Exception:
-        text = f"{command.what} of env {command.slot} gave what cannot be sent:\n{traceback.format_exc()}"
-        if failure := host.run([_Command(command.slot, "close")])[command.slot].error:
-            text += f"and closing it failed too:\n{failure.text}"
-        return pickle.dumps((command.slot, _failed(StopReason.ENV_ERROR, text)))
 
 
 def _end_with_parent() -> None:
@@ -550,3 +610,95 @@ def _end_with_parent() -> None:
     assert parent is not None
     wait([parent.sentinel])
     os._exit(1)
+
+
+class _Stage:
+    """The environments of a worker. They play one after the other in its main thread, where signals arrive.
+
+    Another thread watches the clock, and sends `TIME_UP` to the main thread when a deadline has passed; its handler
+    raises `_TimeUp` there, also in the middle of a sleep or of a wait for a lock, a file or a process. A call into C
+    that looks for no signals goes on, until the parent kills the process.
+    """
+
+    def __init__(self, make: Make, timeout: float) -> None:
+        self._make, self._timeout = make, timeout
+        self._seats: dict[int, _Seat] = {}
+        self._playing: _Seat | None = None
+        self._late: Outcome | None = None
+        signal.signal(TIME_UP, self._interrupt)
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def answer(self, slot: int, message: bytes) -> bytes:
+        """Carry a command out, after those that bring its environment to where it was. Returns the outcome, pickled."""
+        seat = self._seats.setdefault(slot, _Seat(slot, self._make, self._timeout))
+        try:
+            command, missing = pickle.loads(message)
+        except BaseException:
+            text = f"env {slot} was sent what its worker cannot read:\n{traceback.format_exc()}"
+            return pickle.dumps(_failed(StopReason.ENV_ERROR, text))
+        outcome = self._bring_back(seat, missing) or self._play(seat, command)
+        try:
+            return pickle.dumps(outcome)
+        except Exception:
+            text = f"{command.what} of env {slot} gave what cannot be sent:\n{traceback.format_exc()}"
+            if failure := self._play(seat, _Command(slot, "close")).error:
+                text += f"and closing it failed too:\n{failure.text}"
+            return pickle.dumps(_failed(StopReason.ENV_ERROR, text))
+
+    def _bring_back(self, seat: _Seat, missing: list[_Played]) -> Outcome | None:
+        """Play again what an environment played in an earlier process. Returns what went wrong, if anything."""
+        for number, (command, observation) in enumerate(missing):
+            outcome = self._play(seat, command)
+            failure = outcome.error
+            if failure is None and outcome.observation != observation:
+                self._play(seat, _Command(seat.slot, "close"))
+                failure = EnvFailure(StopReason.ENV_ERROR, "it showed something else than the first time")
+            if failure is not None:
+                text = (
+                    f"env {seat.slot} was lost with its worker. Its commands were played again, and at {command.what} "
+                )
+                text += f"{number} of {len(missing) - 1}: {failure.text}"
+                return Outcome(error=EnvFailure(failure.reason, text, lost=True))
+        return None
+
+    def _play(self, seat: _Seat, command: _Command) -> Outcome:
+        """Carry a command out. An alarm that it sets goes off in it or not at all."""
+        outcome = Outcome()
+        try:
+            signal.signal(signal.SIGALRM, seat.on_alarm)
+            self._playing = seat
+            try:
+                outcome = seat.play(command)
+            finally:
+                self._playing = None
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                seat.on_alarm = signal.getsignal(signal.SIGALRM)
+        except _TimeUp:
+            pass  # `_late` is the outcome
+        except BaseException:  # the handler of such an alarm
+            outcome = _failed(StopReason.ENV_ERROR, traceback.format_exc())
+        late, self._late = self._late, None
+        outcome = late or outcome  # also where the environment caught `_TimeUp` and went on
+        if outcome.error is not None:
+            self._seats.pop(seat.slot, None)
+        return outcome
+
+    def _watch(self) -> None:
+        """No sleep is longer than the shortest deadline, so that none passes in it that was set after it began."""
+        main = threading.main_thread().ident
+        assert main is not None
+        while True:
+            seat = self._playing
+            now = seat.now if seat else None
+            left = now.deadline - time.monotonic() if now else self._timeout
+            if left <= 0:
+                signal.pthread_kill(main, TIME_UP)
+                left = AGAIN_SECONDS
+            time.sleep(min(left, self._timeout, START_SECONDS))
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        del number
+        now = self._playing.now if self._playing else None
+        if self._playing and now and time.monotonic() >= now.deadline:
+            self._late = self._late or self._playing.late(now, "".join(traceback.format_stack(frame)))
+            raise _TimeUp

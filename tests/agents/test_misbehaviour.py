@@ -1,6 +1,10 @@
 """A tenth of the tasks misbehaves, in all ways that there are; the others give what they give without them."""
 
+import ctypes
 import json
+import os
+import signal
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +16,7 @@ import pytest
 
 from agents.episode import Episode, read_episodes, write_episodes
 from agents.evaluation import evaluate, summarise
+from agents.rollout import Job, rollout
 from agents.scripted import RandomAgent
 from algorithms.turn_table import TurnTable
 from envs.core import StopReason
@@ -76,6 +81,8 @@ class Doors(gym.Env[Any, Any]):
         match self.kind:
             case "raise":
                 raise ValueError("no more doors")
+            case "raise at length":
+                raise ValueError("x" * 1_000_000 + "\udce9")
             case "exit":
                 raise SystemExit(3)
             case "hang":
@@ -83,6 +90,16 @@ class Doors(gym.Env[Any, Any]):
             case "spin":
                 while True:
                     pass
+            case "print":
+                for _ in range(100):
+                    sys.stdout.write("x" * 1_000_000)
+                return self.say(), 0.0, True, False, self.info()
+            case "exit the process":
+                os._exit(3)
+            case "be killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "crash":
+                ctypes.string_at(0)
         return (NONSENSE | ODD)[self.kind]
 
     def say(self) -> str:
@@ -135,3 +152,78 @@ def test_what_an_environment_says_ends_its_own_episode_at_most(tmp_path: Path, k
     read = sorted(read_episodes(tmp_path / "episodes.jsonl"), key=lambda episode: episode.task.id)
     assert read == bad
     assert len(TurnTable.from_episodes(read)) == sum(len(episode.turns) for episode in read)
+
+
+FAULTS = {
+    "raise": StopReason.ENV_ERROR,
+    "raise at length": StopReason.ENV_ERROR,
+    "exit": StopReason.ENV_ERROR,
+    "hang": StopReason.STEP_TIMEOUT,
+    "spin": StopReason.STEP_TIMEOUT,
+    "print": StopReason.FAILURE,
+    "no number": StopReason.ENV_ERROR,
+    "one answer": StopReason.SUCCESS,
+}
+OF_PROCESSES = dict.fromkeys(("exit the process", "be killed", "crash"), StopReason.ENV_ERROR)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_a_tenth_of_the_tasks_changes_nothing_for_the_others(tmp_path: Path, workers: int) -> None:
+    """Whatever it does; only what ends a whole process cannot be had without workers."""
+    faults = {**FAULTS, **OF_PROCESSES} if workers else FAULTS
+    size = 10 * len(faults)
+    good, bad = play([], size), play(list(faults), size, workers, tmp_path / "episodes.jsonl")
+    assert innocent(bad) == innocent(good)
+    assert summarise(innocent(bad)) == summarise(innocent(good))
+    ended = {kind: episode.stop_reason for kind, episode in zip(faults, bad[3::10], strict=True)}
+    assert ended == faults
+    read = sorted(read_episodes(tmp_path / "episodes.jsonl"), key=lambda episode: episode.task.id)
+    assert read == bad
+
+
+class Fickle(Doors):
+    """Says something else in each process, so that it cannot be brought back."""
+
+    def say(self) -> str:
+        return f"{super().say()} This is process {os.getpid()}."
+
+
+gym.register("Fickle-v0", f"{__name__}:Fickle")
+
+
+def test_what_cannot_be_brought_back_is_played_again_from_its_beginning() -> None:
+    task_set = GymTasks(f"{__name__}:Fickle-v0", {"kinds": ["exit the process"]}, valid_tasks=8)
+    ended: list[Episode] = []
+    agent = RandomAgent(0)
+    with EnvPool(task_set.make, 8, workers=1) as pool:
+        jobs = [Job(task_set.task("valid", task_id), group) for group, task_id in enumerate(task_set.ids("valid"))]
+        episodes = rollout(agent, pool, jobs, on_episode=ended.append)
+    good = play([], 8)
+    assert [e.stop_reason for e in innocent(episodes)] == [e.stop_reason for e in innocent(good)]
+    for episode, other in zip(innocent(episodes), innocent(good), strict=True):
+        assert [turn.action for turn in episode.turns] == [turn.action for turn in other.turns]
+        assert len({turn.observation.rpartition(" ")[2] for turn in episode.turns}) == 1, "all of it is of one process"
+    assert episodes[3].stop_reason is StopReason.ENV_ERROR
+    assert len(ended) == len(episodes)
+    assert {id(episode) for episode in ended} == {id(episode) for episode in episodes}
+
+
+def test_nothing_is_played_again_for_ever() -> None:
+    """All tasks end their process: none of them is tried more than a few times."""
+    task_set = GymTasks(f"{__name__}:Always-v0", valid_tasks=4)
+    with EnvPool(task_set.make, 4, workers=1) as pool:
+        jobs = [Job(task_set.task("valid", task_id)) for task_id in task_set.ids("valid")]
+        episodes = rollout(RandomAgent(0), pool, jobs)
+    assert [episode.stop_reason for episode in episodes] == [StopReason.ENV_ERROR] * 4
+
+
+class Always(Fickle):
+    """Ends its process in the second turn."""
+
+    def step(self, action: str) -> Any:
+        if self.tries == 1:
+            os._exit(3)
+        return super().step(action)
+
+
+gym.register("Always-v0", f"{__name__}:Always")

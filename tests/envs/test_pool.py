@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ from envs.pool import EnvPool, Outcome
 
 ROOT = Path(__file__).parents[2]
 PROC = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="looks for processes in /proc")
+HERE_AND_THERE = pytest.mark.parametrize("workers", [0, 1])
 WORKERS = pytest.mark.parametrize("workers", [0, 1, 2])
 
 
@@ -28,6 +30,7 @@ class Puppet(TextEnv):
     def __init__(self, max_turns: int = 50, closing: str = "") -> None:
         super().__init__(max_turns)
         self.closing = closing
+        self.woken = 0
 
     def _begin(self, task: Task, seed: int | None) -> tuple[str, Info]:
         self.heard: list[str] = []
@@ -40,10 +43,15 @@ class Puppet(TextEnv):
         answer = self._obey(action) or f"{self.heard} {self.np_random.integers(10**9)}"
         return answer, float(len(self.heard)), action == "win", {"success": action == "win"}
 
+    def wake(self, *_: Any) -> None:
+        self.woken += 1
+
     def _obey(self, order: str) -> str:
         match order:
             case "raise":
                 raise ValueError("a puppet's error")
+            case "complain":
+                raise ValueError("x" * 1_000_000 + "\udce9")
             case "exit":
                 sys.exit(3)
             case "crash":
@@ -59,6 +67,33 @@ class Puppet(TextEnv):
                 time.sleep(0.5)
             case "pid":
                 return str(os.getpid())
+            case _:
+                return self._obey_rarer(order)
+        return ""
+
+    def _obey_rarer(self, order: str) -> str:
+        match order:
+            case "thread":
+                return f"{threading.get_ident()} {threading.current_thread() is threading.main_thread()}"
+            case "go on":  # whatever is raised
+                for _ in range(60):
+                    try:
+                        time.sleep(0.5)
+                    except BaseException:
+                        return "I went on."
+            case "wait":
+                threading.Lock().acquire() and threading.Event().wait(60)
+            case "alarm":
+                signal.signal(signal.SIGALRM, self.wake)
+                signal.setitimer(signal.ITIMER_REAL, 0.1)
+                time.sleep(0.5)
+                return f"woken {self.woken}"
+            case "leave an alarm":
+                signal.signal(signal.SIGALRM, self.wake)
+                signal.setitimer(signal.ITIMER_REAL, 0.1)
+            case "shout":
+                for _ in range(100):
+                    sys.stdout.write("x" * 1_000_000)
         return ""
 
     def _info(self, observation: str, extra: Info, stop: StopReason | None) -> Info:
@@ -77,6 +112,46 @@ class Puppet(TextEnv):
 
     def close(self) -> None:
         self._obey(self.closing)
+
+
+class Database(Puppet):
+    """Bound to its thread, as SQLite is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.data = sqlite3.connect(":memory:")
+
+    def _act(self, action: str) -> tuple[str, float, bool, Info]:
+        self.data.execute("select 1")
+        return super()._act(action)
+
+
+class Fickle(Puppet):
+    """Shows another text in each process."""
+
+    def _act(self, action: str) -> tuple[str, float, bool, Info]:
+        text, *others = super()._act(action)
+        return f"{text} {os.getpid()}", *others
+
+
+class Dying:
+    """Makes puppets in workers that die while they start, as often as there are lines in a file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ = state
+        with self.file.open("r+") as file:
+            lines = file.readlines()
+            file.seek(0)
+            file.truncate()
+            file.writelines(lines[1:])
+        if lines:
+            os._exit(7)
+
+    def __call__(self) -> Puppet:
+        return Puppet()
 
 
 class Unsaved(Puppet):
@@ -167,7 +242,7 @@ def test_an_error_is_told_with_its_traceback_and_stays_in_its_slot(workers: int)
 
 
 @WORKERS
-@pytest.mark.parametrize("hang", ["sleep", "spin"])
+@pytest.mark.parametrize("hang", ["sleep", "spin", "wait"])
 def test_a_step_past_its_deadline_is_given_up_alone(workers: int, hang: str) -> None:
     with EnvPool(Puppet, size=4, workers=workers, step_timeout=1) as pool:
         pool.reset(tasks(4))
@@ -256,16 +331,73 @@ def test_an_environment_without_snapshots_says_so(workers: int, make: Any, words
         assert "EpisodeOverError" in again.text
 
 
-def test_a_lost_slot_has_no_snapshot_and_can_be_restored() -> None:
-    with EnvPool(Puppet, size=3, workers=1) as pool:
+@HERE_AND_THERE
+def test_an_environment_keeps_its_thread_while_others_are_late(workers: int) -> None:
+    with EnvPool(Puppet, size=4, workers=workers, step_timeout=0.5) as pool:
+        pool.reset(tasks(4))
+        before = pool.step(dict.fromkeys(range(4), "thread"))
+        late = pool.step({0: "sleep", 1: "spin"})
+        assert [outcome.error and outcome.error.reason for outcome in late.values()] == [StopReason.STEP_TIMEOUT] * 2
+        after = pool.step({2: "thread", 3: "thread"})
+        assert [after[slot].observation for slot in (2, 3)] == [before[slot].observation for slot in (2, 3)]
+        threads = {outcome.observation for outcome in before.values()}
+        if workers:
+            assert all(thread.endswith("True") for thread in threads), "environments have the main thread of a worker"
+        else:
+            assert len(threads) == 4
+
+
+@HERE_AND_THERE
+def test_what_is_bound_to_a_thread_goes_on_beside_an_environment_that_is_late(workers: int) -> None:
+    with EnvPool(Database, size=3, workers=workers, step_timeout=0.5) as pool:
         pool.reset(tasks(3))
-        state = pool.snapshot([0])[0].snapshot
-        pool.step({0: "crash"})
-        error = pool.snapshot([1])[1].error
+        assert pool.step({0: "a", 1: "sleep", 2: "a"})[1].error is not None
+        assert [outcome.error for outcome in pool.step({0: "b", 2: "b"}).values()] == [None, None]
+        assert pool.reset({1: task(1)})[1].error is None
+        assert pool.step({1: "a"})[1].error is None
+
+
+def test_alarms_work_in_workers_and_reach_no_other_environment() -> None:
+    with EnvPool(Puppet, size=2, workers=1) as pool:
+        pool.reset(tasks(2))
+        assert pool.step({0: "alarm"})[0].observation == "woken 1"
+        pool.step({0: "leave an alarm", 1: "nap"})
+        outcomes = pool.step({1: "alarm", 0: "alarm"})
+        assert [outcome.observation for outcome in outcomes.values()] == ["woken 1", "woken 2"]
+
+
+@HERE_AND_THERE
+def test_an_environment_that_catches_its_time_up_is_late_all_the_same(
+    workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(envs.pool, "GRACE_SECONDS", 0.5)
+    with EnvPool(Puppet, size=2, workers=workers, step_timeout=1) as pool:
+        pool.reset(tasks(2))
+        outcomes = pool.step({0: "go on", 1: "a"})
+        assert outcomes[0].error is not None
+        assert outcomes[0].error.reason is StopReason.STEP_TIMEOUT
+        assert "EpisodeOverError" in str(pool.step({0: "a"})[0].error)
+        assert outcomes[1].observation.startswith("['a']")
+
+
+@HERE_AND_THERE
+def test_an_environment_may_print_a_hundred_megabytes(workers: int) -> None:
+    with EnvPool(Puppet, size=2, workers=workers) as pool:
+        pool.reset(tasks(2))
+        outcomes = pool.step({0: "shout", 1: "a"})
+        assert [outcome.error for outcome in outcomes.values()] == [None, None]
+        assert pool.step({0: "b"})[0].observation.startswith("['shout', 'b']")
+
+
+@HERE_AND_THERE
+def test_an_error_is_told_in_a_text_of_some_length(workers: int) -> None:
+    with EnvPool(Puppet, size=1, workers=workers) as pool:
+        error = pool.reset({0: task(0, begin="complain")})[0].error
         assert error is not None
-        assert "env 1 was lost" in error.text
-        assert pool.restore({2: state})[2].error is None
-        assert pool.step({2: "a"})[2].observation.startswith("['a']")
+        assert "ValueError: xxx" in error.text
+        assert "characters left out" in error.text
+        assert len(error.text) < 30_000
+        error.text.encode()
 
 
 @WORKERS
@@ -313,28 +445,94 @@ def test_an_environment_that_exits_does_not_end_the_pool(workers: int) -> None:
         ("hold the GIL", StopReason.STEP_TIMEOUT, "step of env 2 in env worker 0: no answer in 1 s; the worker"),
     ],
 )
-def test_a_worker_that_dies_or_freezes_is_replaced(
+def test_who_ends_a_worker_fails_and_the_others_go_on(
     monkeypatch: pytest.MonkeyPatch, order: str, reason: StopReason, words: str
 ) -> None:
+    """Of that worker's other slots, 0 has answered, 4 is still to be asked, and 6 is not asked at all."""
     monkeypatch.setattr(envs.pool, "GRACE_SECONDS", 0.5)
-    with EnvPool(Puppet, size=6, workers=2, step_timeout=1) as pool:
-        pool.reset(tasks(6))
-        outcomes = pool.step({1: "a", 2: order, 4: "a"})
-        assert outcomes[1].error is None, "lives in the other worker"
-        assert outcomes[2].error is not None
-        assert outcomes[2].error.reason is reason
-        assert words in outcomes[2].error.text
-        assert outcomes[4].error is not None
-        assert outcomes[4].error.reason is StopReason.ENV_ERROR
-        later = pool.step({0: "a", 1: "b"})
-        assert later[0].error is not None
-        assert f"env 0 was lost: {words}" in later[0].error.text
-        assert later[1].observation.startswith("['a', 'b']")
-        assert all(outcome.error is None for outcome in pool.reset(tasks(6)).values())
+
+    def played(order: str) -> list[dict[int, Outcome]]:
+        with EnvPool(Puppet, size=7, workers=2, step_timeout=1) as pool:
+            log = [pool.reset(tasks(7)), pool.step(dict.fromkeys(range(7), "a"))]
+            log += [pool.step({0: "b", 1: "b", 2: order, 4: "b"}), pool.step({6: "b", 0: "c", 1: "c"})]
+            state = pool.snapshot([0])[0].snapshot
+            return [*log, pool.restore({4: state, 2: state}), pool.step(dict.fromkeys((0, 2, 4, 6), "d"))]
+
+    good, bad = played("b"), played(order)
+    error = bad[2].pop(2).error
+    assert error is not None
+    assert error.reason is reason
+    assert words in error.text
+    good[2].pop(2)
+    assert bad == good
+
+
+def test_a_worker_that_is_lost_again_and_again_loses_one_environment_each_time() -> None:
+    with EnvPool(Puppet, size=4, workers=1) as pool:
+        pool.reset(tasks(4))
+        pool.step(dict.fromkeys(range(4), "a"))
+        outcomes = pool.step({0: "crash", 1: "b", 2: "crash", 3: "b"})
+        assert [slot for slot, outcome in outcomes.items() if outcome.error] == [0, 2]
+        assert outcomes[3].observation.startswith("['a', 'b']")
+        assert pool.step({1: "c", 3: "crash"})[1].observation.startswith("['a', 'b', 'c']")
+        assert "EpisodeOverError" in str(pool.step({3: "a"})[3].error)
+
+
+def test_a_worker_that_ends_while_nobody_plays_takes_no_environment_along() -> None:
+    with EnvPool(Puppet, size=3, workers=1) as pool:
+        pool.reset(tasks(3))
+        state = pool.snapshot([0])[0].snapshot
+        (before,) = {outcome.observation for outcome in pool.step(dict.fromkeys(range(2), "pid")).values()}
+        os.kill(int(before), signal.SIGKILL)
+        # Its pid is another one, and what it showed is not to be had again.
+        assert all(outcome.error and outcome.error.lost for outcome in pool.step({0: "a", 1: "a"}).values())
+        assert pool.step({2: "a"})[2].observation.startswith("['a']")
+        assert pool.restore({0: state})[0].error is None
+        assert pool.step({0: "a"})[0].observation.startswith("['a']")
+
+
+def test_what_cannot_be_played_again_is_lost_and_says_so() -> None:
+    with EnvPool(Fickle, size=3, workers=1) as pool:
+        pool.reset(tasks(3))
+        pool.step({0: "a", 1: "a"})
+        outcomes = pool.step({0: "crash", 1: "b", 2: "b"})
+        assert outcomes[0].error is not None
+        assert not outcomes[0].error.lost
+        assert outcomes[1].error is not None
+        assert outcomes[1].error.lost
+        assert outcomes[1].error.reason is StopReason.ENV_ERROR
+        assert "at step 1 of 1: it showed something else than the first time" in outcomes[1].error.text
+        assert outcomes[2].error is None
+        assert "EpisodeOverError" in str(pool.step({1: "b"})[1].error)
+        assert pool.reset({1: task(1)})[1].error is None
+
+
+def test_a_worker_may_die_while_it_starts(tmp_path: Path) -> None:
+    file = tmp_path / "deaths"
+    file.write_text("\n" * 2)
+    with EnvPool(Dying(file), size=2, workers=1) as pool:
+        pool.reset(tasks(2))
+        pool.step({0: "a", 1: "a"})
+        file.write_text("\n")
+        outcomes = pool.step({0: "crash", 1: "b"})
+        assert outcomes[1].observation.startswith("['a', 'b']")
+        pool.reset({0: task(0)})
+        file.write_text("\n" * 3)
+        outcomes = pool.step({0: "crash", 1: "c"})
+        assert outcomes[1].error is not None
+        assert "start of env worker 0: the worker died with exit code 7" in outcomes[1].error.text
+        assert all(outcome.error is None for outcome in pool.reset(tasks(2)).values())
+    file.write_text("\n" * 3)
+    with pytest.raises(RuntimeError, match="start of env worker 0: the worker died with exit code 7"):
+        EnvPool(Dying(file), size=2, workers=1)
 
 
 def test_what_cannot_be_sent_is_an_error_of_its_environment() -> None:
     with EnvPool(Puppet, size=2, workers=1) as pool:
+        outcomes = pool.reset({0: task(0, junk=lambda: 0), 1: task(1)})
+        assert outcomes[0].error is not None
+        assert "reset of env 0 cannot be sent to a worker" in outcomes[0].error.text
+        assert outcomes[1].error is None
         pool.reset(tasks(2))
         outcomes = pool.step({0: "unsendable", 1: "a"})
         assert outcomes[0].error is not None
