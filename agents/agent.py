@@ -13,6 +13,7 @@ from envs.core import Info
 if TYPE_CHECKING:  # agents without a policy start without torch, which takes seconds to import
     import torch
 
+    from agents.masking import Node
     from agents.prompts import Prompter
 
 
@@ -36,6 +37,7 @@ class Decision:
     completion_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     choice: Choice | None = None
+    nodes: list[Node] = field(default_factory=list)
 
 
 class Agent(Protocol):
@@ -100,7 +102,7 @@ class PolicyAgent:
         # Special tokens stay in the text, all but the one that ended it: an action with one inside is no action.
         text = self.policy.tokenizer.decode(done.text_ids, skip_special_tokens=False)
         action, status = self.prompter.read(text, done.finished, info)
-        return Decision(action, status, prompt, done.ids, done.logprobs)
+        return Decision(action, status, prompt, done.ids, done.logprobs, nodes=done.nodes)
 
     def finish(self, key: int) -> None:
         self.policy.release(key)

@@ -7,10 +7,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from envs.checks import json_line, plain
 from envs.core import Info, StopReason, Task
+
+if TYPE_CHECKING:
+    from agents.masking import Node
 
 
 class ParseStatus(StrEnum):
@@ -57,6 +60,7 @@ class Turn:
     # What training needs, and the state it was taken in where the rollout was asked to keep it: never written, printed
     # or compared.
     choice: Choice | None = field(default=None, repr=False, compare=False)
+    nodes: list[Node] = field(default_factory=list, repr=False, compare=False)  # [C] what each id was sampled among
     start: Start | None = field(default=None, repr=False, compare=False)
 
 
@@ -106,15 +110,15 @@ class Episode:
 
 
 def write_episodes(path: Path, episodes: Iterable[Episode], append: bool = False) -> None:
-    """Write episodes as standard JSON, one episode a line. Choices and starts of turns and infos stay in memory."""
+    """Write episodes as standard JSON, one episode a line. Choices, nodes and starts of turns and infos stay in memory."""
     with path.open("a" if append else "w", encoding="utf-8") as file:
         for episode in episodes:
-            turns = [replace(turn, choice=None, start=None) for turn in episode.turns]
+            turns = [replace(turn, choice=None, nodes=[], start=None) for turn in episode.turns]
             task = replace(episode.task, payload=_payload(episode.task))
             row = asdict(replace(episode, task=task, turns=turns, final_info={}))
             del row["final_info"]
             for turn in row["turns"]:
-                del turn["choice"], turn["start"]
+                del turn["choice"], turn["nodes"], turn["start"]
             file.write(json_line(row))
 
 

@@ -113,6 +113,11 @@ class _Marks:
         return self.pattern.sub(spell, text)
 
 
+def control_ids(tokenizer: Any) -> frozenset[int]:
+    """The ids that only a prompter may write."""
+    return _marks(tokenizer).ids
+
+
 def _marks(tokenizer: Any) -> _Marks:
     return _find_marks(tokenizer, len(tokenizer))
 

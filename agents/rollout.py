@@ -163,6 +163,7 @@ class _Stage:
                     completion_ids=decision.completion_ids,
                     logprobs=decision.logprobs,
                     choice=decision.choice,
+                    nodes=decision.nodes,
                     start=starts.get(slot),
                 )
             )

@@ -9,8 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from agents.episode import Choice, Episode, Turn
+
+if TYPE_CHECKING:
+    from agents.masking import Node
 
 # What a batch's samples are: each a turn, each an episode, or some of them neither.
 TURNS, EPISODES, MIXED = "turns", "episodes", "mixed"
@@ -38,14 +42,18 @@ class Sample:
     logprobs: list[float] = field(default_factory=list)  # [L]
     turn: list[int] = field(default_factory=list)  # [L]
     choice: Choice | None = None
+    nodes: list[Node | None] = field(default_factory=list)  # [L] what the id was sampled among; None: every id
     origin: str = ""  # the episode it is of, for messages: "episode 3 of task 'train-017'"
 
-    def extend(self, ids: Sequence[int], logprobs: Sequence[float] | None = None, turn: int = -1) -> None:
-        """Append ids: observed ones, or with `logprobs` the sampled ones of `turn`."""
+    def extend(
+        self, ids: Sequence[int], logprobs: Sequence[float] | None = None, turn: int = -1, nodes: Sequence[Node] = ()
+    ) -> None:
+        """Append ids: observed ones, or with `logprobs` the sampled ones of `turn`, at `nodes` of a mask if any."""
         self.ids += ids
         self.mask += [logprobs is not None] * len(ids)
         self.logprobs += logprobs if logprobs is not None else [0.0] * len(ids)
         self.turn += [turn] * len(ids)
+        self.nodes += nodes or [None] * len(ids)
 
 
 def build_samples(episodes: Iterable[Episode]) -> list[Sample]:
@@ -79,7 +87,7 @@ def build_samples(episodes: Iterable[Episode]) -> list[Sample]:
                 current = Sample(origin=origin)
                 samples.append(current)
             current.extend(turn.prompt_ids[len(current.ids) :])
-            current.extend(turn.completion_ids, turn.logprobs, row)
+            current.extend(turn.completion_ids, turn.logprobs, row, turn.nodes)
             row += 1
     return samples
 

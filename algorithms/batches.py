@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,10 +24,14 @@ from agents.policies.models import (
     forked_places,
     forked_states,
     head_logits,
+    masked_logits,
 )
 from agents.samples import EPISODES, MIXED, TURNS, Sample
 from algorithms.losses import entropy
 from algorithms.turn_table import TurnTable
+
+if TYPE_CHECKING:
+    from agents.masking import Node
 
 LENGTH_STEP = 64  # widths are padded to a multiple: in bf16 every new shape costs a CPU a new kernel
 
@@ -47,6 +51,7 @@ class Batch:
     mask: Tensor
     old_logprobs: Tensor  # as they were sampled
     choices: Choices | None = None  # where actions were sampled and not ids
+    nodes: Sequence[Node | None] | None = None  # [M] under a mask: what each sampled id was sampled among
 
     def spread(self, values: Sequence[NDArray[Any]]) -> Tensor:
         """[B, T] `values`, for each sequence one number for each of its sampled ids; 0 elsewhere."""
@@ -66,7 +71,10 @@ def make_batch(samples: Sequence[Sample], device: torch.device) -> Batch:
         mask[b, :length] = torch.tensor(sample.mask)
         logprobs[b, :length] = torch.tensor(sample.logprobs)
     choices = _make_choices(samples, width, device) if samples[0].choice else None
-    return Batch(ids.to(device), mask[:, 1:].to(device), logprobs[:, 1:].to(device), choices)
+    nodes = [node for s in samples for node, sampled in zip(s.nodes, s.mask, strict=True) if sampled]
+    return Batch(
+        ids.to(device), mask[:, 1:].to(device), logprobs[:, 1:].to(device), choices, nodes if any(nodes) else None
+    )
 
 
 def _make_choices(samples: Sequence[Sample], width: int, device: torch.device) -> Choices:
@@ -150,19 +158,27 @@ def sampled_logprobs(
     """Log-probabilities [B, T] of the sampled ids (0 elsewhere) and the entropies [M] they were sampled at.
 
     Logits are made at the M sampled ids only: observations are most of a sequence and need none. Where actions were
-    sampled, both are those of the policy over candidates, with gradients through all of them.
+    sampled, both are those of the policy over candidates, with gradients through all of them. Under a mask both are
+    over what it allowed: an id that it forced has 0 for both, and no logits.
     """
     states = hidden_states(model, batch, dtype)
     with torch.autocast(batch.ids.device.type, dtype, enabled=dtype != torch.float32):
         if batch.choices is not None:
             chosen, entropies = _choice_logprobs(model, states, batch.ids, batch.choices, temperature or 1.0)
-        else:
-            chosen, entropies = chosen_logprobs(
-                model, states[batch.mask], batch.ids[:, 1:][batch.mask], temperature or 1.0,
-                entropy_gradient=entropy_gradient,
-            )  # fmt: skip
-    logprobs = torch.zeros(batch.mask.shape, device=chosen.device).masked_scatter(batch.mask, chosen)
-    return logprobs, entropies
+            return _spread(batch.mask, chosen), entropies
+        nodes = batch.nodes or [None] * int(batch.mask.sum())
+        drawn = torch.tensor([node is None or node.forced is None for node in nodes], device=batch.mask.device)
+        places = batch.mask.masked_scatter(batch.mask, drawn)
+        chosen, entropies = chosen_logprobs(
+            model, states[places], batch.ids[:, 1:][places], temperature or 1.0, entropy_gradient=entropy_gradient,
+            nodes=batch.nodes and [node for node in nodes if node is None or node.forced is None],
+        )  # fmt: skip
+    return _spread(places, chosen), _spread(drawn, entropies)
+
+
+def _spread(places: Tensor, values: Tensor) -> Tensor:
+    """`values` [N] at the N true `places`, 0 elsewhere."""
+    return torch.zeros(places.shape, device=values.device).masked_scatter(places, values)
 
 
 def _choice_logprobs(
@@ -185,26 +201,31 @@ def chosen_logprobs(
     most_logits: int = MOST_LOGITS,
     *,
     entropy_gradient: bool = False,
+    nodes: Sequence[Node | None] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the ids `chosen` [M] after the states `hidden` [M, E], and the entropies [M], in nats.
 
     The entropies have a gradient with `entropy_gradient` only: it takes as much memory again as that of the others.
+    With the `nodes` [M] of a mask both are over what those allow.
 
     Never more than `most_logits` logits exist at a time: where M states make more, they are done in parts, and the
     backward pass makes each part's again.
     """
 
-    def part(states: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    def part(states: Tensor, ids: Tensor, nodes: Sequence[Node | None] | None) -> tuple[Tensor, Tensor]:
         logits = head_logits(model, states) / temperature
+        if nodes:
+            logits = masked_logits(logits, nodes)
         return logits.log_softmax(-1).gather(-1, ids[:, None])[:, 0], entropy(
             logits if entropy_gradient else logits.detach()
         )
 
     size = max(1, most_logits // model.config.get_text_config().vocab_size)
     if len(chosen) <= size:
-        return part(hidden, chosen)
+        return part(hidden, chosen, nodes)
+    starts = range(0, len(chosen), size)
     parts = [
-        checkpoint(part, states, ids, use_reentrant=False)
-        for states, ids in zip(torch.split(hidden, size), torch.split(chosen, size), strict=True)
+        checkpoint(part, hidden[i : i + size], chosen[i : i + size], nodes and nodes[i : i + size], use_reentrant=False)
+        for i in starts
     ]
     return torch.cat([logprobs for logprobs, _ in parts]), torch.cat([entropies for _, entropies in parts])

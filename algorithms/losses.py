@@ -292,6 +292,6 @@ def _unit_tokens(unit_tokens: Tensor | None, mask: Tensor) -> Tensor:
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """Entropy in nats of the distributions that `logits` [..., V] give, [...], in float32."""
+    """Entropy in nats of the distributions that `logits` [..., V] give, [...], in float32; -inf is what is masked."""
     logprobs = logits.float().log_softmax(-1)
-    return -(logprobs.exp() * logprobs).sum(-1)
+    return -(logprobs.exp() * logprobs.masked_fill(logprobs == -torch.inf, 0.0)).sum(-1)

@@ -7,20 +7,26 @@ What was sampled is the only truth. Nobody downstream turns a completion into te
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import torch
 
+    from agents.masking import Mask, Node
+
 
 @dataclass(frozen=True)
 class Request:
-    """Continue `prompt_ids`. Requests of one `session` extend each other, so that a policy may keep its KV cache."""
+    """Continue `prompt_ids`. Requests of one `session` extend each other, so that a policy may keep its KV cache.
+
+    With a `mask` the completion is one that it allows, and `Sampling.max_tokens` ends only what is free text in it.
+    """
 
     session: int
     prompt_ids: Sequence[int]  # [P]
+    mask: Mask | None = None
 
 
 class End(StrEnum):
@@ -38,6 +44,7 @@ class Completion:
     ids: list[int]  # [C]
     logprobs: list[float]  # [C]
     end: End
+    nodes: list[Node] = field(default_factory=list)  # [C] of the mask: what each id was sampled among; without one, []
 
     @property
     def finished(self) -> bool:
@@ -98,6 +105,8 @@ def token_limits(requests: Sequence[Request], sampling: Sampling, context_length
 
 class Policy(Protocol):
     """Anything that continues token ids."""
+
+    takes_masks: bool  # whether it samples under the `mask` of a request
 
     @property
     def tokenizer(self) -> Any:

@@ -9,6 +9,7 @@ less than to compute the others too.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from agents.masking import Mask, Node
 from agents.policies.base import Completion, End, Request, Sampling, token_limits
 from agents.policies.models import (
     MOST_LOGITS,
@@ -26,6 +28,7 @@ from agents.policies.models import (
     forked_places,
     forked_states,
     head_logits,
+    masked_logits,
     next_token_logits,
     one_line,
     pad,
@@ -95,8 +98,32 @@ class SlotCache(Cache):  # type: ignore[misc]
         return keys.index_select(0, self.active), values.index_select(0, self.active)
 
 
+@dataclass
+class _Writing:
+    """A completion that is being written."""
+
+    prompt: list[int]
+    limit: int  # of its ids
+    mask: Mask | None
+    read: int = 0  # how many of prompt and ids the cache holds
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    nodes: list[Node] = field(default_factory=list)
+    end: End | None = None
+    node: Node | None = field(init=False)  # of the next id
+
+    def __post_init__(self) -> None:
+        self.node = self.mask.first if self.mask is not None else None
+
+    def unread(self) -> list[int]:
+        """What the cache does not hold yet."""
+        return self.prompt[self.read :] + self.ids[max(0, self.read - len(self.prompt)) :]
+
+
 class LocalPolicy:
     """See `agents.policies.base.Policy`. `model` is any decoder-only model of transformers, kept in eval mode."""
+
+    takes_masks = True
 
     def __init__(
         self, model: Any, tokenizer: Any, source: Path | str | None = None, context: int | None = None
@@ -127,45 +154,50 @@ class LocalPolicy:
         limits = token_limits(requests, sampling, self.context_length)
         slots = self._arrange([request.session for request in requests])
         order = sorted(range(len(requests)), key=slots.__getitem__)  # requests by row
-        prompts = [list(requests[i].prompt_ids) for i in order]
-        sessions = [requests[i].session for i in order]
+        writing = [_Writing(list(requests[i].prompt_ids), limits[i], requests[i].mask) for i in order]
+        self._write(writing, [requests[i].session for i in order], sampling, generator)
         completions: list[Completion | None] = [None] * len(requests)
-        for row, done in enumerate(self._decode(sessions, prompts, [limits[i] for i in order], sampling, generator)):
-            completions[order[row]] = done
+        for i, row in zip(order, writing, strict=True):
+            completions[i] = Completion(row.ids, row.logprobs, cast(End, row.end), row.nodes)
         return cast(list[Completion], completions)
 
-    def _decode(
-        self,
-        sessions: list[int],
-        prompts: list[list[int]],
-        limits: list[int],
-        sampling: Sampling,
-        generator: torch.Generator,
-    ) -> list[Completion]:
-        kept = [_common_prefix(self._cached[s], p) for s, p in zip(sessions, prompts, strict=True)]
-        # At least one token is computed again, since its output is the distribution of the next.
-        kept = [min(k, len(p) - 1) for k, p in zip(kept, prompts, strict=True)]
-        logits = self._prefill(kept, [p[k:] for k, p in zip(kept, prompts, strict=True)])  # [n, V]
-        ids: list[list[int]] = [[] for _ in prompts]
-        logprobs: list[list[float]] = [[] for _ in prompts]
-        ends: list[End | None] = [None] * len(prompts)
-        running = list(range(len(prompts)))
-        while running:
-            sampled, sampled_logprobs = sample(logits, sampling.temperature, generator)
-            for row, token, logprob in zip(running, sampled.tolist(), sampled_logprobs.tolist(), strict=True):
-                ids[row].append(token)
-                logprobs[row].append(logprob)
-                ends[row] = self._end(ids[row], limits[row], sampling.stop)
-            running = [row for row in running if ends[row] is None]
-            if running:
-                lengths = [len(prompts[row]) + len(ids[row]) - 1 for row in running]
-                logits = self._forward(running, lengths, [ids[row][-1:] for row in running])
-        for session, prompt, sampled_ids in zip(sessions, prompts, ids, strict=True):
-            self._cached[session] = prompt + sampled_ids[:-1]  # nothing was asked about the last
-        return [
-            Completion(row_ids, row_logprobs, cast(End, end))
-            for row_ids, row_logprobs, end in zip(ids, logprobs, ends, strict=True)
-        ]
+    def _write(self, rows: list[_Writing], sessions: list[int], sampling: Sampling, generator: torch.Generator) -> None:
+        """Write all completions to their ends, those of `rows[i]` in row i of the cache."""
+        for row, session in zip(rows, sessions, strict=True):
+            # At least one token is computed again, since its output is the distribution of the next.
+            row.read = min(_common_prefix(self._cached[session], row.prompt), len(row.prompt) - 1)
+            self._take_forced(row, sampling)
+        forward = self._prefill
+        while running := [number for number, row in enumerate(rows) if row.end is None]:
+            starts, fresh = [rows[number].read for number in running], [rows[number].unread() for number in running]
+            logits = forward(running, starts, fresh)  # [n, V]
+            if any(rows[number].node for number in running):
+                logits = masked_logits(logits, [rows[number].node for number in running])
+            sampled, logprobs = sample(logits, sampling.temperature, generator)
+            for number, token, logprob in zip(running, sampled.tolist(), logprobs.tolist(), strict=True):
+                row = rows[number]
+                row.read = len(row.prompt) + len(row.ids)
+                self._take(row, token, logprob, sampling)
+                self._take_forced(row, sampling)
+            forward = self._forward
+        for row, session in zip(rows, sessions, strict=True):
+            self._cached[session] = (row.prompt + row.ids)[: row.read]
+
+    def _take(self, row: _Writing, token: int, logprob: float, sampling: Sampling) -> None:
+        row.ids.append(token)
+        row.logprobs.append(logprob)
+        if row.mask is not None and row.node is not None:
+            row.nodes.append(row.node)
+            row.node = row.mask.follow(row.node, row.ids)
+        limit = row.limit
+        if row.node is not None and row.node.free is None:  # an action that is begun is written to its end
+            limit = self.context_length - len(row.prompt)
+        row.end = self._end(row.ids, limit, sampling.stop)
+
+    def _take_forced(self, row: _Writing, sampling: Sampling) -> None:
+        """The ids that the mask leaves no choice of: sampled with probability 1, and nothing is computed."""
+        while row.end is None and row.node is not None and (token := row.node.forced) is not None:
+            self._take(row, token, 0.0, sampling)
 
     def _end(self, ids: list[int], limit: int, stop: Sequence[str]) -> End | None:
         """What ends a completion that has come to `ids`; None where it goes on."""
@@ -176,20 +208,23 @@ class LocalPolicy:
             tail = self.tokenizer.decode(ids[-max(len(text.encode()) for text in stop) :])
             if any(text in tail for text in stop):
                 return End.STRING
-        return End.LENGTH if len(ids) == limit else None
+        return End.LENGTH if len(ids) >= limit else None
 
-    def _prefill(self, starts: list[int], tokens: list[list[int]]) -> Tensor:
-        """`_forward` of all rows: those with about as many tokens at a time, for padding would be most of the work."""
-        alike: dict[int, list[int]] = {}  # number of tokens, rounded to a power of two -> rows
-        for row, fresh in enumerate(tokens):
-            alike.setdefault(len(fresh).bit_length(), []).append(row)
+    def _prefill(self, rows: list[int], starts: list[int], tokens: list[list[int]]) -> Tensor:
+        """`_forward`, for those with about as many tokens at a time: padding would be most of the work."""
+        alike: dict[int, list[int]] = {}  # number of tokens, rounded to a power of two -> places in `rows`
+        for place, fresh in enumerate(tokens):
+            alike.setdefault(len(fresh).bit_length(), []).append(place)
         parts = [
-            rows[i : i + max(1, MOST_PREFILL >> bits)]
-            for bits, rows in alike.items()
-            for i in range(0, len(rows), max(1, MOST_PREFILL >> bits))
+            places[i : i + max(1, MOST_PREFILL >> bits)]
+            for bits, places in alike.items()
+            for i in range(0, len(places), max(1, MOST_PREFILL >> bits))
         ]
-        logits = [self._forward(rows, [starts[r] for r in rows], [tokens[r] for r in rows]) for rows in parts]
-        return torch.cat(logits)[torch.tensor([row for rows in parts for row in rows]).argsort()]
+        logits = [
+            self._forward([rows[i] for i in part], [starts[i] for i in part], [tokens[i] for i in part])
+            for part in parts
+        ]
+        return torch.cat(logits)[torch.tensor([place for part in parts for place in part]).argsort()]
 
     def _forward(self, rows: list[int], starts: list[int], tokens: list[list[int]]) -> Tensor:
         """Put `tokens[b]` at position `starts[b]` of `rows[b]`; the next-token logits [B, V] after each row's last."""

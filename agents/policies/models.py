@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from agents.masking import Node
 
 # What configurations call the number of ids that a model reads; GPT-2's n_positions is an alias of the first.
 CONTEXT_NAMES = ("max_position_embeddings", "max_seq_len", "max_sequence_length", "seq_length", "context_length")
 WINDOW_NAMES = ("attention_window_size", "sliding_window_size", "local_attention", "attention_chunk_size")
+_NONE = np.zeros(0, np.int64)
 MOST_LOGITS = 2**26  # at a time: 256 MB in float32, and as much again in the backward pass
 
 
@@ -73,6 +78,24 @@ def pad(sequences: Sequence[Sequence[int]], device: torch.device, fill: int = 0)
     """Ids padded on the right with `fill`, as a tensor [B, L]. Behind a causal mask the padding touches nothing."""
     width = max(len(s) for s in sequences)
     return torch.tensor([[*s, *([fill] * (width - len(s)))] for s in sequences], device=device)
+
+
+def masked_logits(logits: Tensor, nodes: Sequence[Node | None]) -> Tensor:
+    """`logits` [B, V] with -inf for what the mask's node of a row does not allow. None allows every id."""
+    allowed = torch.zeros(logits.shape, dtype=torch.bool)
+    free: dict[int, list[int]] = {}  # the rows that share a set of free ids
+    for row, node in enumerate(nodes):
+        if node is None:
+            allowed[row] = True
+        elif node.free is not None:
+            free.setdefault(id(node.free), []).append(row)
+    for rows in free.values():
+        ids = torch.from_numpy(cast("Node", nodes[rows[0]]).free)
+        allowed[rows, : len(ids)] = ids
+    children = [node.ids if node is not None else _NONE for node in nodes]
+    places = np.repeat(np.arange(len(nodes)), [len(ids) for ids in children]), np.concatenate(children)
+    allowed[tuple(map(torch.from_numpy, places))] = True
+    return logits.masked_fill(~allowed.to(logits.device), -torch.inf)
 
 
 def sample(logits: Tensor, temperature: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:

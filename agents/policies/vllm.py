@@ -57,6 +57,8 @@ class Answer:
 class Engine(ABC):
     """A policy (`agents.policies.base.Policy`) that samples elsewhere than where it is trained."""
 
+    takes_masks = False
+
     def __init__(self, trained: LocalPolicy, context_length: int, tolerance: float) -> None:
         self.trained, self.tokenizer, self.device = trained, trained.tokenizer, trained.device
         self.context_length, self.tolerance = context_length, tolerance
