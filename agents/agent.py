@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from agents.episode import Choice, Episode, ParseStatus
 from agents.policies.base import Completion, Policy, Request, Sampling
@@ -64,6 +64,8 @@ def admissible_actions(view: View) -> list[str]:
 @dataclass(eq=False)
 class PolicyAgent:
     """A policy behind a prompter. It samples with `generator`, which the caller owns and may save."""
+
+    masked: ClassVar[bool] = False  # whether it samples under a mask, see `agents.masking`
 
     policy: Policy
     prompter: Prompter

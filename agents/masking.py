@@ -18,7 +18,7 @@ import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -137,6 +137,11 @@ class Mask:
         root.add(ids).children[self._form.end] = None
 
 
+def has_slot(action: str) -> bool:
+    """Whether an admissible action leaves something open."""
+    return _SLOT.search(action) is not None
+
+
 class ActionForm:
     """How a prompter's actions are written in the ids of a tokenizer; makes the `Mask` of each state.
 
@@ -220,6 +225,8 @@ class MaskedAgent(PolicyAgent):
 
     An episode ends where its longest action no longer fits (`context_limit`).
     """
+
+    masked: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.policy.takes_masks:

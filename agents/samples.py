@@ -42,18 +42,22 @@ class Sample:
     logprobs: list[float] = field(default_factory=list)  # [L]
     turn: list[int] = field(default_factory=list)  # [L]
     choice: Choice | None = None
-    nodes: list[Node | None] = field(default_factory=list)  # [L] what the id was sampled among; None: every id
+    # [L] what the id was sampled among, None where it was every id; without a mask there are none.
+    nodes: list[Node | None] = field(default_factory=list)
     origin: str = ""  # the episode it is of, for messages: "episode 3 of task 'train-017'"
 
     def extend(
         self, ids: Sequence[int], logprobs: Sequence[float] | None = None, turn: int = -1, nodes: Sequence[Node] = ()
     ) -> None:
         """Append ids: observed ones, or with `logprobs` the sampled ones of `turn`, at `nodes` of a mask if any."""
+        if nodes and not self.nodes:
+            self.nodes += [None] * len(self.ids)
+        if self.nodes or nodes:
+            self.nodes += nodes or [None] * len(ids)
         self.ids += ids
         self.mask += [logprobs is not None] * len(ids)
         self.logprobs += logprobs if logprobs is not None else [0.0] * len(ids)
         self.turn += [turn] * len(ids)
-        self.nodes += nodes or [None] * len(ids)
 
 
 def build_samples(episodes: Iterable[Episode]) -> list[Sample]:

@@ -51,7 +51,7 @@ class Batch:
     mask: Tensor
     old_logprobs: Tensor  # as they were sampled
     choices: Choices | None = None  # where actions were sampled and not ids
-    nodes: Sequence[Node | None] | None = None  # [M] under a mask: what each sampled id was sampled among
+    nodes: Sequence[Node | None] = ()  # [M] under a mask: what each sampled id was sampled among; else none
 
     def spread(self, values: Sequence[NDArray[Any]]) -> Tensor:
         """[B, T] `values`, for each sequence one number for each of its sampled ids; 0 elsewhere."""
@@ -71,10 +71,12 @@ def make_batch(samples: Sequence[Sample], device: torch.device) -> Batch:
         mask[b, :length] = torch.tensor(sample.mask)
         logprobs[b, :length] = torch.tensor(sample.logprobs)
     choices = _make_choices(samples, width, device) if samples[0].choice else None
-    nodes = [node for s in samples for node, sampled in zip(s.nodes, s.mask, strict=True) if sampled]
-    return Batch(
-        ids.to(device), mask[:, 1:].to(device), logprobs[:, 1:].to(device), choices, nodes if any(nodes) else None
-    )
+    nodes: list[Node | None] = []
+    if any(sample.nodes for sample in samples):
+        for sample in samples:
+            of_ids = sample.nodes or [None] * len(sample.ids)
+            nodes += [node for node, sampled in zip(of_ids, sample.mask, strict=True) if sampled]
+    return Batch(ids.to(device), mask[:, 1:].to(device), logprobs[:, 1:].to(device), choices, nodes)
 
 
 def _make_choices(samples: Sequence[Sample], width: int, device: torch.device) -> Choices:
@@ -166,14 +168,13 @@ def sampled_logprobs(
         if batch.choices is not None:
             chosen, entropies = _choice_logprobs(model, states, batch.ids, batch.choices, temperature or 1.0)
             return _spread(batch.mask, chosen), entropies
-        nodes = batch.nodes or [None] * int(batch.mask.sum())
-        drawn = torch.tensor([node is None or node.forced is None for node in nodes], device=batch.mask.device)
-        places = batch.mask.masked_scatter(batch.mask, drawn)
+        drawn = [node is None or node.forced is None for node in batch.nodes] or [True] * int(batch.mask.sum())
+        places = batch.mask.masked_scatter(batch.mask, torch.tensor(drawn, dtype=torch.bool, device=batch.mask.device))
         chosen, entropies = chosen_logprobs(
             model, states[places], batch.ids[:, 1:][places], temperature or 1.0, entropy_gradient=entropy_gradient,
-            nodes=batch.nodes and [node for node in nodes if node is None or node.forced is None],
+            nodes=[node for node, on in zip(batch.nodes, drawn, strict=False) if on],
         )  # fmt: skip
-    return _spread(places, chosen), _spread(drawn, entropies)
+    return _spread(places, chosen), _spread(places, entropies)[batch.mask]
 
 
 def _spread(places: Tensor, values: Tensor) -> Tensor:
@@ -201,7 +202,7 @@ def chosen_logprobs(
     most_logits: int = MOST_LOGITS,
     *,
     entropy_gradient: bool = False,
-    nodes: Sequence[Node | None] | None = None,
+    nodes: Sequence[Node | None] = (),
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the ids `chosen` [M] after the states `hidden` [M, E], and the entropies [M], in nats.
 
@@ -212,7 +213,7 @@ def chosen_logprobs(
     backward pass makes each part's again.
     """
 
-    def part(states: Tensor, ids: Tensor, nodes: Sequence[Node | None] | None) -> tuple[Tensor, Tensor]:
+    def part(states: Tensor, ids: Tensor, nodes: Sequence[Node | None]) -> tuple[Tensor, Tensor]:
         logits = head_logits(model, states) / temperature
         if nodes:
             logits = masked_logits(logits, nodes)
@@ -225,7 +226,7 @@ def chosen_logprobs(
         return part(hidden, chosen, nodes)
     starts = range(0, len(chosen), size)
     parts = [
-        checkpoint(part, hidden[i : i + size], chosen[i : i + size], nodes and nodes[i : i + size], use_reentrant=False)
+        checkpoint(part, hidden[i : i + size], chosen[i : i + size], nodes[i : i + size], use_reentrant=False)
         for i in starts
     ]
     return torch.cat([logprobs for logprobs, _ in parts]), torch.cat([entropies for _, entropies in parts])

@@ -29,7 +29,7 @@ from envs.facts import code_hash, environment_facts, key_of, without
 from envs.files import alone
 from envs.pool import EnvPool
 
-VERSION = 6  # of the recipe in `algorithms`: to be raised when the same configuration would give other weights
+VERSION = 7  # of the recipe in `algorithms`: to be raised when the same configuration would give other weights
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy")  # whose versions may give other weights
 LEFT_OUT = (  # of a run's configuration: what a warm start does not depend on
     "policy", "seed",  # they stand in `TinyPolicy`
@@ -70,20 +70,23 @@ def tiny_policy(
     seed: int,
     progress: Progress,
     configured: Mapping[str, Any],
+    *,
+    masked: bool = False,
 ) -> tuple[LocalPolicy, Path]:
     """The small policy, warm-started on the tasks of `manifest`, and the folder where it is kept.
 
     `configured` is the whole resolved configuration of the run as plain data: all of it counts but for `LEFT_OUT`.
+    `masked` makes it for a `MaskedAgent`.
     """
     config = config if config.seed is not None else replace(config, seed=seed)
-    folder = cache_root() / "warm_starts" / _key(config, task_set, manifest, prompter, configured)
+    folder = cache_root() / "warm_starts" / _key(config, task_set, manifest, prompter, configured, masked)
     with alone(
         folder.with_suffix(".lock"),
         f"the warm start {folder}",
         lambda: progress.phase("wait for another run that makes this warm start"),
     ):  # runs that start together clone once, and the others wait for that
         if not found_whole(folder, "the warm start"):
-            _make(folder, config, task_set, manifest, prompter, pool, progress)
+            _make(folder, config, task_set, manifest, prompter, pool, progress, masked)
         return Pretrained().load(folder), folder
 
 
@@ -95,6 +98,7 @@ def _make(
     prompter: Prompter,
     pool: EnvPool,
     progress: Progress,
+    masked: bool,
 ) -> None:
     assert config.seed is not None
     tasks = [task_set.task(manifest.split, i) for i in manifest.ids]
@@ -110,18 +114,24 @@ def _make(
     )
     policy = LocalPolicy(model.to(find_device()), tokenizer)
     if config.warm_start is not None:
-        warm_start(policy, prompter, task_set, tasks, pool, config.warm_start, config.seed, progress)
+        warm_start(policy, prompter, task_set, tasks, pool, config.warm_start, config.seed, progress, masked=masked)
     save_checkpoint(folder, model, tokenizer)
 
 
 def _key(
-    config: TinyPolicy, task_set: TaskSet, manifest: Manifest, prompter: Prompter, configured: Mapping[str, Any]
+    config: TinyPolicy,
+    task_set: TaskSet,
+    manifest: Manifest,
+    prompter: Prompter,
+    configured: Mapping[str, Any],
+    masked: bool,
 ) -> str:
     counts = without(configured, LEFT_OUT)
     return key_of(
         {
             "recipe": VERSION,
             "tiny": asdict(config),
+            "masked": masked,
             "environment": environment_facts(task_set, counts.pop("env", {})),
             "split": manifest.split,
             "tasks": manifest.content_hash,

@@ -9,6 +9,9 @@ A lesson is one episode as one sequence. Where another action was played than th
 was played and the target, at the first id that differs, is what was wanted; the rest of that action has no target.
 Observations are targets too, with a smaller weight: predicting the names in them teaches to copy names.
 
+With `masked` an action is cloned as a `MaskedAgent` samples it: by the cross-entropy of the masked distribution. No
+action is refused there, so that the share of the expert's moves is replaced by other admissible ones.
+
 Left out: corrections of the policy's own episodes (DAgger, arXiv 1011.0686). Rounds of it, at a tenth of the learning
 rate and with as many demonstrations beside them, lowered the success of a policy that solved a quarter of the games.
 """
@@ -17,7 +20,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, cast
 
@@ -25,10 +28,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.agent import Agent, Decision, View
+from agents.agent import Agent, Decision, View, admissible_actions
 from agents.episode import Episode
+from agents.masking import ActionForm, Node, has_slot
 from agents.policies.local import LocalPolicy
-from agents.policies.models import causal_states, head_logits
+from agents.policies.models import causal_states, head_logits, masked_logits
 from agents.policies.weights import train_in_float32
 from agents.prompts import Prompter
 from agents.rollout import Job, check_environment, rollout
@@ -85,11 +89,13 @@ class Lesson:
     targets: list[int]  # [L], NO_TARGET where there is none
     weights: list[float]  # [L]
     origin: str = ""  # the episode it is of, for messages
+    nodes: list[Node | None] = field(default_factory=list)  # as in `agents.samples.Sample`
 
 
 def make_lesson(sample: Sample, wanted: Sequence[Sequence[int]], observation_weight: float) -> Lesson:
     """`wanted[row]` are the ids that the turn `row` should have been; see the module for what becomes a target."""
     targets, weights = list(sample.ids), [observation_weight] * len(sample.ids)
+    nodes = sample.nodes or [None] * len(sample.ids)
     start = 0
     for i, row in enumerate(sample.turn):
         if row < 0:
@@ -97,11 +103,12 @@ def make_lesson(sample: Sample, wanted: Sequence[Sequence[int]], observation_wei
             continue
         want, offset = wanted[row], i - start
         followed = list(want[:offset]) == sample.ids[start:i]  # so far, what was played is what was wanted
-        targets[i] = want[offset] if followed and offset < len(want) else NO_TARGET
+        forced = (node := nodes[i]) is not None and node.forced is not None
+        targets[i] = want[offset] if followed and offset < len(want) and not forced else NO_TARGET
         weights[i] = 1.0
         if i + 1 < len(sample.turn) and sample.turn[i + 1] != row:
             start = i + 1
-    return Lesson(sample.ids, targets, weights, sample.origin)
+    return Lesson(sample.ids, targets, weights, sample.origin, sample.nodes)
 
 
 class Demonstrator:
@@ -109,10 +116,14 @@ class Demonstrator:
 
     It plays that, or with probability `noise` an action that is not admissible now, but was earlier in the episode or
     in another one. There are none where an environment does not tell what is admissible, or that is always the same.
+    With `masked` it plays another admissible action instead.
     """
 
-    def __init__(self, teacher: Agent, prompter: Prompter, tokenizer: Any, noise: float, seed: int) -> None:
+    def __init__(
+        self, teacher: Agent, prompter: Prompter, tokenizer: Any, noise: float, seed: int, masked: bool = False
+    ) -> None:
         self.teacher, self.prompter, self.tokenizer, self.noise = teacher, prompter, tokenizer, noise
+        self.form = ActionForm(prompter, tokenizer) if masked else None
         self.rng = np.random.default_rng(seed)
         self.wanted: dict[int, list[list[int]]] = {}  # key of the episode -> ids wanted at each turn
         self._admissible: dict[int, list[str]] = {}  # key of the episode -> what was admissible at each turn
@@ -124,15 +135,29 @@ class Demonstrator:
         return [self._demonstrate(view, want) for view, want in zip(views, wants, strict=True)]
 
     def _demonstrate(self, view: View, want: str) -> Decision:
-        self.wanted.setdefault(view.key, []).append(self.prompter.action_ids(self.tokenizer, want))
         admissible = view.info["admissible"] or []
+        prompt = self.prompter.prompt_ids(self.tokenizer, view.episode.turns, view.observation, view.info)
+        self.wanted.setdefault(view.key, []).append(self._write(want, view)[0])
         self._admissible.setdefault(view.key, []).extend(admissible)
         self._anywhere.extend(admissible)
-        refused = self._draw_refused(view.key, admissible) if self.rng.random() < self.noise else None
-        action = want if refused is None else refused
-        ids = self.prompter.action_ids(self.tokenizer, action)
-        prompt = self.prompter.prompt_ids(self.tokenizer, view.episode.turns, view.observation, view.info)
-        return Decision(action, prompt_ids=prompt, completion_ids=ids, logprobs=[0.0] * len(ids))
+        draw = self._draw_refused if self.form is None else self._draw_admissible
+        other = draw(view.key, admissible) if self.rng.random() < self.noise else None
+        action = want if other is None else other
+        ids, nodes = self._write(action, view)
+        return Decision(action, prompt_ids=prompt, completion_ids=ids, logprobs=[0.0] * len(ids), nodes=nodes)
+
+    def _write(self, action: str, view: View) -> tuple[list[int], list[Node]]:
+        """The completion that a demonstration of `action` is, and under a mask its nodes."""
+        if self.form is None:
+            return self.prompter.action_ids(self.tokenizer, action), []
+        admissible = admissible_actions(view)
+        ids = self.form.action_ids(action, admissible)
+        return ids, self.form.mask(admissible).path(ids)
+
+    def _draw_admissible(self, key: int, admissible: Sequence[str]) -> str | None:  # noqa: ARG002
+        """Any admissible action that is written out; None where there is none."""
+        whole = [action for action in admissible if not has_slot(action)]
+        return whole[self.rng.integers(len(whole))] if whole else None
 
     def _draw_refused(self, key: int, admissible: Sequence[str]) -> str | None:
         """An action that the environment will refuse now; None where none is found."""
@@ -226,6 +251,13 @@ class Cloner:
         targets, weights = targets[chosen], weights[chosen]  # (N,)
         states = causal_states(self.model, ids[:, :-1])[chosen]  # (N, E)
         logits = head_logits(self.model, states)  # (N, V): most of the work where there are many words
+        if any(lesson.nodes for lesson in batch):
+            rows, columns = chosen.nonzero(as_tuple=True)
+            rest: list[None] = [None] * width
+            nodes = [[*lesson.nodes, *rest] for lesson in batch]
+            logits = masked_logits(
+                logits, [nodes[row][i + 1] for row, i in zip(rows.tolist(), columns.tolist(), strict=True)]
+            )
         losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
         acts = weights == 1.0
         hits = (logits.argmax(-1) == targets)[acts]
@@ -249,10 +281,15 @@ def warm_start(
     config: WarmStart,
     seed: int,
     progress: Progress,
+    *,
+    masked: bool = False,
 ) -> None:
-    """Clone the teacher of `task_set` into the policy's model, in place. The same arguments give the same weights."""
+    """Clone the teacher of `task_set` into the policy's model, in place. The same arguments give the same weights.
+
+    `masked` clones for a `MaskedAgent`.
+    """
     rng = np.random.default_rng(seed)
-    demonstrator = Demonstrator(teacher_of(task_set), prompter, policy.tokenizer, config.noise, seed)
+    demonstrator = Demonstrator(teacher_of(task_set), prompter, policy.tokenizer, config.noise, seed, masked)
     solved: list[bool] = []
 
     def told(episode: Episode) -> None:

@@ -17,7 +17,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from agents.agent import PolicyAgent
@@ -225,16 +225,17 @@ def _start(
     from algorithms.warm_start import warm_start
 
     start: TinyPolicy | Pretrained = instantiate(cfg.policy)
+    masked = getattr(get_object(cfg.agent.player._target_), "masked", False)
     name = str(saved[-1]) if saved else checkpoint_of(cfg.model) if cfg.model else None
     if name is not None:
         loaded = (start if isinstance(start, Pretrained) else Pretrained()).load(name, trained=True)
         if isinstance(start, PretrainedPolicy) and start.warm_start is not None and not saved:
             tasks = [task_set.task(manifest.split, i) for i in manifest.ids]
-            warm_start(loaded, prompter, task_set, tasks, pool, start.warm_start, cfg.seed, reporter)
+            warm_start(loaded, prompter, task_set, tasks, pool, start.warm_start, cfg.seed, reporter, masked=masked)
         return loaded
     if isinstance(start, Pretrained):
         raise ValueError("this policy needs a model to start from: model=FOLDER, or policy=tiny for one made here")
-    policy, kept = tiny_policy(start, task_set, manifest, prompter, pool, cfg.seed, reporter, plain(cfg))
+    policy, kept = tiny_policy(start, task_set, manifest, prompter, pool, cfg.seed, reporter, plain(cfg), masked=masked)
     reporter.say(f"starting from {kept}")
     return policy
 

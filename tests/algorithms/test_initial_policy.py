@@ -149,12 +149,12 @@ def other(value: Any) -> Any:
     return {**value, "more": 1} if isinstance(value, dict) else [*value, "more"] if isinstance(value, list) else "other"
 
 
-def key(config: DictConfig) -> str:
+def key(config: DictConfig, masked: bool = False) -> str:
     policy = OmegaConf.to_container(config.policy)
     assert isinstance(policy, dict)
     return initial_policy._key(
         replace(instantiate({**policy, "_target_": "algorithms.initial_policy.TinyPolicy"}), seed=policy["seed"]),
-        Corridors(), Corridors().manifest("train"), Transcript(), plain(config),
+        Corridors(), Corridors().manifest("train"), Transcript(), plain(config), masked,
     )  # fmt: skip
 
 
@@ -175,7 +175,7 @@ def test_every_key_of_the_configuration_counts_unless_it_is_left_out(overrides: 
 
 def test_what_the_configuration_does_not_hold_counts_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = configured()
-    keys = [key(config)]
+    keys = [key(config), key(config, masked=True)]
     for target, value in {
         "algorithms.initial_policy.VERSION": initial_policy.VERSION + 1,
         "algorithms.initial_policy.agents_hash": lambda: "another template",

@@ -10,14 +10,27 @@ import torch
 
 from agents.agent import Decision, View
 from agents.episode import Episode
+from agents.masking import MaskedAgent
+from agents.policies.base import Sampling
+from agents.policies.local import LocalPolicy
 from agents.policies.lora import Lora
 from agents.policies.pretrained import Pretrained
 from agents.prompts import Transcript
+from agents.rollout import Job, rollout
 from agents.samples import Sample
 from algorithms.checkpoint import save_checkpoint
-from algorithms.warm_start import NO_TARGET, Cloner, Demonstrator, Lesson, WarmStart, make_lesson, warm_start
+from algorithms.warm_start import (
+    NO_TARGET,
+    Cloner,
+    Demonstrator,
+    Lesson,
+    WarmStart,
+    make_lesson,
+    teacher_of,
+    warm_start,
+)
 from envs.pool import EnvPool
-from tests.agents.toys import Corridors, corridor, random_policy
+from tests.agents.toys import ACTIONS, Corridors, corridor, random_policy
 from tests.algorithms.test_trainer import Quiet
 
 # observation [7, 8], played [3, 4, 1], observation [9], played [5, 1]
@@ -82,6 +95,39 @@ def test_noise_is_refused() -> None:
 def test_there_is_no_noise_where_nothing_is_refused() -> None:
     assert {action for action, _ in demonstrate(0.9, [["go right", "go left"]])} == {"go right"}
     assert {action for action, _ in demonstrate(0.9, [[]])} == {"go right"}
+
+
+def masked_lessons(noise: float) -> tuple[LocalPolicy, list[Episode], list[Lesson]]:
+    policy = random_policy()
+    demonstrator = Demonstrator(teacher_of(Corridors()), Transcript(), policy.tokenizer, noise, 5, masked=True)
+    with EnvPool(Corridors().make, 4) as pool:
+        episodes = rollout(demonstrator, pool, [Job(corridor(2 + i % 3), i) for i in range(30)])
+    return policy, episodes, demonstrator.lessons(episodes, 0.5)
+
+
+def test_under_a_mask_noise_is_admissible_and_what_is_forced_is_no_target() -> None:
+    _, episodes, lessons = masked_lessons(0.4)
+    assert {turn.action for episode in episodes for turn in episode.turns} == set(ACTIONS)
+    assert len(lessons) == 30
+    for lesson in lessons:
+        assert len(lesson.nodes) == len(lesson.ids)
+        for target, weight, node in zip(lesson.targets, lesson.weights, lesson.nodes, strict=True):
+            assert (node is not None) == (weight == 1.0)
+            if node is not None and target != NO_TARGET:
+                assert node.forced is None
+                assert target in node.children
+
+
+def test_a_masked_policy_clones_its_expert() -> None:
+    policy, _, lessons = masked_lessons(0.2)
+    config = WarmStart(
+        episodes=1, noise=0.0, steps=60, tokens_per_step=512, max_turns=8, matrix_lr=0.02, other_lr=0.01
+    )  # fmt: skip
+    Cloner(policy.model, config, np.random.default_rng(0)).run(lessons, Quiet())
+    agent = MaskedAgent(policy, Transcript(), Sampling(0.0, 8), torch.Generator().manual_seed(0))
+    with EnvPool(Corridors().make, 4) as pool:
+        episodes = rollout(agent, pool, [Job(corridor(2 + i), i) for i in range(3)])
+    assert all(episode.success for episode in episodes)
 
 
 def cloned(observation_weight: float, observation_share: float) -> tuple[dict[str, torch.Tensor], int]:
