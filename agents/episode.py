@@ -110,7 +110,7 @@ class Episode:
 
 
 def write_episodes(path: Path, episodes: Iterable[Episode], append: bool = False) -> None:
-    """Write episodes as standard JSON, one episode a line. Choices, nodes and starts of turns and infos stay in memory."""
+    """Write episodes as standard JSON, one episode a line. Choices, nodes, starts and infos stay in memory."""
     with path.open("a" if append else "w", encoding="utf-8") as file:
         for episode in episodes:
             turns = [replace(turn, choice=None, nodes=[], start=None) for turn in episode.turns]

@@ -28,9 +28,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.agent import Agent, Decision, View, admissible_actions
+from agents.agent import Agent, Decision, View
 from agents.episode import Episode
 from agents.masking import ActionForm, Node, has_slot
+from agents.parsing import fits
 from agents.policies.local import LocalPolicy
 from agents.policies.models import causal_states, head_logits, masked_logits
 from agents.policies.weights import train_in_float32
@@ -116,7 +117,8 @@ class Demonstrator:
 
     It plays that, or with probability `noise` an action that is not admissible now, but was earlier in the episode or
     in another one. There are none where an environment does not tell what is admissible, or that is always the same.
-    With `masked` it plays another admissible action instead.
+    With `masked` it plays another admissible action instead; what the teacher wants and the environment would refuse is
+    played, and is no target.
     """
 
     def __init__(
@@ -137,7 +139,8 @@ class Demonstrator:
     def _demonstrate(self, view: View, want: str) -> Decision:
         admissible = view.info["admissible"] or []
         prompt = self.prompter.prompt_ids(self.tokenizer, view.episode.turns, view.observation, view.info)
-        self.wanted.setdefault(view.key, []).append(self._write(want, view)[0])
+        cannot_say = self.form is not None and not fits(want, admissible)
+        self.wanted.setdefault(view.key, []).append([] if cannot_say else self._write(want, view)[0])
         self._admissible.setdefault(view.key, []).extend(admissible)
         self._anywhere.extend(admissible)
         draw = self._draw_refused if self.form is None else self._draw_admissible
@@ -147,10 +150,10 @@ class Demonstrator:
         return Decision(action, prompt_ids=prompt, completion_ids=ids, logprobs=[0.0] * len(ids), nodes=nodes)
 
     def _write(self, action: str, view: View) -> tuple[list[int], list[Node]]:
-        """The completion that a demonstration of `action` is, and under a mask its nodes."""
-        if self.form is None:
+        """The completion that a demonstration of `action` is, and its nodes where it is possible under the mask."""
+        admissible = view.info["admissible"] or []
+        if self.form is None or not fits(action, admissible):
             return self.prompter.action_ids(self.tokenizer, action), []
-        admissible = admissible_actions(view)
         ids = self.form.action_ids(action, admissible)
         return ids, self.form.mask(admissible).path(ids)
 

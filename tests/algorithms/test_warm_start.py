@@ -118,6 +118,13 @@ def test_under_a_mask_noise_is_admissible_and_what_is_forced_is_no_target() -> N
                 assert target in node.children
 
 
+def test_under_a_mask_what_would_be_refused_is_played_and_is_no_target() -> None:
+    demonstrator = Demonstrator(GoesRight(), Transcript(), random_policy().tokenizer, 0.0, 0, masked=True)
+    view = View(0, Episode(corridor(), 0), "You are in room 1.", {"admissible": ["go left"]})
+    (decision,) = demonstrator.act([view])
+    assert (decision.action, decision.nodes, demonstrator.wanted[0]) == ("go right", [], [[]])
+
+
 def test_a_masked_policy_clones_its_expert() -> None:
     policy, _, lessons = masked_lessons(0.2)
     config = WarmStart(
