@@ -1,4 +1,4 @@
-"""Agents: who acts, and what a rollout leaves behind."""
+"""Agents, policies and rollouts."""
 
 import os
 

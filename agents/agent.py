@@ -1,4 +1,4 @@
-"""Who acts: the agent contract, and the agent that is a policy with a way of prompting it."""
+"""The agent contract, and the agent that is a policy behind a prompter."""
 
 from __future__ import annotations
 

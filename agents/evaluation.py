@@ -51,7 +51,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an agent came to on a split. Means are over episodes, `invalid` is a share of all turns."""
+    """The results of an agent on a split. Means are over episodes, `invalid` is a share of all turns."""
 
     env: str
     split: str
@@ -62,7 +62,9 @@ class Evaluation:
     seed_mean: float
     seed_std: float | None  # None for a single seed
     score: float
-    score_interval: tuple[float, float] | None  # 95 %; None where all tasks come to the same, which tells no interval
+    score_interval: (
+        tuple[float, float] | None
+    )  # 95 %; None where all tasks have the same score, which gives no interval
     total_reward: float
     turns: float
     invalid: float  # turns that were malformed, illegal or truncated

@@ -122,7 +122,7 @@ def answer_part(text: str, prefilled: bool = False) -> str | None:
 
 
 def judge(text: str, action: str | None, finished: bool, info: Info) -> tuple[str, ParseStatus]:
-    """What the environment gets of a text in which `action` was read, and what became of the text."""
+    """The action for the environment, given a text in which `action` was read, and the status of the text."""
     if not finished:
         status = ParseStatus.TRUNCATED
     elif action is None:

@@ -45,7 +45,7 @@ class Prompter(Protocol):
         """The action in a completion's text; None when there is none."""
 
     def read(self, text: str, finished: bool, info: Info) -> tuple[str, ParseStatus]:
-        """What the environment gets of a completion's text, and what became of it; most do as `parsing.judge`."""
+        """The action for the environment in a completion's text, and the status of the text; see `parsing.judge`."""
 
 
 class Transcript:

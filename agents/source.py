@@ -1,4 +1,4 @@
-"""The source of this package, by which results of other prompts are told apart."""
+"""A hash of this package's source, so that results of other prompts are not mixed with these."""
 
 from pathlib import Path
 

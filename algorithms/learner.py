@@ -247,7 +247,7 @@ class Learner:
         if sums["tokens"]:
             metrics |= {f"train/{name}": sums[name] / sums["tokens"] for name in ("kl", "entropy", "clip_fraction")}
             if self.objective.reward_kl_coef:
-                del metrics["train/kl"]  # the one that was paid is told by `reference_kl`
+                del metrics["train/kl"]  # `reference_kl` reports the one that was paid
         return metrics | mismatch | {"tokens/trained": sums["trained_tokens"]}
 
     def _parts(self, count: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:

@@ -73,7 +73,7 @@ class TrainerConfig:
 
 
 class Reporter(Progress, Protocol):
-    """Who is told how a run goes."""
+    """Receives the progress of a run."""
 
     def update(self, update: int, metrics: Metrics) -> None:
         """An update is over, or (with `eval/…` metrics) an evaluation."""

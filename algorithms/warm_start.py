@@ -50,7 +50,7 @@ NO_TARGET = -100  # the index that torch.nn.functional.cross_entropy skips
 
 
 class Progress(Protocol):
-    """Who is told how long work goes."""
+    """Receives the progress of long work."""
 
     def phase(self, name: str, total: int | None = None) -> None:
         """A phase begins, of `total` parts where that is known."""

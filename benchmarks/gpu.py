@@ -5,7 +5,7 @@
 
 Needs torch, transformers and gymnasium; ALFWorld's games and vLLM are used where `alfworld` and `vllm` are installed.
 Models have the shapes of Qwen2.5 0.5B and 1.5B, embeddings tied, and random weights, which cost what trained ones do.
-A part that fails, for want of memory or otherwise, is told as such and the others go on.
+A part that fails, for want of memory or otherwise, is reported as failed, and the others go on.
 
 sampling    64 sessions with prompts of 512 ids, 128 new ids each, weights in bfloat16: the prompts (one new id), and
             from there on the new ids. With the policy of transformers, and with vLLM on a GPU.
@@ -214,7 +214,7 @@ class Benchmark:
 
     # -- a short run ------------------------------------------------------------------------------------------------
     def run(self, folder: Path) -> dict[str, Any]:
-        """Two updates, of which the second is told."""
+        """Two updates, of which the second is reported."""
         shape, policy = self.shape, self.policy(torch.float32)
         tasks, make = _games(folder, shape) if find_spec("alfworld") else _lamps(shape)
         # A policy that wins nothing has no advantages to learn from; KL has it learn all the same.

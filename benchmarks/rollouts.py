@@ -121,7 +121,7 @@ class Size:
 
 # -- the world --------------------------------------------------------------------------------------------------------
 class OnRails(ALFWorldEnv):
-    """ALFWorld, in which each turn plays the next command of the task's script, whatever it is told."""
+    """ALFWorld, in which each turn plays the next command of the task's script, whatever the policy writes."""
 
     def _begin(self, task: Any, seed: int | None) -> tuple[str, Info]:
         self._script = iter(task.payload["script"])
@@ -616,7 +616,7 @@ class Memory:
         return int(line.split()[1]) / 1024
 
 
-# -- times, ratios and what is told -----------------------------------------------------------------------------------
+# -- times, ratios and the report -------------------------------------------------------------------------------------
 def alternate(sides: Mapping[str, Callable[[int], object]], size: Size) -> dict[str, list[float]]:
     """Seconds of each side, which take turns; two turns each to begin with do not count."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}

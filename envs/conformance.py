@@ -166,7 +166,7 @@ class TaskSetConformance(TextEnvConformance):
 
 # -- playing ----------------------------------------------------------------------------------------------------------
 class _Event(NamedTuple):
-    """What a reset (with action None) or a step came to."""
+    """The outcome of a reset (with action None) or of a step."""
 
     action: str | None
     observation: str

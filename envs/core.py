@@ -182,7 +182,7 @@ def hash_tasks(contents: Iterable[tuple[str, bytes]]) -> str:
 class Expert(Protocol):
     """A scripted player that knows only what an agent could know: the text that it was shown.
 
-    It can be asked at any point of any episode, also of one that somebody else plays: `observe` takes whatever
+    It can be asked at any point of any episode, also of one that another agent plays: `observe` takes whatever
     action was played, and `act` says what the expert would do next.
     """
 

@@ -80,7 +80,7 @@ class EnvFailure(NamedTuple):
 
 @dataclass(slots=True)
 class Outcome:
-    """What a command came to. With an `error` the episode is over and the other fields say nothing.
+    """The outcome of a command. With an `error` the episode is over and the other fields say nothing.
 
     `reset` and `step` fill all but `snapshot`, which alone is what `snapshot` fills, and `restore` fills nothing.
     `seconds` is how long the environment itself took for any of them, without being made and without waiting its turn.
@@ -288,7 +288,7 @@ class _Seat:
         return ""
 
     def late(self, now: _Now, stack: str) -> Outcome:
-        """What is told of a deadline that has passed."""
+        """The message for a deadline that has passed."""
         text = f"{now.what} of env {self.slot}: no answer in {now.seconds:g} s. It is in\n{stack}"
         return _failed(StopReason.STEP_TIMEOUT, text)
 

@@ -195,7 +195,7 @@ def _report(error: Exception, config_name: str) -> int:
 
 
 def explain(error: BaseException, config_name: str = "") -> str | None:
-    """What a user is told of an error that they can put right; None where the error is a bug."""
+    """The message for an error that the user can correct; None where the error is a bug."""
     text = str(error)
     match error:
         case InstantiationException():

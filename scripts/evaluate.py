@@ -49,7 +49,7 @@ def main(cfg: DictConfig) -> None:
 
 
 def _run(cfg: DictConfig, run: Path) -> None:
-    """Play what is missing, and write what it came to."""
+    """Play the missing episodes, and write the results."""
     asked = Command.of_this_process("evaluate")
     if not (run / "run.json").exists():
         asked.keep(run, cfg)
@@ -210,7 +210,7 @@ def _write(run: Path, facts: Facts, environment: str, evaluation: Evaluation, co
     for name in changed:
         write_whole(run / name, files[name])
     if not changed:
-        console.print("it was complete, and is left as it is")
+        console.print("the evaluation is complete already; nothing was changed")
     console.print(Markdown(markdown) if console.is_terminal else markdown)
     console.print(
         f"in {run}: evaluation.json, .md, .png; see episodes with: python -m scripts.view {shlex.quote(str(run))}"

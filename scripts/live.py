@@ -112,7 +112,7 @@ class LiveReporter:
         self.live.update(self._screen())
 
     def _end_phase(self, quiet: bool = False) -> None:
-        """Say what a long phase came to; in an update the table does."""
+        """Print the result of a long phase; in an update the table does."""
         seconds = time.monotonic() - self.phase_started
         if self.phase_name and not quiet and seconds > 5:
             self.say(f"{self.phase_name}: {seconds:.0f} s{self._status()}")

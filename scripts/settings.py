@@ -1,7 +1,7 @@
 """What each setting of a configuration may be: its type, its range, or the words that it knows.
 
 The whole configuration is checked before anything is imported, made or played (`check_settings`), so that a mistake
-is told within a second and not by what stumbles over it. A name in `SETTINGS` is the end of a setting's key,
+is reported within a second, by its name. A name in `SETTINGS` is the end of a setting's key,
 `eval.limit`, or that of the function or class in `_target_` and a parameter of it, `gigpo.mode`; the longest that fits
 counts. What others bring (a `_target_` outside of this project, keys that are not listed) is left to them.
 """

@@ -35,7 +35,7 @@ from scripts.curve import PICTURES, SELECTION, draw_pictures, is_success
 from scripts.live import LiveReporter
 from scripts.run_folder import COMMAND, Command, locked
 
-if TYPE_CHECKING:  # torch and transformers take seconds to import, and mistakes are told before that
+if TYPE_CHECKING:  # torch and transformers take seconds to import, and mistakes are reported before that
     from agents.policies.base import Policy, Sampling
     from agents.policies.local import LocalPolicy
     from agents.policies.pretrained import Pretrained
@@ -324,9 +324,9 @@ def _stop_on_signals(trainer: Trainer, reporter: LiveReporter) -> Iterator[None]
             signal.signal(number, handler)
 
 
-# -- what the run came to ---------------------------------------------------------------------------------------------
+# -- the report of a run ----------------------------------------------------------------------------------------------
 class _Report:
-    """What a run came to, made of what is in its folder, so that it can be made at any time after the last update.
+    """The report of a run, made from its folder, so that it can be made at any time after the last update.
 
     RUN/evaluations/update-000010.json      every evaluation, kept when it was made, with its settings
     RUN/curve.png, diagnostics.png, evaluation.md, evaluation.json

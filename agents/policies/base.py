@@ -39,7 +39,7 @@ class End(StrEnum):
 
 @dataclass(frozen=True)
 class Completion:
-    """What was sampled: ids with whatever ended them, and the log-probability (nats) of each when it was sampled."""
+    """The sampled ids, with the one that ended them, and the log-probability (nats) of each when it was sampled."""
 
     ids: list[int]  # [C]
     logprobs: list[float]  # [C]
@@ -48,7 +48,7 @@ class Completion:
 
     @property
     def finished(self) -> bool:
-        """Whether the policy came to an end by itself."""
+        """Whether the policy ended the completion itself."""
         return self.end is not End.LENGTH
 
     @property

@@ -200,7 +200,7 @@ class LocalPolicy:
             self._take(row, token, 0.0, sampling)
 
     def _end(self, ids: list[int], limit: int, stop: Sequence[str]) -> End | None:
-        """What ends a completion that has come to `ids`; None where it goes on."""
+        """What ends a completion after `ids`; None where it goes on."""
         if ids[-1] in self.stop_ids:
             return End.TOKEN
         if stop:

@@ -50,7 +50,7 @@ class AnswerGain(Measures):
         if form.count(PLACE) != 1:
             raise ValueError(f"the action and the thought need one place for the answer, {PLACE}; got {form!r}")
         if not tokenizer.is_fast:
-            raise ValueError(f"answer_gain needs a fast tokenizer, which tells offsets; got {type(tokenizer).__name__}")
+            raise ValueError(f"answer_gain needs a fast tokenizer, which gives offsets; got {type(tokenizer).__name__}")
         self.context, self.tokenizer = context, tokenizer
         self.before, self.after = form.split(PLACE)
 

@@ -26,7 +26,7 @@ class SignalContext:
     """What signals work with: the parts of the run."""
 
     model: Any  # the trained one
-    agent: PolicyAgent  # who plays
+    agent: PolicyAgent  # of the rollouts
     pool: EnvPool
     dtype: torch.dtype  # to compute in
     micro_batch_tokens: int

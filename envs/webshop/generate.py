@@ -182,7 +182,7 @@ def _prices(kind: Kind, rng: random.Random) -> tuple[float, ...]:
     return (price, round(price * rng.uniform(1.1, 1.6), 2)) if kinds_of_tags < 0.12 else (price,)
 
 
-# -- how it is told ---------------------------------------------------------------------------------------------------
+# -- how a goal is worded ---------------------------------------------------------------------------------------------
 def _title(draft: Draft, rng: random.Random) -> tuple[str, list[str]]:
     """The title, and its nouns: the brand, the words of the name, those that follow "with" and "for"."""
     before, with_ = rng.choice(draft.before), rng.choice(draft.with_)

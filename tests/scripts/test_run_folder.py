@@ -149,7 +149,7 @@ def test_a_complete_evaluation_is_left_as_it_is(cli: Cli) -> None:  # noqa: F811
     run = cli.evaluate("agent=random")
     before = contents(run)
     code, out, _ = cli("evaluate", f"resume={run}")
-    assert (code, "it was complete, and is left as it is" in out) == (0, True)
+    assert (code, "the evaluation is complete already; nothing was changed" in out) == (0, True)
     assert contents(run) == before
 
 
