@@ -254,4 +254,5 @@ class TurnTable:
 
 def _missing(kind: str, name: str, known: Mapping[str, str], there: Iterable[str]) -> MissingSignalError:
     measured = ", ".join(sorted(there)) or "none"
-    return MissingSignalError(f"this estimator needs the {kind} {name!r}: {known[name]}; measured were: {measured}")
+    meaning = known.get(name, "one that algorithms.turn_table does not list")
+    return MissingSignalError(f"this estimator needs the {kind} {name!r}: {meaning}; measured were: {measured}")

@@ -12,6 +12,7 @@ import pytest
 
 import conf
 from tests.agents.endpoint_server import Server, said
+from tests.docs_pages import is_documented
 from tests.scripts.test_turn_methods import MEASURED
 
 ROOT = Path(__file__).parents[2]
@@ -56,3 +57,8 @@ def test_two_updates_on_alfworld(sweep: dict[str, list[dict[str, float]]], name:
     assert [line["update"] for line in updates] == [1, 2]
     assert all(math.isfinite(value) for line in updates for value in line.values())
     assert all(line["rollout/episodes"] >= 8 for line in updates)
+
+
+def test_every_key_that_a_method_writes_is_documented(sweep: dict[str, list[dict[str, float]]]) -> None:
+    written = {key for lines in sweep.values() for line in lines for key in line}
+    assert [key for key in sorted(written) if not is_documented(key)] == []

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.docs_pages import is_documented
+
 ROOT = Path(__file__).parents[2]
 SMALL = [
     "eval.splits=[valid]", "eval.selection_tasks=0", "env.train_tasks=32", "env.valid_tasks=4",
@@ -41,3 +43,4 @@ def test_two_updates_on_lookup(cache: Path, tmp_path: Path, algo: str, measured:
     updates = [line for line in lines if "train/loss" in line]
     assert [line["update"] for line in updates] == [1, 2]
     assert all(name in line for line in updates for name in measured)
+    assert [key for line in lines for key in line if not is_documented(key)] == []
