@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from agents.episode import Choice, Episode, ParseStatus
+from agents.episode import Choice, Episode, ParseStatus, Turn
 from agents.policies.base import Completion, Policy, Request, Sampling
-from envs.core import Info
+from envs.core import BRIEF, Info
 
 if TYPE_CHECKING:  # agents without a policy start without torch, which takes seconds to import
     import torch
 
     from agents.masking import Node
     from agents.prompts import Prompter
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -61,6 +65,37 @@ def admissible_actions(view: View) -> list[str]:
     return admissible
 
 
+def prompt_within(
+    context_length: int, prompter: Prompter, tokenizer: Any, turns: Sequence[Turn], observation: str, info: Info
+) -> list[int] | None:
+    """The prompt of a turn; None where it leaves no room in the context, or is longer than its prompter allows.
+
+    An observation that cannot fit is not encoded, which takes seconds and hundreds of megabytes for a million words.
+    """
+    limit = min(context_length - 1, prompter.max_prompt_tokens or context_length)
+    shown = min(len(observation), len(info.get(BRIEF, observation)))
+    if not may_fit(tokenizer, shown, limit):
+        _say_once(limit)
+        return None
+    ids = prompter.prompt_ids(tokenizer, turns, observation, info)
+    return ids if len(ids) <= limit else None
+
+
+def may_fit(tokenizer: Any, characters: int, limit: int) -> bool:
+    """Whether a text of so many characters may have `limit` ids or fewer."""
+    return characters <= limit * _longest_token(tokenizer, len(tokenizer))
+
+
+@lru_cache(maxsize=8)
+def _longest_token(tokenizer: Any, size: int) -> int:  # noqa: ARG001 - tokens may be added later
+    return max(map(len, tokenizer.get_vocab()))
+
+
+@cache
+def _say_once(limit: int) -> None:
+    logger.warning("an observation cannot fit into %d ids: its episode ends with context_limit (said once)", limit)
+
+
 @dataclass(eq=False)
 class PolicyAgent:
     """A policy behind a prompter. It samples with `generator`, which the caller owns and may save."""
@@ -79,18 +114,15 @@ class PolicyAgent:
 
     def act(self, views: Sequence[View]) -> list[Decision]:
         """Prompt, sample and parse, in one batch."""
-        tokenizer = self.policy.tokenizer
-        prompts = [self.prompter.prompt_ids(tokenizer, v.episode.turns, v.observation, v.info) for v in views]
-        fits = [i for i, prompt in enumerate(prompts) if self.fits(prompt)]
-        decisions = [Decision("", None, prompt) for prompt in prompts]
-        for i, decision in zip(fits, self._decide([views[i] for i in fits], [prompts[i] for i in fits]), strict=True):
-            decisions[i] = decision
-        return decisions
+        prompts = [self.prompt(view.episode.turns, view.observation, view.info) for view in views]
+        fits = [(view, prompt) for view, prompt in zip(views, prompts, strict=True) if prompt is not None]
+        decisions = iter(self._decide([view for view, _ in fits], [prompt for _, prompt in fits]))
+        return [Decision("", None) if prompt is None else next(decisions) for prompt in prompts]
 
-    def fits(self, prompt: Sequence[int]) -> bool:
-        """Whether the policy can go on from `prompt`; where it cannot, its episode ends (`context_limit`)."""
-        most = min(self.policy.context_length - 1, self.prompter.max_prompt_tokens or self.policy.context_length)
-        return len(prompt) <= most
+    def prompt(self, turns: Sequence[Turn], observation: str, info: Info) -> list[int] | None:
+        """What the policy goes on from; None where that does not fit, so that the episode ends (`context_limit`)."""
+        policy = self.policy
+        return prompt_within(policy.context_length, self.prompter, policy.tokenizer, turns, observation, info)
 
     def _decide(self, views: Sequence[View], prompts: Sequence[list[int]]) -> list[Decision]:
         """The decisions after prompts that fit."""

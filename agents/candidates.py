@@ -33,7 +33,8 @@ class CandidateAgent(PolicyAgent):
     """A `PolicyAgent` that samples one of `info["admissible"]` by `candidate_logprobs`, at the sampling's temperature.
 
     A candidate's ids are the completion that it would be, with the token that ends it: without, "go to desk 1" could
-    not be less likely than "go to desk 10". An episode ends where its longest candidate no longer fits.
+    not be less likely than "go to desk 10". An episode ends where its longest candidate no longer fits, or where all of
+    them together, which are read side by side, have more ids than the context.
     """
 
     normalization: str = "word"  # what divides an action's log-probability: its words, its "token"s, or ("sum") nothing
@@ -49,10 +50,13 @@ class CandidateAgent(PolicyAgent):
 
     def _decide(self, views: Sequence[View], prompts: Sequence[list[int]]) -> list[Decision]:
         """Raises `ValueError` where an environment does not say what is admissible."""
+        context = self.policy.context_length
         actions = [admissible_actions(view) for view in views]
+        actions = [these if len(these) <= context else [] for these in actions]  # each has an id or more
         ids = [[self.prompter.action_ids(self.policy.tokenizer, action) for action in these] for these in actions]
         decisions = [Decision("", None, prompt) for prompt in prompts]
-        fits = [i for i, p in enumerate(prompts) if len(p) + max(map(len, ids[i])) < self.policy.context_length]
+        counts = [[len(one) for one in these] for these in ids]
+        fits = [i for i, n in enumerate(counts) if n and sum(n) <= context and len(prompts[i]) + max(n) < context]
         if not fits:
             return decisions
         sums = self.policy.score_candidates([prompts[i] for i in fits], [ids[i] for i in fits])

@@ -5,6 +5,7 @@ A warm start is cached under a hash of everything that it depends on (`_key`), s
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -29,7 +30,9 @@ from envs.facts import code_hash, environment_facts, key_of, without
 from envs.files import alone
 from envs.pool import EnvPool
 
-VERSION = 7  # of the recipe in `algorithms`: to be raised when the same configuration would give other weights
+logger = logging.getLogger(__name__)
+
+VERSION = 8  # of the recipe in `algorithms`: to be raised when the same configuration would give other weights
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy")  # whose versions may give other weights
 LEFT_OUT = (  # of a run's configuration: what a warm start does not depend on
     "policy", "seed",  # they stand in `TinyPolicy`
@@ -40,6 +43,7 @@ LEFT_OUT = (  # of a run's configuration: what a warm start does not depend on
 )  # fmt: skip
 _IN_BRACKETS = re.compile(r"\[(?!<\w)([^\[\]]+)\]")  # not "<your query>", which names nothing
 FEED_FORWARD = 3  # times the width
+MOST_CHARACTERS = 64  # of a text that words are taken from, for each id of the context: longer ones are never shown
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ def _make(
 ) -> None:
     assert config.seed is not None
     tasks = [task_set.task(manifest.split, i) for i in manifest.ids]
-    tokenizer = build_tokenizer(*_texts(task_set, tasks, pool, progress))
+    tokenizer = build_tokenizer(*_texts(task_set, tasks, pool, progress, MOST_CHARACTERS * config.context))
     model = build_model(
         vocabulary_size(tokenizer),
         width=config.width,
@@ -144,11 +148,12 @@ def _key(
 
 
 def _texts(
-    task_set: TaskSet, tasks: Sequence[Task], pool: EnvPool, progress: Progress, count: int = 500
+    task_set: TaskSet, tasks: Sequence[Task], pool: EnvPool, progress: Progress, longest: int, count: int = 500
 ) -> tuple[list[str], list[str]]:
     """What the environment and its teacher say over some episodes, spread evenly over the tasks.
 
-    And what actions name in brackets, where it could be named at three turns or more.
+    And what actions name in brackets, where it could be named at three turns or more. Texts of more than `longest`
+    characters are left out.
     """
     chosen = tasks[:: max(1, len(tasks) // count)][:count]
     progress.phase("read the environment's text", len(chosen))
@@ -163,8 +168,15 @@ def _texts(
         for text in (shown, turn.action)
     ]
     named = [name for name, turns in reader.named.items() if turns >= 3]
-    # A last page is never shown; where pages are shown as they are, it has words that others have.
-    return (texts if reader.brief else texts + [episode.final_observation for episode in episodes]), named
+    if not reader.brief:  # a last page is never shown; where pages are shown as they are, it has words that others have
+        texts += [episode.final_observation for episode in episodes]
+    short = [text for text in texts if len(text) <= longest]
+    if len(short) < len(texts):
+        logger.warning(
+            "%d of %d texts of the environment, of more than %d characters, are too long for the policy's context: "
+            "its tokenizer is made without them", len(texts) - len(short), len(texts), longest,
+        )  # fmt: skip
+    return short, named
 
 
 class _Reader:

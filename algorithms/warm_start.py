@@ -19,6 +19,7 @@ rate and with as many demonstrations beside them, lowered the success of a polic
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.agent import Agent, Decision, View
+from agents.agent import Agent, Decision, View, prompt_within
 from agents.episode import Episode
 from agents.masking import ActionForm, Node, has_slot
 from agents.parsing import fits
@@ -119,13 +120,24 @@ class Demonstrator:
     in another one. There are none where an environment does not tell what is admissible, or that is always the same.
     With `masked` it plays another admissible action instead; what the teacher wants and the environment would refuse is
     played, and is no target.
+
+    What the policy could not read is not played on: an episode ends where prompt and action exceed its context.
     """
 
     def __init__(
-        self, teacher: Agent, prompter: Prompter, tokenizer: Any, noise: float, seed: int, masked: bool = False
+        self,
+        teacher: Agent,
+        prompter: Prompter,
+        tokenizer: Any,
+        noise: float,
+        seed: int,
+        masked: bool = False,
+        context_length: int = sys.maxsize,
     ) -> None:
         self.teacher, self.prompter, self.tokenizer, self.noise = teacher, prompter, tokenizer, noise
         self.form = ActionForm(prompter, tokenizer) if masked else None
+        self.context_length = context_length
+        self.too_long = 0  # episodes that ended so
         self.rng = np.random.default_rng(seed)
         self.wanted: dict[int, list[list[int]]] = {}  # key of the episode -> ids wanted at each turn
         self._admissible: dict[int, list[str]] = {}  # key of the episode -> what was admissible at each turn
@@ -138,7 +150,11 @@ class Demonstrator:
 
     def _demonstrate(self, view: View, want: str) -> Decision:
         admissible = view.info["admissible"] or []
-        prompt = self.prompter.prompt_ids(self.tokenizer, view.episode.turns, view.observation, view.info)
+        prompt = prompt_within(
+            self.context_length, self.prompter, self.tokenizer, view.episode.turns, view.observation, view.info
+        )
+        if prompt is None:
+            return self._end()
         cannot_say = self.form is not None and not fits(want, admissible)
         self.wanted.setdefault(view.key, []).append([] if cannot_say else self._write(want, view)[0])
         self._admissible.setdefault(view.key, []).extend(admissible)
@@ -147,7 +163,13 @@ class Demonstrator:
         other = draw(view.key, admissible) if self.rng.random() < self.noise else None
         action = want if other is None else other
         ids, nodes = self._write(action, view)
+        if len(prompt) + len(ids) > self.context_length:
+            return self._end()
         return Decision(action, prompt_ids=prompt, completion_ids=ids, logprobs=[0.0] * len(ids), nodes=nodes)
+
+    def _end(self) -> Decision:
+        self.too_long += 1
+        return Decision("", None)
 
     def _write(self, action: str, view: View) -> tuple[list[int], list[Node]]:
         """The completion that a demonstration of `action` is, and its nodes where it is possible under the mask."""
@@ -292,7 +314,8 @@ def warm_start(
     `masked` clones for a `MaskedAgent`.
     """
     rng = np.random.default_rng(seed)
-    demonstrator = Demonstrator(teacher_of(task_set), prompter, policy.tokenizer, config.noise, seed, masked)
+    teacher, context = teacher_of(task_set), policy.context_length
+    demonstrator = Demonstrator(teacher, prompter, policy.tokenizer, config.noise, seed, masked, context)
     solved: list[bool] = []
 
     def told(episode: Episode) -> None:
@@ -304,6 +327,11 @@ def warm_start(
     progress.phase("play demonstrations", len(jobs))
     episodes = rollout(demonstrator, pool, jobs, max_turns=config.max_turns, on_episode=told)
     check_environment(episodes)
+    if demonstrator.too_long:
+        logger.warning(
+            "%d of %d demonstrations ended early: what follows does not fit into the %d ids of the policy's context",
+            demonstrator.too_long, len(episodes), context,
+        )  # fmt: skip
     lessons = demonstrator.lessons(episodes, config.observation_weight)
     if not lessons:
         raise RuntimeError(f"there is nothing to clone: not one turn was played in {len(episodes)} demonstrations")

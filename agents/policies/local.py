@@ -41,6 +41,7 @@ from agents.policies.tiny import ACT
 # Key/value lengths are rounded up to this, so that kernels see few different shapes.
 LENGTH_STEP = 32
 MOST_PREFILL = 2**14  # tokens in one forward pass
+MOST_SCORES = 2**26  # of a prompt's tokens times those they see: its mask takes 256 MB
 
 
 class SlotCache(Cache):  # type: ignore[misc]
@@ -221,10 +222,19 @@ class LocalPolicy:
             for i in range(0, len(places), max(1, MOST_PREFILL >> bits))
         ]
         logits = [
-            self._forward([rows[i] for i in part], [starts[i] for i in part], [tokens[i] for i in part])
-            for part in parts
+            self._read([rows[i] for i in part], [starts[i] for i in part], [tokens[i] for i in part]) for part in parts
         ]
         return torch.cat(logits)[torch.tensor([place for part in parts for place in part]).argsort()]
+
+    def _read(self, rows: list[int], starts: list[int], tokens: list[list[int]]) -> Tensor:
+        """`_forward` of a few rows, or of one that is long, in parts."""
+        if len(rows) > 1:
+            return self._forward(rows, starts, tokens)
+        (start,), (fresh,) = starts, tokens
+        size = max(LENGTH_STEP, MOST_SCORES // (start + len(fresh)))
+        for a in range(0, len(fresh), size):
+            logits = self._forward(rows, [start + a], [fresh[a : a + size]])
+        return logits
 
     def _forward(self, rows: list[int], starts: list[int], tokens: list[list[int]]) -> Tensor:
         """Put `tokens[b]` at position `starts[b]` of `rows[b]`; the next-token logits [B, V] after each row's last."""
@@ -355,7 +365,9 @@ class LocalPolicy:
     # -- scoring ----------------------------------------------------------------------------------------------------
     @torch.inference_mode()
     def score(self, sequences: Sequence[Sequence[int]]) -> list[Tensor]:
-        """Log-probabilities of given ids, see `Policy.score`; one padded batch."""
+        """Log-probabilities of given ids, see `Policy.score`; one padded batch. Raises `ValueError` for longer ones."""
+        if (longest := max(map(len, sequences))) > self.context_length:
+            raise ValueError(f"a sequence has at most {self.context_length} ids, got {longest}")
         ids = pad(sequences, self.device)
         scores = token_logprobs(self.model, ids)
         return [row[: len(s) - 1].cpu() for row, s in zip(scores, sequences, strict=True)]

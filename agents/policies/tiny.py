@@ -12,6 +12,7 @@ Any other text still encodes without loss, in words or else in bytes.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -21,9 +22,12 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+logger = logging.getLogger(__name__)
+
 BOS, EOS, ACT = "<bos>", "<eos>", "<act>"  # an episode begins, an action ends, an action begins
 ENTITY = r" ?[a-z]+ \d+"
 WORD = r" ?\w+| ?[^\w\s]+|\s+"
+MOST_WORDS = 2**16  # that are tokens; the rarer ones are spelled in bytes
 ROPE_THETA = 1e6  # most pairs of dimensions turn less than once in an episode, and tell names whatever their distance
 
 
@@ -50,6 +54,9 @@ def build_tokenizer(
             words.update(re.findall(WORD, part))
     frequent = [p for p, count in phrases.most_common(max_phrases) if count >= min_phrase]
     frequent.sort(key=lambda p: (-len(p), p))
+    if len(words) > MOST_WORDS:
+        logger.warning("the %d rarest of %d words have no token of their own", len(words) - MOST_WORDS, len(words))
+    kept = [word for word, _ in words.most_common(MOST_WORDS)]
     # A phrase is one only where a name or the end of the text follows, as where it was found.
     pattern = "|".join(re.escape(p) for p in frequent)
     pattern = (f"(?:{pattern})(?= ?[a-z]+ \\d+\\b|$)|" if frequent else "") + f"{ENTITY}\\b|{WORD}"
@@ -59,7 +66,8 @@ def build_tokenizer(
     specials = [BOS, EOS, ACT]
     for token in [*specials, *sorted(pre_tokenizers.ByteLevel.alphabet())]:
         vocabulary[token] = len(vocabulary)
-    for piece in [*sorted(_all_numbers(names)), *frequent, *sorted(words)]:
+    numbered = sorted(_all_numbers([name for name, _ in names.most_common(MOST_WORDS)]))
+    for piece in [*numbered, *frequent, *sorted(kept)]:
         token = "".join(part for part, _ in to_bytes.pre_tokenize_str(piece))
         vocabulary.setdefault(token, len(vocabulary))
     # Without merges, and with whole pieces looked up first, BPE is a word list that falls back to bytes.

@@ -105,10 +105,8 @@ class Critic:
         for episode in rollouts.episodes:
             row += len(episode.turns)
             if episode.turns and episode.stop_reason is StopReason.TURN_LIMIT:
-                prompt = agent.prompter.prompt_ids(
-                    agent.policy.tokenizer, episode.turns, episode.final_observation, episode.final_info
-                )
-                if agent.fits(prompt):
+                prompt = agent.prompt(episode.turns, episode.final_observation, episode.final_info)
+                if prompt is not None:
                     prompts.append(Sample())
                     prompts[-1].extend(prompt)
                     prompts[-1].extend(prompt[-1:], [0.0])  # the value is that before this id, whatever it is

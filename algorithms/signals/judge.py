@@ -6,6 +6,7 @@ endpoint (`agents.endpoint.Endpoint`) or one on this machine (`LocalModel`).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib import resources
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from agents.agent import may_fit
 from agents.episode import Episode
 from agents.parsing import answer_part, json_objects
 from agents.policies.base import Request, Sampling, Usage
@@ -23,6 +25,8 @@ from agents.prompts import message_ids, read_template
 from agents.quoting import quote
 from algorithms.signals.base import Measurement, Measures, RolloutBatch, SignalContext
 from envs.core import UnknownNameError
+
+logger = logging.getLogger(__name__)
 
 VOTES = ("majority", "intersection", "average")
 
@@ -33,7 +37,7 @@ class Model(Protocol):
     usage: Usage
 
     def answers(self, prompts: Sequence[str], sampling: Sampling, seed: int) -> list[str | None]:
-        """The text that answers each prompt, None where it was cut off."""
+        """The text that answers each prompt, None where it was cut off, or where the prompt was too long."""
 
 
 class LocalModel:
@@ -45,24 +49,43 @@ class LocalModel:
         self.name, self.batch_size, self.usage = name, batch_size, Usage()
 
     def answers(self, prompts: Sequence[str], sampling: Sampling, seed: int) -> list[str | None]:
-        """See `Model`. The same seed gives the same answers. Raises `ValueError` for a prompt that leaves no room."""
+        """See `Model`. The same seed gives the same answers. A prompt that leaves no room has none, which is logged.
+
+        Raises `ValueError` where that is true of all prompts.
+        """
         generator = torch.Generator(self.policy.device).manual_seed(seed)
         tokenizer = self.policy.tokenizer
         requests = [
-            Request(number, message_ids(tokenizer, quote(prompt), around=False))
-            for number, prompt in enumerate(prompts)
+            Request(number, ids) for number, prompt in enumerate(prompts) if (ids := self._encode(prompt)) is not None
         ]
-        said: list[str | None] = []
+        if prompts and not requests:
+            raise ValueError(
+                f"none of {len(prompts)} prompts of the judge leaves room for an answer in the "
+                f"{self.policy.context_length} ids of {self.name}: it needs a model that reads more"
+            )
+        if len(requests) < len(prompts):
+            logger.warning(
+                "%d of %d prompts of the judge do not fit into the %d ids of %s: they have no answer",
+                len(prompts) - len(requests), len(prompts), self.policy.context_length, self.name,
+            )  # fmt: skip
+        said: list[str | None] = [None] * len(prompts)
         for start in range(0, len(requests), self.batch_size):
             part = requests[start : start + self.batch_size]
             for request, done in zip(part, self.policy.generate(part, sampling, generator), strict=True):
-                said.append(tokenizer.decode(done.text_ids) if done.finished else None)
+                said[request.session] = tokenizer.decode(done.text_ids) if done.finished else None
                 self.usage.requests += 1
                 self.usage.prompt_tokens += len(request.prompt_ids)
                 self.usage.completion_tokens += len(done.ids)
                 self.policy.release(request.session)
         self.policy.pause()
         return said
+
+    def _encode(self, prompt: str) -> list[int] | None:
+        tokenizer, limit = self.policy.tokenizer, self.policy.context_length - 1
+        if not may_fit(tokenizer, len(prompt), limit):
+            return None
+        ids = message_ids(tokenizer, quote(prompt), around=False)
+        return ids if len(ids) <= limit else None
 
 
 class Judge(Measures):
@@ -72,10 +95,10 @@ class Judge(Measures):
     of them do, and with "average" a turn gets the share of `wrong` that names it. CAPO's values are 0 and -1, PURE
     takes 1 and -1 with "average".
 
-    A critique that cannot be read, because it was cut off, has no list of turns in it or names one that was not played,
-    is counted (`signal/judge_malformed`) and has no vote. The turns of an episode without any that can be read are all
-    `right`, so that they share their outcome's credit, and it is counted too (`signal/judge_unread`). An endpoint that
-    does not answer ends the run.
+    A critique that cannot be read, because it was cut off, had no room, has no list of turns in it or names one that
+    was not played, is counted (`signal/judge_malformed`) and has no vote. The turns of an episode without any that can
+    be read are all `right`, so that they share their outcome's credit, and it is counted too (`signal/judge_unread`).
+    An endpoint that does not answer ends the run.
     """
 
     def __init__(

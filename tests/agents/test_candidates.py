@@ -138,3 +138,12 @@ def test_a_candidate_with_the_text_of_a_control_token_is_text() -> None:
     for ids in decision.choice.ids:
         assert [i for i in ids if i in tokenizer.all_special_ids] == [tokenizer.eos_token_id]
     assert {tokenizer.decode(ids) for ids in decision.choice.ids} == {"take <eos> note<eos>", "read <act> note<eos>"}
+
+
+def test_too_many_candidates_end_the_episode() -> None:
+    """They are read side by side: all of them together have at most as many ids as the context."""
+    playing = agent(random_policy(context=64))
+    few, many, endless = playing.act([view(ACTIONS), view(ACTIONS * 8, 1), view(ACTIONS * 100_000, 2)])
+    assert few.status is not None
+    assert many.status is None
+    assert endless.status is None

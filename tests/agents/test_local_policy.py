@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 import torch
 
+from agents.agent import PolicyAgent, View
+from agents.episode import Episode
 from agents.policies import local
 from agents.policies.base import Request, Sampling
 from agents.policies.pretrained import ModelError, Pretrained
+from agents.prompts import Transcript
 from algorithms.checkpoint import save_checkpoint
-from tests.agents.toys import random_policy
+from tests.agents.toys import corridor, random_policy
 
 
 def test_kept_cache_gives_the_log_probabilities_of_a_full_forward() -> None:
@@ -96,3 +99,38 @@ def test_a_missing_model_folder_is_said_with_those_that_are_near(tmp_path) -> No
     save_checkpoint(tmp_path / "run" / "update-000002", policy.model, policy.tokenizer)
     with pytest.raises(ModelError, match="update-000002"):
         Pretrained().load(tmp_path / "run")
+
+
+def test_a_long_prompt_is_read_in_parts(monkeypatch) -> None:
+    """No pass makes a mask of more than so many scores, and what is sampled is the same."""
+    policy, ids = random_policy(), [i % 40 for i in range(300)]
+    (at_once,) = policy.generate([Request(0, ids)], Sampling(0.0, 4), torch.Generator().manual_seed(0))
+    monkeypatch.setattr(local, "MOST_SCORES", 300 * 64)
+    sizes: list[tuple[int, ...]] = []
+    policy.model.base_model.register_forward_pre_hook(
+        lambda _, __, given: sizes.append(given["attention_mask"].shape), with_kwargs=True
+    )
+    (in_parts,) = policy.generate([Request(1, ids)], Sampling(0.0, 4), torch.Generator().manual_seed(0))
+    assert max(queries for *_, queries, _ in sizes) == 64
+    assert in_parts.ids == at_once.ids
+    np.testing.assert_allclose(in_parts.logprobs, at_once.logprobs, atol=1e-5)
+
+
+def test_a_sequence_longer_than_the_context_is_not_scored() -> None:
+    with pytest.raises(ValueError, match="at most 64 ids, got 65"):
+        random_policy(context=64).score([[1] * 65])
+
+
+def test_an_observation_that_cannot_fit_ends_its_episode_and_is_not_encoded(monkeypatch, caplog) -> None:
+    prompter = Transcript()
+    encoded, encode = [], prompter._encode_quoted
+    monkeypatch.setattr(prompter, "_encode_quoted", lambda t, text: encoded.append(text) or encode(t, text))
+    playing = PolicyAgent(random_policy(context=61), prompter, Sampling(1.0, 4), torch.Generator().manual_seed(0))
+    views = [
+        View(key, Episode(corridor(), 0), seen, {"admissible": None})
+        for key, seen in enumerate(["You are in room 1.", "go " * 2_000_000, "go " * 70, "You are in room 2."])
+    ]
+    decisions = playing.act(views)
+    assert [decision.status is None for decision in decisions] == [False, True, True, False]
+    assert encoded == [views[i].observation for i in (0, 2, 3)]
+    assert "an observation cannot fit into 60 ids" in caplog.text

@@ -3,6 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agents.policies import tiny
 from agents.policies.tiny import build_tokenizer
 
 TEXTS = [
@@ -47,3 +48,14 @@ def test_any_text_comes_back_as_it_was(text: str) -> None:
     ids = TOKENIZER.encode(text)
     assert TOKENIZER.decode(ids, clean_up_tokenization_spaces=False) == text
     assert max(ids, default=0) < len(TOKENIZER)
+
+
+def test_of_many_words_the_rarest_have_no_token(monkeypatch, caplog) -> None:
+    monkeypatch.setattr(tiny, "MOST_WORDS", 50)
+    texts = ["You are in room 1."] * 30 + [f"x{i:03d}y" for i in range(500)]
+    tokenizer = build_tokenizer(texts)
+    assert len(tokenizer) < 256 + 100
+    assert "rarest of 50" in caplog.text
+    for text in ("You are in room 1.", "x499y"):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert len(tokenizer.encode("You are in room 1.")) < 6

@@ -1,11 +1,13 @@
 """A warm start is made once, also by runs that begin together."""
 
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import pytest
 import torch
 from filelock import FileLock
@@ -19,10 +21,10 @@ from algorithms import initial_policy
 from algorithms.initial_policy import TinyPolicy, tiny_policy
 from algorithms.warm_start import WarmStart
 from envs import files
-from envs.core import Task, TaskSet, hold_out
+from envs.core import Info, Task, TaskSet, hold_out
 from envs.pool import EnvPool
 from scripts.common import plain
-from tests.agents.toys import Corridors
+from tests.agents.toys import Corridor, Corridors
 from tests.algorithms.test_trainer import Quiet
 from tests.damage import each_damage
 
@@ -188,3 +190,26 @@ def test_what_the_configuration_does_not_hold_counts_too(tmp_path: Path, monkeyp
             patch.setattr(target, value)
             keys.append(key(config))
     assert len(set(keys)) == len(keys)
+
+
+class Storyteller(Corridor):
+    """Tells a long story of words of its own at the first step."""
+
+    def _act(self, action: str) -> tuple[str, float, bool, Info]:
+        said, *rest = super()._act(action)
+        return (" ".join(f"w{i}" for i in range(50_000)) if self.payload["length"] > 2 else said, *rest)
+
+
+class Stories(Corridors):
+    def make(self) -> gym.Env[str, str]:
+        return Storyteller(self.max_turns)
+
+
+def test_texts_that_no_context_holds_are_no_words_of_the_policy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("POLYTURN_CACHE", str(tmp_path))
+    policy, _ = make(Phases(), tasks=Stories())
+    assert len(policy.tokenizer) < 1000
+    assert re.search(r"\d+ of \d+ texts of the environment, of more than 8192 characters, are too long", caplog.text)
+    assert re.search(r"\d of 4 demonstrations ended early", caplog.text)

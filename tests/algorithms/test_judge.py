@@ -169,8 +169,23 @@ def test_a_model_of_our_own_judges_by_the_seed(tmp_path: Path, context: SignalCo
     assert measured.metrics["signal/judge_unread"] == 2.0
     assert measured.metrics["signal/judge_requests"] == 4.0
     assert 0 < measured.metrics["signal/judge_completion_tokens"] <= 4 * 8
-    with pytest.raises(ValueError, match="leave room"):
+    with pytest.raises(ValueError, match="leaves room"):
         model.answers(["You are in room 1. " * 2000], sampling, 0)
+
+
+def test_prompts_that_are_too_long_have_no_answer_and_are_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    policy = random_policy(context=64)
+    policy.model.save_pretrained(tmp_path)
+    policy.tokenizer.save_pretrained(tmp_path)
+    model = LocalModel(str(tmp_path), batch_size=2)
+    monkeypatch.setattr(model.policy, "stop_ids", list(range(model.policy.model.config.vocab_size)))  # after an id
+    prompts = ["You are in room 1.", "You are in room 1. " * 40, "You are in room 2.", "room " * 2_000_000]
+    said = model.answers(prompts, Sampling(1.0, 8), 0)
+    assert [text is None for text in said] == [False, True, False, True]
+    assert model.usage.requests == 2
+    assert "2 of 4 prompts of the judge do not fit into the 64 ids" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,11 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -29,11 +32,13 @@ from algorithms.warm_start import (
     teacher_of,
     warm_start,
 )
+from envs.core import Info
 from envs.pool import EnvPool
-from tests.agents.toys import ACTIONS, Corridors, corridor, random_policy
+from tests.agents.toys import ACTIONS, Corridor, Corridors, corridor, random_policy
 from tests.algorithms.test_trainer import Quiet
 
 # observation [7, 8], played [3, 4, 1], observation [9], played [5, 1]
+CLONE = WarmStart(episodes=4, noise=0.0, steps=2, tokens_per_step=256, max_turns=12, matrix_lr=None, other_lr=0.003)
 SAMPLE = Sample(
     ids=[7, 8, 3, 4, 1, 9, 5, 1],
     mask=[False, False, True, True, True, False, True, True],
@@ -188,3 +193,58 @@ def test_a_model_with_adapters_clones_with_these_alone(tmp_path: Path) -> None:
     losses = [float(re.search(r"loss ([\d.]+)", share)[1]) for share in shares[16:]]
     assert len(losses) == 30
     assert losses[-1] < losses[0]
+
+
+class LongCorridor(Corridor):
+    """The second room of corridors of 4 has a long story."""
+
+    def _act(self, action: str) -> tuple[str, float, bool, Info]:
+        said, *rest = super()._act(action)
+        told = self.payload["length"] == 4 and said.startswith("You are in room 2")
+        return (STORY if told else said, *rest)
+
+
+STORY = "A room. " * 1_000_000
+
+
+class LongCorridors(Corridors):
+    def make(self) -> gym.Env[str, str]:
+        return LongCorridor(self.max_turns)
+
+
+def widths_of(model: Any) -> list[int]:
+    """Of all that the model will read."""
+    widths: list[int] = []
+    model.base_model.register_forward_pre_hook(
+        lambda _, __, given: widths.append(given["input_ids"].shape[1]), with_kwargs=True
+    )
+    return widths
+
+
+def test_a_demonstration_ends_where_it_exceeds_the_context(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A long observation is neither encoded nor read, the turns before it are cloned, and the log counts it."""
+    policy, config = random_policy(context=96), replace(CLONE, episodes=6, steps=4)
+    widths, encoded = widths_of(policy.model), []
+    prompter, lessons = Transcript(), []
+    encode, run = prompter._encode_quoted, Cloner.run
+    monkeypatch.setattr(prompter, "_encode_quoted", lambda t, text: encoded.append(text) or encode(t, text))
+    monkeypatch.setattr(Cloner, "run", lambda self, these, told: lessons.extend(these) or run(self, these, told))
+    tasks = [corridor(length) for length in (2, 3, 4)]
+    with EnvPool(LongCorridors().make, 3) as pool:
+        warm_start(policy, prompter, LongCorridors(), tasks, pool, config, 0, Quiet())
+    assert len(lessons) == 6
+    assert max(len(lesson.ids) for lesson in lessons) <= 96
+    assert max(widths) <= 96
+    assert max(map(len, encoded)) < 1000
+    assert "2 of 6 demonstrations ended early: what follows does not fit into the 96 ids" in caplog.text
+
+
+def test_a_demonstration_of_many_turns_is_cut_to_the_context(caplog: pytest.LogCaptureFixture) -> None:
+    policy = random_policy(context=48)
+    widths = widths_of(policy.model)
+    with EnvPool(Corridors().make, 2) as pool:
+        warm_start(policy, Transcript(), Corridors(), [corridor(8)], pool, replace(CLONE, episodes=2), 0, Quiet())
+    assert 16 < max(widths) <= 48
+    assert "2 of 2 demonstrations ended early" in caplog.text
