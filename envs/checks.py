@@ -51,12 +51,13 @@ def checked_info(info: Any) -> Info:
 
     Other keys, and `stop_reason`, which only the contract gives a meaning, are as they were.
     """
-    if not isinstance(info, Mapping):
+    if not isinstance(info, (dict, Mapping)):
         raise _error("info", info, "a dict")
     checked = dict(info)
-    for key, read in _READERS.items():
-        if checked.get(key) is not None:
-            checked[key] = read(checked[key], f"info[{key!r}]")
+    for key, name, read in _READERS:
+        value = checked.get(key)
+        if value is not None:
+            checked[key] = read(value, name)
         elif key not in _MAY_BE_NONE:
             checked.pop(key, None)
     return checked
@@ -103,6 +104,8 @@ def plain(value: Any, name: str) -> Any:
 
 def key_text(value: Any, name: str) -> str:
     """A text that is equal for equal values: a str itself, the JSON of others."""
+    if type(value) is str and value.isascii():
+        return value
     data = plain(value, name)
     return data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, sort_keys=True)
 
@@ -172,6 +175,8 @@ def _text(value: Any, name: str) -> str:
 
 
 def _texts(value: Any, name: str) -> list[str]:
+    if type(value) is list and set(map(type, value)) <= {str}:  # as it should be; there may be a hundred in every turn
+        return list(value) if "".join(value).isascii() else [clean_text(text) for text in value]
     value = _unwrapped(value)
     if isinstance(value, (str, bytes, bytearray, int, float)):
         return [_text(value, name)]
@@ -216,15 +221,18 @@ def _error(name: str, value: Any, expected: str) -> TypeError:
     return TypeError(f"{name} is {_shown(value)} (a {type(value).__name__}), expected {expected}")
 
 
-_READERS = {
-    "goal": _text,
-    "admissible": _texts,
-    "score": _number,
-    "success": _flag,
-    "state_key": key_text,
-    "answers": _texts,
-    "turn_reward": _number,
-    "tool_result": _flag,
-    BRIEF: _text,
-}
+_READERS = [
+    (key, f"info[{key!r}]", read)
+    for key, read in {
+        "goal": _text,
+        "admissible": _texts,
+        "score": _number,
+        "success": _flag,
+        "state_key": key_text,
+        "answers": _texts,
+        "turn_reward": _number,
+        "tool_result": _flag,
+        BRIEF: _text,
+    }.items()
+]
 _MAY_BE_NONE = ("admissible", "answers")

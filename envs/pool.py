@@ -44,7 +44,6 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
-from queue import Empty, SimpleQueue
 from types import FrameType, TracebackType
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -189,9 +188,9 @@ class EnvPool:
             raise RuntimeError("the pool is closed")
         if outside := [c.slot for c in commands if not 0 <= c.slot < self.size]:
             raise IndexError(f"slot {outside[0]} does not exist: this pool has slots 0 to {self.size - 1}")
-        if self._local:
-            return self._local.run(commands)
         results: dict[int, Outcome] = {}
+        if self._local:
+            results = self._local.run(commands)
         for number, worker in enumerate(self._workers):
             worker.submit([command for command in commands if command.slot % len(self._workers) == number], results)
         self._attend(results)
@@ -268,7 +267,9 @@ class _Seat:
             raise
         except BaseException:  # also SystemExit: an environment that calls exit() must not end the thread unheard
             text = traceback.format_exc()
-            return _failed(StopReason.ENV_ERROR, text if command.what == "close" else text + self.drop())
+            if command.what == "close":
+                self.env = None
+            return _failed(StopReason.ENV_ERROR, text + self.drop())
         finally:
             self.now = None
 
@@ -327,34 +328,25 @@ def _method(env: gym.Env[str, str], name: str) -> Callable[..., Any]:
 class _Player(threading.Thread):
     """An environment in a thread of its own, from when it is made until it is closed, dropped or late."""
 
-    def __init__(self, slot: int, make: Make, timeout: float) -> None:
-        super().__init__(name=f"env-{slot}", daemon=True)
-        self.seat = _Seat(slot, make, timeout)
-        self._timeout = timeout
-        self._inbox: SimpleQueue[_Command | None] = SimpleQueue()
-        self._outbox: SimpleQueue[Outcome] = SimpleQueue()
+    def __init__(self, seat: _Seat, hand_on: Callable[[_Player, Outcome], None]) -> None:
+        super().__init__(name=f"env-{seat.slot}", daemon=True)
+        self.seat = seat
+        self._hand_on = hand_on
+        self._command: _Command | None = None
+        self._wake = threading.Lock()  # held until there is a command; half the cost of a queue
+        self._wake.acquire()
         self.start()
 
     def run(self) -> None:
         with contextlib.suppress(_TimeUp):
-            while (command := self._inbox.get()) is not None:
-                self._outbox.put(self.seat.play(command))
+            while self._wake.acquire() and self._command is not None:
+                self._hand_on(self, self.seat.play(self._command))
 
-    def play(self, command: _Command) -> Outcome:
-        """Have a command carried out, and wait for it or for its deadline. To be called by the other threads."""
-        self._inbox.put(command)
-        while True:
-            now = self.seat.now
-            left = now.deadline - time.monotonic() if now else self._timeout
-            try:
-                return self._outbox.get(timeout=max(0.0, left))
-            except Empty:
-                if now is not None and now is self.seat.now:
-                    return self.seat.late(now, self.give_up())
-
-    def end(self) -> None:
-        """End the thread when it has nothing to do."""
-        self._inbox.put(None)
+    def play(self, command: _Command | None) -> None:
+        """Have a command carried out, after the one before is; None ends the thread."""
+        self._command = command
+        with contextlib.suppress(RuntimeError):  # it has been woken, and has not begun
+            self._wake.release()
 
     def give_up(self) -> str:
         """Raise `_TimeUp` wherever the thread is: a loop in Python ends, a call into C ends when it returns.
@@ -364,38 +356,85 @@ class _Player(threading.Thread):
         stack = traceback.format_stack(sys._current_frames().get(self.ident or 0))
         if self.is_alive():
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.ident or 0), ctypes.py_object(_TimeUp))
-        self.end()
+        self.play(None)
         return "".join(stack)
 
 
 class _Threads:
-    """The environments of this process. They play one after the other, each in its thread."""
+    """The environments of this process. They play one after the other, each in its thread.
+
+    A player that has finished wakes the next one, and the last one wakes the caller, who watches the clock meanwhile.
+    `_lock` makes it a clean cut when the caller gives a player up: either its outcome is in, or it wakes nobody.
+    """
 
     def __init__(self, make: Make, timeout: float) -> None:
         self._make, self._timeout = make, timeout
         self._players: dict[int, _Player] = {}
+        self._lock = threading.Lock()
+        self._left: list[tuple[_Player, _Command]] = []  # the next one last
+        self._current: _Player | None = None
+        self._results: dict[int, Outcome] = {}
+        self._done = threading.Lock()
 
     def run(self, commands: list[_Command]) -> dict[int, Outcome]:
         """Carry out all commands."""
-        return {command.slot: self._play(command) for command in commands}
-
-    def _play(self, command: _Command) -> Outcome:
-        slot = command.slot
-        if slot not in self._players:
-            if command.what not in MAKING:
-                return Outcome() if command.what == "close" else _no_episode(slot)
-            self._players[slot] = _Player(slot, self._make, self._timeout)
-        player = self._players[slot]
+        self._results, self._done = {}, threading.Lock()
+        self._done.acquire()
+        for command in reversed(commands):
+            slot = command.slot
+            if slot not in self._players:
+                if command.what not in MAKING:
+                    self._results[slot] = Outcome() if command.what == "close" else _no_episode(slot)
+                    continue
+                self._players[slot] = _Player(_Seat(slot, self._make, self._timeout), self._hand_on)
+            self._left.append((self._players[slot], command))
         try:
-            outcome = player.play(command)
+            with self._lock:
+                self._play_next()
+            while not self._done.acquire(timeout=self._seconds_left()):
+                self._give_up_late()
         except BaseException:  # Ctrl-C, mostly: nothing may be played on that nobody waits for
-            del self._players[slot]
-            player.give_up()
+            with self._lock:
+                self._left = []
+                if self._current:
+                    self._remove(self._current).give_up()
+                self._current = None
             raise
-        if player.seat.env is None or outcome.error is not None:
-            del self._players[slot]
-            player.end()
-        return outcome
+        for command in commands:
+            player = self._players.get(command.slot)
+            if player and player.seat.env is None:  # closed, or dropped after an error
+                self._remove(player).play(None)
+        return self._results
+
+    def _play_next(self) -> None:
+        if self._left:
+            self._current, command = self._left.pop()
+            self._current.play(command)
+        else:
+            self._current = None
+            self._done.release()
+
+    def _hand_on(self, player: _Player, outcome: Outcome) -> None:
+        with self._lock:
+            if player is self._current:
+                self._results[player.seat.slot] = outcome
+                self._play_next()
+
+    def _seconds_left(self) -> float:
+        now = self._current.seat.now if self._current else None
+        return max(0.0, now.deadline - time.monotonic()) if now else min(self._timeout, AGAIN_SECONDS)
+
+    def _give_up_late(self) -> None:
+        with self._lock:
+            player = self._current
+            now = player.seat.now if player else None
+            if player and now and time.monotonic() >= now.deadline:
+                self._results[player.seat.slot] = player.seat.late(now, self._remove(player).give_up())
+                self._play_next()
+
+    def _remove(self, player: _Player) -> _Player:
+        self._players.pop(player.seat.slot, None)
+        return player
 
 
 # -- in other processes: their main threads ---------------------------------------------------------------------------
@@ -590,7 +629,7 @@ def _serve(connection: Connection, make: bytes, timeout: float, playing: ctypes.
     try:
         stage = _Stage(pickle.loads(make), timeout)
     except BaseException:
-        connection.send_bytes(traceback.format_exc().encode())
+        connection.send_bytes(traceback.format_exc().encode(errors="replace"))
         return
     connection.send_bytes(b"")
     try:
@@ -654,10 +693,8 @@ class _Stage:
                 self._play(seat, _Command(seat.slot, "close"))
                 failure = EnvFailure(StopReason.ENV_ERROR, "it showed something else than the first time")
             if failure is not None:
-                text = (
-                    f"env {seat.slot} was lost with its worker. Its commands were played again, and at {command.what} "
-                )
-                text += f"{number} of {len(missing) - 1}: {failure.text}"
+                place = f"{command.what} {number} of {len(missing) - 1}"
+                text = f"env {seat.slot} was lost with its worker. It was played again, and at {place}: {failure.text}"
                 return Outcome(error=EnvFailure(failure.reason, text, lost=True))
         return None
 
@@ -665,7 +702,7 @@ class _Stage:
         """Carry a command out. An alarm that it sets goes off in it or not at all."""
         outcome = Outcome()
         try:
-            signal.signal(signal.SIGALRM, seat.on_alarm)
+            signal.signal(signal.SIGALRM, seat.on_alarm or signal.SIG_DFL)
             self._playing = seat
             try:
                 outcome = seat.play(command)
