@@ -592,7 +592,7 @@ class _Worker:
     def _lose(self, reason: StopReason, why: str, results: dict[int, Outcome]) -> None:
         """The process has ended, or must. Whoever was playing has failed; the next process does what is left."""
         self.kill()
-        if self._playing.value != NOBODY:
+        if self.pending and self._playing.value == self.pending[0].slot:  # else it has answered, or nobody was
             command, self._tries = self.pending.pop(0), 0
             text = f"{command.what} of env {command.slot} in env worker {self.index}: {why}"
             self._fail(command, reason, text, results)
@@ -636,9 +636,8 @@ def _serve(connection: Connection, make: bytes, timeout: float, playing: ctypes.
         while True:
             for slot, message in connection.recv():
                 playing.value = slot
-                answer = stage.answer(slot, message)
+                connection.send_bytes(stage.answer(slot, message))
                 playing.value = NOBODY
-                connection.send_bytes(answer)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the parent has closed the pool, or is gone
 

@@ -88,6 +88,8 @@ class Puppet(TextEnv):
                 signal.setitimer(signal.ITIMER_REAL, 0.1)
                 time.sleep(0.5)
                 return f"woken {self.woken}"
+            case "close files":
+                os.closerange(3, 100)
             case "leave an alarm":
                 signal.signal(signal.SIGALRM, self.wake)
                 signal.setitimer(signal.ITIMER_REAL, 0.1)
@@ -442,6 +444,7 @@ def test_an_environment_that_exits_does_not_end_the_pool(workers: int) -> None:
     ("order", "reason", "words"),
     [
         ("crash", StopReason.ENV_ERROR, "step of env 2 in env worker 0: the worker died with exit code 3"),
+        ("close files", StopReason.ENV_ERROR, "step of env 2 in env worker 0: the worker died with exit code 1"),
         ("hold the GIL", StopReason.STEP_TIMEOUT, "step of env 2 in env worker 0: no answer in 1 s; the worker"),
     ],
 )
@@ -509,7 +512,7 @@ def test_what_cannot_be_played_again_is_lost_and_says_so() -> None:
 
 def test_a_worker_may_die_while_it_starts(tmp_path: Path) -> None:
     file = tmp_path / "deaths"
-    file.write_text("\n" * 2)
+    file.write_text("\n")
     with EnvPool(Dying(file), size=2, workers=1) as pool:
         pool.reset(tasks(2))
         pool.step({0: "a", 1: "a"})
