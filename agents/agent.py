@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from agents.episode import Choice, Episode, ParseStatus, Turn
 from agents.policies.base import Completion, Policy, Request, Sampling
-from envs.core import BRIEF, Info
+from envs.core import BRIEF, Info, Need
 
 if TYPE_CHECKING:  # agents without a policy start without torch, which takes seconds to import
     import torch
@@ -101,6 +101,7 @@ class PolicyAgent:
     """A policy behind a prompter. It samples with `generator`, which the caller owns and may save."""
 
     masked: ClassVar[bool] = False  # whether it samples under a mask, see `agents.masking`
+    needs: ClassVar[frozenset[Need]] = frozenset()  # of the environment
 
     policy: Policy
     prompter: Prompter

@@ -12,7 +12,7 @@ from agents.agent import Decision, PolicyAgent, View, admissible_actions
 from agents.episode import Choice, ParseStatus
 from agents.policies.models import sample
 from agents.samples import TURNS
-from envs.core import UnknownNameError
+from envs.core import Need, UnknownNameError
 
 NORMALIZATIONS = ("word", "token", "sum")
 
@@ -37,6 +37,7 @@ class CandidateAgent(PolicyAgent):
     them together, which are read side by side, have more ids than the context.
     """
 
+    needs = frozenset({Need.ADMISSIBLE})
     normalization: str = "word"  # what divides an action's log-probability: its words, its "token"s, or ("sum") nothing
 
     def __post_init__(self) -> None:

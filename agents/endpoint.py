@@ -70,6 +70,14 @@ class Endpoint:
             self._count(reply)
         return [reply.choices[0] for reply in replies]
 
+    def check(self) -> None:
+        """Ask for a word, without a second try. Raises `EndpointError` where nobody answers."""
+        patient, self.client = self.client, self.client.with_options(max_retries=0)
+        try:
+            self.answers(["Say yes."], Sampling(temperature=0.0, max_tokens=16), seed=0)
+        finally:
+            self.client = patient
+
     def answers(self, prompts: Sequence[str], sampling: Sampling, seed: int) -> list[str | None]:  # noqa: ARG002
         """The text that answers each prompt, None where it was cut off. The endpoint draws by seeds of its own."""
         choices = self.ask([[{"role": "user", "content": prompt}] for prompt in prompts], sampling)

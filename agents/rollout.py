@@ -34,6 +34,8 @@ from envs.pool import EnvFailure, EnvPool, Outcome
 
 MOST_TRIES = 3  # of an episode whose environment was lost with a process that another one ended
 
+TRACEBACK = "Traceback (most recent call last):"
+
 
 @dataclass(frozen=True)
 class Job:
@@ -74,6 +76,15 @@ def rollout(
         stage.play_turn()
         stage.fill()
     return stage.episodes
+
+
+def error_line(error: str) -> str:
+    """What `Episode.error` says in a line: the exception of a traceback, else its first line, before any stack."""
+    first = error.strip().partition("\n")[0]
+    if not first.startswith(TRACEBACK):
+        return first.removesuffix(" It is in")
+    last_of_chain = error.partition("\nand closing it failed too:")[0].rpartition(TRACEBACK)[2]
+    return next((line for line in last_of_chain.splitlines()[1:] if line.strip() and not line.startswith(" ")), first)
 
 
 class BrokenEnvironmentError(RuntimeError):

@@ -38,7 +38,7 @@ from algorithms.tree_expansion import TreeExpansion
 from algorithms.turn_table import Estimate, TurnTable
 from algorithms.warm_start import Progress
 from envs.checks import json_line
-from envs.core import Manifest, StopReason, Task, TaskSet
+from envs.core import Manifest, Need, StopReason, Task, TaskSet
 from envs.facts import Facts
 from envs.files import whole_file, write_whole
 from envs.pool import EnvPool
@@ -68,6 +68,11 @@ class TrainerConfig:
         for name in ("groups", "group_size", "max_turns", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"trainer.{name} must be at least 1, got {getattr(self, name)}")
+        if self.dynamic_sampling and self.group_size == 1:
+            raise ValueError(
+                "algo.dynamic_sampling=true drops groups whose attempts all earned the same, and with "
+                "trainer.group_size=1 that is every group; take at least 2"
+            )
         if self.tree_expansion is not None:
             self.tree_expansion.check(self.group_size)
 
@@ -114,7 +119,9 @@ class Trainer:
             learner.config.grad_clip, config.max_turns, seed,
         )  # fmt: skip
         self.signals = {name: make(context) for name, make in signals.items()}
-        self.keep_starts = config.tree_expansion is not None or any(s.needs_starts for s in self.signals.values())
+        self.keep_starts = config.tree_expansion is not None or any(
+            Need.SNAPSHOTS in signal.needs for signal in self.signals.values()
+        )
         self.update = 0  # updates done
         self.tasks_drawn = 0
         self.best: tuple[float, int] | None = None  # score of the best evaluation, and after which update

@@ -45,7 +45,7 @@ TOKEN_SIGNALS = {
 }
 
 
-class MissingSignalError(LookupError):
+class MissingSignalError(ValueError):
     """An estimator needs a signal that nobody has measured."""
 
 

@@ -35,6 +35,15 @@ TURN_KEYS = {"turn_reward": float, "tool_result": bool}
 BRIEF = "brief"
 
 
+class Need(StrEnum):
+    """What an agent or a method may need of an environment beside observations and rewards."""
+
+    ADMISSIBLE = "admissible actions"  # info["admissible"], at every turn
+    ANSWERS = "right answers"  # info["answers"]
+    SNAPSHOTS = "snapshots"  # `snapshot` and `restore`
+    TURN_REWARDS = "rewards of single turns"  # the keys of `TURN_KEYS`, from every `step`
+
+
 class StopReason(StrEnum):
     """Why an episode ended. Every ending has a name, and every one of them counts in evaluations."""
 

@@ -27,7 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from agents.episode import Episode, read_episodes, write_episodes
 from agents.evaluation import Evaluation, describe_limit, episode_key, evaluate, plan
-from agents.rollout import check_environment
+from agents.rollout import check_environment, error_line
 from agents.source import agents_hash
 from envs.core import TaskSet, evaluation_splits
 from envs.facts import Facts, differences, environment_facts, without
@@ -36,8 +36,6 @@ from envs.pool import EnvPool
 from scripts.agents import Model, make_agent, model_of
 from scripts.common import Terminal, command, machine, plain, printable, versions
 from scripts.run_folder import Command, locked
-
-TRACEBACK = "Traceback (most recent call last):"
 
 
 @command("evaluate")
@@ -93,18 +91,9 @@ def _run(cfg: DictConfig, run: Path) -> None:
             if (usage := getattr(agent, "usage", None)) is not None:
                 console.print(usage.describe())
     if errors := [episode.error for episode in ended if episode.error]:
-        console.print(f"{len(errors)} episodes ended by an error, the first by: {printable(one_line(errors[0]))}")
+        console.print(f"{len(errors)} episodes ended by an error, the first by: {printable(error_line(errors[0]))}")
     _write(run, facts, task_set.describe(), evaluation, console)
     check_environment(ended)
-
-
-def one_line(error: str) -> str:
-    """What `Episode.error` says in a line: the exception of a traceback, else its first line, before any stack."""
-    first = error.strip().partition("\n")[0]
-    if not first.startswith(TRACEBACK):
-        return first.removesuffix(" It is in")
-    last_of_chain = error.partition("\nand closing it failed too:")[0].rpartition(TRACEBACK)[2]
-    return next((line for line in last_of_chain.splitlines()[1:] if line.strip() and not line.startswith(" ")), first)
 
 
 # -- what is played ---------------------------------------------------------------------------------------------------

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -36,14 +36,20 @@ from scripts.live import LiveReporter
 from scripts.run_folder import COMMAND, Command, locked
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import, and mistakes are reported before that
+    from torch import Generator
+
     from agents.policies.base import Policy, Sampling
     from agents.policies.local import LocalPolicy
     from agents.policies.pretrained import Pretrained
     from agents.prompts import Prompter
     from algorithms.initial_policy import TinyPolicy
-    from algorithms.trainer import Metrics, Trainer
+    from algorithms.learner import LearnerConfig
+    from algorithms.needs import Needs
+    from algorithms.signals.base import MakeSignal
+    from algorithms.trainer import Estimator, Metrics, Trainer, TrainerConfig
 
 ALL_SPLITS = "all"  # the evaluations of all splits in one, beside those of each
+CHECKED_TASKS = 8  # whose first turn is played to find what the environment does
 LEARNER_KEYS = (
     "epochs", "minibatches", "micro_batch_tokens", "gradient_checkpointing", "learning_rate", "final_learning_rate",
     "warmup_updates", "weight_decay", "grad_clip", "precision", "importance_cap",
@@ -71,7 +77,16 @@ def _run(cfg: DictConfig, run: Path) -> None:
     console = Terminal(soft_wrap=True)
     console.print(task_set.describe())
     _choose_splits(cfg, task_set)
+    parts = Parts.of(cfg)
+    needs = parts.check(cfg, task_set)
     training, selection = hold_out(task_set.manifest(cfg.split), cfg.eval.selection_tasks)
+    if needs:
+        from algorithms.needs import check_environment
+
+        tasks = [task_set.task(training.split, task_id) for task_id in spread(training.ids, CHECKED_TASKS)]
+        workers = min(cfg.pool.workers, 1)  # where the environments of the run are elsewhere, so are these
+        with EnvPool(task_set.make, len(tasks), workers, cfg.pool.step_timeout) as pool:
+            check_environment(needs, tasks, pool)
     _describe_tasks(cfg, task_set, selection, console)
     facts = _facts(cfg, task_set, training)
     if saved:
@@ -84,30 +99,19 @@ def _run(cfg: DictConfig, run: Path) -> None:
     import torch
     from transformers.utils.logging import disable_progress_bar
 
-    from algorithms.learner import Learner, LearnerConfig, Objective
+    from algorithms.learner import Learner
     from algorithms.memory import describe_memory
-    from algorithms.trainer import Trainer, TrainerConfig
+    from algorithms.trainer import Trainer
 
     disable_progress_bar()
-    prompter: Prompter = instantiate(cfg.agent.prompter)
-    sampling: Sampling = instantiate(cfg.agent.sampling)
-    algo = instantiate(cfg.algo)
-    settings: dict[str, Any] = dict(cfg.trainer)
-    learner_config = LearnerConfig(
-        objective=Objective(**{field.name: algo[field.name] for field in fields(Objective) if field.name in algo}),
-        temperature=sampling.temperature,
-        **{key: settings.pop(key) for key in LEARNER_KEYS},
-    )
-    config = TrainerConfig(dynamic_sampling=algo.dynamic_sampling, tree_expansion=algo.tree_expansion, **settings)
     with (
         EnvPool(task_set.make, cfg.pool.size, cfg.pool.workers, cfg.pool.step_timeout) as pool,
-        LiveReporter(config.updates, console) as reporter,
+        LiveReporter(parts.config.updates, console) as reporter,
     ):
-        trained = _start(cfg, saved, task_set, training, prompter, pool, reporter)
-        console.print(describe_memory(trained.model, learner_config, cfg.pool.size))
+        trained = _start(cfg, saved, task_set, training, parts.prompter, pool, reporter)
+        console.print(describe_memory(trained.model, parts.learner, cfg.pool.size))
         policy: Policy = instantiate(cfg.rollout)(trained)
-        generator = torch.Generator(policy.device).manual_seed(cfg.seed)
-        agent: PolicyAgent = instantiate(cfg.agent.player)(policy, prompter, sampling, generator)
+        agent = parts.agent(policy, torch.Generator(policy.device).manual_seed(cfg.seed))
         evaluator = _Evaluator(cfg, task_set, training, selection, agent, pool, reporter)
 
         def evaluate_and_keep() -> tuple[Metrics, float | None]:
@@ -116,8 +120,8 @@ def _run(cfg: DictConfig, run: Path) -> None:
             return metrics, score
 
         trainer = Trainer(
-            run, task_set, training, pool, agent, algo.signals, algo.estimator,
-            Learner(trained.model, learner_config), config, cfg.seed, evaluate_and_keep, reporter, facts,
+            run, task_set, training, pool, agent, parts.signals, parts.estimator,
+            Learner(trained.model, parts.learner), parts.config, cfg.seed, evaluate_and_keep, reporter, facts,
         )  # fmt: skip
         if saved:
             trainer.resume()
@@ -126,16 +130,57 @@ def _run(cfg: DictConfig, run: Path) -> None:
         asked.keep(run, cfg)  # with what was changed on purpose, now that it can be
         with _stop_on_signals(trainer, reporter):
             trainer.train()
-        if trainer.update >= config.updates and report.evaluations(trainer.update) is None:
+        if trainer.update >= parts.config.updates and report.evaluations(trainer.update) is None:
             evaluate_and_keep()  # for the report: it was trained as far as this, but not evaluated in this way
-    if trainer.update < config.updates:
+    if trainer.update < parts.config.updates:
         draw_pictures(run, report.title)
-        console.print(f"stopped after {trainer.update} of {config.updates} updates; go on with resume={run}")
+        console.print(f"stopped after {trainer.update} of {parts.config.updates} updates; go on with resume={run}")
         return
     console.print(report.write(trainer.update), markup=False)
     pictures = ", ".join(str(run / name) for name in PICTURES)
     console.print(f"pictures: {pictures}\nnewest checkpoint: {checkpoints(run)[-1]}", soft_wrap=True)
     report.check(trainer.update)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the configuration names, but for the policy, which is made last."""
+
+    prompter: Prompter
+    agent: Callable[[Policy, Generator], PolicyAgent]
+    signals: Mapping[str, MakeSignal]
+    estimator: Estimator
+    learner: LearnerConfig
+    config: TrainerConfig
+
+    @classmethod
+    def of(cls, cfg: DictConfig) -> Parts:
+        from algorithms.learner import LearnerConfig, Objective
+        from algorithms.trainer import TrainerConfig
+
+        prompter: Prompter = instantiate(cfg.agent.prompter)
+        sampling: Sampling = instantiate(cfg.agent.sampling)
+        player, algo = instantiate(cfg.agent.player), instantiate(cfg.algo)
+        settings: dict[str, Any] = dict(cfg.trainer)
+        learner = LearnerConfig(
+            objective=Objective(**{field.name: algo[field.name] for field in fields(Objective) if field.name in algo}),
+            temperature=sampling.temperature,
+            **{key: settings.pop(key) for key in LEARNER_KEYS},
+        )
+        config = TrainerConfig(dynamic_sampling=algo.dynamic_sampling, tree_expansion=algo.tree_expansion, **settings)
+
+        def agent(policy: Policy, generator: Generator) -> PolicyAgent:
+            made: PolicyAgent = player(policy, prompter, sampling, generator)
+            return made
+
+        return cls(prompter, agent, algo.signals, algo.estimator, learner, config)
+
+    def check(self, cfg: DictConfig, task_set: TaskSet) -> Needs:
+        """See `algorithms.needs.check_parts`."""
+        from algorithms.needs import check_parts
+
+        with EnvPool(task_set.make, 1, step_timeout=cfg.pool.step_timeout) as pool:  # nothing is played in it
+            return check_parts(self.agent, self.signals, self.estimator, self.learner, self.config, pool, cfg.seed)
 
 
 def _describe_tasks(cfg: DictConfig, task_set: TaskSet, selection: Manifest, console: Terminal) -> None:

@@ -16,10 +16,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from algorithms.estimators.groups import group_numbers, relative_values
+from algorithms.estimators.groups import compares_attempts, group_numbers, relative_values
 from algorithms.turn_table import TurnTable
 
 
+@compares_attempts
 def capo(
     table: TurnTable, *, outcome_weight: float = 2.0, process_weight: float = 1.0, epsilon: float = 1e-6
 ) -> NDArray[np.float64]:

@@ -17,11 +17,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from algorithms.estimators.groups import compares_attempts
 from algorithms.estimators.grpo import grpo
 from algorithms.estimators.timeline import turns
 from algorithms.turn_table import TurnTable
 
 
+@compares_attempts
 def empg(
     table: TurnTable,
     *,

@@ -31,13 +31,14 @@ from difflib import SequenceMatcher
 import numpy as np
 from numpy.typing import NDArray
 
-from algorithms.estimators.groups import episode_advantages, episode_scores, relative_values
+from algorithms.estimators.groups import compares_attempts, episode_advantages, episode_scores, relative_values
 from algorithms.turn_table import TurnTable
 from envs.core import UnknownNameError
 
 MODES = ("mean_std_norm", "mean_norm")
 
 
+@compares_attempts
 def gigpo(
     table: TurnTable,
     *,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,6 +14,14 @@ from envs.core import UnknownNameError
 RESOLUTION = float(np.finfo(np.float32).eps)  # what environments that pay in float32 can tell apart
 STATISTICS = ("turns", "episodes")
 SHARED_TURNS = ("each", "once")
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def compares_attempts(estimator: Method) -> Method:
+    """Declare that an estimator compares attempts at a task, so that one attempt at each teaches it nothing."""
+    vars(estimator)["compares_attempts"] = True
+    return estimator
 
 
 def uniform_groups(

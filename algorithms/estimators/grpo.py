@@ -15,10 +15,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from algorithms.estimators.groups import episode_advantages, episode_scores
+from algorithms.estimators.groups import compares_attempts, episode_advantages, episode_scores
 from algorithms.turn_table import TurnTable
 
 
+@compares_attempts
 def grpo(
     table: TurnTable,
     *,

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from algorithms.estimators.gigpo import MODES, anchor_groups, step_values
-from algorithms.estimators.groups import episode_scores, group_numbers, relative_values
+from algorithms.estimators.groups import compares_attempts, episode_scores, group_numbers, relative_values
 from algorithms.estimators.timeline import turns
 from algorithms.turn_table import TurnTable
 from envs.core import UnknownNameError
@@ -32,6 +32,7 @@ PRECISIONS = ("float64", "float32")
 ROUNDING = 1e-9
 
 
+@compares_attempts
 def hgpo(
     table: TurnTable,
     *,

@@ -25,7 +25,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from algorithms.estimators.groups import group_numbers, relative_values
+from algorithms.estimators.groups import compares_attempts, group_numbers, relative_values
 from algorithms.estimators.timeline import turns
 from algorithms.turn_table import TurnTable
 from envs.core import UnknownNameError
@@ -37,6 +37,7 @@ VARIANCE_EPSILON = 1e-8
 STORED_ZERO = 1e-10  # how the authors store a gain of 0, which would otherwise not count as a reward
 
 
+@compares_attempts
 def igpo(
     table: TurnTable,
     *,

@@ -25,7 +25,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from algorithms.estimators.groups import episode_scores, group_numbers, leave_one_out, relative_values
+from algorithms.estimators.groups import (
+    compares_attempts,
+    episode_scores,
+    group_numbers,
+    leave_one_out,
+    relative_values,
+)
 from algorithms.estimators.timeline import whiten
 from algorithms.turn_table import TurnTable
 from envs.core import UnknownNameError
@@ -35,6 +41,7 @@ BASELINES = ("first_turns", "all_turns")
 SCALES = ("batch", "none")
 
 
+@compares_attempts
 def istar(
     table: TurnTable,
     *,

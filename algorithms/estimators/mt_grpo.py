@@ -27,11 +27,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from algorithms.estimators.groups import group_numbers, relative_values
+from algorithms.estimators.groups import compares_attempts, group_numbers, relative_values
 from algorithms.estimators.timeline import turns
 from algorithms.turn_table import TurnTable
 
 
+@compares_attempts
 def mt_grpo(table: TurnTable, *, turn_weight: float = 1.0, epsilon: float = 1e-4) -> NDArray[np.float64]:
     """One advantage per turn, [N]. Needs the signals `turn_reward` and `tool_result`."""
     parts = compared_parts(table, epsilon)

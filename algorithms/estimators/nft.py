@@ -12,10 +12,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from algorithms.estimators.groups import binary_scores, group_numbers, relative_values
+from algorithms.estimators.groups import binary_scores, compares_attempts, group_numbers, relative_values
 from algorithms.turn_table import TurnTable
 
 
+@compares_attempts
 def nft(table: TurnTable) -> NDArray[np.float64]:
     """One advantage per turn, [N]. Raises `ValueError` for an episode that earned neither 1 nor 0."""
     scores = binary_scores(

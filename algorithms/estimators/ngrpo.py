@@ -15,10 +15,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from algorithms.estimators.groups import counted_rows, episode_scores, group_numbers, relative_values
+from algorithms.estimators.groups import compares_attempts, counted_rows, episode_scores, group_numbers, relative_values
 from algorithms.turn_table import TurnTable
 
 
+@compares_attempts
 def ngrpo(
     table: TurnTable,
     *,

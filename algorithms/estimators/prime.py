@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from algorithms.estimators.groups import group_numbers, leave_one_out
+from algorithms.estimators.groups import compares_attempts, group_numbers, leave_one_out
 from algorithms.estimators.timeline import tokens, whiten
 from algorithms.turn_table import Estimate, TurnTable
 
 
+@compares_attempts
 def prime(table: TurnTable, *, prm_weight: float = 5.0, outcome_weight: float = 5.0) -> Estimate:
     """One advantage and one return per token, [M]. Needs the token signal `prm`."""
     rows, line = table.token_rows, tokens(table)

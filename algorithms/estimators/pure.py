@@ -20,7 +20,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from algorithms.estimators.groups import group_numbers, leave_one_out
+from algorithms.estimators.groups import compares_attempts, group_numbers, leave_one_out
 from algorithms.estimators.timeline import turns
 from algorithms.turn_table import TurnTable
 from envs.core import UnknownNameError
@@ -28,6 +28,7 @@ from envs.core import UnknownNameError
 BASELINES = ("token", "turn")
 
 
+@compares_attempts
 def pure(
     table: TurnTable, *, temperature: float = 0.1, baseline: str = "token", outcome_weight: float = 1.0
 ) -> NDArray[np.float64]:

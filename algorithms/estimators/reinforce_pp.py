@@ -20,7 +20,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from algorithms.estimators.groups import counted_rows, episode_scores, group_numbers, relative_values
+from algorithms.estimators.groups import compares_attempts, counted_rows, episode_scores, group_numbers, relative_values
 from algorithms.estimators.timeline import last_tokens, token_rewards, tokens, whiten
 from algorithms.turn_table import TurnTable
 from envs.core import UnknownNameError
@@ -41,6 +41,7 @@ def token_returns(table: TurnTable, gamma: float, observations: str) -> NDArray[
     return tokens(table).accumulate(token_rewards(table), decay)
 
 
+@compares_attempts
 def reinforce_pp_baseline(
     table: TurnTable, *, statistics: str = "turns", invalid_penalty: float = 0.01
 ) -> NDArray[np.float64]:

@@ -17,13 +17,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from algorithms.estimators.groups import counted_rows, episode_scores, group_numbers, leave_one_out
+from algorithms.estimators.groups import compares_attempts, counted_rows, episode_scores, group_numbers, leave_one_out
 from algorithms.turn_table import TurnTable
 from envs.core import UnknownNameError
 
 SINGLES = ("score", "zero")
 
 
+@compares_attempts
 def rloo(
     table: TurnTable, *, statistics: str = "turns", single: str = "score", invalid_penalty: float = 0.01
 ) -> NDArray[np.float64]:

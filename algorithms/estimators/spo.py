@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from algorithms.estimators import timeline
-from algorithms.estimators.groups import RESOLUTION, count_shared, group_numbers
+from algorithms.estimators.groups import RESOLUTION, compares_attempts, count_shared, group_numbers
 from algorithms.turn_table import TurnTable
 
 ROUNDING = 1e-4  # what a shared turn was paid may differ by so much: a KL penalty is measured in each row
@@ -42,6 +42,7 @@ def spo_chain(table: TurnTable, *, whiten: bool = False, probability_mask: float
     return timeline.whiten(advantages, timeline.trained_tokens(table, probability_mask) * np.isfinite(advantages))
 
 
+@compares_attempts
 def spo_tree(
     table: TurnTable,
     *,

@@ -22,13 +22,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from algorithms.estimators.groups import count_shared, group_numbers, relative_values
+from algorithms.estimators.groups import compares_attempts, count_shared, group_numbers, relative_values
 from algorithms.turn_table import TurnTable
 from envs.core import UnknownNameError
 
 COMBINATIONS = ("compose", "add")
 
 
+@compares_attempts
 def tree_grpo(
     table: TurnTable, *, combine: str = "compose", epsilon: float = 1e-6, shared_turns: str = "each"
 ) -> NDArray[np.float64]:

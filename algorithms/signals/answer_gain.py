@@ -28,6 +28,7 @@ from agents.quoting import encode_with_offsets, quote
 from agents.samples import Sample
 from algorithms.batches import Batch, read, sampled_logprobs
 from algorithms.signals.base import Measurement, Measures, RolloutBatch, SignalContext
+from envs.core import Need
 
 PLACE = "{answer}"
 THOUGHT = f"{THINK_OPEN}\nNow there's enough information to answer\n{THINK_CLOSE}\n"
@@ -38,6 +39,10 @@ class AnswerGain(Measures):
 
     NaN where an episode has no answers, and where prompt and answer exceed the policy's context.
     """
+
+    needs = frozenset({Need.ANSWERS})
+    gives = ("answer_logprob",)
+    gives_tokens = ()
 
     def __init__(self, context: SignalContext, *, action: str = f"answer: {PLACE}", thought: str | None = None) -> None:
         """`action` is how the environment is answered, `thought` what stands before it: None for IGPO's sentence where

@@ -18,6 +18,7 @@ from agents.agent import PolicyAgent
 from agents.episode import Episode
 from agents.samples import Sample, build_samples
 from algorithms.turn_table import Estimate, TurnTable
+from envs.core import Need
 from envs.pool import EnvPool
 
 
@@ -80,7 +81,13 @@ class Measurement:
 class Signal(Protocol):
     """One signal of a run."""
 
-    needs_starts: bool  # whether it plays on from turns of the batch: each then has its `start`, with a snapshot
+    needs: frozenset[Need]  # of the environment; with `Need.SNAPSHOTS` each turn of a batch has its `start`
+    gives: Sequence[str] | None  # the names of what it measures: of turns
+    gives_tokens: Sequence[str] | None  # and of tokens; None: not known before it has measured
+    learns_returns: bool  # whether it learns from the returns of an `Estimate`
+
+    def check(self) -> None:
+        """Raise where what it works with cannot be reached. Called once, before anything starts."""
 
     def measure(self, rollouts: RolloutBatch) -> Measurement:
         """Look at a batch. Signals that were named before have put their columns into its table."""
@@ -95,10 +102,20 @@ class Signal(Protocol):
         """Take what `state` gave."""
 
 
-class Measures:
-    """A `Signal` that has nothing to learn and nothing to keep."""
+class SignalBase:
+    """What most signals have in common: they need nothing of the environment and can always be reached."""
 
-    needs_starts = False
+    needs: frozenset[Need] = frozenset()
+    gives: Sequence[str] | None = None
+    gives_tokens: Sequence[str] | None = None
+    learns_returns = False
+
+    def check(self) -> None:
+        """Nothing has to be there."""
+
+
+class Measures(SignalBase):
+    """A `Signal` that has nothing to learn and nothing to keep."""
 
     def learn(self, rollouts: RolloutBatch, estimate: NDArray[np.float64] | Estimate) -> dict[str, float]:  # noqa: ARG002
         return {}

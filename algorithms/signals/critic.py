@@ -20,7 +20,7 @@ from agents.samples import Sample
 from algorithms.batches import Batch, by_sample, hidden_states, make_batch, micro_batches, read, turn_of
 from algorithms.finite import FiniteSteps, Suspect, first_not_finite
 from algorithms.losses import value_loss
-from algorithms.signals.base import Measurement, RolloutBatch, SignalContext, first_tokens
+from algorithms.signals.base import Measurement, RolloutBatch, SignalBase, SignalContext, first_tokens
 from algorithms.turn_table import Estimate, TurnTable
 from envs.core import StopReason, UnknownNameError
 
@@ -35,14 +35,16 @@ class Goal(NamedTuple):
     old: NDArray[np.float64]
 
 
-class Critic:
+class Critic(SignalBase):
     """Signals `value`, of turns and of tokens: what is still to be earned, told before the turn or token is known.
 
     `body="separate"` is a copy of the policy's first weights with a head of its own, all of it trained;
     `body="policy"` a head on the policy's hidden states, which the head does not train.
     """
 
-    needs_starts = False
+    gives = ("value", "next_value")
+    gives_tokens = ("value",)
+    learns_returns = True
 
     def __init__(
         self,

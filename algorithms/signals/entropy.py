@@ -12,6 +12,9 @@ from algorithms.signals.base import Measurement, Measures, RolloutBatch, SignalC
 class Entropy(Measures):
     """Signal `entropy`, in nats: a forward pass over the batch."""
 
+    gives = ("entropy",)
+    gives_tokens = ()
+
     def __init__(self, context: SignalContext) -> None:
         self.context = context
 

@@ -23,7 +23,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 from agents.policies.weights import copy_trained, train_in_float32
 from algorithms.batches import Batch, by_sample, make_batch, micro_batches, read, sampled_logprobs, turn_of
 from algorithms.finite import FiniteSteps, Suspect, first_not_finite
-from algorithms.signals.base import Measurement, RolloutBatch, SignalContext, turn_sums
+from algorithms.signals.base import Measurement, RolloutBatch, SignalBase, SignalContext, turn_sums
 from algorithms.turn_table import Estimate
 from envs.core import UnknownNameError
 
@@ -59,10 +59,10 @@ def outcome_loss(rewards: Tensor, success: Tensor) -> Tensor:
     return binary_cross_entropy_with_logits(rewards, success.to(rewards.dtype))
 
 
-class ImplicitPRM:
+class ImplicitPRM(SignalBase):
     """Signals `prm`, of turns and of tokens: a copy of the policy that is trained to tell successes from failures."""
 
-    needs_starts = False
+    gives = gives_tokens = ("prm",)
 
     def __init__(
         self,

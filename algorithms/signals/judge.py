@@ -36,6 +36,9 @@ class Model(Protocol):
 
     usage: Usage
 
+    def check(self) -> None:
+        """Raise where nobody would answer."""
+
     def answers(self, prompts: Sequence[str], sampling: Sampling, seed: int) -> list[str | None]:
         """The text that answers each prompt, None where it was cut off, or where the prompt was too long."""
 
@@ -47,6 +50,9 @@ class LocalModel:
         """`pretrained` says how it is loaded."""
         self.policy = (pretrained or Pretrained()).load(name)
         self.name, self.batch_size, self.usage = name, batch_size, Usage()
+
+    def check(self) -> None:
+        """It is there: it was loaded."""
 
     def answers(self, prompts: Sequence[str], sampling: Sampling, seed: int) -> list[str | None]:
         """See `Model`. The same seed gives the same answers. A prompt that leaves no room has none, which is logged.
@@ -101,6 +107,9 @@ class Judge(Measures):
     An endpoint that does not answer ends the run.
     """
 
+    gives = ("prm",)
+    gives_tokens = ()
+
     def __init__(
         self,
         context: SignalContext,
@@ -126,6 +135,10 @@ class Judge(Measures):
         self.model, self.sampling, self.critiques, self.vote = model, sampling, critiques, vote
         self.right, self.wrong, self.seed = right, wrong, context.seed
         self.batches = 0  # judged so far, each with draws of its own
+
+    def check(self) -> None:
+        """Raises what the model raises where it cannot be asked."""
+        self.model.check()
 
     def measure(self, rollouts: RolloutBatch) -> Measurement:
         before = replace(self.model.usage)

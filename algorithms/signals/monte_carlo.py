@@ -15,6 +15,7 @@ from agents.rollout import Job, rollout
 from algorithms.estimators.timeline import turns
 from algorithms.signals.base import Measurement, Measures, RolloutBatch, SignalContext
 from algorithms.turn_table import TurnTable
+from envs.core import Need
 
 
 class MonteCarlo(Measures):
@@ -26,7 +27,8 @@ class MonteCarlo(Measures):
     last states of an episode, where none is left, are worth what the episode itself earned from there (`fill_ends`).
     """
 
-    needs_starts = True
+    needs = frozenset({Need.SNAPSHOTS})
+    gives = gives_tokens = ("mc_value",)
 
     def __init__(
         self, context: SignalContext, *, attempts: int = 9, segment_turns: int = 1, share_states: bool = False

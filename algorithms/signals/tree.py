@@ -13,6 +13,9 @@ class Tree(Measures):
     Both are numbered from 0 over all tasks. They can be told of any attempts; those that share nothing are a tree each.
     """
 
+    gives = ("node", "tree")
+    gives_tokens = ()
+
     def __init__(self, context: SignalContext) -> None:
         """There is nothing to keep of `context`."""
 

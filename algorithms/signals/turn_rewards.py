@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from algorithms.signals.base import Measurement, Measures, RolloutBatch, SignalContext
-from envs.core import TURN_KEYS
+from envs.core import TURN_KEYS, Need
 
 
 class TurnRewards(Measures):
@@ -13,6 +13,10 @@ class TurnRewards(Measures):
 
     A turn whose step failed (a timeout, an error) has neither, and counts as 0 and no result.
     """
+
+    needs = frozenset({Need.TURN_REWARDS})
+    gives = tuple(TURN_KEYS)
+    gives_tokens = ()
 
     def __init__(self, context: SignalContext) -> None:
         """Nothing of the run is needed."""

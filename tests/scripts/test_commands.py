@@ -20,11 +20,11 @@ from pathlib import Path
 import pytest
 
 from agents.episode import Episode, Turn, read_episodes, write_episodes
+from agents.rollout import error_line
 from algorithms.checkpoint import checkpoint_folder, save_checkpoint
 from envs.core import Info, StopReason, Task
 from scripts import common, doctor
 from scripts.agents import checkpoint_of
-from scripts.evaluate import one_line
 from scripts.play import find_task
 from tests.agents.endpoint_server import Server, said
 from tests.agents.test_chat import CHATML
@@ -296,11 +296,11 @@ def test_an_error_of_an_environment_is_told_by_what_it_says(cli: Cli) -> None:
             return traceback.format_exc()
 
     late = "step of env 3: no answer in 2 s. It is in\n" + "".join(traceback.format_stack())
-    assert one_line(late) == "step of env 3: no answer in 2 s."
-    assert one_line(raised(ValueError("no such door\nas 7"))) == "ValueError: no such door"
+    assert error_line(late) == "step of env 3: no answer in 2 s."
+    assert error_line(raised(ValueError("no such door\nas 7"))) == "ValueError: no such door"
     closed = f"{raised(OSError('gone'))}and closing it failed too:\n{raised(ValueError('closed'))}"
-    assert one_line(closed) == "OSError: gone"
-    assert one_line("the worker died with exit code 3") == "the worker died with exit code 3"
+    assert error_line(closed) == "OSError: gone"
+    assert error_line("the worker died with exit code 3") == "the worker died with exit code 3"
     cli.monkeypatch.setattr(Corridor, "_act", lambda *_: time.sleep(0.5))
     _, out, _ = cli("evaluate", *CORRIDOR, "agent=expert", "limit=1", "pool.step_timeout=0.1")
     assert "1 episodes ended by an error, the first by: step of env 0: no answer in 0.1 s.\n" in out

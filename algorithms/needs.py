@@ -1,0 +1,178 @@
+"""What a method needs, looked for before anything starts: a warm start and an evaluation take minutes, and what is
+missing would be found after them.
+
+    needs = check_parts(…)                       # from the configuration: the parts are built around a tiny policy
+    check_environment(needs, tasks, pool)        # the first turn of a few tasks
+
+Not looked for: rewards of 0 and 1, which some methods need (they refuse others when they are paid), and whether a batch
+fits into the memory.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+
+from agents.agent import PolicyAgent
+from agents.policies.local import LocalPolicy
+from agents.policies.models import find_device
+from agents.policies.tiny import build_model, build_tokenizer, vocabulary_size
+from agents.rollout import error_line
+from algorithms.learner import Learner, LearnerConfig
+from algorithms.signals.base import MakeSignal, Signal, SignalContext
+from algorithms.trainer import Estimator, TrainerConfig
+from algorithms.turn_table import Estimate, TurnTable
+from envs.core import TURN_KEYS, Need, Task, UnknownNameError
+from envs.pool import EnvPool, Outcome
+
+Needs: TypeAlias = Mapping[Need, str]  # and who has each need, as the configuration calls it
+MakeAgent: TypeAlias = Callable[[LocalPolicy, torch.Generator], PolicyAgent]
+WHERE = {  # how an environment meets a need
+    Need.ADMISSIBLE: "a list in info['admissible']",
+    Need.ANSWERS: "a list in info['answers'], as env=lookup has",
+    Need.SNAPSHOTS: "its methods snapshot() and restore(state)",
+    Need.TURN_REWARDS: f"{' and '.join(f'info[{key!r}]' for key in TURN_KEYS)} of every step, as env=lookup has",
+}
+
+
+def check_parts(
+    make_agent: MakeAgent,
+    signals: Mapping[str, MakeSignal],
+    estimator: Estimator,
+    learner: LearnerConfig,
+    config: TrainerConfig,
+    pool: EnvPool,
+    seed: int,
+) -> Needs:
+    """Build all parts of a run around a policy of a few weights, and let them work on a few made-up turns.
+
+    So every setting is looked at that is only looked at when a part is built or used. Returns what they need of the
+    environment. Raises `ValueError` and `UnknownNameError`, and what a judge raises that cannot be reached.
+    """
+    for place, part in {"algo.estimator": estimator, "algo.loss": learner.objective.loss, **_named(signals)}.items():
+        _check_options(place, part)
+    with torch.random.fork_rng():
+        policy = _tiny_policy(seed)
+        agent = make_agent(policy, torch.Generator(policy.device))
+        learner.objective.check_layout(frozenset({agent.layout}), "this agent")
+        learned = Learner(policy.model, learner)
+        context = SignalContext(
+            policy.model,
+            agent,
+            pool,
+            learned.dtype,
+            learner.micro_batch_tokens,
+            learner.grad_clip,
+            config.max_turns,
+            seed,
+        )
+        made = {name: make(context) for name, make in signals.items()}
+    _check_loss(learner)
+    _check_estimator(estimator, made, config.group_size)
+    for signal in made.values():
+        signal.check()
+    needs = {need: place for place, signal in _named(made).items() for need in signal.needs}
+    if config.tree_expansion is not None:
+        needs[Need.SNAPSHOTS] = "algo.tree_expansion"
+    return needs | dict.fromkeys(agent.needs, "agent.player")
+
+
+def _named(signals: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"algo.signals.{name}": signal for name, signal in signals.items()}
+
+
+def _check_options(place: str, part: Any) -> None:
+    """Raises `UnknownNameError` for a setting that a function does not have."""
+    if not isinstance(part, partial):
+        return
+    parameters = inspect.signature(part.func).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    for name in part.keywords.keys() - parameters.keys():
+        raise UnknownNameError(f"setting of {place}", name, part.keywords.keys() & parameters.keys())
+
+
+def _tiny_policy(seed: int) -> LocalPolicy:
+    tokenizer = build_tokenizer(["go on"])
+    model = build_model(vocabulary_size(tokenizer), width=8, layers=1, heads=1, feed_forward=8, context=64, seed=seed)
+    return LocalPolicy(model.to(find_device()), tokenizer)
+
+
+def _check_loss(learner: LearnerConfig) -> None:
+    tokens = torch.zeros(2, 3)
+    learner.objective.loss(tokens, tokens, tokens, tokens == 0)
+
+
+def _check_estimator(estimator: Estimator, signals: Mapping[str, Signal], group_size: int) -> None:
+    """Raises `MissingSignalError` for a signal that the estimator reads and none of `signals` gives."""
+    function = estimator.func if isinstance(estimator, partial) else estimator
+    if group_size == 1 and getattr(function, "compares_attempts", False):
+        raise ValueError(
+            f"algo.estimator={function.__name__} compares attempts at a task, and trainer.group_size=1 leaves nothing "
+            "to compare: take at least 2, or a method that looks at each attempt by itself, such as algo=reinforce_pp"
+        )
+    given = [(signal.gives, signal.gives_tokens) for signal in signals.values()]
+    if any(turns is None or tokens is None for turns, tokens in given):
+        return  # a signal that does not say what it gives
+    table = _made_up_table(
+        [name for turns, _ in given for name in turns or ()], [name for _, tokens in given for name in tokens or ()],
+        max(group_size, 2),
+    )  # fmt: skip
+    with np.errstate(all="ignore"):
+        estimate = estimator(table)
+    if not isinstance(estimate, Estimate) and (critics := [n for n, s in signals.items() if s.learns_returns]):
+        raise ValueError(
+            f"algo.signals.{critics[0]} learns from returns, and algo.estimator={function.__name__} gives advantages "
+            "alone"
+        )
+
+
+def _made_up_table(signals: Sequence[str], token_signals: Sequence[str], group_size: int) -> TurnTable:
+    """Two turns of two tokens in each of `group_size` attempts at two tasks, the first of which succeeds."""
+    episodes = 2 * group_size
+    episode = np.repeat(np.arange(episodes), 2)
+    turn = np.tile(np.arange(2), episodes)
+    reward = np.where((turn == 1) & (episode % group_size == 0), 1.0, 0.0)
+    rows, tokens = np.arange(2 * episodes), np.full(2 * episodes, 2)
+    kinds = {"node": rows, "tree": episode, "tool_result": rows >= 0}
+    return TurnTable(
+        group=episode // group_size, episode=episode, turn=turn, reward=reward,
+        state=np.array([f"room {number}" for number in turn], dtype=object), valid=rows >= 0,
+        signals={name: kinds.get(name, reward / 2 - 0.5) for name in signals}, tokens=tokens,
+        token_signals={name: np.repeat(reward / 2 - 0.5, 2) for name in ["logprob", *token_signals]},
+    )  # fmt: skip
+
+
+def check_environment(needs: Needs, tasks: Sequence[Task], pool: EnvPool) -> None:
+    """Play the first turn of `tasks`, each in a slot of its own. Raises `ValueError` for what is not there.
+
+    Tasks that fail otherwise are left to the run, which counts them.
+    """
+    first = _answered(pool.reset(dict(enumerate(tasks)), {slot: task.seed for slot, task in enumerate(tasks)}))
+    if Need.ADMISSIBLE in needs and not all(outcome.info.get("admissible") for outcome in first.values()):
+        raise _unmet(Need.ADMISSIBLE, needs, tasks)
+    if first and Need.ANSWERS in needs and not any(outcome.info.get("answers") for outcome in first.values()):
+        raise _unmet(Need.ANSWERS, needs, tasks)
+    if Need.SNAPSHOTS in needs:
+        taken = pool.snapshot(list(first))
+        taken |= pool.restore({slot: outcome.snapshot for slot, outcome in _answered(taken).items()})
+        if errors := [outcome.error.text for outcome in taken.values() if outcome.error is not None]:
+            raise _unmet(Need.SNAPSHOTS, needs, tasks, f" ({error_line(errors[0])})")
+    if Need.TURN_REWARDS in needs:
+        actions = {slot: next(iter(outcome.info.get("admissible") or ["look"])) for slot, outcome in first.items()}
+        told = _answered(pool.step(actions))
+        if not all(TURN_KEYS.keys() <= outcome.info.keys() for outcome in told.values()):
+            raise _unmet(Need.TURN_REWARDS, needs, tasks)
+
+
+def _answered(outcomes: Mapping[int, Outcome]) -> dict[int, Outcome]:
+    return {slot: outcome for slot, outcome in outcomes.items() if outcome.error is None}
+
+
+def _unmet(need: Need, needs: Needs, tasks: Sequence[Task], said: str = "") -> ValueError:
+    return ValueError(f"{needs[need]} needs {need}, and {tasks[0].env} has none{said}: expected {WHERE[need]}")

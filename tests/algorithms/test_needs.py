@@ -1,0 +1,170 @@
+"""What a method needs is looked for before anything starts, and what it cannot do without is refused in a line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from agents.endpoint import EndpointError
+from algorithms.estimators.grpo import grpo
+from algorithms.needs import Needs, check_environment, check_parts
+from algorithms.signals.base import Measurement, Measures, RolloutBatch, SignalContext
+from algorithms.turn_table import MissingSignalError, TurnTable
+from envs.core import Info, Need, UnknownNameError
+from envs.lookup.env import LookupTasks
+from envs.pool import EnvPool
+from scripts.train import Parts
+from tests.agents.endpoint_server import Serve, said
+from tests.agents.toys import Corridor, Corridors, corridor
+from tests.algorithms.test_algo_conf import NAMES, whole
+
+NEEDS = {
+    "igpo": {Need.ANSWERS},
+    "mt_grpo": {Need.TURN_REWARDS},
+    "twosome": {Need.ADMISSIBLE},
+    **{name: {Need.SNAPSHOTS} for name in ("vineppo", "spo_chain", "spo_tree", "tree_grpo")},
+}
+JUDGED = ["capo", "pure"]
+ALONE = {  # those that look at each attempt by itself
+    "archer", "bi_level_ppo", "ntpo", "nsr", "poad", "ppo", "psr", "raft", "raft_pp", "reinforce_pp", "spo_chain",
+    "turn_ppo", "twosome", "vineppo", "w_reinforce",
+}  # fmt: skip
+
+
+def configured(name: str, *overrides: str, judge: str = "") -> DictConfig:
+    more = [f"algo.signals.judge.model.base_url={judge}", "algo.signals.judge.model.name=m"] if name in JUDGED else []
+    config: DictConfig = whole(name, *more, *overrides)
+    return config
+
+
+def check(config: DictConfig) -> Needs:
+    return Parts.of(config).check(config, Corridors())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_method_passes_with_its_own_settings_and_says_what_it_needs(name: str, serve: Serve) -> None:
+    judge = serve(lambda _: said("yes"))
+    assert set(check(configured(name, judge=judge.url))) == NEEDS.get(name, set())
+    assert len(judge.asked) == (name in JUDGED)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_method_that_compares_attempts_refuses_single_ones(name: str, serve: Serve) -> None:
+    judge = serve(lambda _: said("yes"))
+    config = configured(name, "trainer.group_size=1", judge=judge.url)
+    if name in ALONE:
+        check(config)
+        return
+    with pytest.raises(
+        ValueError, match=r"group_size=1 (leaves nothing to compare|that is every group|attempts are not)"
+    ):
+        check(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "signal"),
+    [("igpo", "answer_logprob"), ("vineppo", "mc_value"), ("ppo", "value"), ("istar", "prm"), ("tree_grpo", "tree"),
+     ("empg", "entropy"), ("mt_grpo", "tool_result")],
+)  # fmt: skip
+def test_an_estimator_without_its_signal_is_refused(name: str, signal: str) -> None:
+    config = configured(name)
+    OmegaConf.set_struct(config, False)
+    config.algo.signals = {}
+    with pytest.raises(MissingSignalError, match=signal):
+        check(config)
+
+
+def test_a_critic_beside_an_estimator_without_returns_is_refused() -> None:
+    config = configured("grpo")
+    OmegaConf.set_struct(config, False)
+    config.algo.signals = configured("ppo").algo.signals
+    with pytest.raises(ValueError, match=r"algo\.signals\.critic learns from returns.*grpo"):
+        check(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "message"),
+    [
+        ("gigpo", "+algo.estimator.gama=1", r"unknown setting of algo.estimator 'gama'; did you mean 'gamma'"),
+        ("gigpo", "+algo.loss.dual=1", "unknown setting of algo.loss 'dual'"),
+        ("ppo", "+algo.signals.critic.rate=1", "unknown setting of algo.signals.critic 'rate'"),
+        ("gigpo", "algo.estimator.statistics=turn", "unknown statistics 'turn'"),
+        ("gigpo", "algo.loss.dual_clip=0.5", "dual_clip bounds ratios above 1"),
+        ("ppo", "algo.signals.critic.body=own", "unknown body 'own'"),
+        ("vineppo", "algo.signals.monte_carlo.attempts=0", "attempts and segment_turns must be at least 1"),
+        ("igpo", "algo.signals.answer_gain.action=answer", "need one place for the answer"),
+        ("istar", "algo.signals.implicit_prm.update=never", "unknown update 'never'"),
+        ("capo", "algo.signals.judge.vote=most", "unknown vote 'most'"),
+        ("twosome", "agent.player.normalization=letter", "unknown normalization 'letter'"),
+        ("gigpo", "trainer.minibatches=0", "trainer.minibatches must be at least 1"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused(name: str, override: str, message: str) -> None:
+    with pytest.raises((ValueError, UnknownNameError), match=message):
+        check(configured(name, override, judge="http://127.0.0.1:1/v1"))
+
+
+@pytest.mark.parametrize("name", JUDGED)
+def test_a_judge_that_cannot_be_reached_is_told_at_once(name: str) -> None:
+    with pytest.raises(EndpointError, match=r"m at http://127\.0\.0\.1:1/v1"):
+        check(configured(name, judge="http://127.0.0.1:1/v1"))
+
+
+class Unspoken(Measures):
+    """A signal that does not say what it gives."""
+
+    def __init__(self, context: SignalContext) -> None:
+        self.context = context
+
+    def measure(self, rollouts: RolloutBatch) -> Measurement:
+        return Measurement({"prm": rollouts.table.reward})
+
+
+def test_a_signal_need_not_say_what_it_gives() -> None:
+    def picky(table: TurnTable) -> Any:
+        return table.signal("anything")
+
+    config = configured("grpo")
+    parts = Parts.of(config)
+    with EnvPool(Corridors().make, 1) as pool:
+        settings = (parts.learner, parts.config, pool, 0)
+        assert check_parts(parts.agent, {"mine": Unspoken}, picky, *settings) == {}
+        with pytest.raises(MissingSignalError):
+            check_parts(parts.agent, {}, picky, *settings)
+        assert check_parts(parts.agent, {}, grpo, *settings) == {}
+
+
+# -- the environment --------------------------------------------------------------------------------------------------
+class Mute(Corridor):
+    """Tells nothing but text, and takes no snapshots."""
+
+    def _extra(self, **more: Any) -> Info:
+        return {**super()._extra(**more), "admissible": None}
+
+    def _save(self) -> Any:
+        raise NotImplementedError("corridors forget")
+
+
+@pytest.mark.parametrize("need", Need)
+def test_an_environment_that_does_not_meet_a_need_is_refused_by_name(need: Need) -> None:
+    with EnvPool(lambda: Mute(8), 2) as pool, pytest.raises(ValueError, match=f"algo.mine needs {need}, and test/Corr"):
+        check_environment({need: "algo.mine"}, [corridor(2), corridor(3)], pool)
+
+
+def test_an_environment_that_meets_all_needs_passes() -> None:
+    tasks = LookupTasks()
+    with EnvPool(tasks.make, 3) as pool:
+        chosen = [tasks.task("train", task_id) for task_id in tasks.manifest("train").ids[:3]]
+        check_environment(dict.fromkeys(Need, "algo.mine"), chosen, pool)
+
+
+def test_tasks_that_fail_are_left_to_the_run() -> None:
+    tasks = [corridor(2, fault="reset"), corridor(2, fault="step"), corridor(2)]
+    with EnvPool(lambda: Corridor(8), 3) as pool:
+        check_environment({Need.ADMISSIBLE: "algo.mine", Need.SNAPSHOTS: "algo.mine"}, tasks, pool)
+        with pytest.raises(ValueError, match=r"algo\.mine needs rewards of single turns"):
+            check_environment({Need.TURN_REWARDS: "algo.mine"}, tasks, pool)
+    with EnvPool(lambda: Corridor(8), 1) as pool:
+        check_environment(dict.fromkeys(Need, "algo.mine"), tasks[:1], pool)
