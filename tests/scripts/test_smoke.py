@@ -1,0 +1,36 @@
+"""`python -m scripts.train +experiment=smoke env=NAME` runs for every environment."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from tests.scripts.test_commands import Cli, cli  # noqa: F401 - the fixture
+
+CONF = Path(__file__).parents[2] / "conf"
+SMALLER = [
+    "policy.width=32", "policy.layers=1", "policy.warm_start.episodes=8", "policy.warm_start.steps=4", "eval.limit=1",
+    "trainer.updates=1", "trainer.groups=1", "trainer.group_size=2", "trainer.max_turns=4", "pool.size=8",
+]  # fmt: skip
+MORE = {
+    "alfworld": ["env.embedded_train=8", "env.embedded_valid_seen=1", "env.embedded_valid_unseen=1"],
+    "gym": ["env.id=examples.light_switches:LightSwitches-v0", "env.train_tasks=8"],
+    "key_corridor": ["env.train_tasks=8"],
+    "lookup": ["env.train_tasks=8"],
+    "webshop": ["env.embedded_products=60"],
+}
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "env").glob("*.yaml")))
+def test_smoke_runs_in_every_environment(cli: Cli, name: str) -> None:  # noqa: F811
+    cli.monkeypatch.setenv("POLYTURN_CACHE", str(cli.folder / "cache"))
+    code, _, err = cli("train", "+experiment=smoke", f"env={name}", *MORE[name], *SMALLER, "hydra.run.dir=run")
+    assert code == 0, err
+    lines = [json.loads(line) for line in (cli.folder / "run/metrics.jsonl").read_text().splitlines()]
+    updates = [line for line in lines if "train/loss" in line]
+    assert [line["update"] for line in updates] == [1]
+    assert all(math.isfinite(value) for line in lines for value in line.values())
+    assert any(key.startswith(f"eval/{name}/") for key in lines[0])
