@@ -27,6 +27,7 @@ from agents.agent import Decision, PolicyAgent, View, admissible_actions
 from agents.policies.base import Request
 from agents.prompts import Prompter, written
 from agents.quoting import control_ids, encode, plain, quote
+from envs.core import Need
 
 _SLOT = re.compile(r"(?<=\[)<[^<>]+>(?=\])")  # what an admissible action leaves open, see `agents.parsing.fits`
 _MARK = "polyturnslot"  # stands for an action, or for what it leaves open, while a form is taken apart
@@ -227,6 +228,7 @@ class MaskedAgent(PolicyAgent):
     """
 
     masked: ClassVar[bool] = True
+    needs = frozenset({Need.ADMISSIBLE})
 
     def __post_init__(self) -> None:
         if not self.policy.takes_masks:
