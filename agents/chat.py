@@ -21,7 +21,7 @@ from typing import Any
 
 from agents.episode import ParseStatus, Turn
 from agents.parsing import THINK_OPEN, Parser, answer_part, judge
-from agents.prompts import read_template, written
+from agents.prompts import DAY, read_template, written
 from agents.quoting import encode, plain, quote
 from agents.samples import EPISODES, MIXED
 from envs.core import Info, UnknownNameError
@@ -173,7 +173,9 @@ class Chat:
                 f"{_name(tokenizer)} has no chat template: it is no instruction-tuned model. "
                 "agent=transcript plays with any model, agent=chat with those that have one"
             )
-        options = {"tokenize": False, "add_generation_prompt": generate, **self.template_options}
+        options = {
+            "tokenize": False, "add_generation_prompt": generate, "strftime_now": DAY.strftime, **self.template_options,
+        }  # fmt: skip
         try:
             text: str = tokenizer.apply_chat_template(messages, **options)
         except Exception as error:  # whatever a template raises, and they are programs

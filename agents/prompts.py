@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from datetime import date
 from functools import lru_cache
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -24,6 +25,9 @@ from agents.policies.tiny import ACT
 from agents.quoting import encode, encode_quoted, plain, quote
 from agents.samples import EPISODES, TURNS
 from envs.core import BRIEF, Info, UnknownNameError
+
+# The date that chat templates write, the default of Llama 3's: with today's, tomorrow's run would be another one.
+DAY = date(2024, 7, 26)
 
 
 class Prompter(Protocol):
@@ -94,7 +98,8 @@ def message_ids(tokenizer: Any, text: str, *, around: bool) -> list[int]:
     if not tokenizer.chat_template:
         return list(encode(tokenizer, text, around=around))
     message = {"role": "user", "content": text}
-    return list(encode(tokenizer, tokenizer.apply_chat_template([message], add_generation_prompt=True, tokenize=False)))
+    options = {"add_generation_prompt": True, "tokenize": False, "strftime_now": DAY.strftime}
+    return list(encode(tokenizer, tokenizer.apply_chat_template([message], **options)))
 
 
 def written(prompter: Prompter, action: str) -> str:

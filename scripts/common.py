@@ -265,6 +265,9 @@ def _unknown_key(key: str, config_name: str) -> UnknownNameError:
     near = difflib.get_close_matches(leaf, leaves.values(), n=1, cutoff=0.8)
     elsewhere = [name for name, last in leaves.items() if last in near and name != f"{at}{last}"]
     hint = f"elsewhere there is {', '.join(elsewhere[:5])}" if elsewhere else ""
+    takes_more = not place or "_target_" in place  # arguments of something that may have others
+    if not hint and takes_more and not difflib.get_close_matches(leaf, place):
+        hint = f"+{key}=… adds it"
     return UnknownNameError(f"key of {at[:-1]}" if at else "key", leaf, place, hint)
 
 

@@ -10,8 +10,10 @@ from agents.chat import Chat, ChatTemplateError, History
 from agents.episode import Episode, ParseStatus, Turn
 from agents.parsing import Line, Tagged
 from agents.policies.base import Completion, End, Sampling
+from agents.prompts import message_ids
 from agents.samples import build_samples
 from envs.core import Task, UnknownNameError
+from tests.agents.toys import random_policy
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -236,3 +238,13 @@ def test_bad_settings_are_told() -> None:
         History("full", 3)
     with pytest.raises(ValueError, match="at least 0"):
         History("last_k", -1)
+
+
+def test_templates_that_write_the_date_write_the_same_one_every_day() -> None:
+    tokenizer = random_policy().tokenizer
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }} " + CHATML
+    written = tokenizer.decode(
+        Chat("gym", Tagged(), History()).prompt_ids(tokenizer, [], "a room", {"goal": "", "admissible": None})
+    )
+    assert "26 Jul 2024" in written
+    assert "26 Jul 2024" in tokenizer.decode(message_ids(tokenizer, "a room", around=False))

@@ -334,6 +334,7 @@ def test_a_warning_is_a_line_without_a_date(cli: Cli) -> None:
         (["model=nowhere"], "no model in nowhere"),
         (["seeds=[0"], "cannot read the override 'seeds=[0'"),
         (["agent=random,expert"], "add --multirun"),
+        (["env=gym", "env.id=x", "env.kwargs.kind=y"], "env.kwargs 'kind'; known: none; +env.kwargs.kind=… adds it"),
         (["agent=random", "+env.rooms=3"], "in env: Corridors() takes no arguments"),
         (["resume=nowhere"], "nothing to resume in nowhere"),
         (["-m", "resume=nowhere"], "one run, which --multirun cannot do"),
