@@ -14,9 +14,15 @@ and what run they are of, is known without.
 from __future__ import annotations
 
 import copy
+import errno
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from envs.checksums import DamagedError, verify_if_noted, write_checksums
 from envs.facts import Facts
@@ -24,6 +30,8 @@ from envs.files import remove_whole, tidy, whole_folder
 
 PREFIX = "update-"
 RUN = "run.json"
+STATE = "trainer.pt"
+FULL = os.strerror(errno.ENOSPC)
 
 
 def save_checkpoint(
@@ -39,13 +47,26 @@ def save_checkpoint(
     from algorithms.finite import check_weights
 
     check_weights(model, state)
-    with whole_folder(folder) as partial:
+    with whole_folder(folder) as partial, _naming_a_full_disk(folder):
         save_model(partial, model, tokenizer)
         if state is not None:
-            torch.save(state, partial / "trainer.pt")
+            with (partial / STATE).open("wb") as file:  # whose errors, unlike torch's own, say what is wrong
+                torch.save(state, file)
         if run is not None:
             (partial / RUN).write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
         write_checksums(partial)
+
+
+@contextmanager
+def _naming_a_full_disk(folder: Path) -> Iterator[None]:
+    """Raise the `OSError` of a full disk where torch and safetensors say it in words of their own."""
+    try:
+        yield
+    except (RuntimeError, SafetensorError) as error:
+        before = error.__context__  # torch stumbles once more, over what it could not write
+        if FULL in str(error) or (isinstance(before, OSError) and before.errno == errno.ENOSPC):
+            raise OSError(errno.ENOSPC, FULL, str(folder)) from error
+        raise
 
 
 def load_weights(folder: Path, model: Any) -> None:
@@ -80,12 +101,12 @@ def load_weights(folder: Path, model: Any) -> None:
             weights[name].copy_(tensor)
 
 
-def load_state(folder: Path) -> dict[str, Any]:
+def load_state(folder: Path, *needed: str) -> dict[str, Any]:
     """The trainer's state of a checkpoint. Only plain data and tensors are read, never code.
 
-    Raises `DamagedError` for a folder that is not as it was written.
+    Raises `DamagedError` for a folder that is not as it was written, and for a state without what is `needed`.
     """
-    path = folder / "trainer.pt"
+    path = folder / STATE
     if not path.is_file():
         raise FileNotFoundError(f"{folder} cannot be resumed from: it has no trainer.pt")
     verify_if_noted(folder)
@@ -94,7 +115,11 @@ def load_state(folder: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(path, weights_only=True)
     except Exception as error:  # of a broken file, whatever its reader stumbles over
-        raise DamagedError(f"{path} is damaged: {error}") from error
+        raise DamagedError(f"{path} is damaged: torch cannot read it ({type(error).__name__})") from error
+    if not isinstance(state, dict):
+        raise DamagedError(f"{path} is no state of a training run: expected a dict, got a {type(state).__name__}")
+    if missing := sorted(set(needed) - state.keys()):
+        raise DamagedError(f"{path} is no state of a training run: it has no {', '.join(missing)}")
     return state
 
 
@@ -113,7 +138,8 @@ def load_run(folder: Path) -> Facts:
 def checkpoints(run: Path) -> list[Path]:
     """The whole checkpoints of a run, oldest first; one that was just being replaced when its process died, too."""
     tidy(run / "checkpoints")
-    return sorted(p for p in (run / "checkpoints").glob(f"{PREFIX}*") if p.is_dir())
+    found = (run / "checkpoints").glob(f"{PREFIX}*")
+    return sorted(path for path in found if path.is_dir() and path.name.removeprefix(PREFIX).isdecimal())
 
 
 def checkpoint_folder(run: Path, update: int) -> Path:
@@ -124,6 +150,14 @@ def checkpoint_folder(run: Path, update: int) -> Path:
 def update_of(checkpoint: Path) -> int:
     """After how many updates a checkpoint was saved."""
     return int(checkpoint.name.removeprefix(PREFIX))
+
+
+def remove_after(update: int, folder: Path, suffix: str) -> None:
+    """Remove the files of later updates, which are called as checkpoints are."""
+    for path in folder.glob(f"{PREFIX}*{suffix}"):
+        number = path.name.removeprefix(PREFIX).removesuffix(suffix)
+        if number.isdecimal() and int(number) > update:
+            path.unlink()
 
 
 def prune(run: Path, keep: set[Path]) -> None:

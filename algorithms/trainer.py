@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,16 @@ from numpy.typing import NDArray
 from agents.agent import PolicyAgent
 from agents.episode import Episode, ParseStatus, write_episodes
 from agents.rollout import Job, check_environment, rollout
-from algorithms.checkpoint import checkpoint_folder, checkpoints, load_state, load_weights, prune, save_checkpoint
+from algorithms.checkpoint import (
+    STATE,
+    checkpoint_folder,
+    checkpoints,
+    load_state,
+    load_weights,
+    prune,
+    remove_after,
+    save_checkpoint,
+)
 from algorithms.estimators.groups import uniform_groups
 from algorithms.finite import NotFiniteError
 from algorithms.learner import Learner
@@ -38,13 +47,15 @@ from algorithms.tree_expansion import TreeExpansion
 from algorithms.turn_table import Estimate, TurnTable
 from algorithms.warm_start import Progress
 from envs.checks import json_line
+from envs.checksums import DamagedError
 from envs.core import Manifest, Need, StopReason, Task, TaskSet
 from envs.facts import Facts
-from envs.files import whole_file, write_whole
+from envs.files import naming, read_json_lines, whole_file, write_whole
 from envs.pool import EnvPool
 
 logger = logging.getLogger(__name__)
 
+STATE_KEYS = ("update", "tasks_drawn", "best", "optimizer", "sampling_rng", "sample_order_rng", "signals")
 MAX_TRIES = 10  # rollouts of dynamic sampling for one batch, as in verl-agent
 Estimator: TypeAlias = Callable[[TurnTable], NDArray[np.float64] | Estimate]
 Metrics: TypeAlias = dict[str, float]
@@ -65,9 +76,10 @@ class TrainerConfig:
     episode_timeout: float  # seconds
 
     def __post_init__(self) -> None:
-        for name in ("groups", "group_size", "max_turns", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"trainer.{name} must be at least 1, got {getattr(self, name)}")
+        least = dict.fromkeys(("groups", "group_size", "max_turns", "checkpoint_every"), 1)
+        for name, low in (least | {"updates": 0, "eval_every": 0}).items():
+            if getattr(self, name) < low:
+                raise ValueError(f"trainer.{name} must be at least {low}, got {getattr(self, name)}")
         if self.dynamic_sampling and self.group_size == 1:
             raise ValueError(
                 "algo.dynamic_sampling=true drops groups whose attempts all earned the same, and with "
@@ -278,7 +290,7 @@ class Trainer:
 
     def _log(self, metrics: Metrics) -> None:
         """Append a line to metrics.jsonl. Timings are in it, so compare runs without the `time/` and `perf/` keys."""
-        with self.metrics_file.open("a", encoding="utf-8") as file:
+        with naming(self.metrics_file), self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(json_line({"update": self.update, **metrics}))
             file.flush()
             os.fsync(file.fileno())  # a checkpoint that is on the disk has its metrics there, too
@@ -328,30 +340,36 @@ class Trainer:
         if not saved:
             return
         folder = saved[-1]
-        state = load_state(folder)
+        state = load_state(folder, *STATE_KEYS)
         load_weights(folder, self.learner.model)
         if self.learner.reference is not None:
             load_weights(checkpoint_folder(self.run, 0), self.learner.reference)
+        try:
+            self._take(state)
+        except (ValueError, TypeError, KeyError, IndexError, RuntimeError, AttributeError) as error:
+            raise DamagedError(f"{folder / STATE} is no state of this run: {type(error).__name__}: {error}") from error
+        self._take_back(self.update)
+        self._prune()
+
+    def _take(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state. What it is made of may be of another run."""
         self.learner.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["sampling_rng"])
         self.rng.bit_generator.state = json.loads(state["sample_order_rng"])
         for name, signal in self.signals.items():
             signal.load_state(state["signals"][name])
-        self.update, self.tasks_drawn = state["update"], state["tasks_drawn"]
-        self.best = (state["best"][0], state["best"][1]) if state["best"] else None
-        self._take_back(self.update)
-        self._prune()
+        self.update, self.tasks_drawn = int(state["update"]), int(state["tasks_drawn"])
+        self.best = (float(state["best"][0]), int(state["best"][1])) if state["best"] else None
 
     def _take_back(self, update: int) -> None:
         """Remove what was written after an update, -1 being before the first evaluation."""
         if self.metrics_file.exists():
-            lines = self.metrics_file.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["update"] <= update]
+            rows = read_json_lines(self.metrics_file)
+            lines = self.metrics_file.read_bytes().splitlines(keepends=True)
+            kept = [line for line, row in zip(lines, rows, strict=False) if row.get("update", 0) <= update]
             if kept != lines:
-                write_whole(self.metrics_file, "".join(kept))
-        for path in (self.run / "episodes").glob("update-*.jsonl"):
-            if int(path.stem.removeprefix("update-")) > update:
-                path.unlink()
+                write_whole(self.metrics_file, b"".join(kept))
+        remove_after(update, self.run / "episodes", ".jsonl")
 
 
 def rollout_metrics(episodes: Sequence[Episode]) -> Metrics:

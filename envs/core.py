@@ -169,7 +169,10 @@ class Manifest:
 
 def cache_root() -> Path:
     """Where everything goes that can be made again: `$POLYTURN_CACHE`, else `~/.cache/polyturn`."""
-    return Path(os.environ.get("POLYTURN_CACHE") or "~/.cache/polyturn").expanduser()
+    try:
+        return Path(os.environ.get("POLYTURN_CACHE") or "~/.cache/polyturn").expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"there is no folder for what is made once ({error}): export POLYTURN_CACHE=DIR") from error
 
 
 def data_root() -> Path:

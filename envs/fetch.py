@@ -58,7 +58,7 @@ def fetch(remote: Remote, folder: Path, console: Console) -> Path:
 def _fetch_whole(remote: Remote, path: Path, console: Console) -> None:
     part = path.with_name(f"{remote.name}.part")
     first = size_of(part)
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
         bar = progress.add_task(remote.name, total=remote.size)
         size, failures = remote.size, 0

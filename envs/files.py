@@ -10,7 +10,9 @@ process still lives.
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import json
 import os
 import platform
 import re
@@ -20,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -47,7 +50,7 @@ def partial_path(target: Path) -> Iterator[Path]:
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A path to write a file to, which takes the place of `path` at the end. An error leaves `path` as it was."""
-    with partial_path(path) as partial:
+    with partial_path(path) as partial, naming(path):
         yield partial
         flush(partial)
         partial.replace(path)
@@ -63,7 +66,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """A path to make a folder at, which takes the place of `folder` at the end. An error leaves `folder` as it was."""
-    with partial_path(folder) as partial:
+    with partial_path(folder) as partial, naming(folder):
         yield partial
         _flush_tree(partial)
         _put_in_place(partial, folder)
@@ -144,6 +147,33 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors of the disk name what was written: Python names a file when it opens it, and not when it writes to it."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file with one a line; a last line that was not finished is left out.
+
+    Raises `ValueError` naming the first line that is none.
+    """
+    rows = []
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+        if not line.endswith(b"\n"):
+            break
+        try:
+            rows.append(dict(json.loads(line)))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}:{number} is damaged: expected a JSON object, got {line[:60]!r}") from error
+    return rows
+
+
 # -- on the disk ------------------------------------------------------------------------------------------------------
 def flush(path: Path) -> None:
     """Wait until a file or folder is on the disk."""
@@ -188,13 +218,19 @@ def _is_abandoned(path: Path, machine: str, pid: int) -> bool:
 @contextmanager
 def alone(lock_file: Path, what: str, on_wait: Callable[[], None]) -> Iterator[None]:
     """Held by one process at a time; the others call `on_wait` once, and wait. A killed process holds it no more.
+    Nobody holds it in a folder that can only be read.
 
     Raises `TimeoutError`, saying `what` was waited for.
     """
-    lock_file.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(lock_file)
     try:
+        lock_file.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        # What can only be read may hold all that is needed. Where something has to be made after all, writing it says
+        # that it cannot be written.
     except Timeout:
         on_wait()
         try:

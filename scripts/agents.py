@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -28,6 +29,13 @@ if TYPE_CHECKING:  # torch takes seconds to import, and only policies need it
     from agents.prompts import Prompter
 
 
+POLICY, CHAT = "scripts.agents.policy", "agents.chat.Chat"
+PRETRAINED = "algorithms.initial_policy.PretrainedPolicy"
+WITHOUT_MODEL = {  # agents that take no model=…
+    "scripts.agents.expert": "agent=expert plays without a model",
+    "scripts.agents.random": "agent=random plays without a model",
+    "scripts.agents.endpoint": "agent=openai names its model by agent.name",
+}
 IN_PLACE = "agents.policies.local.in_place"
 NO_MODEL = ("trainer.pt", "run.json", "checksums.json")  # what a training run keeps beside the model of a checkpoint
 
@@ -68,8 +76,40 @@ def model_of(config: DictConfig) -> Model | None:
     return Model(checkpoint_of(config.model), Path(config.model).expanduser(), config.policy, config.rollout)
 
 
+def check_agent(config: DictConfig) -> None:
+    """Raise `ValueError` where agent and model of a configuration do not belong together, before either is made."""
+    target, model = config.agent.get("_target_"), config.model
+    if target == POLICY and not model:
+        raise ValueError(
+            "this agent needs a model: model=FOLDER, of a Hugging Face model or of a training run; "
+            "agent=expert and agent=random play without one"
+        )
+    if target in WITHOUT_MODEL and model:
+        raise ValueError(f"{WITHOUT_MODEL[target]}, got model={model}; a model is played by agent=transcript")
+
+
+def check_trained_agent(config: DictConfig) -> None:
+    """Raise `ValueError` for an agent that cannot be trained, or not from the policy that is asked for."""
+    if config.agent.get("_target_") in WITHOUT_MODEL or not {"player", "prompter", "sampling"} <= config.agent.keys():
+        raise ValueError(
+            f"agent={HydraConfig.get().runtime.choices['agent']} cannot be trained: expected an agent with a player, "
+            "a prompter and sampling, such as agent=transcript, agent=candidates, agent=chat or agent=gigpo"
+        )
+    if config.model or config.resume:
+        return
+    if config.policy.get("_target_") == PRETRAINED:
+        raise ValueError("this policy needs a model to start from: model=FOLDER, or policy=tiny for one made here")
+    if config.agent.prompter.get("_target_") == CHAT:
+        raise ValueError(
+            "agent=chat needs a model with a chat template, and policy=tiny has none: policy=hf model=FOLDER gives it "
+            "one, and agent=transcript does without"
+        )
+
+
 def make_agent(config: DictConfig, task_set: TaskSet, model: Model | None, seed: int) -> Agent:
-    """The agent of a configuration. Raises `ValueError` for a model that is missing, or that does not belong to it."""
+    """The agent of a configuration that `check_agent` has passed. Raises `ValueError` for a model that was prompted
+    otherwise.
+    """
     if model and "prompter" in config:
         _check_prompter(config, model.run)
     agent: Agent = instantiate(config, _partial_=True)(task_set=task_set, model=model, seed=seed)
@@ -78,7 +118,6 @@ def make_agent(config: DictConfig, task_set: TaskSet, model: Model | None, seed:
 
 def expert(task_set: TaskSet, model: Model | None, seed: int) -> ExpertAgent:  # noqa: ARG001
     """The scripted expert of the environment, which draws nothing. Raises `ValueError` where there is none."""
-    _refuse("agent=expert", model)
 
     def make() -> Expert:
         made = task_set.expert()
@@ -92,7 +131,6 @@ def expert(task_set: TaskSet, model: Model | None, seed: int) -> ExpertAgent:  #
 
 def random(task_set: TaskSet, model: Model | None, seed: int) -> RandomAgent:  # noqa: ARG001
     """Random admissible actions."""
-    _refuse("agent=random", model)
     return RandomAgent(seed)
 
 
@@ -107,18 +145,14 @@ def policy(
     """A language model behind a prompter, and who makes decisions of it."""
     import torch
 
-    if model is None:
-        raise ValueError(
-            "this agent needs a model: model=FOLDER, of a Hugging Face model or of a training run; "
-            "agent=expert and agent=random play without one"
-        )
+    assert model is not None, "see check_agent"
     loaded = model.load()
     return player(loaded, prompter, sampling, torch.Generator(loaded.device).manual_seed(seed))
 
 
 def endpoint(
     task_set: TaskSet,  # noqa: ARG001
-    model: Model | None,
+    model: Model | None,  # noqa: ARG001
     seed: int,  # noqa: ARG001
     name: str,
     prompter: Chat,
@@ -128,7 +162,6 @@ def endpoint(
     """The model `name` behind an OpenAI-compatible endpoint, which draws by seeds of its own."""
     from agents.endpoint import EndpointAgent
 
-    _refuse("agent=openai", model, "name it by agent.name")
     return EndpointAgent(name, prompter, sampling, **connection)
 
 
@@ -143,7 +176,7 @@ def checkpoint_of(name: str) -> str:
     saved = checkpoints(path)
     if not saved:
         raise FileNotFoundError(f"the run {path} has no checkpoint yet")
-    best = load_state(saved[-1])["best"]
+    best = load_state(saved[-1], "best")["best"]
     return str(checkpoint_folder(path, best[1]) if best else saved[-1])
 
 
@@ -155,11 +188,6 @@ def _check_prompter(config: DictConfig, run: Path) -> None:
     before = OmegaConf.load(trained).agent.prompter
     if before != config.prompter:
         raise ValueError(f"{run} was trained with the prompter {before}, and agent has {config.prompter}; set agent=…")
-
-
-def _refuse(agent: str, model: Model | None, instead: str = "a model is played by agent=transcript") -> None:
-    if model:
-        raise ValueError(f"{agent} plays without a model folder, got model={model.name}; {instead}")
 
 
 def _content(source: Path | str) -> dict[str, str]:

@@ -10,6 +10,7 @@ import argparse
 import difflib
 import errno
 import functools
+import io
 import linecache
 import os
 import platform
@@ -40,6 +41,8 @@ from scripts.run_folder import Command, quoted
 from scripts.settings import HOUSE, check_settings, shown
 
 Job: TypeAlias = Callable[[DictConfig], None]
+FOLDER_SETTINGS = ("env.data", "rollout.folder")
+FOLDERS = ("POLYTURN_CACHE", "POLYTURN_DATA", "HF_HOME")  # environment variables that name one
 PACKAGES = ("polyturn", "torch", "transformers", "gymnasium", "hydra-core", "textworld", "alfworld")
 _asked: list[str] = []  # the overrides of this start, without those that `resume` brings
 FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -58,6 +61,7 @@ def command(config_name: str) -> Callable[[Job], Callable[[], None]]:
         def job(cfg: DictConfig) -> None:
             try:
                 check_settings(cfg, config_name)
+                _make_absolute(cfg)
                 function(cfg)
             except Exception as error:
                 hydra_cfg = HydraConfig.get()
@@ -77,6 +81,13 @@ def command(config_name: str) -> Callable[[Job], Callable[[], None]]:
     return decorate
 
 
+def _make_absolute(cfg: DictConfig) -> None:
+    """Have the folders of a configuration stay what they are now: an environment may change the working directory."""
+    for key in FOLDER_SETTINGS:
+        if isinstance(folder := OmegaConf.select(cfg, key), str):
+            OmegaConf.update(cfg, key, os.path.abspath(os.path.expanduser(folder)))
+
+
 class Arguments(argparse.ArgumentParser):
     """Reads a command line. What is wrong with it is raised as `ValueError`, to be told in a line as any mistake."""
 
@@ -91,6 +102,7 @@ class _ReportedError(Exception):
 def run(main: Callable[[], None], config_name: str = "") -> None:
     """Call `main`, and turn whatever ends it into a message and an exit code (see the module)."""
     old = {number: signal.signal(number, _end) for number in _deadly_signals()}
+    _prepare_process()
     try:
         main()
         sys.stdout.flush()
@@ -108,6 +120,19 @@ def run(main: Callable[[], None], config_name: str = "") -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         for number, handler in old.items():
             signal.signal(number, handler)
+
+
+def _prepare_process() -> None:
+    """Let text in any encoding through, and have the folders in environment variables stay what they are now.
+
+    An environment may change the working directory.
+    """
+    for stream, errors in ((sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace"), (sys.stdin, "replace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
+    for name in FOLDERS:
+        if folder := os.environ.get(name):
+            os.environ[name] = os.path.abspath(os.path.expanduser(folder))
 
 
 def _deadly_signals() -> Iterator[signal.Signals]:
@@ -158,7 +183,7 @@ def _resumed(arguments: list[str], name: str) -> list[str]:
 
     `name` is the command's, which must be that of the run.
     """
-    given = [a.removeprefix("resume=").strip("'\"") for a in arguments if a.startswith("resume=")]
+    given = [_unquoted(a.removeprefix("resume=")) for a in arguments if a.startswith("resume=")]
     if not given or given[-1] in ("", "null"):
         return arguments
     if {"-m", "--multirun"} & set(arguments):
@@ -170,6 +195,12 @@ def _resumed(arguments: list[str], name: str) -> list[str]:
     old = [override for override in command.overrides if _key_of(override) not in keys]
     folders = [f"--config-dir={path}" for path in command.config_dirs]
     return [*folders, *old, *new, f"resume={quoted(folder)}", f"hydra.run.dir={quoted(folder)}"]
+
+
+def _unquoted(text: str) -> str:
+    """A path as it is meant: in quotes for Hydra, or as it is."""
+    inner = text[1:-1]
+    return inner if text[:1] + text[-1:] in ("''", '""') and not Path(text).exists() else text
 
 
 def _key_of(override: str) -> str:
@@ -207,7 +238,8 @@ def explain(error: BaseException, config_name: str = "") -> str | None:
         case ValueError() if text.startswith("Config group override must be"):
             return _no_option(text)
         case OSError(errno=errno.ENOSPC):
-            return f"the disk is full: {error.filename or 'stdout'} could not be written; free some space and go on"
+            what = error.filename or ("stdout" if _stdout_fails() else "a file")
+            return f"the disk is full: {what} could not be written; free some space and go on"
         case OSError(strerror=str() as reason, filename=str() as name):
             return f"{reason}: {name}"
         case OSError() | UnknownNameError():
@@ -215,6 +247,15 @@ def explain(error: BaseException, config_name: str = "") -> str | None:
         case ValueError() | TypeError() | ImportError() if _raised_for_the_user(error):
             return _one_line(text)
     return None
+
+
+def _stdout_fails() -> bool:
+    """Whether what was printed cannot be written. It is still there to be tried again."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        return True
+    return False
 
 
 def _explain_configuration(error: HydraException | OmegaConfBaseException, config_name: str) -> str:
@@ -305,11 +346,14 @@ def _keys(config: dict[str, Any], parent: str = "") -> Iterator[str]:
 
 # -- what commands say and write --------------------------------------------------------------------------------------
 class Terminal(Console):
-    """What commands print to. Somebody who stops reading is `run`'s business; Rich would exit by itself."""
+    """What commands print to. Somebody who stops reading is `run`'s business; Rich would exit by itself.
+
+    Text is text, whatever brackets there are in a folder's name or in what an environment says.
+    """
 
     def __init__(self, **options: Any) -> None:
         """`options` are those of `rich.console.Console`."""
-        super().__init__(highlight=False, emoji=False, **options)
+        super().__init__(markup=False, highlight=False, emoji=False, **options)
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError(errno.EPIPE, "nobody reads any more")

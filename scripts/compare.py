@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> None:
     groups = grouped(runs)
     target = args.output or args.folders[0]
     target.mkdir(parents=True, exist_ok=True)
-    console = Terminal(soft_wrap=True, markup=False)
+    console = Terminal(soft_wrap=True)
     text = table(groups)
     write_whole(target / "compare.md", text)
     console.print(text)

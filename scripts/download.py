@@ -19,7 +19,7 @@ def main() -> None:
     parser = Arguments(prog="python -m scripts.download", description="Fetch published data, once.")
     commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     shared = Arguments(add_help=False)
-    shared.add_argument("--data", type=Path, default=data_root(), metavar="DIR", help="where to put it (%(default)s)")
+    shared.add_argument("--data", type=Path, metavar="DIR", help="where to put it (by default where environments look)")
     shared.add_argument("--from", dest="mirror", type=Path, metavar="DIR", help="a folder that has the files")
 
     what = "the official games of ALFWorld: 37 MB, unpacked 340 MB"
@@ -40,7 +40,7 @@ def main() -> None:
     )
 
     args = parser.parse_args()
-    data = args.data.expanduser()
+    data = args.data.expanduser() if args.data else data_root()
     if args.what == "alfworld":
         archives = (alfworld.GAMES, alfworld.TRAJECTORIES) if args.trajectories else (alfworld.GAMES,)
         alfworld.install(data, args.mirror, archives)

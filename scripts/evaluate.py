@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -31,27 +29,28 @@ from agents.rollout import check_environment, error_line
 from agents.source import agents_hash
 from envs.core import TaskSet, evaluation_splits
 from envs.facts import Facts, differences, environment_facts, without
-from envs.files import write_whole
+from envs.files import naming, write_whole
 from envs.pool import EnvPool
-from scripts.agents import Model, make_agent, model_of
+from scripts.agents import Model, check_agent, make_agent, model_of
 from scripts.common import Terminal, command, machine, plain, printable, versions
-from scripts.run_folder import Command, locked
+from scripts.run_folder import Command, in_shell, locked, resume_command
 
 
 @command("evaluate")
 def main(cfg: DictConfig) -> None:
     """Evaluate into a folder that no other process has."""
-    run = Path(os.path.relpath(HydraConfig.get().runtime.output_dir))
+    run = Path(HydraConfig.get().runtime.output_dir)
     with locked(run):
         _run(cfg, run)
 
 
 def _run(cfg: DictConfig, run: Path) -> None:
     """Play the missing episodes, and write the results."""
+    check_agent(cfg)
     asked = Command.of_this_process("evaluate")
     if not (run / "run.json").exists():
         asked.keep(run, cfg)
-    console = Terminal(soft_wrap=True, markup=False)
+    console = Terminal(soft_wrap=True)
     task_set: TaskSet = instantiate(cfg.env)
     console.print(task_set.describe())
     cfg.split = cfg.split or evaluation_splits(task_set)[0]
@@ -78,7 +77,8 @@ def _run(cfg: DictConfig, run: Path) -> None:
 
         def keep(episode: Episode) -> None:
             slim = replace(episode, turns=[replace(turn, prompt_ids=[]) for turn in episode.turns])
-            write_episodes(file, [slim], append=True)
+            with naming(file):
+                write_episodes(file, [slim], append=True)
             ended.append(slim)
             advance(episode)
 
@@ -176,7 +176,7 @@ def _progress(
             yield advance
     finally:
         if done < total and (file := run / "episodes.jsonl").exists():
-            again = f"python -m scripts.evaluate resume={shlex.quote(str(run))}"
+            again = resume_command("evaluate", run)
             console.print(f"{len(_read_whole_lines(file))} episodes are kept; go on with: {again}")
 
 
@@ -202,7 +202,7 @@ def _write(run: Path, facts: Facts, environment: str, evaluation: Evaluation, co
         console.print("the evaluation is complete already; nothing was changed")
     console.print(Markdown(markdown) if console.is_terminal else markdown)
     console.print(
-        f"in {run}: evaluation.json, .md, .png; see episodes with: python -m scripts.view {shlex.quote(str(run))}"
+        f"in {in_shell(run)}: evaluation.json, .md, .png; see episodes with: python -m scripts.view {in_shell(run)}"
     )
 
 

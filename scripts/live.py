@@ -10,6 +10,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from scripts.curve import is_success
 
@@ -38,8 +39,8 @@ class LiveReporter:
         self.rows: list[list[str]] = []
         self.started = time.monotonic()
         self.progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-            TextColumn("{task.fields[status]}"), console=self.console,
+            TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn("{task.fields[status]}", markup=False), console=self.console,
         )  # fmt: skip
         self.task: TaskID | None = None
         self.phase_started, self.phase_name, self.phase_status = time.monotonic(), "", ""
@@ -56,7 +57,7 @@ class LiveReporter:
             self.live.stop()
             self.console.print(self._table(len(self.rows)))
 
-    def say(self, text: str) -> None:
+    def say(self, text: str | Text) -> None:
         """A line that stays. Where nobody reads any more, the run hears of it and nothing is said again."""
         try:
             self.console.print(text)
@@ -108,7 +109,7 @@ class LiveReporter:
                 if is_success(m)
             ]
             if shares:
-                self.say(f"[bold]after {update} updates:[/] " + ", ".join(shares))
+                self.say(Text.assemble((f"after {update} updates: ", "bold"), ", ".join(shares)))
         self.live.update(self._screen())
 
     def _end_phase(self, quiet: bool = False) -> None:

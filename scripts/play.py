@@ -22,7 +22,7 @@ from agents.agent import Agent, PolicyAgent, View
 from agents.episode import Episode, Turn
 from agents.scripted import FREE, HumanAgent
 from envs.core import Info, StopReason, Task, TaskSet, UnknownNameError, evaluation_splits
-from scripts.agents import make_agent, model_of
+from scripts.agents import check_agent, make_agent, model_of
 from scripts.common import Terminal, command, printable
 from scripts.view import result, show_goal
 
@@ -32,7 +32,9 @@ HELP = "enter an action or its number; ? for help, :undo to take a turn back, :q
 @command("play")
 def main(cfg: DictConfig) -> None:
     """Play one task."""
-    console = Terminal(markup=False)
+    console = Terminal()
+    if cfg.get("agent"):
+        check_agent(cfg)
     task_set: TaskSet = instantiate(cfg.env)
     task = find_task(task_set, cfg.split or evaluation_splits(task_set)[0], str(cfg.task))
     if cfg.get("agent"):

@@ -11,6 +11,9 @@ nothing (`hydra.output_subdir: null`), and the command writes both whole when it
 from __future__ import annotations
 
 import json
+import os
+import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -57,9 +60,19 @@ def _is_asked_for(key: str, config: DictConfig) -> bool:
 
 
 def quoted(path: Path) -> str:
-    """A path as an override takes it."""
-    text = str(path).replace("'", "\\'")
+    """A path as the value of an override: nothing in it means anything to Hydra or OmegaConf."""
+    text = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), str(path).replace("${", "\\${"))
     return f"'{text}'"
+
+
+def in_shell(run: Path) -> str:
+    """The folder of a run as a shell takes it, from where the command was started. (Environments may go elsewhere.)"""
+    return shlex.quote(os.path.relpath(run, HydraConfig.get().runtime.cwd))
+
+
+def resume_command(name: str, run: Path) -> str:
+    """What to paste into a shell to go on with a run of `scripts.<name>`."""
+    return f"python -m scripts.{name} resume={in_shell(run)}"
 
 
 def new_folder(name: Path) -> Path:

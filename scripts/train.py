@@ -24,16 +24,16 @@ from agents.agent import PolicyAgent
 from agents.evaluation import Evaluation, evaluate, pooled, spread
 from agents.rollout import BrokenEnvironmentError
 from agents.source import agents_hash
-from algorithms.checkpoint import checkpoint_folder, checkpoints, load_run, load_state, update_of
+from algorithms.checkpoint import checkpoint_folder, checkpoints, load_run, load_state, remove_after, update_of
 from envs.core import Manifest, TaskSet, UnknownNameError, evaluation_splits, hold_out
 from envs.facts import Facts, differences, environment_facts, without
-from envs.files import remove_whole, write_whole
+from envs.files import read_json_lines, remove_whole, write_whole
 from envs.pool import EnvPool
-from scripts.agents import checkpoint_of
+from scripts.agents import check_trained_agent, checkpoint_of
 from scripts.common import Terminal, asked_for, command, machine, plain, versions
 from scripts.curve import PICTURES, SELECTION, draw_pictures, is_success
 from scripts.live import LiveReporter
-from scripts.run_folder import COMMAND, Command, locked
+from scripts.run_folder import COMMAND, Command, locked, resume_command
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import, and mistakes are reported before that
     from torch import Generator
@@ -66,10 +66,13 @@ def main(cfg: DictConfig) -> None:
 
 def _run(cfg: DictConfig, run: Path) -> None:
     """Build the parts that the configuration names, and run the loop."""
+    check_trained_agent(cfg)
     asked = Command.of_this_process("train")
     saved = checkpoints(run)
     if cfg.resume is None and saved:
-        raise ValueError(f"{run} holds a run already; go on with it by resume={run}, or choose another hydra.run.dir")
+        raise ValueError(
+            f"{run} holds a run already; go on with it: {resume_command('train', run)}; or choose another hydra.run.dir"
+        )
     if not saved:
         _clear(run)
         asked.keep(run, cfg)
@@ -134,9 +137,10 @@ def _run(cfg: DictConfig, run: Path) -> None:
             evaluate_and_keep()  # for the report: it was trained as far as this, but not evaluated in this way
     if trainer.update < parts.config.updates:
         draw_pictures(run, report.title)
-        console.print(f"stopped after {trainer.update} of {parts.config.updates} updates; go on with resume={run}")
+        console.print(f"stopped after {trainer.update} of {parts.config.updates} updates")
+        console.print(f"go on with: {resume_command('train', run)}")
         return
-    console.print(report.write(trainer.update), markup=False)
+    console.print(report.write(trainer.update))
     pictures = ", ".join(str(run / name) for name in PICTURES)
     console.print(f"pictures: {pictures}\nnewest checkpoint: {checkpoints(run)[-1]}", soft_wrap=True)
     report.check(trainer.update)
@@ -254,7 +258,7 @@ def _compare(before: Facts, now: Facts, console: Terminal) -> None:
             f"Only {', '.join(MAY_CHANGE)} may change, each by an override of the command that resumes"
         )
     for change in said:
-        console.print(f"changed since the last start: {change}", markup=False)
+        console.print(f"changed since the last start: {change}")
 
 
 def _start(
@@ -280,8 +284,6 @@ def _start(
             tasks = [task_set.task(manifest.split, i) for i in manifest.ids]
             warm_start(loaded, prompter, task_set, tasks, pool, start.warm_start, cfg.seed, reporter, masked=masked)
         return loaded
-    if isinstance(start, Pretrained):
-        raise ValueError("this policy needs a model to start from: model=FOLDER, or policy=tiny for one made here")
     policy, kept = tiny_policy(start, task_set, manifest, prompter, pool, cfg.seed, reporter, plain(cfg), masked=masked)
     reporter.say(f"starting from {kept}")
     return policy
@@ -405,9 +407,7 @@ class _Report:
 
     def take_back(self, update: int) -> None:
         """Remove what was kept after a later update."""
-        for path in self._kept(0).parent.glob("update-*.json"):
-            if int(path.stem.removeprefix("update-")) > update:
-                path.unlink()
+        remove_after(update, self._kept(0).parent, ".json")
 
     def is_complete(self, update: int) -> bool:
         """Whether all updates are done, `update` being the last, and the report that belongs to them is written."""
@@ -436,7 +436,7 @@ class _Report:
 
     def _files(self, update: int) -> dict[str, str]:
         checkpoint = checkpoint_folder(self.run, update)
-        best = load_state(checkpoint)["best"]
+        best = load_state(checkpoint, "best")["best"]
         evaluations = self.evaluations(update) or {}
         record = {
             "updates": update,
@@ -479,7 +479,7 @@ def _choice(selection: Manifest, best: tuple[float, int] | None) -> str:
 
 def _history(metrics_file: Path) -> str:
     """A table of the success of every evaluation of the run, with 95 % intervals."""
-    lines = [json.loads(line) for line in metrics_file.read_text(encoding="utf-8").splitlines()]
+    lines = read_json_lines(metrics_file)
     prefixes = list(dict.fromkeys(key.removesuffix("/success") for line in lines for key in line if is_success(key)))
     rows = [
         f"| update | {' | '.join(prefix.rpartition('/')[2] for prefix in prefixes)} |",

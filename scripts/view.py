@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--failed", action="store_true", help="list only those that did not solve their task")
     parser.add_argument("--task", default="", metavar="TEXT", help="list only those with this text in their task's id")
     args = parser.parse_args(argv)
-    console = Terminal(markup=False)
+    console = Terminal()
     file, note = find_file(args.path)
     if note:
         console.print(note, style="dim")

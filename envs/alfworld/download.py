@@ -76,7 +76,7 @@ def install(
     `mirror` is a folder with the archives, or one with `json_2.1.1/<split>` below it or below its `alfworld`.
     Raises `DownloadError`, and `OSError` for a disk that is full or read-only.
     """
-    console = console or Console()
+    console = console or Console(markup=False)
     say = partial(console.print, highlight=False, soft_wrap=True)
     folder = official_folder(data)
     folder.mkdir(parents=True, exist_ok=True)

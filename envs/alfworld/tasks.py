@@ -280,7 +280,7 @@ def _embed(split: str, size: int) -> Path:
         remove_whole(folder)
     recipe = _EMBEDDED[split]
     seeds = range(recipe.first_seed, recipe.first_seed + size)
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False)
     console.print(f"making {size} games of ALFWorld's split {split} in {folder}, once", highlight=False, soft_wrap=True)
     with made_once(folder) as games:
         for seed in track(seeds, "", console=console, transient=True, disable=not console.is_terminal):

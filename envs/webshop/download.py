@@ -73,7 +73,7 @@ def install(
     names are found where they are not known. `files` are those of the size unless others are given. Raises
     `DownloadError`, `JSONFileError` for files that are no catalogue, and `ImportError` where the tagger is missing.
     """
-    console = console or Console()
+    console = console or Console(markup=False)
     say = partial(console.print, highlight=False, soft_wrap=True)
     folder = data / "webshop"
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,14 +1,17 @@
 """Checkpoints that are damaged are an error that names them, whoever reads them."""
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors import SafetensorError
 
 from agents.policies.pretrained import Pretrained
 from algorithms.checkpoint import load_run, load_state, load_weights, save_checkpoint
-from envs.checksums import SUMS
+from envs.checksums import SUMS, DamagedError
 from tests.agents.toys import random_policy
 from tests.damage import each_damage
 
@@ -46,3 +49,44 @@ def test_files_without_checksums_that_are_cut_are_named(tmp_path: Path, file: st
     reader = {"trainer.pt": load_state, "run.json": load_run}.get(file, Pretrained().load)
     with pytest.raises((ValueError, OSError), match="somebodys"):
         reader(folder)
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ([1, 2], "expected a dict, got a list"),
+        ({"model": 3}, "it has no best, optimizer"),
+        ({"best": None, "optimizer": {}}, ""),
+    ],
+)
+def test_a_state_that_is_no_runs_is_named(tmp_path: Path, state: Any, said: str) -> None:
+    torch.save(state, tmp_path / "trainer.pt")
+    if not said:
+        assert load_state(tmp_path, "best", "optimizer") == state
+        return
+    with pytest.raises(DamagedError, match=said) as raised:
+        load_state(tmp_path, "best", "optimizer")
+    assert str(raised.value).startswith(f"{tmp_path / 'trainer.pt'} is no state of a training run")
+
+
+@pytest.mark.parametrize("file", ["trainer.pt", "model.safetensors"])
+def test_a_full_disk_is_named_whoever_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str) -> None:
+    """torch and safetensors have words of their own for it. Nothing is left behind."""
+    save = torch.save
+
+    def save_to_full_disk(state: Any, _: Any) -> None:
+        with open("/dev/full", "wb") as file:
+            save(state, file)
+
+    def refuse(*_: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    if file == "trainer.pt":
+        monkeypatch.setattr(torch, "save", save_to_full_disk)
+    else:
+        monkeypatch.setattr(type(POLICY.model), "save_pretrained", refuse)
+    with pytest.raises(OSError, match="No space left") as raised:
+        save_checkpoint(tmp_path / "update-000001", POLICY.model, POLICY.tokenizer, {"update": torch.zeros(1 << 20)})
+    assert raised.value.errno == errno.ENOSPC
+    assert raised.value.filename == str(tmp_path / "update-000001")
+    assert list(tmp_path.iterdir()) == []

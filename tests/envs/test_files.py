@@ -8,12 +8,23 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from envs import files
-from envs.files import alone, made_once, remove_whole, tidy, whole_file, whole_folder, write_whole
+from envs.files import (
+    alone,
+    made_once,
+    naming,
+    read_json_lines,
+    remove_whole,
+    tidy,
+    whole_file,
+    whole_folder,
+    write_whole,
+)
 
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -241,3 +252,36 @@ def hold(lock: Path, begun) -> None:
     with alone(lock, "the index", lambda: None):
         begun.set()
         time.sleep(600)
+
+
+def test_a_lock_is_not_needed_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What can only be read may hold all that is needed."""
+    for number in (errno.EROFS, errno.EACCES, errno.ENOSPC):
+
+        def refuse(*_: object, number: int = number, **__: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(files.FileLock, "acquire", refuse)
+        begun = False
+        with suppress(OSError), alone(tmp_path / ".lock", "it", lambda: None):
+            begun = True
+        assert begun == (number != errno.ENOSPC)
+
+
+def test_an_error_of_the_disk_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="it.jsonl"), naming(tmp_path / "it.jsonl"), open("/dev/full", "w") as file:
+        file.write("x")
+        file.flush()
+    with pytest.raises(OSError, match="Is a directory: .*folder"), naming(tmp_path / "it.jsonl"):
+        (tmp_path / "folder").mkdir()
+        (tmp_path / "folder").read_bytes()
+
+
+def test_json_lines_are_read_and_a_bad_one_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"update": 0}\n{"update": 1}\n{"upd')
+    assert read_json_lines(path) == [{"update": 0}, {"update": 1}]
+    for bad in (b'{"update": \n', b"3\n", b"\x00\xff\n", b"\n", b"[1, 2]\n"):
+        path.write_bytes(b'{"update": 0}\n' + bad + b'{"update": 1}\n')
+        with pytest.raises(ValueError, match=r"metrics\.jsonl:2 is damaged: expected a JSON object, got"):
+            read_json_lines(path)

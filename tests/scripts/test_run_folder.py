@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
 from pathlib import Path
 
 import hydra
@@ -12,6 +14,8 @@ from omegaconf import DictConfig, read_write
 from agents.episode import read_episodes
 from scripts.run_folder import COMMAND, NewFolder, locked, new_folder, quoted
 from tests.scripts.test_commands import CORRIDOR, Cli, cli, result_of  # noqa: F401
+
+NAMES = ("plain", "it's a=b,c", "back\\slash", "r[bold]x[/]", "ends'", "'both'", "at the end\\", "a: {b}")
 
 
 def composed(*overrides: str, name: str = "evaluate") -> DictConfig:
@@ -60,10 +64,21 @@ def test_all_jobs_of_a_sweep_are_in_its_folder(cli: Cli, monkeypatch: pytest.Mon
 
 
 def test_a_path_is_quoted_for_an_override() -> None:
-    parser = hydra.core.override_parser.overrides_parser.OverridesParser.create()
-    for path in ("plain", "it's a=b,c", "back\\slash"):
-        (override,) = parser.parse_overrides([f"resume={quoted(Path(path))}"])
-        assert override.value() == path
+    for path in (*NAMES, "${seed}"):
+        assert composed(f"hydra.run.dir={quoted(Path(path))}").hydra.run.dir == path
+
+
+def test_a_run_is_gone_on_with_by_the_line_that_is_printed(cli: Cli) -> None:  # noqa: F811
+    """Whatever its folder is called."""
+    for name in NAMES:
+        run = cli.folder / name
+        code, out, err = cli("evaluate", *CORRIDOR, "agent=random", "limit=2", f"hydra.run.dir={quoted(Path(name))}")
+        assert (code, err) == (0, ""), err
+        assert f"in {shlex.quote(name)}: " in out
+        shutil.move(run / "evaluation.md", cli.folder / "before.md")
+        code, _, err = cli("evaluate", *shlex.split(f"resume={shlex.quote(name)}"))
+        assert (code, err) == (0, ""), err
+        assert (run / "evaluation.md").read_bytes() == (cli.folder / "before.md").read_bytes()
 
 
 # -- one process for each folder --------------------------------------------------------------------------------------
@@ -74,7 +89,7 @@ def test_a_folder_in_use_is_refused_and_left_as_it_is(cli: Cli) -> None:  # noqa
         for arguments in (["agent=random", f"hydra.run.dir={run}"], [f"resume={run}", "seeds=[0,1]"]):
             code, _, err = cli("evaluate", *(CORRIDOR if arguments[0] == "agent=random" else []), *arguments)
             assert (code, err.count("\n")) == (2, 1)
-            assert f"another process is running in {run.name}: wait until it has ended" in err
+            assert f"another process is running in {run}: wait until it has ended" in err
     assert contents(run) == before
     assert cli("evaluate", f"resume={run}", "seeds=[0,1]")[0] == 0
 
