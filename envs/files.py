@@ -79,7 +79,7 @@ def made_once(folder: Path, proof: str = ".") -> Iterator[Path]:
 
     Where two make the same folder, whoever is second keeps the first one's, told by the `proof` that it holds.
     """
-    with partial_path(folder) as partial:
+    with partial_path(folder) as partial, naming(folder):
         partial.mkdir()
         yield partial
         _flush_tree(partial)
@@ -226,11 +226,6 @@ def alone(lock_file: Path, what: str, on_wait: Callable[[], None]) -> Iterator[N
     try:
         lock_file.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
-    except OSError as error:
-        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
-            raise
-        # What can only be read may hold all that is needed. Where something has to be made after all, writing it says
-        # that it cannot be written.
     except Timeout:
         on_wait()
         try:
@@ -240,6 +235,11 @@ def alone(lock_file: Path, what: str, on_wait: Callable[[], None]) -> Iterator[N
                 f"another process has been making {what} for {LONGEST_WAIT / 3600:.0f} hours; "
                 f"if there is none, remove {lock_file}"
             ) from None
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        # What can only be read may hold all that is needed. Where something has to be made after all, writing it says
+        # that it cannot be written.
     try:
         yield
     finally:

@@ -238,7 +238,7 @@ def explain(error: BaseException, config_name: str = "") -> str | None:
         case ValueError() if text.startswith("Config group override must be"):
             return _no_option(text)
         case OSError(errno=errno.ENOSPC):
-            what = error.filename or ("stdout" if _stdout_fails() else "a file")
+            what = error.filename or "stdout"  # files that are written are named, see `envs.files.naming`
             return f"the disk is full: {what} could not be written; free some space and go on"
         case OSError(strerror=str() as reason, filename=str() as name):
             return f"{reason}: {name}"
@@ -247,15 +247,6 @@ def explain(error: BaseException, config_name: str = "") -> str | None:
         case ValueError() | TypeError() | ImportError() if _raised_for_the_user(error):
             return _one_line(text)
     return None
-
-
-def _stdout_fails() -> bool:
-    """Whether what was printed cannot be written. It is still there to be tried again."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        return True
-    return False
 
 
 def _explain_configuration(error: HydraException | OmegaConfBaseException, config_name: str) -> str:
