@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from agents.episode import Choice, Episode, ParseStatus, Turn
 from agents.policies.base import Completion, Policy, Request, Sampling
-from envs.core import BRIEF, Info, Need
+from envs.core import BRIEF, Info, Need, StopReason
 
 if TYPE_CHECKING:  # agents without a policy start without torch, which takes seconds to import
     import torch
@@ -33,7 +33,7 @@ class View:
 
 @dataclass(frozen=True)
 class Decision:
-    """What an agent does. `status` is None when the prompt did not fit, which ends the episode (`context_limit`)."""
+    """What an agent does. Where `status` is None it does nothing, and the episode ends by `stop_reason`."""
 
     action: str
     status: ParseStatus | None = ParseStatus.OK
@@ -42,6 +42,8 @@ class Decision:
     logprobs: list[float] = field(default_factory=list)
     choice: Choice | None = None
     nodes: list[Node] = field(default_factory=list)
+    stop_reason: StopReason = StopReason.CONTEXT_LIMIT
+    error: str = ""  # what ended the episode, where it was an error
 
 
 class Agent(Protocol):

@@ -5,7 +5,10 @@ places of the answers, and the pieces are put together as ids around the ids tha
 
     opening(first message) answer₁ between(second message) answer₂ between(third message) …
 
-so that no answer is ever encoded again. What the environment says is quoted (`agents.quoting`): neither the template
+so that no answer is ever encoded again. Templates are programs, so this is checked once for each: the pieces have to be
+what the template makes of whole conversations, with the system prompt in them once, at the beginning. Where a template
+refuses the system role, drops it, or repeats it elsewhere, the system prompt stands in front of the first user message.
+What the environment says is quoted (`agents.quoting`): neither the template
 nor the tokenizer takes it for more than text. As long as nothing before has changed, each prompt starts with the last
 one and its completion, and an episode is one training sequence. Where history is shortened, or reasoning stripped from
 it, the prompt starts otherwise, and the prefix rule (`agents.samples`) begins a new sequence: both are exact.
@@ -13,26 +16,27 @@ it, the prompt starts otherwise, and the prefix rule (`agents.samples`) begins a
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
 from typing import Any
 
+from agents.chat_templates import FILLER, MARK, ChatTemplateError, answer_end_id, model_name, render_chat
 from agents.episode import ParseStatus, Turn
 from agents.parsing import THINK_OPEN, Parser, answer_part, judge
-from agents.prompts import DAY, read_template, written
+from agents.prompts import read_template, written
 from agents.quoting import encode, plain, quote
 from agents.samples import EPISODES, MIXED
 from envs.core import Info, UnknownNameError
 
 KINDS = ("full", "last_k", "summary")
 SUMMARY_LENGTH = 160  # characters of an observation in a summary
-_MARK = "\u2063polyturn\u2063"  # invisible separators: nothing that an environment or a template would write
+EMPTY = "(empty)"  # a message of nothing
+_CHECKED_TURNS = 8  # of the conversations by which a template is checked
 
-
-class ChatTemplateError(ValueError):
-    """The model's chat template is missing, fails, or does not keep to what conversations need of it."""
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,15 @@ class History:
             raise ValueError(f"history {self.kind!r} {'shows all turns' if self.turns else 'needs a number of turns'}")
         if self.turns is not None and self.turns < 0:
             raise ValueError(f"history.turns must be at least 0, got {self.turns}")
+
+
+@dataclass(frozen=True)
+class _Form:
+    """How the conversations of a template are put together."""
+
+    folded: bool  # the system prompt stands in front of the first user message
+    grows: bool  # an earlier turn is written as it was when it was the newest
+    lead: str  # what stands before an answer and is left to the model to write: a blank, or the name of a channel
 
 
 class Chat:
@@ -82,17 +95,20 @@ class Chat:
         self.template_options = dict(template_options or {})
         self.layout = EPISODES if history.kind == "full" and keep_reasoning else MIXED
         self.max_prompt_tokens = history.max_tokens
-        self._prefilled = False  # whether the template opens the reasoning, seen when a prompt is made
+        # Seen when a prompt is made: whether the template opens the reasoning, and what it leaves to write before it.
+        self._prefilled, self._lead = False, ""
         self._encode = lru_cache(maxsize=100_000)(encode)
         self._pieces = lru_cache(maxsize=100_000)(self._make_piece)
+        self._form = lru_cache(maxsize=8)(self._find_form)
         self._answers = lru_cache(maxsize=100_000)(_after_reasoning)
 
     # -- what the policy sees ---------------------------------------------------------------------------------------
     def prompt_ids(self, tokenizer: Any, turns: Sequence[Turn], observation: str, info: Info) -> list[int]:
         """The ids to continue. Raises `ChatTemplateError` where the tokenizer's template is not up to it."""
         newest = self._newest(observation, info)
+        self._lead = self._form(tokenizer).lead
         self._prefilled = self._pieces(tokenizer, newest, not turns, True).rstrip().endswith(THINK_OPEN)
-        if turns and self.history.kind == "full" and self.keep_reasoning:
+        if turns and self.history.kind == "full" and self.keep_reasoning and self._form(tokenizer).grows:
             before = [*turns[-1].prompt_ids, *turns[-1].completion_ids]
             return self._append(tokenizer, before, newest, as_sampled=True)
         shown = len(turns) if self.history.turns is None else min(self.history.turns, len(turns))
@@ -110,16 +126,24 @@ class Chat:
         messages = self._said_to(shown, dropped, newest, info)
         ids: list[int] = []
         for turn, message in zip(shown, messages[:-1], strict=True):
-            # Answers that are shown with their reasoning follow what the template made them begin with.
-            ids = self._append(tokenizer, ids, message, as_sampled=self.keep_reasoning)
             sampled = tuple(turn.completion_ids)
-            ids += sampled if self.keep_reasoning else self._answers(tokenizer, sampled, self._prefilled)
+            kept = sampled if self.keep_reasoning else self._answers(tokenizer, sampled, self._prefilled)
+            # Answers that are shown with their reasoning follow what the template made them begin with; others that are
+            # whole bring what the template leaves to them.
+            form = self._form(tokenizer)
+            as_sampled = form.grows if self.keep_reasoning else bool(form.lead) and kept == sampled
+            ids = [*self._append(tokenizer, ids, message, as_sampled=as_sampled), *kept]
         return self._append(tokenizer, ids, messages[-1], as_sampled=True)
 
     def _append(self, tokenizer: Any, ids: list[int], message: str, *, as_sampled: bool) -> list[int]:
         """`ids` and the piece that brings `message`, which starts the conversation where `ids` is empty."""
-        piece = self._encode(tokenizer, self._pieces(tokenizer, message, not ids, as_sampled))
-        return [*ids, *(piece[1:] if ids and piece[:1] == (ids[-1],) else piece)]  # its stop token ended the answer
+        text = self._pieces(tokenizer, message, not ids, as_sampled)
+        if ids:
+            # Where the stop token that the template writes has ended the answer, it is there, without blanks before it.
+            rest = self._encode(tokenizer, text.lstrip())
+            if rest[:1] == (ids[-1],):
+                return [*ids, *rest[1:]]
+        return [*ids, *self._encode(tokenizer, text)]
 
     def messages(
         self, turns: Sequence[Turn], answers: Sequence[str], observation: str, info: Info
@@ -131,8 +155,8 @@ class Chat:
         conversation = [_system(self.system)]
         for message, answer in zip(told[:-1], answers[first:], strict=True):
             kept = answer if self.keep_reasoning else (answer_part(answer) or "").lstrip()
-            conversation += [_user(plain(message)), _answer(kept)]
-        return [*conversation, _user(plain(told[-1]))]
+            conversation += [_user(_written(plain(message))), _answer(_written(kept))]
+        return [*conversation, _user(_written(plain(told[-1])))]
 
     def _said_to(self, shown: Sequence[Turn], dropped: Sequence[Turn], newest: str, info: Info) -> list[str]:
         """The messages to the model, quoted: those of the turns that are shown, and the newest."""
@@ -159,38 +183,69 @@ class Chat:
 
     def _make_piece(self, tokenizer: Any, message: str, first: bool, as_sampled: bool) -> str:
         """The template's text from the end of one answer (or the start) to the beginning of the next."""
-        before = [] if first else [_user(""), _answer(_MARK)]
-        after = [] if as_sampled else [_answer(_MARK), _user("")]
-        text = self._render(tokenizer, [_system(self.system), *before, _user(message), *after], as_sampled)
-        parts = text.split(_MARK)
-        if len(parts) != 1 + (not first) + (not as_sampled):
-            raise ChatTemplateError(f"{_name(tokenizer)}: the chat template leaves out or changes what was answered")
+        return self._piece(tokenizer, message, first, as_sampled, self._form(tokenizer).folded)
+
+    def _piece(self, tokenizer: Any, message: str, first: bool, as_sampled: bool, folded: bool) -> str:
+        before = [] if first else [_user(FILLER), _answer(MARK)]
+        after = [] if as_sampled else [_answer(MARK), _user(FILLER)]
+        parts = self._render(tokenizer, [*before, _user(message), *after], as_sampled, folded)
         return parts[0] if first else parts[1]
 
-    def _render(self, tokenizer: Any, messages: list[dict[str, str]], generate: bool) -> str:
-        if not tokenizer.chat_template:
+    def _render(self, tokenizer: Any, messages: list[dict[str, str]], generate: bool, folded: bool) -> list[str]:
+        """The template's text for the system prompt and these messages, in parts between the answers."""
+        messages = [_system(self.system), *messages]
+        options = {"add_generation_prompt": generate, **self.template_options}
+        parts = render_chat(tokenizer, fold_system(messages) if folded else messages, **options).split(MARK)
+        if len(parts) != 1 + sum(message["role"] == "assistant" for message in messages):
             raise ChatTemplateError(
-                f"{_name(tokenizer)} has no chat template: it is no instruction-tuned model. "
-                "agent=transcript plays with any model, agent=chat with those that have one"
+                f"{model_name(tokenizer)}: the chat template leaves out or changes what was answered"
             )
-        options = {
-            "tokenize": False, "add_generation_prompt": generate, "strftime_now": DAY.strftime, **self.template_options,
-        }  # fmt: skip
+        return parts
+
+    def _find_form(self, tokenizer: Any) -> _Form:
+        """Raises `ChatTemplateError` where the template serves neither with the system role nor without."""
         try:
-            text: str = tokenizer.apply_chat_template(messages, **options)
-        except Exception as error:  # whatever a template raises, and they are programs
-            raise ChatTemplateError(f"{_name(tokenizer)}: the chat template fails: {error}") from error
-        return text
+            return self._check_template(tokenizer, folded=False)
+        except ChatTemplateError as error:
+            form = self._check_template(tokenizer, folded=True)
+            logger.warning("%s: the system prompt stands in front of the first user message", error)
+            return form
+
+    def _check_template(self, tokenizer: Any, folded: bool) -> _Form:
+        """Raises `ChatTemplateError` unless the pieces, put together, are what the template makes of conversations."""
+        name = f"{model_name(tokenizer)}: the chat template"
+        start, start_sampled, later, later_sampled = (
+            self._piece(tokenizer, FILLER, first, as_sampled, folded)
+            for first in (True, False)
+            for as_sampled in (False, True)
+        )
+        if [piece.count(self.system) for piece in (start, start_sampled, later, later_sampled)] != [1, 1, 0, 0]:
+            raise ChatTemplateError(f"{name} does not write the system prompt once, at the beginning")
+        for before in range(_CHECKED_TURNS):
+            messages = [*[_user(FILLER), _answer(MARK)] * before, _user(FILLER)]
+            parts = self._render(tokenizer, messages, True, folded)
+            if parts != ([start, *[later] * (before - 1), later_sampled] if before else [start_sampled]):
+                raise ChatTemplateError(
+                    f"{name} writes turn {before + 1} otherwise than those of shorter conversations"
+                )
+        pairs = [(start, start_sampled), (later, later_sampled)]
+        grows = all(shown.startswith(sampled) or _opens_reasoning(shown, sampled) for shown, sampled in pairs)
+        if self.keep_reasoning and not grows:
+            logger.warning(
+                "%s writes the newest message otherwise than earlier ones: each prompt is written anew, and a training "
+                "sequence of its own", name,
+            )  # fmt: skip
+        return _Form(folded, grows, later.removeprefix(later_sampled) if later.startswith(later_sampled) else "")
 
     # -- what the policy said ---------------------------------------------------------------------------------------
     def parse(self, text: str) -> str | None:
         """The action in a completion's text, after its reasoning; None when there is none."""
-        answer = answer_part(text, self._prefilled)
+        answer = answer_part(text.rpartition(self._lead)[2] if self._lead.strip() else text, self._prefilled)
         return None if answer is None else self.parser.parse(answer)
 
     def action_ids(self, tokenizer: Any, action: str) -> list[int]:
         """The completion that a demonstration of `action` would be, stop token included."""
-        return [*self._encode(tokenizer, written(self, action)), tokenizer.eos_token_id]
+        return [*self._encode(tokenizer, self._form(tokenizer).lead + written(self, action)), answer_end_id(tokenizer)]
 
     def read(self, text: str, finished: bool, info: Info) -> tuple[str, ParseStatus]:
         """See `agents.parsing.judge`."""
@@ -220,6 +275,22 @@ def _shorten(text: str) -> str:
     return flat if len(flat) <= SUMMARY_LENGTH else flat[: SUMMARY_LENGTH - 1] + "…"
 
 
+def _opens_reasoning(shown: str, sampled: str) -> bool:
+    """Whether a prompt ends as an earlier turn does where its answer begins, but for reasoning that it opens."""
+    return sampled.startswith(shown) and THINK_OPEN in sampled.removeprefix(shown)
+
+
+def fold_system(messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """A conversation whose first message is the system prompt, with that in front of the first user message."""
+    system, first, *rest = messages
+    return [_user(f"{system['content']}\n\n{first['content']}"), *rest]
+
+
+def _written(text: str) -> str:
+    """`text`, or what says that there is none: many servers refuse a conversation with an empty message."""
+    return text if text.strip() else EMPTY
+
+
 def _system(text: str) -> dict[str, str]:
     return {"role": "system", "content": text}
 
@@ -230,7 +301,3 @@ def _user(text: str) -> dict[str, str]:
 
 def _answer(text: str) -> dict[str, str]:
     return {"role": "assistant", "content": text}
-
-
-def _name(tokenizer: Any) -> str:
-    return str(getattr(tokenizer, "name_or_path", "") or "the model")

@@ -1,25 +1,76 @@
 """Models behind OpenAI-compatible endpoints, and an agent that is one: it can be evaluated, not trained.
 
-Retries with backoff, waits that the server asks for, and timeouts are those of the official client. What it could not
-get in the end is an `EndpointError`, which stops the evaluation (the run); what was finished is kept, and it resumes.
+Retries with backoff, waits that the server asks for, and timeouts are those of the official client. Two things can
+happen in the end. What would fail for every conversation (a wrong key, an unknown model, a server that is gone) is an
+`EndpointError`: it ends the run, which keeps what was finished and can be resumed. What fails for one conversation (it
+is too long, or a filter finds something in it) is a `Refusal`: it ends that episode, by name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+import logging
+import re
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+import httpx
 import openai
 
 from agents.agent import Decision, View
-from agents.chat import Chat
+from agents.chat import Chat, fold_system
 from agents.policies.base import Sampling, Usage
+from envs.core import StopReason
+
+logger = logging.getLogger(__name__)
+
+RESERVED = ("model", "messages", "stream")  # what `parameters` cannot set
+CUT_OFF = ("length", "model_length", "content_filter")  # finish reasons of an answer that is not whole
+# Statuses that say nothing of the conversation: key, account, model, time, load, and gateways before the server.
+RUN_STATUSES = frozenset({401, 402, 404, 408, 409, 429, *range(501, 600)})
+SHORT_QUESTION = "Say ok."
+LONGEST_ERROR = 500  # characters
+
+# Servers agree on no code for these, and their words differ: OpenAI, vLLM, SGLang, llama.cpp, TGI, Anthropic, Gemini …
+_TOO_LONG = re.compile(
+    r"context.?(length|size|window|limit)|maximum (model|prompt) length|inputs.? tokens|too many tokens"
+    r"|(prompt|input|request|messages)\b.{0,40}\btoo (long|large)|token count.{0,60}exceed|reduce the length",
+    re.IGNORECASE,
+)
+_FILTERED = re.compile(
+    r"content.?(filter|management|policy|exists.risk)|responsible.?ai|moderation|flagged|data.?inspection"
+    r"|prohibited.content|safety",
+    re.IGNORECASE,
+)
+_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 class EndpointError(OSError):
     """The endpoint cannot be reached, refuses, or answers with what is no answer."""
+
+
+class UnansweredError(EndpointError):
+    """The endpoint is there, and gave this conversation no answer; it may answer others."""
+
+    def __init__(self, text: str, status: int) -> None:
+        super().__init__(text)
+        self.status = status  # of HTTP
+
+    @property
+    def reason(self) -> StopReason | None:
+        """Why, where the server says that it is this conversation."""
+        if self.status == 413 or _TOO_LONG.search(str(self)):
+            return StopReason.CONTEXT_LIMIT
+        return StopReason.REFUSED if _FILTERED.search(str(self)) else None
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether it may be another answer the next time: the server failed, rather than refused."""
+        return not 400 <= self.status < 500
 
 
 @contextmanager
@@ -27,10 +78,32 @@ def endpoint_errors(who: str) -> Iterator[None]:
     """What the client raises in this block, and what comes of reading an answer that is none, is an `EndpointError`."""
     try:
         yield
+    except openai.APIStatusError as error:
+        wait = error.response.headers.get("retry-after")
+        text = _line(f"{who}: {type(error).__name__}: {error}") + (f" (it asks to wait {wait} s)" if wait else "")
+        if error.status_code in RUN_STATUSES:
+            raise EndpointError(text) from error
+        raise UnansweredError(text, error.status_code) from error
     except openai.OpenAIError as error:
         raise EndpointError(f"{who}: {type(error).__name__}: {error}") from error
     except (ValueError, TypeError, AttributeError, LookupError) as error:  # no JSON, or without what was asked for
-        raise EndpointError(f"{who} answers nonsense: {type(error).__name__}: {error}") from error
+        raise UnansweredError(_line(f"{who} answers nonsense: {type(error).__name__}: {error}"), 200) from error
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model said. Its tool calls stand in `text` as JSON, its reasoning does not where the server parts it."""
+
+    text: str
+    finished: bool  # rather than cut off, by a limit or a filter
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A conversation that the endpoint does not answer, though it answers others: why, and what it says."""
+
+    reason: StopReason
+    error: str
 
 
 class Endpoint:
@@ -46,29 +119,34 @@ class Endpoint:
         timeout: float = 120.0,
         max_retries: int = 5,
         prices: Sequence[float] | None = None,
+        parameters: Mapping[str, Any] | None = None,
     ) -> None:
         """`base_url` and `api_key` default to the client's own, OPENAI_BASE_URL and OPENAI_API_KEY.
 
-        `timeout` in seconds is for one try. `prices` are two, of a million prompt and completion tokens.
+        `timeout` in seconds is for one try. `prices` are two, of a million prompt and completion tokens. `parameters`
+        are further ones of every request, as in `{"seed": 7, "reasoning_effort": "low"}`; they win over those that
+        the sampling gives, and None leaves one out: `{"temperature": None}`.
         """
         if concurrency < 1:
             raise ValueError(f"concurrency must be at least 1, got {concurrency}")
         if prices is not None and len(prices) != 2:
             raise ValueError(f"prices are two, of a million prompt and completion tokens, got {prices}")
+        self.parameters = dict(parameters or {})
+        if taken := sorted(self.parameters.keys() & set(RESERVED)):
+            raise ValueError(f"parameters cannot set {', '.join(taken)}: polyturn sets {', '.join(RESERVED)} itself")
         try:
             self.client = openai.OpenAI(base_url=base_url, api_key=api_key, timeout=timeout, max_retries=max_retries)
         except openai.OpenAIError as error:
             raise EndpointError(f"{error} (an endpoint without keys takes any)") from error
         self.name, self.prices = name, prices
         self.usage = Usage(cost=None if prices is None else 0.0)
+        self._limit = "max_tokens"  # how this model calls the limit of an answer
         self._threads = ThreadPoolExecutor(concurrency)
+        self._lock = threading.Lock()  # of what the threads change
 
-    def ask(self, conversations: Sequence[Sequence[dict[str, str]]], sampling: Sampling) -> list[Any]:
-        """The choice that the model makes to each conversation, in their order. Raises `EndpointError`."""
-        replies = list(self._threads.map(lambda messages: self._ask(messages, sampling), conversations))
-        for reply in replies:
-            self._count(reply)
-        return [reply.choices[0] for reply in replies]
+    def ask(self, conversations: Sequence[Sequence[dict[str, str]]], sampling: Sampling) -> list[Answer | Refusal]:
+        """What becomes of each conversation, in their order. Raises `EndpointError` where it ends the run."""
+        return list(self._threads.map(lambda messages: self._ask(messages, sampling), conversations))
 
     def check(self) -> None:
         """Ask for a word, without a second try. Raises `EndpointError` where nobody answers."""
@@ -79,43 +157,120 @@ class Endpoint:
             self.client = patient
 
     def answers(self, prompts: Sequence[str], sampling: Sampling, seed: int) -> list[str | None]:  # noqa: ARG002
-        """The text that answers each prompt, None where it was cut off. The endpoint draws by seeds of its own."""
-        choices = self.ask([[{"role": "user", "content": prompt}] for prompt in prompts], sampling)
-        return [None if choice.finish_reason == "length" else choice.message.content or "" for choice in choices]
+        """The text that answers each prompt, None where it was cut off or refused. The endpoint draws by seeds of its
+        own.
+        """
+        replies = self.ask([[{"role": "user", "content": prompt}] for prompt in prompts], sampling)
+        return [reply.text if isinstance(reply, Answer) and reply.finished else None for reply in replies]
 
-    def _ask(self, messages: Any, sampling: Sampling) -> Any:
-        who = f"{self.name} at {self.client.base_url}"
-        with endpoint_errors(who):
-            reply = self.client.chat.completions.create(
-                model=self.name, messages=messages, temperature=sampling.temperature, max_tokens=sampling.max_tokens
-            )
-        if not getattr(reply, "choices", None) or getattr(reply.choices[0], "message", None) is None:
-            raise EndpointError(f"{who} answers without a message: {str(reply)[:200]}")
-        return reply
+    def _ask(self, messages: Sequence[dict[str, str]], sampling: Sampling) -> Answer | Refusal:
+        try:
+            return self._answer(messages, sampling)
+        except UnansweredError as error:
+            refused = error
+        if refused.reason is not None:
+            return Refusal(refused.reason, str(refused))
+        # It does not say whether it is this conversation. A short one tells: where that fails too, all of them would.
+        system = [message for message in messages if message["role"] not in ("user", "assistant")]
+        try:
+            self._answer([*system, {"role": "user", "content": SHORT_QUESTION}], sampling)
+        except EndpointError:
+            raise refused from None
+        if refused.may_pass:
+            try:
+                return self._answer(messages, sampling)
+            except UnansweredError as error:
+                refused = error
+        return Refusal(refused.reason or StopReason.REFUSED, str(refused))
 
-    def _count(self, reply: Any) -> None:
-        self.usage.requests += 1
-        if reply.usage is None:
-            return
-        self.usage.prompt_tokens += reply.usage.prompt_tokens
-        self.usage.completion_tokens += reply.usage.completion_tokens
-        if self.prices is not None:
-            self.usage.cost = (
-                self.usage.prompt_tokens * self.prices[0] + self.usage.completion_tokens * self.prices[1]
-            ) / 1e6
+    def _answer(self, messages: Sequence[dict[str, str]], sampling: Sampling) -> Answer:
+        """Raises `EndpointError`, an `UnansweredError` where it may be these messages."""
+        limit = self._limit
+        try:
+            return self._request(messages, self._settings(sampling, limit))
+        except UnansweredError as error:
+            other = "max_completion_tokens"
+            if limit == other or error.reason or other not in str(error) or limit in self.parameters:
+                raise
+        with self._lock:
+            if self._limit != other:
+                logger.warning("%s takes %s instead of %s, and gets it from now on", self.name, other, limit)
+            self._limit = other
+        return self._request(messages, self._settings(sampling, other))
+
+    def _settings(self, sampling: Sampling, limit: str) -> dict[str, Any]:
+        """The parameters of a request. A limit among `parameters`, by either name, is the only one."""
+        settings: dict[str, Any] = {"temperature": sampling.temperature}
+        if self.parameters.keys().isdisjoint({"max_tokens", "max_completion_tokens"}):
+            settings[limit] = sampling.max_tokens
+        settings |= self.parameters
+        return {name: value for name, value in settings.items() if value is not None}
+
+    def _request(self, messages: Sequence[dict[str, str]], settings: dict[str, Any]) -> Answer:
+        # Read as plain JSON: what servers put into an answer goes beyond the client's types.
+        with endpoint_errors(who := f"{self.name} at {self.client.base_url}"):
+            body = {"model": self.name, "messages": messages, **settings}
+            reply = self.client.post("/chat/completions", cast_to=httpx.Response, body=body).json()
+            self._count(reply.get("usage"))
+            choices = reply.get("choices")
+            if not choices or choices[0].get("message") is None or choices[0].get("finish_reason") == "error":
+                raise UnansweredError(_line(f"{who} answers without a message: {reply}"), 200)
+            return Answer(_text(choices[0]["message"]), choices[0].get("finish_reason") not in CUT_OFF)
+
+    def _count(self, usage: Any) -> None:
+        counts = usage if isinstance(usage, dict) else {}
+        prompt, completion = (counts.get(f"{part}_tokens") for part in ("prompt", "completion"))
+        with self._lock:
+            self.usage.add(*(n if isinstance(n, int) else None for n in (prompt, completion)))
+            if self.prices is not None:
+                self.usage.cost = (
+                    self.usage.prompt_tokens * self.prices[0] + self.usage.completion_tokens * self.prices[1]
+                ) / 1e6
+
+
+def _text(message: dict[str, Any]) -> str:
+    """What a parser can read of a message: its content or refusal, then its tool calls, each as a JSON object."""
+    said = _content(message.get("content")) or message.get("refusal") or ""
+    calls = [call["function"] for call in message.get("tool_calls") or [] if call.get("function")]
+    calls += [message["function_call"]] if message.get("function_call") else []
+    written = [json.dumps({"name": call.get("name"), "arguments": call.get("arguments")}, ensure_ascii=False)
+               for call in calls]  # fmt: skip
+    return _SURROGATES.sub("\ufffd", "\n".join(part for part in (said, *written) if part))
+
+
+def _content(content: Any) -> str:
+    """The text of a message's content; of parts, that of those which are text, so not of reasoning or pictures."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in content]
+    return "".join(part.get("text") or part.get("refusal") or "" for part in parts if part.get("type") in _TEXTS)
+
+
+_TEXTS = ("text", "output_text", "refusal", None)
+
+
+def _line(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= LONGEST_ERROR else line[: LONGEST_ERROR - 1] + "…"
 
 
 class EndpointAgent:
     """An `Endpoint` behind a prompter."""
 
-    def __init__(self, model: str, prompter: Chat, sampling: Sampling, **connection: Any) -> None:
-        """`model` and `connection` are what `Endpoint` takes."""
+    def __init__(
+        self, model: str, prompter: Chat, sampling: Sampling, *, system_role: str | None = "system", **connection: Any
+    ) -> None:
+        """`model` and `connection` are what `Endpoint` takes.
+
+        `system_role` is the role of the system prompt ("developer" for some models); with None, for models that have
+        no such role, the system prompt stands in front of the first user message.
+        """
         if prompter.history.max_tokens is not None:
             raise ValueError("an endpoint's tokens cannot be counted beforehand: set history.turns, not max_tokens")
         if sampling.stop:
             raise ValueError("endpoints leave out the stop strings that they find: sampling.stop is not for them")
         self.endpoint = Endpoint(model, **connection)
-        self.prompter, self.sampling = prompter, sampling
+        self.prompter, self.sampling, self.system_role = prompter, sampling, system_role
         self._answers: dict[int, list[str]] = {}  # key of the episode -> what the model said, turn by turn
 
     @property
@@ -125,17 +280,21 @@ class EndpointAgent:
 
     def act(self, views: Sequence[View]) -> list[Decision]:
         """Ask for every view at once, as far as the endpoint's concurrency allows. Raises `EndpointError`."""
-        choices = self.endpoint.ask([self._messages(view) for view in views], self.sampling)
-        return [self._decide(view, choice) for view, choice in zip(views, choices, strict=True)]
+        replies = self.endpoint.ask([self._messages(view) for view in views], self.sampling)
+        return [self._decide(view, reply) for view, reply in zip(views, replies, strict=True)]
 
     def _messages(self, view: View) -> list[dict[str, str]]:
         answers = self._answers.setdefault(view.key, [])
-        return self.prompter.messages(view.episode.turns, answers, view.observation, view.info)
+        messages = self.prompter.messages(view.episode.turns, answers, view.observation, view.info)
+        if self.system_role is None:
+            return fold_system(messages)
+        return [{**messages[0], "role": self.system_role}, *messages[1:]]
 
-    def _decide(self, view: View, choice: Any) -> Decision:
-        text = choice.message.content or ""
-        self._answers[view.key].append(text)
-        return Decision(*self.prompter.read(text, choice.finish_reason != "length", view.info))
+    def _decide(self, view: View, reply: Answer | Refusal) -> Decision:
+        if isinstance(reply, Refusal):
+            return Decision("", None, stop_reason=reply.reason, error=reply.error)
+        self._answers[view.key].append(reply.text)
+        return Decision(*self.prompter.read(reply.text, reply.finished, view.info))
 
     def finish(self, key: int) -> None:
         """The episode is over."""

@@ -150,7 +150,8 @@ class ActionForm:
     """
 
     def __init__(self, prompter: Prompter, tokenizer: Any) -> None:
-        self.prompter, self.tokenizer, self.end = prompter, tokenizer, int(tokenizer.eos_token_id)
+        self.prompter, self.tokenizer = prompter, tokenizer
+        self.end = prompter.action_ids(tokenizer, _MARK)[-1]
         self.head, self.tail = prompter.write(_MARK).split(_MARK)
         if not self.head and prompter.parse(prompter.write(_MARK)) != _MARK:
             raise ValueError(
@@ -178,7 +179,7 @@ class ActionForm:
                 for text, said in zip(others, found.groups(), strict=True):
                     ids += [*encode(self.tokenizer, quote(said)), *self.closing(text)]
                 return [*ids, self.end]
-        return self.prompter.action_ids(self.tokenizer, action)
+        return [*encode(self.tokenizer, written(self.prompter, action)), self.end]
 
     def pieces(self, action: str) -> list[str]:
         """The text of an action, cut where it has slots; quoted where it is not the prompter's own."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from datetime import date
 from functools import lru_cache
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -19,15 +18,13 @@ from typing import Any, Protocol
 import jinja2
 from markupsafe import Markup
 
+from agents.chat_templates import answer_end_id, end_id, render_chat
 from agents.episode import ParseStatus, Turn
 from agents.parsing import judge, project_webshop
 from agents.policies.tiny import ACT
 from agents.quoting import encode, encode_quoted, plain, quote
 from agents.samples import EPISODES, TURNS
 from envs.core import BRIEF, Info, UnknownNameError
-
-# The date that chat templates write, the default of Llama 3's: with today's, tomorrow's run would be another one.
-DAY = date(2024, 7, 26)
 
 
 class Prompter(Protocol):
@@ -55,6 +52,7 @@ class Prompter(Protocol):
 class Transcript:
     """`<bos> observation <act> action <eos> observation <act> action <eos> …`: one sequence an episode.
 
+    With a tokenizer that has no `<bos>` it begins with the observation.
     What was seen before stands there already: an environment that says what is new (`info["brief"]`) is taken at that.
     """
 
@@ -68,14 +66,17 @@ class Transcript:
 
     def prompt_ids(self, tokenizer: Any, turns: Sequence[Turn], observation: str, info: Info) -> list[int]:
         """What was there, plus the new observation and the token that asks for an action."""
-        before = [*turns[-1].prompt_ids, *turns[-1].completion_ids] if turns else [tokenizer.bos_token_id]
-        if turns and before[-1] != tokenizer.eos_token_id:
-            before.append(tokenizer.eos_token_id)  # a completion that was cut off ends all the same
+        if turns:
+            before = [*turns[-1].prompt_ids, *turns[-1].completion_ids]
+            if before[-1] != end_id(tokenizer):
+                before.append(end_id(tokenizer))  # a completion that was cut off ends all the same
+        else:
+            before = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         return [*before, *self._encode_quoted(tokenizer, info.get(BRIEF, observation)), *self._encode(tokenizer, ACT)]
 
     def action_ids(self, tokenizer: Any, action: str) -> list[int]:
         """The action's ids and the end-of-sequence token."""
-        return [*self._encode_quoted(tokenizer, action), tokenizer.eos_token_id]
+        return [*self._encode_quoted(tokenizer, action), end_id(tokenizer)]
 
     def write(self, action: str) -> str:
         """The action and nothing else."""
@@ -98,8 +99,7 @@ def message_ids(tokenizer: Any, text: str, *, around: bool) -> list[int]:
     if not tokenizer.chat_template:
         return list(encode(tokenizer, text, around=around))
     message = {"role": "user", "content": text}
-    options = {"add_generation_prompt": True, "tokenize": False, "strftime_now": DAY.strftime}
-    return list(encode(tokenizer, tokenizer.apply_chat_template([message], **options)))
+    return list(encode(tokenizer, render_chat(tokenizer, [message], add_generation_prompt=True)))
 
 
 def written(prompter: Prompter, action: str) -> str:
@@ -171,8 +171,8 @@ class Template:
         return message_ids(tokenizer, self._render(turns, observation, info), around=True)
 
     def action_ids(self, tokenizer: Any, action: str) -> list[int]:
-        """The action in its tags, and the end-of-sequence token."""
-        return [*encode(tokenizer, written(self, action)), tokenizer.eos_token_id]
+        """The action in its tags, and the token that ends an answer."""
+        return [*encode(tokenizer, written(self, action)), answer_end_id(tokenizer)]
 
     def write(self, action: str) -> str:
         """The action in its tags."""

@@ -160,7 +160,7 @@ class _Stage:
         actions: dict[int, str] = {}
         for (slot, view), decision in zip(views.items(), self.agent.act(list(views.values())), strict=True):
             if decision.status is None:
-                self._end(slot, StopReason.CONTEXT_LIMIT)
+                self._end(slot, decision.stop_reason, decision.error)
                 continue
             actions[slot] = clean_text(decision.action)
             view.episode.turns.append(

@@ -51,6 +51,7 @@ class StopReason(StrEnum):
     FAILURE = "failure"  # the environment ended the episode and the task is not solved
     TURN_LIMIT = "turn_limit"  # the episode used all the turns that it was given
     CONTEXT_LIMIT = "context_limit"  # the next prompt no longer fits into the policy's context
+    REFUSED = "refused"  # the model's server gave this conversation no answer; what it said is kept with the episode
     STEP_TIMEOUT = "step_timeout"  # one step of the environment outlived its deadline
     EPISODE_TIMEOUT = "episode_timeout"  # its environment took too long in all
     ENV_ERROR = "env_error"  # the environment raised; the traceback is kept with the episode

@@ -21,7 +21,7 @@ from rich.text import Text
 from agents.agent import Agent, PolicyAgent, View
 from agents.episode import Episode, Turn
 from agents.scripted import FREE, HumanAgent
-from envs.core import Info, StopReason, Task, TaskSet, UnknownNameError, evaluation_splits
+from envs.core import Info, Task, TaskSet, UnknownNameError, evaluation_splits
 from scripts.agents import check_agent, make_agent, model_of
 from scripts.common import Terminal, command, printable
 from scripts.view import result, show_goal
@@ -139,7 +139,7 @@ def play(env: gym.Env[str, str], task: Task, seed: int, agent: Agent, console: C
             observation, info = _take_back(env, episode, past, observation, info, console)
             continue
         if decision.status is None:
-            episode.stop_reason = StopReason.CONTEXT_LIMIT
+            episode.stop_reason, episode.error = decision.stop_reason, decision.error
             break
         past.append((_snapshot(env), observation, info))
         turn = Turn(observation, decision.action, 0.0, info["state_key"], decision.status, decision.prompt_ids,

@@ -199,7 +199,8 @@ SECONDS, PAUSE = Real(0, 1e6, above=True), Real(0, 1e6)
 SHARE, WEIGHT, POSITIVE = Real(0, 1), Real(0, 1e6), Real(0, 1e6, above=True)
 RATE = Real(0, 10)  # of learning
 TEMPERATURE = Real(0, 100)
-FLAG, TEXT, SECTION, PART, FREE = Flag(), Text(), Section(), Section(is_part=True), Section(is_free=True)
+FLAG, TEXT, SECTION, PART = Flag(), Text(), Section(), Section(is_part=True)
+FREE = _or_null(Section(is_free=True))
 DTYPE = _words("float32", "bfloat16", "float16")
 SEQUENCE_MEANS = ("seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm")
 
@@ -292,6 +293,8 @@ SETTINGS: dict[str, Kind] = {
     "concurrency": Whole(1, 100_000),
     "timeout": SECONDS,
     "max_retries": Whole(0, 1_000),
+    "parameters": FREE,
+    "system_role": _or_null(TEXT),
     "prices": _or_null(ListOf(Real(0, 1e9), 2, 2, distinct=False)),
     # policy
     "policy": PART,

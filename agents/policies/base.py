@@ -82,13 +82,22 @@ class Usage:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost: float | None = None
+    uncounted: int = 0  # requests without a count of their tokens
+
+    def add(self, prompt_tokens: int | None, completion_tokens: int | None) -> None:
+        """One more request; None for tokens that were not counted."""
+        self.requests += 1
+        self.prompt_tokens += prompt_tokens or 0
+        self.completion_tokens += completion_tokens or 0
+        self.uncounted += prompt_tokens is None or completion_tokens is None
 
     def describe(self) -> str:
         """One line for a person."""
         cost = "" if self.cost is None else f", cost {self.cost:.4g}"
+        uncounted = f" (without {self.uncounted:,} requests that were not counted)" if self.uncounted else ""
         return (
             f"{self.requests:,} requests, {self.prompt_tokens:,} prompt tokens, "
-            f"{self.completion_tokens:,} completion tokens{cost}"
+            f"{self.completion_tokens:,} completion tokens{cost}{uncounted}"
         )
 
 

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from agents.chat_templates import answer_end_id
+
 if TYPE_CHECKING:
     from agents.masking import Node
 
@@ -169,7 +171,8 @@ def context_length(config: Any) -> int | None:
 
 
 def stop_ids(model: Any, tokenizer: Any) -> list[int]:
-    """The ids that end a completion: the tokenizer's, and those of the model's generation settings."""
+    """The ids that end a completion: the tokenizer's, the chat template's, and those of the generation settings."""
     settings = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     listed = settings if isinstance(settings, list) else [settings]
-    return sorted({int(i) for i in [tokenizer.eos_token_id, *listed] if i is not None})
+    ends = [tokenizer.eos_token_id, answer_end_id(tokenizer) if tokenizer.chat_template else None]
+    return sorted({int(i) for i in [*ends, *listed] if i is not None})

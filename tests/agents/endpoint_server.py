@@ -4,13 +4,17 @@ import json
 import threading
 from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 Reply = tuple[int, dict[str, str], str]
 
 
-def said(text: str | None, finish: str = "stop") -> Reply:
-    message = {"role": "assistant", "content": text}
-    usage = {"prompt_tokens": 100, "completion_tokens": 7, "total_tokens": 107}
+USAGE = {"prompt_tokens": 100, "completion_tokens": 7, "total_tokens": 107}
+
+
+def said(text: Any, finish: str | None = "stop", usage: Any = USAGE, **fields: Any) -> Reply:
+    """An answer; `fields` are further ones of its message."""
+    message = {"role": "assistant", "content": text, **fields}
     choice = {"index": 0, "message": message, "finish_reason": finish}
     return (
         200,
@@ -19,6 +23,11 @@ def said(text: str | None, finish: str = "stop") -> Reply:
             {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice], "usage": usage}
         ),
     )
+
+
+def refused(message: str, status: int = 400, **fields: Any) -> Reply:
+    """An error as OpenAI writes it; `fields` are further ones, such as `code` and `param`."""
+    return status, {}, json.dumps({"error": {"message": message, "type": "invalid_request_error", **fields}})
 
 
 class Server:

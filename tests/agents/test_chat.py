@@ -10,7 +10,8 @@ from agents.chat import Chat, ChatTemplateError, History
 from agents.episode import Episode, ParseStatus, Turn
 from agents.parsing import Line, Tagged
 from agents.policies.base import Completion, End, Sampling
-from agents.prompts import message_ids
+from agents.policies.models import stop_ids
+from agents.prompts import Template, message_ids
 from agents.samples import build_samples
 from envs.core import Task, UnknownNameError
 from tests.agents.toys import random_policy
@@ -22,7 +23,42 @@ CHATML = (
 # As those of reasoning models do, it shows earlier answers without their reasoning.
 STRIPPING = CHATML.replace("{{ m.content }}", "{{ m.content.split('</think>')[-1].lstrip('\n') }}")
 PREFILLED = STRIPPING.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
+# Models whose templates have no system role: they refuse it (Gemma), or refuse roles that do not alternate (Mistral).
 NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHATML
+ALTERNATING = (
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate') }}{% endif %}"
+    "{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]{% else %}{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
+)
+DROPPING = CHATML.replace("messages %}", "messages if m.role != 'system' %}")
+# The system prompt stands with the last message (Mistral v0.3), behind it, or at both ends.
+WITH_THE_LAST = DROPPING.replace(
+    "{{ m.content }}",
+    "{% if loop.last and messages[0].role == 'system' %}{{ messages[0].content }}\n\n{% endif %}{{ m.content }}",
+)
+AT_THE_END = DROPPING + "{% if messages[0].role == 'system' %}<|im_start|>system\n{{ messages[0].content }}{% endif %}"
+TWICE = CHATML + "{% if messages[0].role == 'system' %}({{ messages[0].content }}){% endif %}"
+# A template may have a system prompt of its own (Qwen2.5), and write it whatever it gets.
+DEFAULT = "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are Q.<|im_end|>\n{% endif %}" + CHATML
+DEFAULT_ALONE = DEFAULT.replace("messages %}", "messages if m.role != 'system' %}")
+STUBBORN = "<|im_start|>system\nYou are Q.<|im_end|>\n" + DROPPING
+# The system prompt as a part of the first message (Llama 2), and a blank before each answer, that is not asked for.
+IN_THE_FIRST = (
+    "{% for m in messages if m.role != 'system' %}{% if m.role == 'user' %}[INST] "
+    "{% if loop.first and messages[0].role == 'system' %}<<SYS>>\n{{ messages[0].content }}\n<</SYS>>\n\n{% endif %}"
+    "{{ m.content | trim }} [/INST]{% else %} {{ m.content | trim }} <|im_end|>{% endif %}{% endfor %}"
+)
+REMINDING = CHATML.replace("{{ m.content }}", "{{ m.content }}{% if loop.last %} (think!){% endif %}")
+OTHER_ROLE = CHATML.replace("assistant\n{% endif %}", "model\n{% endif %}")
+DROPPING_OTHER_ROLE = DROPPING.replace("assistant\n{% endif %}", "model\n{% endif %}")
+# Before an answer of the history stands what the model had to write itself (gpt-oss), or less than it was asked after.
+CHANNELS = CHATML.replace("{{ m.content }}", "{% if m.role == 'assistant' %}<final>{% endif %}{{ m.content }}")
+HEADLESS = CHATML.replace("{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}", "")
+PROMPTING = CHATML.replace("assistant\n{% endif %}", "assistant\nSay: {% endif %}")
+NO_EMPTY = CHATML.replace("messages %}", "messages if m.content %}")
+NUMBERED = CHATML.replace("{{ m.role }}", "{{ m.role }} {{ loop.index }}")
+NO_USER = DROPPING.replace("m.role != 'system'", "m.role == 'assistant'")
+WINDOW = CHATML.replace("messages %}", "messages[-6:] %}")
 FORGETFUL = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}"
 INFO = {"goal": "find the mug", "admissible": ["look", "go on"]}
 ANSWERS = ["<think>\nWhere is it?\n</think>\n\n<action>look</action>", "<action>go on</action>", "<think>So.</think>go"]
@@ -76,6 +112,71 @@ def test_a_conversation_is_the_template_s_text_and_one_growing_sequence() -> Non
     sampled = [i for turn in episode.turns for i in turn.completion_ids]
     assert [i for i, on in zip(sample.ids, sample.mask, strict=True) if on] == sampled
     assert sample.ids == [*episode.turns[-1].prompt_ids, *episode.turns[-1].completion_ids]
+
+
+# -- templates --------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("keep_reasoning", [True, False])
+@pytest.mark.parametrize(
+    ("template", "folded", "samples"),
+    [
+        (CHATML, False, 1), (DEFAULT, False, 1), (IN_THE_FIRST, False, 1), (NO_EMPTY, False, 1),
+        (NO_SYSTEM, True, 1), (ALTERNATING, True, 1), (DROPPING, True, 1), (WITH_THE_LAST, True, 1),
+        (AT_THE_END, True, 1), (TWICE, True, 1), (STUBBORN, True, 1), (DEFAULT_ALONE, True, 1),
+        (CHANNELS, False, 1), (HEADLESS, False, 1), (PROMPTING, False, 3),
+        (REMINDING, False, 3), (OTHER_ROLE, False, 3), (DROPPING_OTHER_ROLE, True, 3),
+    ],
+)  # fmt: skip
+def test_every_prompt_is_what_the_template_makes_of_the_conversation(
+    template: str, folded: bool, samples: int, keep_reasoning: bool, caplog
+) -> None:
+    """With the system prompt in it once, which stands in the first message where the template has no place for it."""
+    tokenizer, prompter = bytes_tokenizer(template), chat(keep_reasoning=keep_reasoning)
+    messages, turns = [{"role": "system", "content": prompter.system}], []
+    if folded:
+        messages = []
+    for number, seen in enumerate(SEEN):
+        told = f"{prompter.system}\n\n{seen}" if folded and not number else seen
+        messages.append({"role": "user", "content": told})
+        ids = prompter.prompt_ids(tokenizer, turns, seen, INFO)
+        text = tokenizer.decode(ids)
+        whole = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        assert text.replace(" <|im_end|>", "<|im_end|>") == whole.replace(" <|im_end|>", "<|im_end|>")
+        assert text.count(prompter.system) == 1
+        done = prompter.action_ids(tokenizer, "look")
+        turns.append(Turn(seen, "look", 0.0, seen, prompt_ids=ids, completion_ids=done, logprobs=[0.0] * len(done)))
+        messages.append({"role": "assistant", "content": prompter.write("look")})
+    assert caplog.text.count("in front of the first user message") == folded
+    assert caplog.text.count("written anew") == (samples > 1 and keep_reasoning)
+    if keep_reasoning:
+        assert len(build_samples([Episode(Task("t", "Test-v0", "train"), 0, turns=turns[:3])])) == samples
+
+
+@pytest.mark.parametrize("parser", [Line(), Tagged()])
+def test_what_a_model_writes_before_its_answers_is_no_part_of_the_action(parser) -> None:
+    tokenizer, prompter = bytes_tokenizer(CHANNELS), chat(parser=parser)
+    prompter.prompt_ids(tokenizer, [], SEEN[0], INFO)
+    text = tokenizer.decode(prompter.action_ids(tokenizer, "look")[:-1])
+    assert text == f"<final>{parser.write('look')}"
+    assert prompter.parse(text) == prompter.parse(f"<analysis>Hm.<final>{parser.write('look')}") == "look"
+
+
+def test_a_shortened_conversation_begins_with_the_system_prompt_where_there_is_no_such_role() -> None:
+    text = prompt_of(chat("last_k", 1), 3, NO_SYSTEM)[0]
+    assert text.count(chat().system) == 1
+    assert text.startswith(f"<|im_start|>user\n{chat().system}\n\nYour task: find the mug")
+
+
+@pytest.mark.parametrize("template", [CHATML, WITH_THE_LAST, NO_SYSTEM])
+def test_an_answer_ends_as_the_template_ends_it_whatever_ends_a_text(template: str) -> None:
+    """As Gemma's, whose texts end with <eos> and whose answers end with <end_of_turn>: the policy stops there, too."""
+    tokenizer, prompter = bytes_tokenizer(template), chat()
+    tokenizer.add_special_tokens({"eos_token": "<eos>"})
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert prompter.action_ids(tokenizer, "look")[-1] == end
+    assert Template("gigpo_alfworld").action_ids(tokenizer, "look")[-1] == end
+    assert stop_ids(None, tokenizer) == sorted([end, tokenizer.eos_token_id])
+    tokenizer.chat_template = None
+    assert stop_ids(None, tokenizer) == [tokenizer.eos_token_id]
 
 
 def test_a_demonstration_ends_once_and_so_does_its_answer_in_the_next_prompt() -> None:
@@ -144,9 +245,9 @@ def test_reasoning_without_end_is_no_action() -> None:
 
 
 # -- history ----------------------------------------------------------------------------------------------------------
-def prompt_of(prompter: Chat, count: int) -> tuple[str, int]:
+def prompt_of(prompter: Chat, count: int, template: str = CHATML) -> tuple[str, int]:
     """What the model sees after `count` turns, and how many tokens that is."""
-    tokenizer = bytes_tokenizer(CHATML)
+    tokenizer = bytes_tokenizer(template)
     turns = [
         Turn(f"observation {i}", f"action {i}", 0.0, "", completion_ids=tokenizer.encode(f"answer {i}<|im_end|>"))
         for i in range(count)
@@ -218,7 +319,15 @@ def test_admissible_actions_stand_with_the_newest_message() -> None:
 # -- errors -----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("template", "said"),
-    [(None, "has no chat template"), (NO_SYSTEM, "no system role"), (FORGETFUL, "leaves out"), ("{% bad %}", "fails")],
+    [
+        (None, "has no chat template"),
+        (FORGETFUL, "leaves out"),
+        ("{% bad %}", "fails"),
+        (NUMBERED, "turn 3 otherwise"),
+        (NO_USER, "leaves out|system prompt once"),
+        (WINDOW, "turn 4 otherwise"),
+        (NO_SYSTEM + "{{ raise_exception('never') }}", "fails: never"),
+    ],
 )
 def test_templates_that_do_not_serve_are_told(template: str | None, said: str) -> None:
     tokenizer, prompter = bytes_tokenizer(template), chat(keep_reasoning=False)

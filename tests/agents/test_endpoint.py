@@ -5,22 +5,23 @@ import threading
 import pytest
 
 from agents.agent import View
-from agents.chat import Chat, History
-from agents.endpoint import EndpointAgent, EndpointError
+from agents.chat import EMPTY, Chat, History
+from agents.endpoint import SHORT_QUESTION, EndpointAgent, EndpointError
 from agents.episode import Episode, ParseStatus, Turn
 from agents.evaluation import evaluate
-from agents.parsing import Line
+from agents.parsing import Json, Line, Parser
 from agents.policies.base import Sampling
 from envs.core import Task
 from envs.pool import EnvPool
-from tests.agents.endpoint_server import Reply, Server, said
+from tests.agents.endpoint_server import Reply, Server, refused, said
 from tests.agents.toys import Corridors
 
+THINKING = {"type": "thinking", "thinking": [{"type": "text", "text": "go right?"}]}
 INFO = {"goal": "reach the end", "admissible": ["go left", "go right"]}
 
 
-def agent_of(url: str, **options) -> EndpointAgent:
-    prompter = Chat("gym", Line(), History(), admissible=False)
+def agent_of(url: str, parser: Parser | None = None, **options) -> EndpointAgent:
+    prompter = Chat("gym", parser or Line(), History(), admissible=False)
     return EndpointAgent(
         "m", prompter, Sampling(0.0, 50), base_url=url, api_key="none", **{"max_retries": 0, **options}
     )
@@ -56,11 +57,125 @@ def test_the_conversation_goes_out_and_the_action_comes_back(serve) -> None:
         (said("fly"), ParseStatus.ILLEGAL, "fly"),
         (said(None), ParseStatus.MALFORMED, ""),
         (said("go le", finish="length"), ParseStatus.TRUNCATED, "go le"),
+        (said("go le", finish="content_filter"), ParseStatus.TRUNCATED, "go le"),
+        (said(None, finish="content_filter"), ParseStatus.TRUNCATED, ""),
+        (said("go left", finish=None), ParseStatus.OK, "go left"),
+        (said(None, refusal="I cannot do that."), ParseStatus.ILLEGAL, "I cannot do that."),
+        (said("go left", reasoning_content="go right?"), ParseStatus.OK, "go left"),
+        (said(None, reasoning_content="go right?"), ParseStatus.MALFORMED, ""),
+        (said([{"type": "text", "text": "So: "}, {"type": "text", "text": "\ngo left"}]), ParseStatus.OK, "go left"),
+        (said([THINKING, {"type": "text", "text": "go left"}]), ParseStatus.OK, "go left"),
+        (said([THINKING]), ParseStatus.MALFORMED, ""),
+        (said([]), ParseStatus.MALFORMED, ""),
+        (said("go \ud800"), ParseStatus.ILLEGAL, "go \ufffd"),
     ],
 )
 def test_what_became_of_an_answer_is_its_status(serve, reply: Reply, status: ParseStatus, action: str) -> None:
     (decision,) = agent_of(serve(lambda _: reply).url).act([view()])
     assert (decision.status, decision.action) == (status, action)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"tool_calls": [{"id": "1", "type": "function", "function": {"name": "act", "arguments": '{"action": "on"}'}}]},
+        {"tool_calls": [{"id": "1", "type": "function", "function": {"name": "act", "arguments": {"action": "on"}}}]},
+        {"function_call": {"name": "act", "arguments": '{"action": "on"}'}},
+    ],
+)
+@pytest.mark.parametrize("content", [None, "", "I switch it."])
+def test_a_tool_call_is_handed_to_the_parser_and_stays_in_the_history(serve, content, fields: dict) -> None:
+    server = serve(lambda _: said(content, "tool_calls", **fields))
+    agent, first = agent_of(server.url, Json()), view()
+    first.info = {"goal": "", "admissible": ["on"]}
+    (decision,) = agent.act([first])
+    assert (decision.status, decision.action) == (ParseStatus.OK, "on")
+    first.episode.turns.append(Turn("You are in room 1.", "on", 0.0, ""))
+    agent.act([first])
+    assert Json().parse(server.asked[1]["messages"][2]["content"]) == "on"
+
+
+def test_no_message_of_a_conversation_is_empty(serve) -> None:
+    """Strict servers refuse those. Answers and observations may be empty, and answers become so without reasoning."""
+    server = serve(lambda _: said("<think>Hm.</think>\n" if len(server.asked) == 2 else ""))
+    prompter = Chat("gym", Line(), History(), keep_reasoning=False, admissible=False)
+    agent = EndpointAgent("m", prompter, Sampling(0.0, 50), base_url=server.url, api_key="none", max_retries=0)
+    one = view()
+    for seen in ("You are in room 1.", " ", "You are in room 2."):
+        one.observation = seen
+        (decision,) = agent.act([one])
+        one.episode.turns.append(Turn(seen, decision.action, 0.0, ""))
+    told = [message["content"] for message in server.asked[2]["messages"][1:]]
+    assert told == ["You are in room 1.", EMPTY, EMPTY, EMPTY, "You are in room 2."]
+
+
+@pytest.mark.parametrize(
+    ("usage", "counted"),
+    [
+        (None, (0, 0, 1)),
+        ({"prompt_tokens": None, "completion_tokens": None, "total_tokens": None}, (0, 0, 1)),
+        ({"prompt_tokens": 100, "completion_tokens": None}, (100, 0, 1)),
+        (["?"], (0, 0, 1)),
+        ({"prompt_tokens": 100, "completion_tokens": 0}, (100, 0, 0)),
+    ],
+)
+def test_tokens_are_counted_as_far_as_they_are_told(serve, usage, counted: tuple[int, int, int]) -> None:
+    agent = agent_of(serve(lambda _: said("go left", usage=usage)).url, prices=(1e6, 1e6))
+    agent.act([view()])
+    known = agent.usage
+    assert (known.prompt_tokens, known.completion_tokens, known.uncounted) == counted
+    assert (known.requests, known.cost) == (1, counted[0] + counted[1])
+    assert ("without 1 requests" in known.describe()) == bool(counted[2])
+
+
+# -- what is asked for ------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [
+        ({}, {"temperature": 0.0, "max_tokens": 50}),
+        ({"seed": 7, "chat_template_kwargs": {"enable_thinking": False}}, {
+            "temperature": 0.0, "max_tokens": 50, "seed": 7, "chat_template_kwargs": {"enable_thinking": False},
+        }),
+        ({"max_completion_tokens": 9}, {"temperature": 0.0, "max_completion_tokens": 9}),
+        ({"temperature": None, "max_tokens": None}, {}),
+        ({"temperature": 1, "top_p": 0.5}, {"temperature": 1, "top_p": 0.5, "max_tokens": 50}),
+    ],
+)  # fmt: skip
+def test_further_parameters_go_out_and_win(serve, parameters: dict, expected: dict) -> None:
+    server = serve(lambda _: said("go left"))
+    agent_of(server.url, parameters=parameters).act([view()])
+    sent = server.asked[0]
+    assert {name: sent[name] for name in sent.keys() - {"model", "messages"}} == expected
+
+
+def test_a_model_that_calls_the_limit_otherwise_gets_it_so_and_that_is_said_once(serve, caplog) -> None:
+    def reply(request: dict) -> Reply:
+        if "max_tokens" in request:
+            return refused(
+                "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.", param="max_tokens"
+            )
+        return said("go left")
+
+    server = serve(reply)
+    agent = agent_of(server.url)
+    for key in range(3):
+        assert agent.act([view(2 * key), view(2 * key + 1)])[0].action == "go left"
+    assert agent.endpoint.usage.requests == 6
+    assert [request.get("max_completion_tokens") for request in server.asked[-4:]] == [50] * 4
+    assert caplog.text.count("max_completion_tokens") == 1
+    with pytest.raises(EndpointError, match="Unsupported parameter"):  # what somebody asked for stays
+        agent_of(server.url, parameters={"max_tokens": 9}).act([view()])
+
+
+@pytest.mark.parametrize(("role", "roles"), [("developer", ["developer", "user"]), (None, ["user"])])
+def test_the_system_prompt_has_the_role_that_the_model_knows(serve, role: str | None, roles: list[str]) -> None:
+    server = serve(lambda _: said("go left"))
+    agent = agent_of(server.url, system_role=role)
+    agent.act([view()])
+    messages = server.asked[0]["messages"]
+    assert [message["role"] for message in messages] == roles
+    told = [agent.prompter.system, "You are in room 1."]
+    assert [message["content"] for message in messages] == (told if role else ["\n\n".join(told)])
 
 
 def test_requests_run_side_by_side_and_come_back_in_order(serve) -> None:
@@ -77,6 +192,7 @@ def test_requests_run_side_by_side_and_come_back_in_order(serve) -> None:
     assert [d.action for d in decisions] == [f"answer {key}" for key in range(8)]
 
 
+# -- what fails -------------------------------------------------------------------------------------------------------
 def test_a_busy_server_is_asked_again(serve) -> None:
     replies = iter([(429, {"Retry-After": "0.01"}, "{}"), (503, {}, "{}"), said("go left")])
     server = serve(lambda _: next(replies))
@@ -87,16 +203,78 @@ def test_a_busy_server_is_asked_again(serve) -> None:
 @pytest.mark.parametrize(
     ("reply", "error"),
     [
-        ((401, {}, '{"error": {"message": "bad key"}}'), "AuthenticationError.*bad key"),
+        (refused("bad key", 401), "AuthenticationError.*bad key"),
+        (refused("no money", 402), "no money"),
+        (refused("not for you", 403), "PermissionDeniedError.*not for you"),
+        (refused("no such model", 404), "NotFoundError.*no such model"),
+        (refused("unknown parameter: temperature"), "BadRequestError.*temperature"),
+        (refused("no such field", 422), "UnprocessableEntityError"),
+        ((429, {"Retry-After": "3600"}, "{}"), "RateLimitError.*wait 3600 s"),
+        (refused("upstream", 502), "upstream"),
         ((500, {}, "oops"), "InternalServerError"),
         ((200, {}, "<html>hello</html>"), "nonsense|without a message"),
         ((200, {}, '{"hello": 1}'), "without a message"),
         ((200, {}, '{"choices": []}'), "without a message"),
+        ((200, {}, "[1]"), "nonsense"),
+        ((200, {}, '{"choices": [{"message": null}]}'), "without a message"),
+        (said("go left", "error"), "without a message"),
     ],
 )
 def test_what_is_no_answer_is_an_error_with_a_name(serve, reply: Reply, error: str) -> None:
-    with pytest.raises(EndpointError, match=error):
+    with pytest.raises(EndpointError, match=error) as raised:
         agent_of(serve(lambda _: reply).url).act([view()])
+    assert "\n" not in str(raised.value)
+
+
+# What a server says of one conversation, and what its episode ends by.
+OF_ONE = [
+    (refused("This model's maximum context length is 8192 tokens.", code="context_length_exceeded"), "context_limit"),
+    (refused("the request exceeds the available context size", type="exceed_context_size_error"), "context_limit"),
+    (refused("`inputs` tokens + `max_new_tokens` must be <= 4096", 422), "context_limit"),
+    (refused("prompt is too long: 210000 tokens > 200000 maximum"), "context_limit"),
+    ((413, {}, "<html>\n<h1>Payload\nToo Large</h1></html>"), "context_limit"),
+    (refused("The response was filtered", code="content_filter"), "refused"),
+    (refused("your input was flagged", 403), "refused"),
+    (refused("invalid"), "refused"),
+    (refused("cannot be processed", 422), "refused"),
+    (refused("Jinja exception", 500), "refused"),
+    ((200, {}, '{"choices": []}'), "refused"),
+    ((200, {}, '{"choices": null, "error": {"message": "blocked"}}'), "refused"),
+    ((200, {}, "no json"), "refused"),
+]
+
+
+@pytest.mark.parametrize(("reply", "reason"), OF_ONE)
+def test_what_one_conversation_meets_ends_its_episode_and_no_other(serve, reply: Reply, reason: str) -> None:
+    """A resumed evaluation takes it as it ended, and asks nothing again."""
+
+    def answer(request: dict) -> Reply:
+        if len(request["messages"]) == 2 and request["messages"][1]["content"] == SHORT_QUESTION:
+            return said("ok")
+        rooms, last = request["messages"][1]["content"].split(" of ")[1][0], request["messages"][-1]["content"]
+        if rooms == "4" and "room 3" in last:
+            return reply
+        return said("open door 1" if f"room {rooms}" in last else "go right")
+
+    server, ended = serve(answer), []
+    with EnvPool(Corridors().make, 3) as pool:
+        agent = agent_of(server.url)
+        result = evaluate(agent, Corridors(), "valid", pool, on_episode=ended.append)
+        asked = len(server.asked)
+        assert evaluate(agent, Corridors(), "valid", pool, played=ended) == result
+    assert len(server.asked) == asked
+    assert result.stops == {"success": 4, reason: 2}
+    (one, other) = (episode for episode in ended if episode.stop_reason == reason)
+    assert (len(one.turns), len(other.turns)) == (2, 2)
+    assert "\n" not in one.error
+    assert one.error.startswith("m at http")
+
+
+def test_a_server_that_failed_once_is_no_refusal(serve) -> None:
+    """A conversation is given up only where the server answers others and fails with it again."""
+    replies = iter([(500, {}, "oops"), said("ok"), said("go left")])
+    (decision,) = agent_of(serve(lambda _: next(replies)).url).act([view()])
+    assert (decision.action, decision.status) == ("go left", ParseStatus.OK)
 
 
 def test_a_slow_and_a_dead_endpoint_are_told(serve) -> None:

@@ -1,8 +1,11 @@
 """Prompts: the transcript appends what was sampled; the template gives GiGPO's text, character for character."""
 
 import pytest
+import torch
 
+from agents.chat_templates import ChatTemplateError
 from agents.episode import ParseStatus, Turn
+from agents.policies.base import Request, Sampling
 from agents.prompts import Template, Transcript, WebShopTemplate
 from envs.core import UnknownNameError
 from tests.agents.toys import random_policy
@@ -73,6 +76,34 @@ def test_the_transcript_never_encodes_a_completion_again() -> None:
     assert ids[:end] == [*turn.prompt_ids, 40, 41, 42]
     assert tokenizer.decode(ids[end:]) == "<eos>You are in room 2.<act>"
     assert tokenizer.decode(ids[:1]) == "<bos>"
+
+
+@pytest.mark.parametrize("seen", ["You are in room 1.", ""])
+def test_a_transcript_without_a_token_that_begins_it_begins_with_the_observation(seen: str) -> None:
+    policy, prompter = random_policy(), Transcript()
+    policy.tokenizer.bos_token = None
+    ids = prompter.prompt_ids(policy.tokenizer, [], seen, INFO)
+    assert policy.tokenizer.decode(ids) == f"{seen}<act>"
+    (done,) = policy.generate([Request(0, ids)], Sampling(), torch.Generator())
+    turn = turns((seen, "go left"))[0]
+    turn.prompt_ids, turn.completion_ids = ids, done.ids
+    again = prompter.prompt_ids(policy.tokenizer, [turn], "You are in room 2.", INFO)
+    assert again[: len(ids) + len(done.ids)] == [*ids, *done.ids]
+
+
+@pytest.mark.parametrize("prompter", [Transcript(), Template("gigpo_alfworld")])
+def test_a_tokenizer_without_an_end_is_told(prompter) -> None:
+    tokenizer = random_policy().tokenizer
+    tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="end-of-sequence"):
+        prompter.action_ids(tokenizer, "go left")
+
+
+def test_a_template_that_fails_is_told_by_name() -> None:
+    tokenizer = random_policy().tokenizer
+    tokenizer.chat_template = "{{ raise_exception('no such role') }}"
+    with pytest.raises(ChatTemplateError, match="fails: no such role"):
+        Template("gigpo_alfworld").prompt_ids(tokenizer, [], "You are in room 1.", INFO)
 
 
 def test_a_transcript_has_each_of_its_marks_once() -> None:

@@ -17,7 +17,7 @@ from algorithms.estimators.capo import capo
 from algorithms.signals.base import RolloutBatch, SignalContext
 from algorithms.signals.judge import Judge, LocalModel, voted, wrong_turns
 from envs.pool import EnvPool
-from tests.agents.endpoint_server import Reply, Server, said
+from tests.agents.endpoint_server import Reply, Server, refused, said
 from tests.agents.toys import Corridors, random_policy
 from tests.algorithms.test_signals import context_of, play, won_by_half
 from tests.algorithms.test_trainer import make_trainer
@@ -111,9 +111,10 @@ def test_a_judge_reads_whole_episodes_and_its_critiques_vote(context: SignalCont
     assert judge.measure(rollouts).metrics["signal/judge_requests"] == 9.0  # of the batch, not of the run
 
 
-def test_without_a_critique_that_can_be_read_no_turn_is_wrong(context: SignalContext, serve) -> None:
+@pytest.mark.parametrize("unread", [said('{"wrong": [1]}', "length"), refused("the prompt is too long")])
+def test_without_a_critique_that_can_be_read_no_turn_is_wrong(context: SignalContext, serve, unread: Reply) -> None:
     count = iter(range(100))
-    server = serve(lambda _: said('{"wrong": [1]}', "length") if next(count) < 2 else said('{"wrong": [2]}'))
+    server = serve(lambda _: unread if next(count) < 2 else said('{"wrong": [2]}'))
     judge = Judge(context, model=endpoint(server), sampling=SAMPLING, critiques=2, vote="average", right=1.0)
     measured = judge.measure(RolloutBatch.of(play(context, 2)))
     np.testing.assert_array_equal(measured.signals["prm"], [1.0, 1.0, 1.0, 1.0, -1.0, 1.0])

@@ -202,6 +202,13 @@ def test_a_model_behind_an_endpoint_is_evaluated_and_its_tokens_are_told(cli: Cl
     endpoint = ["agent=openai", f"agent.base_url={server.url}", "agent.prompter.system=gym", "limit=2"]
     code, out, _ = cli("evaluate", *CORRIDOR, *endpoint, "agent.name=m", "agent.prices=[1,2]")
     assert (code, "16 requests, 1,600 prompt tokens, 112 completion tokens, cost 0.001824" in out) == (0, True)
+    parameters = "agent.parameters={seed: 7, max_tokens: null, chat_template_kwargs: {enable_thinking: false}}"
+    assert cli("evaluate", *CORRIDOR, *endpoint, "agent.name=m", parameters)[0] == 0
+    sent = server.asked[-1]
+    assert (sent["seed"], sent["chat_template_kwargs"]) == (7, {"enable_thinking": False})
+    assert "max_tokens" not in sent
+    code, _, err = cli("evaluate", *CORRIDOR, *endpoint, "agent.name=m", "agent.parameters={stream: true}")
+    assert (code, "parameters cannot set stream" in err) == (2, True), err
     code, _, err = cli("evaluate", *CORRIDOR, *endpoint)
     assert (code, "agent.name has no value" in err) == (2, True)
     server.close()
