@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     paths = sorted(str(path) for path in options.games.rglob(GAME_FILE))
     if not paths:
-        parser.error(f"no {GAME_FILE} below {options.games}")
+        raise FileNotFoundError(f"no {GAME_FILE} below {options.games}")
 
     console = Console()
     with tempfile.TemporaryDirectory() as folder:

