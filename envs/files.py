@@ -153,7 +153,7 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is None:
+        if error.errno is not None and error.filename is None:  # an error of our own says what it is about
             error.filename = str(path)
         raise
 

@@ -107,7 +107,7 @@ def test_a_run_that_was_ended_goes_on_as_if_it_had_not_been(whole, cache: Path, 
     (run / ".hydra/overrides.yaml").write_text("")
     if how is signal.SIGINT:
         assert process.returncode == 0, said
-        assert f"resume={run}" in said
+        assert f"go on with: python -m scripts.train resume={os.path.relpath(run, ROOT)}" in said
     code, said = train(f"resume={run}", cache=cache)
     assert code == 0, said
     assert metrics(run) == metrics(whole[0])
@@ -171,7 +171,7 @@ def test_a_run_is_not_resumed_as_another(whole, cache: Path) -> None:
         ("resume=/no/such/run", "nothing to resume in /no/such/run"),
         ("env.games=official", "scripts.download alfworld"),
         ("eval.selection_tasks=17", "eval.selection_tasks=17 cannot be held out of the 64 tasks of train"),
-        ("trainer.groups=0", "trainer.groups must be at least 1"),
+        ("trainer.groups=0", "trainer.groups must be a whole number from 1"),
     ],
 )
 def test_a_mistake_is_told_in_a_line(cache: Path, tmp_path: Path, mistake: str, said: str) -> None:
