@@ -24,14 +24,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.agent import Decision, PolicyAgent, View, admissible_actions
+from agents.parsing import THINK_CLOSE, fits
 from agents.policies.base import Request
 from agents.prompts import Prompter, written
 from agents.quoting import control_ids, encode, plain, quote
 from envs.core import Need
 
-_SLOT = re.compile(r"(?<=\[)<[^<>]+>(?=\])")  # what an admissible action leaves open, see `agents.parsing.fits`
+_SLOT = re.compile(r"(?<=\[)<[^<>]+>(?=\]$)")  # what an admissible action leaves open, see `agents.parsing.fits`
 _MARK = "polyturnslot"  # stands for an action, or for what it leaves open, while a form is taken apart
 _MARKED = re.compile(f"{re.escape(quote(_MARK))}|{_MARK}")
+# Of free text: what a form may read as something else. Letters, digits and blanks are read as they are.
+_SIGNS = string.punctuation + "".join(map(chr, [*range(0x20), 0x7F, 0x85, 0x2028, 0x2029]))
 MOST_TREES = 512  # that are kept for states that come again
 
 
@@ -87,6 +90,12 @@ class Mask:
 
     def __init__(self, form: ActionForm, actions: Sequence[str]) -> None:
         self._form = form
+        sayable = [action for action in actions if form.can_say(action)]
+        if not sayable:
+            raise ValueError(f"none of the admissible actions can be written in this form, as {list(actions[:3])}")
+        slots = [action for action in sayable if has_slot(action)]
+        # What a slot may hold anyway has no path of its own: free text and names would be one id apart.
+        actions = [action for action in sayable if action in slots or not fits(action, slots)]
         self._actions = [
             (*form.after_head(first), plain(first)[len(form.head) :], others)
             for first, *others in map(form.pieces, actions)
@@ -98,12 +107,15 @@ class Mask:
         self.first = form.before_action or self._tree("")
 
     def follow(self, node: Node, ids: Sequence[int]) -> Node | None:
-        """The node after a completion of `ids`, the last of which stands at `node`; None where that ended it."""
+        """The node after a completion of `ids`, the last of which stands at `node`; None where that ended it.
+
+        So does a token that ends the head and goes on as no action does: nothing admissible can follow.
+        """
         following = node.follow(ids[-1])
         if node is not self._form.before_action:
             return following
         rest = self._form.beyond_head(ids)
-        return following if rest is None else self._tree(rest) or following
+        return following if rest is None else self._tree(rest)
 
     def path(self, ids: Sequence[int]) -> list[Node]:
         """The node at which each of the ids of a completion stands. Raises `ValueError` where one is masked."""
@@ -153,14 +165,17 @@ class ActionForm:
         self.prompter, self.tokenizer = prompter, tokenizer
         self.end = prompter.action_ids(tokenizer, _MARK)[-1]
         self.head, self.tail = prompter.write(_MARK).split(_MARK)
-        if not self.head and prompter.parse(prompter.write(_MARK)) != _MARK:
+        # What ends a reasoning that the prompt has begun; nothing where it has begun none.
+        self._opening = next((o for o in ("", THINK_CLOSE) if self._reads(f"{o}{prompter.write(_MARK)}", _MARK)), "")
+        if not self.head and self._opening:
             raise ValueError(
                 "reasoning has to end before an action, and this form does not say where; use a parser with tags"
             )
-        refused = {c for c in string.punctuation + "\n\r\t\v\f" if prompter.parse(prompter.write(f"a{c}a")) != f"a{c}a"}
+        refused = {c for c in _SIGNS if not self._reads(f"{self._opening}{self.head}a{c}a{self.tail}", f"a{c}a")}
         self.slot = _free_ids(tokenizer, len(tokenizer), frozenset({"]", "\n", self.tail[:1], *refused}) - {""})
         self.before_action = Node(_free_ids(tokenizer, len(tokenizer), frozenset())) if self.head else None
         self._mask = lru_cache(MOST_TREES)(lambda actions: Mask(self, actions))
+        self.can_say = lru_cache(100_000)(self._can_say)
 
     def mask(self, actions: Sequence[str]) -> Mask:
         """The mask of a state in which these actions are admissible. Raises `ValueError` where there are none."""
@@ -170,16 +185,30 @@ class ActionForm:
         return made
 
     def action_ids(self, action: str, actions: Sequence[str]) -> list[int]:
-        """The completion that a demonstration of `action` would be, on a path of the mask of `actions`."""
+        """The completion that a demonstration of `action` would be, on a path of the mask of `actions`.
+
+        Where the mask has none, as for an action with a sign that ends a slot, `Mask.path` refuses the ids.
+        """
+        opening = encode(self.tokenizer, self._opening) if self._opening else ()
         for pattern in actions:
             found = re.fullmatch("(.+)".join(map(re.escape, _SLOT.split(pattern))), action)
             if found and found.groups():
                 first, *others = self.pieces(pattern)
-                ids = [*encode(self.tokenizer, first)]
+                ids = [*opening, *encode(self.tokenizer, first)]
                 for text, said in zip(others, found.groups(), strict=True):
                     ids += [*encode(self.tokenizer, quote(said)), *self.closing(text)]
                 return [*ids, self.end]
-        return [*encode(self.tokenizer, written(self.prompter, action)), self.end]
+        return [*opening, *encode(self.tokenizer, written(self.prompter, action)), self.end]
+
+    def _reads(self, text: str, action: str) -> bool:
+        """Whether `action` is what the environment gets of a completion's text."""
+        return self.prompter.read(text, True, {"admissible": None})[0] == action
+
+    def _can_say(self, action: str) -> bool:
+        """Whether the form and the tokenizer leave an action as it is."""
+        said = _SLOT.sub("a", action)
+        text = self.tokenizer.decode(encode(self.tokenizer, written(self.prompter, said)), skip_special_tokens=False)
+        return self._reads(f"{self._opening}{text}", said)
 
     def pieces(self, action: str) -> list[str]:
         """The text of an action, cut where it has slots; quoted where it is not the prompter's own."""
@@ -189,17 +218,21 @@ class ActionForm:
         """The ids of `text` behind those that write its head, and what those say beyond it."""
         ids, count = encode(self.tokenizer, text), 0
         while not (said := self.tokenizer.decode(ids[:count])).startswith(self.head):
+            if count == len(ids):
+                raise ValueError(f"the tokenizer does not give {self.head!r} back, which stands before each action")
             count += 1
         return said[len(self.head) :], ids[count:]
 
     def beyond_head(self, ids: Sequence[int]) -> str | None:
         """What the last of `ids` says beyond the head that it completes; None where it completes none."""
         # A token is a byte or more, so that the head lies within as many tokens as it has bytes.
-        if self.head not in self.tokenizer.decode(ids[-len(self.head.encode()) :]):
+        head = self.head.lower()  # parsers of tags take either case
+        if head not in self.tokenizer.decode(ids[-len(self.head.encode()) :]).lower():
             return None
-        before, _, rest = self.tokenizer.decode(ids).rpartition(self.head)
+        text = self.tokenizer.decode(ids)
+        place = text.lower().rindex(head) + len(head)
         # Where an action would not be read, as in the middle of reasoning, the head is text like any other.
-        return rest if self.prompter.parse(f"{before}{self.head}{_MARK}{self.tail}") == _MARK else None
+        return text[place:] if self._reads(f"{text[:place]}{_MARK}{self.tail}", _MARK) else None
 
     def closing(self, text: str) -> tuple[int, ...]:
         """The ids of `text` behind a slot."""
@@ -210,7 +243,10 @@ class ActionForm:
 @lru_cache(maxsize=8)
 def _free_ids(tokenizer: Any, size: int, refused: frozenset[str]) -> NDArray[np.bool_]:
     """[V] which ids free text may hold: no control tokens, and no text with one of the `refused` characters."""
+    blank = tokenizer.convert_tokens_to_ids("▁")  # of SentencePiece, which alone decodes to nothing
     free = np.array([bool(text) and refused.isdisjoint(text) for text in _texts(tokenizer, size)])
+    if blank is not None and blank != tokenizer.unk_token_id:
+        free[blank] = True
     free[sorted(set(tokenizer.all_special_ids) if not refused else control_ids(tokenizer))] = False
     return free
 
@@ -248,7 +284,7 @@ class MaskedAgent(PolicyAgent):
         decisions = [Decision("", None, prompt) for prompt in prompts]
         fits = [
             i for i, (prompt, mask) in enumerate(zip(prompts, masks, strict=True))
-            if len(prompt) + mask.longest < self.policy.context_length
+            if len(prompt) + mask.longest <= self.policy.context_length
         ]  # fmt: skip
         requests = [Request(views[i].key, prompts[i], masks[i]) for i in fits]
         completions = self.policy.generate(requests, self.sampling, self.generator)

@@ -32,7 +32,6 @@ from torch import Tensor
 from agents.agent import Agent, Decision, View, prompt_within
 from agents.episode import Episode
 from agents.masking import ActionForm, Node, has_slot
-from agents.parsing import fits
 from agents.policies.local import LocalPolicy
 from agents.policies.models import causal_states, head_logits, masked_logits
 from agents.policies.weights import train_in_float32
@@ -118,8 +117,8 @@ class Demonstrator:
 
     It plays that, or with probability `noise` an action that is not admissible now, but was earlier in the episode or
     in another one. There are none where an environment does not tell what is admissible, or that is always the same.
-    With `masked` it plays another admissible action instead; what the teacher wants and the environment would refuse is
-    played, and is no target.
+    With `masked` it plays another admissible action instead; what the teacher wants and the mask does not allow
+    is played, and is no target.
 
     What the policy could not read is not played on: an episode ends where prompt and action exceed its context.
     """
@@ -155,29 +154,31 @@ class Demonstrator:
         )
         if prompt is None:
             return self._end()
-        cannot_say = self.form is not None and not fits(want, admissible)
-        self.wanted.setdefault(view.key, []).append([] if cannot_say else self._write(want, view)[0])
+        wanted, on_path = self._write(want, admissible)
+        self.wanted.setdefault(view.key, []).append([] if on_path is None else wanted)
         self._admissible.setdefault(view.key, []).extend(admissible)
         self._anywhere.extend(admissible)
         draw = self._draw_refused if self.form is None else self._draw_admissible
         other = draw(view.key, admissible) if self.rng.random() < self.noise else None
         action = want if other is None else other
-        ids, nodes = self._write(action, view)
+        ids, nodes = self._write(action, admissible)
         if len(prompt) + len(ids) > self.context_length:
             return self._end()
-        return Decision(action, prompt_ids=prompt, completion_ids=ids, logprobs=[0.0] * len(ids), nodes=nodes)
+        return Decision(action, prompt_ids=prompt, completion_ids=ids, logprobs=[0.0] * len(ids), nodes=nodes or [])
 
     def _end(self) -> Decision:
         self.too_long += 1
         return Decision("", None)
 
-    def _write(self, action: str, view: View) -> tuple[list[int], list[Node]]:
-        """The completion that a demonstration of `action` is, and its nodes where it is possible under the mask."""
-        admissible = view.info["admissible"] or []
-        if self.form is None or not fits(action, admissible):
+    def _write(self, action: str, admissible: Sequence[str]) -> tuple[list[int], list[Node] | None]:
+        """The completion that a demonstration of `action` is, and its nodes; None where the mask has no path for it."""
+        if self.form is None:
             return self.prompter.action_ids(self.tokenizer, action), []
         ids = self.form.action_ids(action, admissible)
-        return ids, self.form.mask(admissible).path(ids)
+        try:
+            return ids, self.form.mask(admissible).path(ids)
+        except ValueError:
+            return ids, None
 
     def _draw_admissible(self, key: int, admissible: Sequence[str]) -> str | None:  # noqa: ARG002
         """Any admissible action that is written out; None where there is none."""

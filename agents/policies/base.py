@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 class Request:
     """Continue `prompt_ids`. Requests of one `session` extend each other, so that a policy may keep its KV cache.
 
-    With a `mask` the completion is one that it allows, and `Sampling.max_tokens` ends only what is free text in it.
+    With a `mask` the completion is one that it allows: `Sampling.max_tokens` ends only what is free text in it, and
+    `Sampling.stop` nothing.
     """
 
     session: int

@@ -193,7 +193,9 @@ class LocalPolicy:
         limit = row.limit
         if row.node is not None and row.node.free is None:  # an action that is begun is written to its end
             limit = self.context_length - len(row.prompt)
-        row.end = self._end(row.ids, limit, sampling.stop)
+        row.end = self._end(row.ids, limit, sampling.stop if row.mask is None else ())
+        if row.end is None and row.mask is not None and row.node is None:
+            row.end = End.LENGTH  # nothing may follow, and it is no action
 
     def _take_forced(self, row: _Writing, sampling: Sampling) -> None:
         """The ids that the mask leaves no choice of: sampled with probability 1, and nothing is computed."""

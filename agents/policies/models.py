@@ -93,7 +93,7 @@ def masked_logits(logits: Tensor, nodes: Sequence[Node | None]) -> Tensor:
             free.setdefault(id(node.free), []).append(row)
     for rows in free.values():
         ids = torch.from_numpy(cast("Node", nodes[rows[0]]).free)
-        allowed[rows, : len(ids)] = ids
+        allowed[rows, : len(ids)] = ids[: logits.shape[-1]]  # there may be special ids that no embedding has
     children = [node.ids if node is not None else _NONE for node in nodes]
     places = np.repeat(np.arange(len(nodes)), [len(ids) for ids in children]), np.concatenate(children)
     allowed[tuple(map(torch.from_numpy, places))] = True

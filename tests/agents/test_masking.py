@@ -246,7 +246,9 @@ def test_a_state_without_admissible_actions_is_an_error_that_names_the_environme
 
 def test_an_action_that_no_longer_fits_ends_the_episode() -> None:
     policy = random_policy(context=24)
-    view = View(0, Episode(corridor(), 0), "room 1 " * 6, {**INFO, "admissible": ["look", "go to desk 10 now " * 8]})
+    view = View(
+        0, Episode(corridor(), 0), "room 1 " * 6, {**INFO, "admissible": ["look", ("go to desk 10 now " * 8).strip()]}
+    )
     (decision,) = masked_agent(policy).act([view])
     assert decision.status is None
 
@@ -256,6 +258,69 @@ def test_an_engine_that_samples_without_masks_is_refused() -> None:
     policy.takes_masks = False
     with pytest.raises(ValueError, match="rollout=local"):
         masked_agent(policy)
+
+
+def test_a_token_that_ends_the_head_and_goes_on_as_no_action_ends_the_completion() -> None:
+    policy = bytes_policy(words=["<action>fly", "<ACTION>fly"])
+    form = ActionForm(CHAT, policy.tokenizer)
+    mask = form.mask(["look", "go"])
+    for text in ("<action>fly", "<ACTION>fly"):
+        (token,) = policy.tokenizer.encode(text, add_special_tokens=False)
+        assert mask.follow(mask.first, [token]) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "actions", "left"),
+    [
+        ("template", ["LOOK", "look"], 1),  # which reads lower case
+        ("tagged", ["a</action>b", " look ", "", "look"], 1),
+        ("line", ["look\nup", "look"], 1),
+        ("transcript", ["ask [<w>] politely", "look"], 2),  # no slot: it is written as it is
+    ],
+)
+def test_actions_that_a_form_cannot_say_are_masked(name: str, actions: list[str], left: int) -> None:
+    prompter, policy = FORMS[name]
+    form = ActionForm(prompter, policy.tokenizer)
+    assert len(list(paths(state(name, actions).mask.first, [], []))) == left
+    if left == 1:
+        with pytest.raises(ValueError, match="none of the admissible actions can be written in this form"):
+            form.mask(actions[:-1])
+
+
+def test_a_slot_holds_only_what_the_form_reads_back() -> None:
+    for name in FORMS:
+        at, generator = state(name, ["search[<your query>]"]), np.random.default_rng(0)
+        for _ in range(60):
+            node, ids = at.mask.first, []
+            while node is not None and len(ids) < 40:
+                allowed = [*node.ids] * 20 + ([*np.flatnonzero(node.free)] if node.free is not None else [])
+                ids.append(int(generator.choice(allowed)))
+                node = at.mask.follow(node, ids)
+            text = at.policy.tokenizer.decode(ids[:-1])
+            if node is None:
+                action, status = at.prompter.read(
+                    f"{at.form.head}{text}", True, {**INFO, "admissible": ["search[<your query>]"]}
+                )
+                assert (status, action[:7], action[-1]) == (ParseStatus.OK, "search[", "]"), (name, text)
+
+
+def test_a_slot_and_an_action_that_it_may_hold_are_one_path() -> None:
+    prompter, policy = FORMS["transcript"]
+    form = ActionForm(prompter, policy.tokenizer)
+    actions = ["search[<your query>]", "search[red]", "look"]
+    for action in ("search[red shoes]", "search[red]"):
+        ids = form.action_ids(action, actions)
+        assert len(form.mask(actions).path(ids)) == len(ids)
+
+
+def test_stop_strings_cut_no_action() -> None:
+    at = state("transcript", WHOLE)
+    (done,) = at.policy.generate(
+        [Request(0, at.prompt, at.mask)],
+        Sampling(1.0, 12, stop=["o"]),
+        torch.Generator().manual_seed(0),  # type: ignore[arg-type]
+    )
+    assert at.policy.tokenizer.decode(done.text_ids) in WHOLE
 
 
 def test_reasoning_is_free_and_an_action_begins_where_it_would_be_read() -> None:
