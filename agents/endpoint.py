@@ -29,11 +29,15 @@ from envs.core import StopReason
 logger = logging.getLogger(__name__)
 
 RESERVED = ("model", "messages", "stream")  # what `parameters` cannot set
-CUT_OFF = ("length", "model_length", "content_filter")  # finish reasons of an answer that is not whole
+# Finish reasons, in lower case, of an answer that is not whole.
+CUT_OFF = frozenset(
+    {"length", "model_length", "max_tokens", "max_output_tokens", "incomplete", "content_filter", "safety"}
+)
 # Statuses that say nothing of the conversation: key, account, model, time, load, and gateways before the server.
 RUN_STATUSES = frozenset({401, 402, 404, 408, 409, 429, *range(501, 600)})
 SHORT_QUESTION = "Say ok."
 LONGEST_ERROR = 500  # characters
+MOST_TOKENS = 10**12  # of a request, beyond which a count is none
 
 # Servers agree on no code for these, and their words differ: OpenAI, vLLM, SGLang, llama.cpp, TGI, Anthropic, Gemini …
 _TOO_LONG = re.compile(
@@ -56,16 +60,17 @@ class EndpointError(OSError):
 class UnansweredError(EndpointError):
     """The endpoint is there, and gave this conversation no answer; it may answer others."""
 
-    def __init__(self, text: str, status: int) -> None:
+    def __init__(self, text: str, status: int, said: str = "") -> None:
+        """`text` is the message; `said` is of it what the server said of the conversation."""
         super().__init__(text)
-        self.status = status  # of HTTP
+        self.status, self.said = status, said  # the status is HTTP's
 
     @property
     def reason(self) -> StopReason | None:
         """Why, where the server says that it is this conversation."""
-        if self.status == 413 or _TOO_LONG.search(str(self)):
+        if self.status == 413 or _TOO_LONG.search(self.said):
             return StopReason.CONTEXT_LIMIT
-        return StopReason.REFUSED if _FILTERED.search(str(self)) else None
+        return StopReason.REFUSED if _FILTERED.search(self.said) else None
 
     @property
     def may_pass(self) -> bool:
@@ -83,10 +88,11 @@ def endpoint_errors(who: str) -> Iterator[None]:
         text = _line(f"{who}: {type(error).__name__}: {error}") + (f" (it asks to wait {wait} s)" if wait else "")
         if error.status_code in RUN_STATUSES:
             raise EndpointError(text) from error
-        raise UnansweredError(text, error.status_code) from error
+        raise UnansweredError(text, error.status_code, str(error)) from error
     except openai.OpenAIError as error:
         raise EndpointError(f"{who}: {type(error).__name__}: {error}") from error
-    except (ValueError, TypeError, AttributeError, LookupError) as error:  # no JSON, or without what was asked for
+    # No JSON, without what was asked for, or too deep or large to read.
+    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError) as error:
         raise UnansweredError(_line(f"{who} answers nonsense: {type(error).__name__}: {error}"), 200) from error
 
 
@@ -140,6 +146,7 @@ class Endpoint:
             raise EndpointError(f"{error} (an endpoint without keys takes any)") from error
         self.name, self.prices = name, prices
         self.usage = Usage(cost=None if prices is None else 0.0)
+        self._has_answered = False  # at all
         self._limit = "max_tokens"  # how this model calls the limit of an answer
         self._threads = ThreadPoolExecutor(concurrency)
         self._lock = threading.Lock()  # of what the threads change
@@ -168,15 +175,15 @@ class Endpoint:
             return self._answer(messages, sampling)
         except UnansweredError as error:
             refused = error
-        if refused.reason is not None:
+        if refused.reason is StopReason.CONTEXT_LIMIT or (refused.reason is not None and self._has_answered):
             return Refusal(refused.reason, str(refused))
-        # It does not say whether it is this conversation. A short one tells: where that fails too, all of them would.
+        # Perhaps it is not this conversation. A short one shows it: where that fails too, all of them would.
         system = [message for message in messages if message["role"] not in ("user", "assistant")]
         try:
             self._answer([*system, {"role": "user", "content": SHORT_QUESTION}], sampling)
         except EndpointError:
             raise refused from None
-        if refused.may_pass:
+        if refused.reason is None and refused.may_pass:
             try:
                 return self._answer(messages, sampling)
             except UnansweredError as error:
@@ -214,14 +221,17 @@ class Endpoint:
             self._count(reply.get("usage"))
             choices = reply.get("choices")
             if not choices or choices[0].get("message") is None or choices[0].get("finish_reason") == "error":
-                raise UnansweredError(_line(f"{who} answers without a message: {reply}"), 200)
-            return Answer(_text(choices[0]["message"]), choices[0].get("finish_reason") not in CUT_OFF)
+                said = " ".join(str(part) for part in (reply.get("error"), choices and choices[0].get("finish_reason")))
+                raise UnansweredError(_line(f"{who} answers without a message: {reply}"), 200, said)
+            self._has_answered = True
+            reason = str(choices[0].get("finish_reason")).lower()
+            return Answer(_text(choices[0]["message"]), reason not in CUT_OFF)
 
     def _count(self, usage: Any) -> None:
         counts = usage if isinstance(usage, dict) else {}
         prompt, completion = (counts.get(f"{part}_tokens") for part in ("prompt", "completion"))
         with self._lock:
-            self.usage.add(*(n if isinstance(n, int) else None for n in (prompt, completion)))
+            self.usage.add(*(n if isinstance(n, int) and 0 <= n < MOST_TOKENS else None for n in (prompt, completion)))
             if self.prices is not None:
                 self.usage.cost = (
                     self.usage.prompt_tokens * self.prices[0] + self.usage.completion_tokens * self.prices[1]
@@ -242,7 +252,8 @@ def _content(content: Any) -> str:
     """The text of a message's content; of parts, that of those which are text, so not of reasoning or pictures."""
     if content is None or isinstance(content, str):
         return content or ""
-    parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in content]
+    parts = [content] if isinstance(content, dict) else content
+    parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]
     return "".join(part.get("text") or part.get("refusal") or "" for part in parts if part.get("type") in _TEXTS)
 
 

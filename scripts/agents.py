@@ -7,6 +7,7 @@ the file it gets the task set to play, the `Model` that the command was given or
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,8 @@ WITHOUT_MODEL = {  # agents that take no model=…
     "scripts.agents.random": "agent=random plays without a model",
     "scripts.agents.endpoint": "agent=openai names its model by agent.name",
 }
+logger = logging.getLogger(__name__)
+
 IN_PLACE = "agents.policies.local.in_place"
 NO_MODEL = ("trainer.pt", "run.json", "checksums.json")  # what a training run keeps beside the model of a checkpoint
 
@@ -111,7 +114,7 @@ def make_agent(config: DictConfig, task_set: TaskSet, model: Model | None, seed:
     otherwise.
     """
     if model and "prompter" in config:
-        _check_prompter(config, model.run)
+        _compare_with_training(config, task_set, model.run)
     agent: Agent = instantiate(config, _partial_=True)(task_set=task_set, model=model, seed=seed)
     return agent
 
@@ -180,14 +183,27 @@ def checkpoint_of(name: str) -> str:
     return str(checkpoint_folder(path, best[1]) if best else saved[-1])
 
 
-def _check_prompter(config: DictConfig, run: Path) -> None:
-    """A policy that is prompted otherwise than in its training does badly, and nobody sees why."""
-    trained = run / ".hydra" / "config.yaml"
-    if not trained.is_file():
+def _compare_with_training(config: DictConfig, task_set: TaskSet, run: Path) -> None:
+    """A policy that is prompted, masked or asked otherwise than in its training does badly, and nobody sees why.
+
+    Raises `ValueError` for another prompter; another environment and another player may be meant, and are a warning.
+    """
+    file = run / ".hydra" / "config.yaml"
+    if not file.is_file():
         return
-    before = OmegaConf.load(trained).agent.prompter
-    if before != config.prompter:
-        raise ValueError(f"{run} was trained with the prompter {before}, and agent has {config.prompter}; set agent=…")
+    before = OmegaConf.load(file)
+    if before.agent.prompter != config.prompter:
+        raise ValueError(
+            f"{run} was trained with the prompter {before.agent.prompter}, and agent has {config.prompter}; set agent=…"
+        )
+    played = f"{type(task_set).__module__}.{type(task_set).__qualname__}"
+    for what, trained, now in (
+        ("env", OmegaConf.select(before, "env._target_"), played),
+        ("agent.player", OmegaConf.select(before, "agent.player._target_"), config.player._target_),
+    ):
+        if trained is not None and trained != now:
+            logger.warning("%s was trained with %s=%s, and plays with %s: set %s=… to play alike",
+                           run, what, trained, now, what.replace(".", "/"))  # fmt: skip
 
 
 def _content(source: Path | str) -> dict[str, str]:

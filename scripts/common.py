@@ -325,7 +325,10 @@ def _compose_without(key: str, config_name: str) -> dict[str, Any]:
         except HydraException:
             config = hydra.compose(config_name, return_hydra_config=True)
     plain = cast(dict[str, Any], OmegaConf.to_container(config))
-    return plain if key.startswith("hydra.") else {name: plain[name] for name in plain if name != "hydra"}
+    if key.startswith("hydra."):
+        return plain
+    groups = [group for group in plain["hydra"]["runtime"]["choices"] if "/" not in group]  # also one without a choice
+    return dict.fromkeys(groups) | {name: plain[name] for name in plain if name != "hydra"}
 
 
 def _keys(config: dict[str, Any], parent: str = "") -> Iterator[str]:

@@ -187,7 +187,8 @@ def _write(run: Path, facts: Facts, environment: str, evaluation: Evaluation, co
     missing = f" (officially there are {official})" if official not in (None, facts["tasks"]) else ""
     title = f"{facts['agent']} on {evaluation.env} {evaluation.split}"
     seeds = ("seed " if len(evaluation.by_seed) == 1 else "seeds ") + ", ".join(map(str, evaluation.by_seed))
-    played = f"{tasks}{missing}, {seeds}, manifest {facts['manifest_sha256'][:12]}"
+    limit = f", at most {facts['max_turns']} turns" if facts["config"]["max_turns"] else ""  # beside the environment's
+    played = f"{tasks}{missing}{limit}, {seeds}, manifest {facts['manifest_sha256'][:12]}"
     markdown = f"# {title}\n\n{played}\n\n{environment}\n\n{evaluation.to_markdown()}"
     results = {"run": facts, "environment": environment, "evaluation": evaluation.to_json()}
     files = {

@@ -181,7 +181,8 @@ def locate(name: str | Path) -> Path | str:
         return _unpacked(path)
     if (path / "config.json").is_file() or (path / ADAPTER_CONFIG).is_file():
         return path
-    if path.exists() or not HUB_ID.fullmatch(text):
+    here = len(path.parts) > 1 and path.parent.is_dir()  # "outputs/x" beside a folder "outputs" is no name of a hub
+    if path.exists() or here or not HUB_ID.fullmatch(text):
         near = sorted(p.parent for p in path.glob("**/config.json")) or sorted(path.parent.glob("*/config.json"))
         near += sorted((path if path.is_dir() else path.parent).glob("*.gguf"))
         seen = ", ".join(str(p) for p in near[:5]) or "no model near it"

@@ -94,7 +94,8 @@ class ALFWorldTasks:
         `games` is one of `SOURCES`: "auto" takes the official games if there are any, of whichever split, else embedded
         ones: the same split is never official games here and embedded ones there because another split is missing.
         `data` is the folder above `alfworld/json_2.1.1` (`envs.core.data_root()` when None), `engine` one of
-        `ENGINES`; the last three are the sizes of the embedded splits. Raises `UnknownNameError` and `ValueError`.
+        `ENGINES`; the last three are the sizes of the embedded splits. Raises `UnknownNameError`, `ValueError` and
+        `GamesNotFoundError` for a folder `data` that is not there.
         """
         sizes = {"train": embedded_train, "valid_seen": embedded_valid_seen, "valid_unseen": embedded_valid_unseen}
         if games not in SOURCES:
@@ -103,6 +104,8 @@ class ALFWorldTasks:
             raise UnknownNameError("engine", engine, ENGINES)
         if max_turns < 1 or min(sizes.values()) < 1:
             raise ValueError(f"max_turns and the sizes of splits must be at least 1, got {max_turns} and {sizes}")
+        if data is not None and not Path(data).expanduser().is_dir():
+            raise GamesNotFoundError(f"no folder {data}: data is the folder above alfworld/json_2.1.1")
         self._asked, self._engine, self._max_turns, self._sizes = games, engine, max_turns, sizes
         self._folder = official_folder(data_root() if data is None else Path(data).expanduser())
         self._official = games == "official" or (games == "auto" and _has_games(self._folder))

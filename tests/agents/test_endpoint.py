@@ -20,10 +20,10 @@ THINKING = {"type": "thinking", "thinking": [{"type": "text", "text": "go right?
 INFO = {"goal": "reach the end", "admissible": ["go left", "go right"]}
 
 
-def agent_of(url: str, parser: Parser | None = None, **options) -> EndpointAgent:
+def agent_of(url: str, parser: Parser | None = None, model: str = "m", **options) -> EndpointAgent:
     prompter = Chat("gym", parser or Line(), History(), admissible=False)
     return EndpointAgent(
-        "m", prompter, Sampling(0.0, 50), base_url=url, api_key="none", **{"max_retries": 0, **options}
+        model, prompter, Sampling(0.0, 50), base_url=url, api_key="none", **{"max_retries": 0, **options}
     )
 
 
@@ -218,11 +218,14 @@ def test_a_busy_server_is_asked_again(serve) -> None:
         ((200, {}, "[1]"), "nonsense"),
         ((200, {}, '{"choices": [{"message": null}]}'), "without a message"),
         (said("go left", "error"), "without a message"),
+        (refused("unsupported parameter: foo"), "foo"),
+        (refused("no such model; see our usage policy on safety"), "usage policy"),  # said to all conversations
+        ((200, {}, "[" * 200_000), "nonsense"),
     ],
 )
 def test_what_is_no_answer_is_an_error_with_a_name(serve, reply: Reply, error: str) -> None:
     with pytest.raises(EndpointError, match=error) as raised:
-        agent_of(serve(lambda _: reply).url).act([view()])
+        agent_of(serve(lambda _: reply).url, model="acme/safety-7b").act([view()])  # a name says nothing
     assert "\n" not in str(raised.value)
 
 

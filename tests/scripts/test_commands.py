@@ -271,6 +271,20 @@ def test_a_model_that_was_prompted_otherwise_is_refused(cli: Cli) -> None:
     assert (code, "trained was trained with the prompter" in err) == (2, True)
 
 
+def test_a_model_of_another_environment_or_player_is_played_with_a_warning(cli: Cli) -> None:
+    policy, trained = random_policy(), cli.folder / "trained"
+    save_checkpoint(checkpoint_folder(trained, 0), policy.model, policy.tokenizer, {"best": None})
+    (trained / ".hydra").mkdir()
+    (trained / ".hydra" / "config.yaml").write_text(
+        "env: {_target_: envs.lookup.env.LookupTasks}\n"
+        "agent: {prompter: {_target_: agents.prompts.Transcript}, player: {_target_: agents.masking.MaskedAgent}}"
+    )
+    code, _, err = cli("evaluate", *CORRIDOR, "model=trained", "limit=1")
+    assert code == 0, err
+    for what in ("env=envs.lookup.env.LookupTasks", "agent.player=agents.masking.MaskedAgent"):
+        assert f"warning: trained was trained with {what}" in err
+
+
 def test_an_evaluation_whose_environment_raises_does_not_end_with_0(cli: Cli) -> None:
     """Its results are written all the same."""
     begin = Corridor._begin
@@ -339,6 +353,7 @@ def test_a_warning_is_a_line_without_a_date(cli: Cli) -> None:
         (["agent=random", "seeds=3"], "got 3; did you mean seeds=[3]?"),
         (["agent=random", "model=x"], "agent=random plays without a model"),
         (["model=nowhere"], "no model in nowhere"),
+        (["model=outputs/nowhere"], "no model in outputs/nowhere"),
         (["seeds=[0"], "cannot read the override 'seeds=[0'"),
         (["agent=random,expert"], "add --multirun"),
         (["env=gym", "env.id=x", "env.kwargs.kind=y"], "env.kwargs 'kind'; known: none; +env.kwargs.kind=… adds it"),
