@@ -161,7 +161,7 @@ class Demonstrator:
         draw = self._draw_refused if self.form is None else self._draw_admissible
         other = draw(view.key, admissible) if self.rng.random() < self.noise else None
         action = want if other is None else other
-        ids, nodes = self._write(action, admissible)
+        ids, nodes = (wanted, on_path) if other is None else self._write(other, admissible)
         if len(prompt) + len(ids) > self.context_length:
             return self._end()
         return Decision(action, prompt_ids=prompt, completion_ids=ids, logprobs=[0.0] * len(ids), nodes=nodes or [])

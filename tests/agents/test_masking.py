@@ -6,6 +6,7 @@ import copy
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,13 +19,13 @@ from agents.chat import Chat, History
 from agents.episode import Episode, ParseStatus, Turn
 from agents.masking import ActionForm, Mask, MaskedAgent, Node
 from agents.parsing import Json, Line, Tagged
-from agents.policies import models as models_module
 from agents.policies.base import End, Request, Sampling
 from agents.policies.local import LocalPolicy
 from agents.policies.tiny import build_model
 from agents.prompts import Prompter, Template, Transcript
 from agents.rollout import Job, rollout
 from agents.samples import Sample, build_samples
+from algorithms import batches
 from algorithms.batches import make_batch, sampled_logprobs
 from algorithms.learner import Learner
 from algorithms.turn_table import TurnTable
@@ -198,9 +199,16 @@ def test_gradients_are_those_of_the_masked_distribution() -> None:
 
 @pytest.mark.parametrize("size", [1, 64, 10_000])
 def test_micro_batches_of_any_size_give_the_same_gradient(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models_module, "MOST_LOGITS", 512)  # so that states are done in parts as well
+    asked: list[int] = []
+    whole = batches.chosen_logprobs
+
+    def in_parts(*args: Any, **options: Any) -> Any:
+        asked.append(len(args[2]))
+        return whole(*args, most_logits=4 * args[0].config.vocab_size, **options)  # four states at a time
+
     gradients = []
-    for most in (size, 4096):
+    for most, ask in ((size, in_parts), (4096, whole)):
+        monkeypatch.setattr(batches, "chosen_logprobs", ask)
         at = state("bytes", ACTIONS)
         model = copy.deepcopy(at.policy.model)
         learner = Learner(model, learner_config(minibatches=1, micro_batch_tokens=most, entropy_coef=0.01))
@@ -216,6 +224,7 @@ def test_micro_batches_of_any_size_give_the_same_gradient(size: int, monkeypatch
         examples, _ = learner._examples(samples, table, table.per_token(advantages), learner._old_logprobs(samples))
         learner._gradients(examples)
         gradients.append([p.grad.clone() for p in model.parameters()])
+    assert max(asked) > 4
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
 
