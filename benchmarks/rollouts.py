@@ -511,7 +511,7 @@ def _update_trl(
     from transformers import TrainerCallback
     from trl import GRPOTrainer  # type: ignore[attr-defined]
 
-    class Given(GRPOTrainer):
+    class PreparedTrainer(GRPOTrainer):
         """Trains on the batch that is there."""
 
         def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
@@ -528,7 +528,9 @@ def _update_trl(
     seconds: list[float] = []
     batch = _trl_batch(samples, advantages)
     rows = [{"prompt": "none"}] * size.episodes
-    trainer = _trainer(folder, size.micro_batch, size, rows, kind=Given, reward_funcs=_earned, callbacks=[Clock()])
+    trainer = _trainer(
+        folder, size.micro_batch, size, rows, kind=PreparedTrainer, reward_funcs=_earned, callbacks=[Clock()]
+    )
     memory = Memory()
     trainer.train()
     norms = [line["grad_norm"] for line in trainer.state.log_history if "grad_norm" in line]

@@ -187,9 +187,7 @@ def _texts(value: Any, name: str) -> list[str]:
 
 
 def _number(value: Any, name: str) -> float:
-    value = _unwrapped(value)
-    if isinstance(value, list) and len(value) == 1:  # an array of one number
-        (value,) = value
+    value = _scalar(value)
     if isinstance(value, (str, bytes, bytearray)):
         raise _error(name, value, "a number")
     try:
@@ -204,9 +202,7 @@ def _number(value: Any, name: str) -> float:
 
 
 def _flag(value: Any, name: str) -> bool:
-    value = _unwrapped(value)
-    if isinstance(value, list) and len(value) == 1:
-        (value,) = value
+    value = _scalar(value)
     if isinstance(value, (bool, int, float)) and value in (0, 1):
         return bool(value)
     raise _error(name, value, "True or False")
@@ -215,6 +211,12 @@ def _flag(value: Any, name: str) -> bool:
 def _unwrapped(value: Any) -> Any:
     """Python's own value in place of a scalar or an array of numpy, torch and the like."""
     return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _scalar(value: Any) -> Any:
+    """The same, and the one value of an array or a list that has one."""
+    value = _unwrapped(value)
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
 def _error(name: str, value: Any, expected: str) -> TypeError:

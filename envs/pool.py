@@ -438,7 +438,7 @@ class _Threads:
 
 
 # -- in other processes: their main threads ---------------------------------------------------------------------------
-class _Played(NamedTuple):
+class _Recorded(NamedTuple):
     """A command that a slot's environment has carried out, and what it showed then."""
 
     command: _Command
@@ -457,7 +457,7 @@ class _Worker:
         self.pending: list[_Command] = []  # not answered yet; the first is being carried out
         self.deadline = 0.0  # `time.monotonic` until which the process must answer, or be ready
         self.problem = ""  # why it does not start, after all tries
-        self._played: dict[int, list[_Played]] = {}  # by slot, from the reset or restore of its episode on
+        self._history: dict[int, list[_Recorded]] = {}  # by slot, from the reset or restore of its episode on
         self._here: set[int] = set()  # the slots whose environments the process holds
         self._make, self._timeout = make, timeout
         self._running = self._ready = False
@@ -474,7 +474,7 @@ class _Worker:
         for command in commands:
             if command.what == "close" and command.slot not in self._here:
                 results[command.slot] = Outcome()
-            elif command.what not in MAKING and command.slot not in self._played:
+            elif command.what not in MAKING and command.slot not in self._history:
                 results[command.slot] = _no_episode(command.slot)
             else:
                 self.pending.append(command)
@@ -557,10 +557,10 @@ class _Worker:
         with contextlib.suppress(OSError):  # it has died, which `receive` finds and tells
             self.connection.send(messages)
 
-    def _missing(self, command: _Command) -> list[_Played]:
+    def _missing(self, command: _Command) -> list[_Recorded]:
         """What the environment that plays `command` has to play first."""
         lost = command.what not in MAKING and command.slot not in self._here
-        return self._played[command.slot] if lost else []
+        return self._history[command.slot] if lost else []
 
     def _take(self, data: bytes, results: dict[int, Outcome]) -> None:
         command = self.pending.pop(0)
@@ -572,13 +572,13 @@ class _Worker:
             outcome = _failed(StopReason.ENV_ERROR, text)
         if outcome.error is not None or command.what == "close":
             self._here.discard(slot)
-            self._played.pop(slot, None)
+            self._history.pop(slot, None)
         else:
             self._here.add(slot)
             if command.what in MAKING:
-                self._played[slot] = []
+                self._history[slot] = []
             if command.what != "snapshot":
-                self._played[slot].append(_Played(command, outcome.observation))
+                self._history[slot].append(_Recorded(command, outcome.observation))
         results[slot] = outcome
         self._tries = 0
         self._set_deadline()
@@ -609,7 +609,7 @@ class _Worker:
 
     def _fail(self, command: _Command, reason: StopReason, text: str, results: dict[int, Outcome]) -> None:
         results[command.slot] = _failed(reason, text)
-        self._played.pop(command.slot, None)
+        self._history.pop(command.slot, None)
 
 
 def _pickled(make: Make, workers: int) -> bytes:
@@ -627,7 +627,7 @@ def _serve(connection: Connection, make: bytes, timeout: float, playing: ctypes.
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        stage = _Stage(pickle.loads(make), timeout)
+        environments = _WorkerEnvironments(pickle.loads(make), timeout)
     except BaseException:
         connection.send_bytes(traceback.format_exc().encode(errors="replace"))
         return
@@ -636,7 +636,7 @@ def _serve(connection: Connection, make: bytes, timeout: float, playing: ctypes.
         while True:
             for slot, message in connection.recv():
                 playing.value = slot
-                connection.send_bytes(stage.answer(slot, message))
+                connection.send_bytes(environments.answer(slot, message))
                 playing.value = NOBODY
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the parent has closed the pool, or is gone
@@ -650,7 +650,7 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-class _Stage:
+class _WorkerEnvironments:
     """The environments of a worker. They play one after the other in its main thread, where signals arrive.
 
     Another thread watches the clock, and sends `TIME_UP` to the main thread when a deadline has passed; its handler
@@ -683,7 +683,7 @@ class _Stage:
                 text += f"and closing it failed too:\n{failure.text}"
             return pickle.dumps(_failed(StopReason.ENV_ERROR, text))
 
-    def _bring_back(self, seat: _Seat, missing: list[_Played]) -> Outcome | None:
+    def _bring_back(self, seat: _Seat, missing: list[_Recorded]) -> Outcome | None:
         """Play again what an environment played in an earlier process. Returns what went wrong, if anything."""
         for number, (command, observation) in enumerate(missing):
             outcome = self._play(seat, command)
