@@ -125,11 +125,12 @@ def write_episodes(path: Path, episodes: Iterable[Episode], append: bool = False
 def _payload(task: Task) -> dict[str, Any]:
     """The payload as JSON has it, to be read by people; what is no data is shown by its `repr`."""
     payload: dict[str, Any] = {}
+    name = str if len(set(map(str, task.payload))) == len(task.payload) else repr  # 1 and "1" are two keys
     for key, value in task.payload.items():
         try:
-            payload[str(key)] = plain(value, f"payload[{key!r}]")
+            payload[name(key)] = plain(value, f"payload[{key!r}]")
         except (TypeError, ValueError):
-            payload[str(key)] = repr(value)
+            payload[name(key)] = repr(value)
     return payload
 
 

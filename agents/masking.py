@@ -24,13 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.agent import Decision, PolicyAgent, View, admissible_actions
-from agents.parsing import THINK_CLOSE, fits
+from agents.parsing import SLOT, THINK_CLOSE, fits, has_slot
 from agents.policies.base import Request
 from agents.prompts import Prompter, written
 from agents.quoting import control_ids, encode, plain, quote
 from envs.core import Need
 
-_SLOT = re.compile(r"(?<=\[)<[^<>]+>(?=\]$)")  # what an admissible action leaves open, see `agents.parsing.fits`
 _MARK = "polyturnslot"  # stands for an action, or for what it leaves open, while a form is taken apart
 _MARKED = re.compile(f"{re.escape(quote(_MARK))}|{_MARK}")
 # Of free text: what a form may read as something else. Letters, digits and blanks are read as they are.
@@ -85,7 +84,7 @@ class Node:
 class Mask:
     """What a completion may be in one state: `first` is the node of its first id.
 
-    `longest` counts the ids of the longest action and of what closes it; a slot counts as one.
+    `longest` counts the ids of the longest action, of what leads to it and of what closes it; a slot counts as one.
     """
 
     def __init__(self, form: ActionForm, actions: Sequence[str]) -> None:
@@ -101,10 +100,15 @@ class Mask:
             for first, *others in map(form.pieces, actions)
         ]
         self._trees: dict[str, Node | None] = {}
-        self.longest = max(
+        self.longest = len(form.lead) + max(
             len(ids) + sum(1 + len(form.closing(text)) for text in others) + 1 for _, ids, _, others in self._actions
         )
-        self.first = form.before_action or self._tree("")
+        first = form.before_action or self._tree("")
+        for token in reversed(form.lead):
+            node = Node()
+            node.children[token], first = first, node
+        assert first is not None, "an action has ids"
+        self.first = first
 
     def follow(self, node: Node, ids: Sequence[int]) -> Node | None:
         """The node after a completion of `ids`, the last of which stands at `node`; None where that ended it.
@@ -150,20 +154,22 @@ class Mask:
         root.add(ids).children[self._form.end] = None
 
 
-def has_slot(action: str) -> bool:
-    """Whether an admissible action leaves something open."""
-    return _SLOT.search(action) is not None
-
-
 class ActionForm:
     """How a prompter's actions are written in the ids of a tokenizer; makes the `Mask` of each state.
+
+    `lead` is what a chat template leaves to the model to write before its answer: the ids of a channel's name. They are
+    forced. A blank is left out.
 
     Raises `ValueError` where the form has nothing in front of an action, and the prompt has begun a reasoning.
     """
 
     def __init__(self, prompter: Prompter, tokenizer: Any) -> None:
         self.prompter, self.tokenizer = prompter, tokenizer
-        self.end = prompter.action_ids(tokenizer, _MARK)[-1]
+        *said, self.end = prompter.action_ids(tokenizer, _MARK)
+        before, found, _ = tokenizer.decode(said, skip_special_tokens=False).partition(prompter.write(_MARK))
+        self.lead = encode(tokenizer, before) if found and before.strip() else ()
+        if tuple(said[: len(self.lead)]) != self.lead:
+            raise ValueError(f"{before!r} stands before each answer, and has no ids of its own in this tokenizer")
         self.head, self.tail = prompter.write(_MARK).split(_MARK)
         # What ends a reasoning that the prompt has begun; nothing where it has begun none.
         self._opening = next((o for o in ("", THINK_CLOSE) if self._reads(f"{o}{prompter.write(_MARK)}", _MARK)), "")
@@ -189,9 +195,9 @@ class ActionForm:
 
         Where the mask has none, as for an action with a sign that ends a slot, `Mask.path` refuses the ids.
         """
-        opening = encode(self.tokenizer, self._opening) if self._opening else ()
+        opening = [*self.lead, *(encode(self.tokenizer, self._opening) if self._opening else ())]
         for pattern in actions:
-            found = re.fullmatch("(.+)".join(map(re.escape, _SLOT.split(pattern))), action)
+            found = re.fullmatch("(.+)".join(map(re.escape, SLOT.split(pattern))), action)
             if found and found.groups():
                 first, *others = self.pieces(pattern)
                 ids = [*opening, *encode(self.tokenizer, first)]
@@ -206,13 +212,13 @@ class ActionForm:
 
     def _can_say(self, action: str) -> bool:
         """Whether the form and the tokenizer leave an action as it is."""
-        said = _SLOT.sub("a", action)
+        said = SLOT.sub("a", action)
         text = self.tokenizer.decode(encode(self.tokenizer, written(self.prompter, said)), skip_special_tokens=False)
         return self._reads(f"{self._opening}{text}", said)
 
     def pieces(self, action: str) -> list[str]:
         """The text of an action, cut where it has slots; quoted where it is not the prompter's own."""
-        return _MARKED.split(written(self.prompter, _SLOT.sub(_MARK, action)))
+        return _MARKED.split(written(self.prompter, SLOT.sub(_MARK, action)))
 
     def after_head(self, text: str) -> tuple[str, tuple[int, ...]]:
         """The ids of `text` behind those that write its head, and what those say beyond it."""

@@ -134,15 +134,24 @@ def judge(text: str, action: str | None, finished: bool, info: Info) -> tuple[st
     return text if action is None else action, status
 
 
+# What an admissible action leaves open: `<…>` in the brackets that end it. `<…>` anywhere else is text.
+SLOT = re.compile(r"(?<=\[)<[^<>]+>(?=\]\Z)")
+
+
+def has_slot(action: str) -> bool:
+    """Whether an admissible action leaves something open, as `search[<your query>]` does."""
+    return SLOT.search(action) is not None
+
+
 def fits(action: str, admissible: Sequence[str]) -> bool:
-    """Whether `action` is one of the admissible ones, in which `<…>` after a bracket stands for any text.
+    """Whether `action` is one of the admissible ones, in whose slots any text may stand.
 
     `search[red shoes]` fits `search[<your query>]`.
     """
     if action in admissible:
         return True
-    slots = (pattern.partition("[<") for pattern in admissible if pattern.endswith(">]"))
-    return any(found and action.startswith(f"{verb}[") and action.endswith("]") for verb, found, _ in slots)
+    slots = (SLOT.split(pattern) for pattern in admissible if pattern.endswith(">]"))
+    return any(len(parts) == 2 and action.startswith(parts[0]) and action.endswith("]") for parts in slots)
 
 
 _CHINESE = re.compile(r"[\u4e00-\u9fff]")

@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from agents.agent import Decision, View, admissible_actions
+from agents.parsing import SLOT
 from envs.core import Expert
 
-FREE = re.compile(r"<[^<>]+>")  # of an admissible action, as in "search[<your query>]": any text may stand there
-MOST_WORDS = 5  # of such a text
+MOST_WORDS = 5  # of the text in a slot
 
 
 class RandomAgent:
-    """Plays a random admissible action; what may be any text is one to `MOST_WORDS` words of the goal.
+    """Plays a random admissible action, with one to `MOST_WORDS` words of the goal in its slot.
 
     Each episode has a generator of its own, from its seed and task.
     """
@@ -36,7 +36,7 @@ class RandomAgent:
             self._rngs[view.key] = np.random.default_rng([self.seed, *name])
         rng = self._rngs[view.key]
         action = admissible[int(rng.integers(len(admissible)))]
-        return FREE.sub(lambda slot: self._words(view, rng) or slot[0], action)
+        return SLOT.sub(lambda slot: self._words(view, rng) or slot[0], action)
 
     @staticmethod
     def _words(view: View, rng: np.random.Generator) -> str:

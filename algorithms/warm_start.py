@@ -31,7 +31,8 @@ from torch import Tensor
 
 from agents.agent import Agent, Decision, View, prompt_within
 from agents.episode import Episode
-from agents.masking import ActionForm, Node, has_slot
+from agents.masking import ActionForm, Node
+from agents.parsing import has_slot
 from agents.policies.local import LocalPolicy
 from agents.policies.models import causal_states, head_logits, masked_logits
 from agents.policies.weights import train_in_float32
@@ -91,6 +92,12 @@ class Lesson:
     weights: list[float]  # [L]
     origin: str = ""  # the episode it is of, for messages
     nodes: list[Node | None] = field(default_factory=list)  # as in `agents.samples.Sample`
+
+    @property
+    def teaches(self) -> bool:
+        """Whether anything in it is a target. (The first id follows nothing, so that it is none.)"""
+        pairs = zip(self.targets[1:], self.weights[1:], strict=True)
+        return any(target != NO_TARGET and weight > 0 for target, weight in pairs)
 
 
 def make_lesson(sample: Sample, wanted: Sequence[Sequence[int]], observation_weight: float) -> Lesson:
@@ -226,7 +233,10 @@ class Cloner:
         return min(1.0, (step + 1) / 20, max(0.1, 2.0 * (1 - step / self.config.steps)))
 
     def run(self, lessons: Sequence[Lesson], progress: Progress) -> None:
-        """Take all steps over random batches, telling loss and the share of action ids that were right."""
+        """Take all steps over random batches, telling loss and the share of action ids that were right.
+
+        Each lesson has a target.
+        """
         batches: list[list[Lesson]] = []
         for _ in range(self.config.steps):
             batches = batches or self._shuffled(lessons)
@@ -287,7 +297,10 @@ class Cloner:
         losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
         acts = weights == 1.0
         hits = (logits.argmax(-1) == targets)[acts]
-        return (losses * weights).sum() / weights.sum(), float(hits.float().mean())
+        # By its share a batch may have drawn nothing of what was observed, and have no actions.
+        return (losses * weights).sum() / weights.sum().clamp(min=1e-6), float(hits.float().mean()) if len(
+            hits
+        ) else 1.0
 
 
 def teacher_of(task_set: TaskSet) -> Agent:
@@ -336,6 +349,18 @@ def warm_start(
     lessons = demonstrator.lessons(episodes, config.observation_weight)
     if not lessons:
         raise RuntimeError(f"there is nothing to clone: not one turn was played in {len(episodes)} demonstrations")
+    taught = [lesson for lesson in lessons if lesson.teaches]
+    if not taught:
+        raise RuntimeError(
+            f"there is nothing to clone in {len(lessons)} sequences of demonstrations: the teacher never had a choice "
+            "between actions, or wanted none that the policy can write, and warm_start.observation_weight is "
+            f"{config.observation_weight:g}. Set it above 0, or skip the warm start by warm_start=null"
+        )
+    if len(taught) < len(lessons):
+        logger.warning(
+            "%d of %d sequences of demonstrations are left out of the warm start: nothing in them is a target",
+            len(lessons) - len(taught), len(lessons),
+        )  # fmt: skip
     progress.phase("clone them", config.steps)
-    Cloner(policy.model, config, rng).run(lessons, progress)
+    Cloner(policy.model, config, rng).run(taught, progress)
     policy.pause()

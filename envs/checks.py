@@ -7,7 +7,8 @@ plain meaning is taken at that:
 - number: anything that `float` takes but text, of at most `LARGEST` in size. NaN and infinity are errors.
 - flag: True or False, also as a number.
 - texts: a list of them from any iterable (a set is sorted), or None. A text alone is a list of one.
-- state key: a str. Other values become the text of their JSON, so that equal values give equal keys.
+- state key: a str. Other data becomes a text that no other state has: 1, "1", 1.0, True, b"1" and [1] are six states.
+  Lists, tuples and arrays of the same items are one, and so are dicts and sets in any order.
 
 Everything else is a `TypeError` or a `ValueError`.
 """
@@ -25,6 +26,8 @@ from envs.core import BRIEF, INFO_KEYS, Info, StopReason
 LARGEST = 1e30  # sums and squares of rewards stay finite
 BESIDE_THE_TEXT = ("observation", "info")
 OF_A_STEP = ("observation", "reward", "terminated", "truncated", "info")
+DATA = "text, numbers, None, or tuples, lists, sets and dicts of them"
+OF_DATA = "data:"  # how a state key begins that is not a text
 _shown = reprlib.Repr().repr
 
 
@@ -79,7 +82,8 @@ def plain(value: Any, name: str) -> Any:
     """`value` as what JSON has: dicts with text as keys, lists, text, finite numbers, True, False and None.
 
     Sets become sorted lists, bytes their `repr`, other keys of dicts the text of their JSON. Equal values give equal
-    results. Raises for everything else, as for objects, whose text says where they are in memory.
+    results. Raises for everything else, as for objects, whose text says where they are in memory, and for a dict of
+    which two keys become the same text.
     """
     value = _unwrapped(value)
     match value:
@@ -94,20 +98,54 @@ def plain(value: Any, name: str) -> Any:
         case float():
             return _number(value, name)
         case Mapping():
-            return {key_text(key, name): plain(item, f"{name}[{key!r}]") for key, item in value.items()}
+            items = {_key_text(key, name): plain(item, f"{name}[{_shown(key)}]") for key, item in value.items()}
+            if len(items) < len(value):
+                raise ValueError(f"{name} has keys of which two are the same text: {_shown(list(value))}")
+            return items
         case set() | frozenset():
             return sorted((plain(item, name) for item in value), key=json.dumps)
         case list() | tuple():
             return [plain(item, f"{name}[{place}]") for place, item in enumerate(value)]
-    raise _error(name, value, "text, numbers, None, or tuples, lists, sets and dicts of them")
+    raise _error(name, value, DATA)
 
 
-def key_text(value: Any, name: str) -> str:
-    """A text that is equal for equal values: a str itself, the JSON of others."""
-    if type(value) is str and value.isascii():
-        return value
+def _key_text(value: Any, name: str) -> str:
     data = plain(value, name)
     return data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, sort_keys=True)
+
+
+def state_key(value: Any, name: str) -> str:
+    """A text that is equal for equal states, and another one for others: a str itself, `data:…` for other data."""
+    if type(value) is str and value.isascii() and not value.startswith(OF_DATA):
+        return value
+    value = _unwrapped(value)
+    if isinstance(value, str) and not value.startswith(OF_DATA) and clean_text(value) == value:
+        return str.__str__(value)
+    return OF_DATA + _written(value, name)
+
+
+def _written(value: Any, name: str) -> str:
+    """Data as Python writes it, types included: the same text for the same data alone."""
+    value = _unwrapped(value)
+    match value:
+        case None | bool():
+            return repr(value)
+        case str():
+            return repr(str.__str__(value))  # writes half of a surrogate pair as `\udce9`
+        case bytes() | bytearray():
+            return repr(bytes(value))
+        case int():
+            return repr(int(value))
+        case float():
+            return repr(_number(value, name) + 0.0)  # -0.0 is 0.0
+        case Mapping():
+            items = ((_written(key, name), _written(item, f"{name}[{_shown(key)}]")) for key, item in value.items())
+            return "{" + ", ".join(f"{key}: {item}" for key, item in sorted(items)) + "}"
+        case set() | frozenset():
+            return f"set({', '.join(sorted(_written(item, name) for item in value))})"
+        case list() | tuple():
+            return f"[{', '.join(_written(item, f'{name}[{place}]') for place, item in enumerate(value))}]"
+    raise _error(name, value, DATA)
 
 
 def clean_text(text: str) -> str:
@@ -230,7 +268,7 @@ _READERS = [
         "admissible": _texts,
         "score": _number,
         "success": _flag,
-        "state_key": key_text,
+        "state_key": state_key,
         "answers": _texts,
         "turn_reward": _number,
         "tool_result": _flag,

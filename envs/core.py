@@ -26,8 +26,8 @@ import gymnasium as gym
 import numpy as np
 
 Info: TypeAlias = dict[str, Any]
-# What `reset` and `step` of every text environment put into `info`. In an action of "admissible" any text may stand for
-# what is in angle brackets, as in "search[<your query>]".
+# What `reset` and `step` of every text environment put into `info`. Where an action of "admissible" ends with angle
+# brackets in brackets, as "search[<your query>]" does, any text may stand for them: that is its slot.
 INFO_KEYS = ("goal", "admissible", "score", "success", "state_key", "answers", "stop_reason")
 # What `step` may add of its turn: what a rule pays for it beside the reward, and whether a tool gave a result.
 TURN_KEYS = {"turn_reward": float, "tool_result": bool}

@@ -20,7 +20,8 @@ from rich.text import Text
 
 from agents.agent import Agent, PolicyAgent, View
 from agents.episode import Episode, Turn
-from agents.scripted import FREE, HumanAgent
+from agents.parsing import SLOT
+from agents.scripted import HumanAgent
 from envs.core import Info, Task, TaskSet, UnknownNameError, evaluation_splits
 from scripts.agents import check_agent, make_agent, model_of
 from scripts.common import Terminal, command, printable
@@ -112,9 +113,9 @@ def _read(prompt: str, console: Console) -> str:
 
 def _fill(action: str, console: Console) -> str:
     """The action with what a person enters in each place for any text; nothing where they enter nothing."""
-    entered = [_read(f"[green]{escape(printable(place[1:-1]))}:[/] ", console) for place in FREE.findall(action)]
+    entered = [_read(f"[green]{escape(printable(place[1:-1]))}:[/] ", console) for place in SLOT.findall(action)]
     texts = iter(entered)
-    return FREE.sub(lambda _: next(texts), action) if all(entered) else ""
+    return SLOT.sub(lambda _: next(texts), action) if all(entered) else ""
 
 
 def play(env: gym.Env[str, str], task: Task, seed: int, agent: Agent, console: Console, delay: float = 0.0) -> Episode:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,13 +18,14 @@ from agents.agent import View
 from agents.chat import Chat, History
 from agents.episode import Episode, ParseStatus, Turn
 from agents.masking import ActionForm, Mask, MaskedAgent, Node
-from agents.parsing import Json, Line, Tagged
+from agents.parsing import Json, Line, Tagged, fits, has_slot
 from agents.policies.base import End, Request, Sampling
 from agents.policies.local import LocalPolicy
 from agents.policies.tiny import build_model
 from agents.prompts import Prompter, Template, Transcript
 from agents.rollout import Job, rollout
 from agents.samples import Sample, build_samples
+from agents.scripted import RandomAgent
 from algorithms import batches
 from algorithms.batches import make_batch, sampled_logprobs
 from algorithms.learner import Learner
@@ -40,9 +41,12 @@ TEMPLATE = (
     "{% for m in messages %}[{{ m.role }}]{{ m.content }}<end>{% endfor %}"
     "{% if add_generation_prompt %}[assistant]{% endif %}"
 )
+CHANNELS = TEMPLATE.replace(
+    "{{ m.content }}", "{% if m.role == 'assistant' %}<channel>final<message>{% endif %}{{ m.content }}"
+)
 
 
-def bytes_policy(seed: int = 0, *, words: list[str] | None = None) -> LocalPolicy:
+def bytes_policy(seed: int = 0, *, words: list[str] | None = None, template: str = TEMPLATE) -> LocalPolicy:
     """A model of bytes, with a chat template; `words` become ids of their own by merges."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = [pair for word in words or [] for pair in _merges(word)]
@@ -51,7 +55,9 @@ def bytes_policy(seed: int = 0, *, words: list[str] | None = None) -> LocalPolic
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     bpe.decoder = decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<end>", bos_token="<bos>")
-    tokenizer.chat_template = TEMPLATE
+    tokenizer.chat_template = template
+    if template is CHANNELS:
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<channel>", "<message>"]})
     model = build_model(len(vocabulary) + 6, width=16, layers=2, heads=2, feed_forward=32, context=4096, seed=seed)
     return LocalPolicy(model, tokenizer)
 
@@ -69,6 +75,8 @@ FORMS: dict[str, tuple[Prompter, LocalPolicy]] = {
     "tagged": (CHAT, bytes_policy()),
     "line": (Chat("alfworld", Line(), History()), bytes_policy()),
     "json": (Chat("alfworld", Json(), History()), bytes_policy()),
+    "channel": (Chat("alfworld", Tagged(), History()), bytes_policy(template=CHANNELS)),
+    "channel, line": (Chat("alfworld", Line(), History()), bytes_policy(template=CHANNELS)),
 }
 
 
@@ -99,7 +107,7 @@ def state(name: str, actions: list[str]) -> State:
     prompter, policy = FORMS[name]
     prompt = prompter.prompt_ids(policy.tokenizer, [], "Where?", {**INFO, "admissible": actions})
     form = ActionForm(prompter, policy.tokenizer)
-    head = policy.tokenizer.encode(form.head, add_special_tokens=False)
+    head = [*form.lead, *policy.tokenizer.encode(form.head, add_special_tokens=False)]
     return State(prompter, policy, form, [*prompt, *head], AfterHead(form.mask(actions), head))
 
 
@@ -345,3 +353,44 @@ def test_reasoning_is_free_and_an_action_begins_where_it_would_be_read() -> None
     assert policy.tokenizer.eos_token_id not in np.flatnonzero(mask.first.free)
     assert node("<think>perhaps <action>") is mask.first  # in the middle of reasoning
     assert node("<think>perhaps</think><action>").free is None
+
+
+@pytest.mark.parametrize("name", ["channel", "channel, line"])
+def test_what_a_template_leaves_to_write_before_an_answer_is_forced(name: str) -> None:
+    prompter, policy = FORMS[name]
+    prompter.prompt_ids(policy.tokenizer, [], "Where?", INFO)
+    form = ActionForm(prompter, policy.tokenizer)
+    mask = form.mask(ACTIONS)
+    ids = form.action_ids("look", ACTIONS)
+    assert ids == prompter.action_ids(policy.tokenizer, "look")
+    nodes = mask.path(ids)
+    lead = policy.tokenizer.encode("<channel>final<message>", add_special_tokens=False)
+    assert [node.forced for node in nodes[: len(lead)]] == lead == ids[: len(lead)]
+    assert nodes[len(lead)].forced is None
+    (done,) = policy.generate(
+        [Request(0, prompter.prompt_ids(policy.tokenizer, [], "Where?", INFO), mask)],
+        Sampling(max_tokens=300),
+        torch.Generator().manual_seed(0),
+    )
+    assert done.ids[: len(lead)] == lead
+
+
+def test_a_slot_is_in_the_brackets_that_end_an_action() -> None:
+    """For those who read actions, mask them, and draw them alike."""
+    actions = ["say <hello>", "open <a> door", "put[<x>] on[<shelf>]", "<look>", "read[<a>] now", "search[<a query>]"]
+    assert [action for action in actions if has_slot(action)] == ["put[<x>] on[<shelf>]", "search[<a query>]"]
+    assert fits("search[red shoes]", actions)
+    assert fits("put[<x>] on[table]", actions)
+    assert not any(fits(action, actions) for action in ("say hi", "put[a] on[table]", "look", "read[b] now"))
+    policy = bytes_policy()
+    mask = ActionForm(Transcript(), policy.tokenizer).mask(actions)
+    for action in ("say <hello>", "<look>", "read[<a>] now", "put[<x>] on[table]"):
+        mask.path([*policy.tokenizer.encode(action), policy.tokenizer.eos_token_id])
+    view = View(0, Episode(corridor(3), 0), "", {"goal": "red shoes", "admissible": actions})
+    drawn = {
+        RandomAgent(0).act([replace(view, key=key, episode=Episode(corridor(3), 0, seed=key))])[0].action
+        for key in range(60)
+    }
+    assert set(actions[:2]) | {"<look>", "read[<a>] now"} < drawn
+    assert all(fits(action, actions) for action in drawn)
+    assert not any("query" in action or "shelf" in action for action in drawn)

@@ -142,6 +142,44 @@ def test_a_masked_policy_clones_its_expert() -> None:
     assert all(episode.success for episode in episodes)
 
 
+class Forced(Corridors):
+    """With nothing to choose."""
+
+    def make(self) -> Any:
+        return OneWay(self.max_turns)
+
+
+class OneWay(Corridor):
+    """A corridor that can only be walked to the right."""
+
+    def _extra(self, **more: Any) -> dict[str, Any]:
+        return {**super()._extra(**more), "admissible": ["go right"]}
+
+
+def test_demonstrations_without_any_target_are_refused_or_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    config = WarmStart(
+        episodes=4, noise=0.0, steps=2, tokens_per_step=256, max_turns=3, matrix_lr=0.02, other_lr=0.01,
+        observation_weight=0.0,
+    )  # fmt: skip
+    task_set = Forced()
+    jobs = [corridor(3)]
+
+    def clone(config: WarmStart) -> LocalPolicy:
+        policy = random_policy()
+        with EnvPool(task_set.make, 2) as pool:
+            warm_start(policy, Transcript(), task_set, jobs, pool, config, 0, Quiet(), masked=True)
+        return policy
+
+    with pytest.raises(
+        RuntimeError, match=r"(?s)nothing to clone in 4 sequences .* warm_start.observation_weight is 0"
+    ):
+        clone(config)
+    for share in (1.0, 0.01):
+        weighted = replace(config, observation_weight=0.5, observation_share=share)
+        assert all(torch.isfinite(weights).all() for weights in clone(weighted).model.parameters())
+    assert not caplog.records, "no step was skipped"
+
+
 def cloned(observation_weight: float, observation_share: float) -> tuple[dict[str, torch.Tensor], int]:
     """What one step makes of a small policy, and of how many positions it asked for the next token."""
     model = random_policy().model

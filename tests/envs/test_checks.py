@@ -62,14 +62,14 @@ NAN, INF = float("nan"), float("inf")
         ({"success": 1}, True),
         ({"turn_reward": np.int8(-1)}, -1.0),
         ({"tool_result": np.False_}, False),
-        ({"state_key": "caf\udce9"}, "caf\\udce9"),
-        ({"state_key": (np.int64(1), 2)}, "[1, 2]"),
-        ({"state_key": frozenset([3, 1])}, "[1, 3]"),
-        ({"state_key": np.array([[1, 0], [0, 1]])}, "[[1, 0], [0, 1]]"),
-        ({"state_key": {"b": 1, "a": {(0, 1): None}}}, '{"a": {"[0, 1]": null}, "b": 1}'),
-        ({"state_key": b"\x00\xff"}, "b'\\x00\\xff'"),
-        ({"state_key": 7}, "7"),
-        ({"state_key": Level.TWO}, "2"),
+        ({"state_key": "caf\udce9"}, "data:'caf\\udce9'"),
+        ({"state_key": (np.int64(1), 2)}, "data:[1, 2]"),
+        ({"state_key": frozenset([3, 1])}, "data:set(1, 3)"),
+        ({"state_key": np.array([[1, 0], [0, 1]])}, "data:[[1, 0], [0, 1]]"),
+        ({"state_key": {"b": 1, "a": {(0, 1): None}}}, "data:{'a': {[0, 1]: None}, 'b': 1}"),
+        ({"state_key": b"\x00\xff"}, "data:b'\\x00\\xff'"),
+        ({"state_key": 7}, "data:7"),
+        ({"state_key": Level.TWO}, "data:2"),
     ],
 )
 def test_what_has_a_plain_meaning_is_taken_at_that(given: Info, expected: Any) -> None:
@@ -115,10 +115,44 @@ def test_keys_of_no_contract_are_as_they_were() -> None:
     assert len(given) == 5, "a copy is read"
 
 
-def test_equal_states_have_equal_keys_and_others_do_not() -> None:
-    states = [(1, 2), (2, 1), ("1", 2), frozenset([1, 2]), "a", b"a", ("a",), (("a",),), None, "\udce9", "\udce8"]
-    keys = {checked_info({"state_key": state}).get("state_key") for state in states}
-    assert len(keys) == len(states) - 1, "but for a set, which is equal to its sorted elements"
+STATES: list[Any] = [
+    "1", 1, 1.0, True, b"1", [1], ["1"], [1.0], [True], [[1]], "[1]", '["1"]', {1}, frozenset(["1"]), "data:1",
+    "data:'1'", "None", "null", [None], ["None"], "", [], {}, set(), [""], [[]], 0, False, 0.0,
+    "\udce9", "\\udce9", ["\\udce9"],
+    {1: "a"}, {"1": "a"}, {1: "a", "1": "b"}, {1: "b", "1": "a"}, {None: 0}, {"None": 0}, {"null": 0}, {True: "a"},
+    {(0, 1): 2}, {"[0, 1]": 2}, {"(0, 1)": 2}, {"a": {"b": 1}}, {"a": "{'b': 1}"}, ("a", "b"), ("a, b",), ("a', 'b",),
+    "é", ["é"],
+]  # fmt: skip
+
+
+def test_other_states_have_other_keys() -> None:
+    keys = [checked_info({"state_key": state})["state_key"] for state in STATES]
+    assert [key for key in keys if keys.count(key) > 1] == []
+    assert all(json.loads(json_line({"key": key})) == {"key": key} for key in keys)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ((1, "a"), [np.int64(1), np.str_("a")]),
+        (np.array([1, 2]), (1, 2)),
+        ({"a": 1, 2: "b"}, {2: "b", "a": 1}),
+        (frozenset(f"word {i}" for i in range(20)), frozenset(f"word {i}" for i in reversed(range(20)))),
+        ({1, "1", None}, {None, "1", 1}),
+        (-0.0, 0.0),
+        (np.float64(0.5), 0.5),
+        (np.str_("a"), "a"),
+        (Level.TWO, 2),
+    ],
+)
+def test_equal_states_have_equal_keys(one: Any, other: Any) -> None:
+    assert checked_info({"state_key": one}) == checked_info({"state_key": other})
+
+
+def test_a_dict_keeps_all_its_keys_as_json_or_is_an_error() -> None:
+    assert plain({1: "a", "b": {None: True}}, "payload") == {"1": "a", "b": {"null": True}}
+    with pytest.raises(ValueError, match=r"payload\['kind'\] has keys of which two are the same text: \[1, '1'\]"):
+        plain({"kind": {1: "a", "1": "b"}}, "payload")
     words = [f"word {i}" for i in range(20)]
     assert plain(frozenset(words), "") == plain(frozenset(reversed(words)), "") == sorted(words)
 
