@@ -95,10 +95,7 @@ class Mask:
         slots = [action for action in sayable if has_slot(action)]
         # What a slot may hold anyway has no path of its own: free text and names would be one id apart.
         actions = [action for action in sayable if action in slots or not fits(action, slots)]
-        self._actions = [
-            (*form.after_head(first), plain(first)[len(form.head) :], others)
-            for first, *others in map(form.pieces, actions)
-        ]
+        self._actions = [form.take_apart(action) for action in actions]
         self._trees: dict[str, Node | None] = {}
         self.longest = len(form.lead) + max(
             len(ids) + sum(1 + len(form.closing(text)) for text in others) + 1 for _, ids, _, others in self._actions
@@ -181,7 +178,8 @@ class ActionForm:
         self.slot = _free_ids(tokenizer, len(tokenizer), frozenset({"]", "\n", self.tail[:1], *refused}) - {""})
         self.before_action = Node(_free_ids(tokenizer, len(tokenizer), frozenset())) if self.head else None
         self._mask = lru_cache(MOST_TREES)(lambda actions: Mask(self, actions))
-        self.can_say = lru_cache(100_000)(self._can_say)
+        # Most states share most of their actions, and encoding is slow.
+        self.can_say, self.take_apart = lru_cache(100_000)(self._can_say), lru_cache(100_000)(self._take_apart)
 
     def mask(self, actions: Sequence[str]) -> Mask:
         """The mask of a state in which these actions are admissible. Raises `ValueError` where there are none."""
@@ -215,6 +213,14 @@ class ActionForm:
         said = SLOT.sub("a", action)
         text = self.tokenizer.decode(encode(self.tokenizer, written(self.prompter, said)), skip_special_tokens=False)
         return self._reads(f"{self._opening}{text}", said)
+
+    def _take_apart(self, action: str) -> tuple[str, tuple[int, ...], str, list[str]]:
+        """What the token that completes the head says of the action, its ids, its text, and the texts behind slots.
+
+        The ids are those behind that token, up to the first slot, and so is the text behind the head.
+        """
+        first, *others = self.pieces(action)
+        return *self.after_head(first), plain(first)[len(self.head) :], others
 
     def pieces(self, action: str) -> list[str]:
         """The text of an action, cut where it has slots; quoted where it is not the prompter's own."""
