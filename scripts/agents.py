@@ -37,6 +37,7 @@ WITHOUT_MODEL = {  # agents that take no model=…
     "scripts.agents.random": "agent=random plays without a model",
     "scripts.agents.endpoint": "agent=openai names its model by agent.name",
 }
+PLAYERS = ("candidates", "masked")  # agents that are named for their player
 logger = logging.getLogger(__name__)
 
 IN_PLACE = "agents.policies.local.in_place"
@@ -92,11 +93,18 @@ def check_agent(config: DictConfig) -> None:
 
 
 def check_trained_agent(config: DictConfig) -> None:
-    """Raise `ValueError` for an agent that cannot be trained, or not from the policy that is asked for."""
+    """Raise `ValueError` for an agent that cannot be trained, or not by the method or from the policy asked for."""
+    choices = HydraConfig.get().runtime.choices
     if config.agent.get("_target_") in WITHOUT_MODEL or not {"player", "prompter", "sampling"} <= config.agent.keys():
         raise ValueError(
-            f"agent={HydraConfig.get().runtime.choices['agent']} cannot be trained: expected an agent with a player, "
+            f"agent={choices['agent']} cannot be trained: expected an agent with a player, "
             "a prompter and sampling, such as agent=transcript, agent=candidates, agent=chat or agent=gigpo"
+        )
+    player_asked = any(override.startswith("agent/player=") for override in HydraConfig.get().overrides.task)
+    if choices["agent"] in PLAYERS and choices["agent/player"] != choices["agent"] and not player_asked:
+        raise ValueError(  # the method's own choice would win, and nobody would be told
+            f"algo={choices['algo']} has agent/player={choices['agent/player']}, which is not that of "
+            f"agent={choices['agent']}: leave one of them out, or say agent/player=… to choose"
         )
     if config.model or config.resume:
         return

@@ -24,7 +24,7 @@ from tests.algorithms.test_trainer import make_trainer, without_times
 
 FOLDER = Path(conf.__path__[0]) / "algo"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
-# Those that need what the corridor has not, right answers and tools: tests/scripts/test_turn_methods.py trains them.
+# Those that need what the corridor has not, right answers and tools: tests/scripts/test_every_method.py trains them.
 NOT_IN_CORRIDORS = {"igpo", "mt_grpo"}
 # The methods that set something else than the default of their estimator, which several methods share, or which gives
 # the plain differences of values where the authors whiten them.

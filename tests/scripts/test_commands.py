@@ -35,11 +35,20 @@ CORRIDOR = ["--config-dir", str(Path(__file__).parent / "conf"), "env=corridor",
 
 
 class Cli:
-    """Runs commands in this process, in an empty folder."""
+    """Runs commands in this process, in an empty folder; without `pictures`, most of a small run, if none looks at them."""
 
-    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+        *,
+        pictures: bool = True,
+    ) -> None:
         self.folder, self.capsys, self.monkeypatch = folder, capsys, monkeypatch
         monkeypatch.chdir(folder)
+        if not pictures:
+            monkeypatch.setattr("scripts.train.draw_pictures", lambda *_, **__: None)
 
     def __call__(self, name: str, *arguments: str, stdin: str = "") -> tuple[int, str, str]:
         """Exit code, stdout and stderr of `python -m scripts.<name> <arguments>`."""

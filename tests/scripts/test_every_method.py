@@ -1,10 +1,8 @@
-"""`python -m scripts.train env=alfworld algo=NAME` runs for every method that needs no right answers or tools."""
+"""`python -m scripts.train algo=NAME agent=…` runs for every method, with a free policy and under the mask."""
 
 import json
 import math
-import os
-import subprocess
-import sys
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -13,52 +11,68 @@ import pytest
 import conf
 from tests.agents.endpoint_server import Server, said
 from tests.docs_pages import is_documented
-from tests.scripts.test_turn_methods import MEASURED
+from tests.scripts.test_commands import Cli
 
-ROOT = Path(__file__).parents[2]
 NAMES = sorted(path.stem for path in (Path(conf.__path__[0]) / "algo").glob("*.yaml"))
+AGENTS = ["transcript", "masked"]
+# What these methods log of signals that need the right answers and the tool of lookup; all others play ALFWorld.
+MEASURED = {
+    "igpo": ["signal/answer_logprob", "signal/answer_tokens", "time/answer_gain_s"],
+    "mt_grpo": ["signal/turn_reward", "signal/tool_result"],
+}
 JUDGED = ["capo", "pure"]
 SMALL = [
-    "env=alfworld", "env.games=embedded", "env.embedded_train=8", "env.embedded_valid_seen=1", "eval.limit=1",
-    "eval.selection_tasks=0",
-    "eval.splits=[valid_seen]", "policy.width=32", "policy.layers=1", "policy.warm_start.episodes=16",
+    "eval.limit=1", "eval.selection_tasks=0", "policy.width=32", "policy.layers=1", "policy.warm_start.episodes=16",
     "policy.warm_start.max_turns=4", "policy.warm_start.steps=8", "trainer.updates=2", "trainer.groups=2",
-    "trainer.group_size=4", "trainer.max_turns=3", "env.max_turns=3",
+    "trainer.group_size=4", "trainer.max_turns=3",
 ]  # fmt: skip
+GAMES = [
+    "env=alfworld", "env.games=embedded", "env.embedded_train=8", "env.embedded_valid_seen=1", "env.max_turns=3",
+    "eval.splits=[valid_seen]",
+]  # fmt: skip
+QUESTIONS = ["env=lookup", "env.train_tasks=32", "env.valid_tasks=4", "eval.splits=[valid]"]
 
 
 @pytest.fixture(scope="module")
-def sweep(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, float]]]:
-    """What each method has logged, all of them run by one command."""
-    folder = tmp_path_factory.mktemp("sweep")
-    names = [name for name in NAMES if name not in MEASURED]
-    environment = {**os.environ, "POLYTURN_CACHE": str(folder / "cache")}
-    with closing(Server(lambda _: said('{"wrong": [1]}'))) as judge:
-        for these, more in (
-            ([name for name in names if name not in JUDGED], []),
-            # Hydra reads the overrides of a sweep with the default method first, which has no judge: hence ++.
-            (JUDGED, [f"++algo.signals.judge.model.base_url={judge.url}", "++algo.signals.judge.model.name=m"]),
-        ):
-            command = [sys.executable, "-m", "scripts.train", "-m", f"algo={','.join(these)}", *SMALL, *more]
-            command += [f"hydra.sweep.dir={folder}", "hydra.sweep.subdir=${hydra:runtime.choices.algo}"]
-            done = subprocess.run(
-                command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500, check=False
-            )
-            assert done.returncode == 0, done.stderr
-    return {
-        name: [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
-        for name in names
-    }
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Games and warm starts, which all methods share."""
+    return tmp_path_factory.mktemp("cache")
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in MEASURED])
-def test_two_updates_on_alfworld(sweep: dict[str, list[dict[str, float]]], name: str) -> None:
-    updates = [line for line in sweep[name] if "train/loss" in line]
+@pytest.fixture
+def cli(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    monkeypatch.setenv("POLYTURN_CACHE", str(cache))
+    return Cli(tmp_path, capsys, monkeypatch, pictures=False)
+
+
+@pytest.fixture(scope="module")
+def judge() -> Iterator[str]:
+    """The endpoint of a judge."""
+    with closing(Server(lambda _: said('{"wrong": [1]}'))) as server:
+        yield server.url
+
+
+def settings(name: str, agent: str, judge: str) -> list[str]:
+    judged = [f"algo.signals.judge.model.base_url={judge}", "algo.signals.judge.model.name=m"]
+    written = ["agent.sampling.max_tokens=8"] if name != "twosome" else []
+    tasks = QUESTIONS if name in MEASURED else GAMES
+    return [f"algo={name}", f"agent={agent}", *written, *tasks, *SMALL, *(judged if name in JUDGED else [])]
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize("name", NAMES)
+def test_two_updates(name: str, agent: str, cli: Cli, judge: str) -> None:
+    run = cli.folder / "run"
+    code, _, err = cli("train", *settings(name, agent, judge), f"hydra.run.dir={run}")
+    if (name, agent) == ("twosome", "masked"):
+        assert code == 2
+        assert "algo=twosome has agent/player=candidates, which is not that of agent=masked" in err
+        return
+    assert code == 0, err
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    updates = [line for line in lines if "train/loss" in line]
     assert [line["update"] for line in updates] == [1, 2]
     assert all(math.isfinite(value) for line in updates for value in line.values())
     assert all(line["rollout/episodes"] >= 8 for line in updates)
-
-
-def test_every_key_that_a_method_writes_is_documented(sweep: dict[str, list[dict[str, float]]]) -> None:
-    written = {key for lines in sweep.values() for line in lines for key in line}
-    assert [key for key in sorted(written) if not is_documented(key)] == []
+    assert all(key in line for line in updates for key in MEASURED.get(name, []))
+    assert [key for line in lines for key in line if not is_documented(key)] == []

@@ -113,7 +113,7 @@ def cli(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "vllm", None)
     monkeypatch.setattr("agents.policies.vllm.find_spec", lambda _: None)
     monkeypatch.setattr(fetch.urllib.request, "urlopen", unreachable)
-    return Cli(place, capsys, monkeypatch)
+    return Cli(place, capsys, monkeypatch, pictures=False)
 
 
 def unreachable(*_: object, **__: object) -> None:
