@@ -35,7 +35,7 @@ CORRIDOR = ["--config-dir", str(Path(__file__).parent / "conf"), "env=corridor",
 
 
 class Cli:
-    """Runs commands in this process, in an empty folder; without `pictures`, most of a small run, if none looks at them."""
+    """Runs commands in this process, in an empty folder. Pictures are most of the work of a small run of training."""
 
     def __init__(
         self,
