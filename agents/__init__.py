@@ -2,8 +2,8 @@
 
 import os
 
-# Threads that have nothing to do sleep. By default they spin, which takes a core from whoever could use it: other runs,
-# the workers of the environments, and by them the policy itself. OpenMP reads this when torch is imported, so it stands
-# here: the packages above this one import it first.
+# Idle threads should sleep. By default they spin and occupy a core that other runs, the environments' workers and the
+# policy itself need. OpenMP reads these variables when torch is imported, so they are set here: the packages above this
+# one import it first.
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
     os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}

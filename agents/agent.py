@@ -1,4 +1,4 @@
-"""The agent contract, and the agent that is a policy behind a prompter."""
+"""The agent contract, and `PolicyAgent`: a policy together with the prompter that writes its prompts."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class View:
-    """What an agent may look at when it is its turn: one running episode and what the environment says now."""
+    """What an agent sees before it acts: one running episode, and the environment's newest observation and info."""
 
-    key: int  # names the running episode; the next one in the same place has another
+    key: int  # identifies the running episode; the next episode in the same slot has another key
     episode: Episode
     observation: str
     info: Info
@@ -33,7 +33,7 @@ class View:
 
 @dataclass(frozen=True)
 class Decision:
-    """What an agent does. Where `status` is None it does nothing, and the episode ends by `stop_reason`."""
+    """What an agent does. With `status` None it does nothing, and the episode ends with `stop_reason`."""
 
     action: str
     status: ParseStatus | None = ParseStatus.OK
@@ -43,7 +43,7 @@ class Decision:
     choice: Choice | None = None
     nodes: list[Node] = field(default_factory=list)
     stop_reason: StopReason = StopReason.CONTEXT_LIMIT
-    error: str = ""  # what ended the episode, where it was an error
+    error: str = ""  # the error that ended the episode, if any
 
 
 class Agent(Protocol):
@@ -53,11 +53,11 @@ class Agent(Protocol):
         """One decision for each view, in their order."""
 
     def finish(self, key: int) -> None:
-        """The episode of this key is over, or is played again from its beginning; nothing of it is to be kept."""
+        """The episode with this key has ended or will be restarted: forget everything about it."""
 
 
 def admissible_actions(view: View) -> list[str]:
-    """What can be done now. Raises `ValueError` where the environment does not say."""
+    """The actions that are possible now. Raises `ValueError` if the environment does not list them."""
     admissible: list[str] | None = view.info["admissible"]
     if not admissible:
         raise ValueError(
@@ -70,21 +70,21 @@ def admissible_actions(view: View) -> list[str]:
 def prompt_within(
     context_length: int, prompter: Prompter, tokenizer: Any, turns: Sequence[Turn], observation: str, info: Info
 ) -> list[int] | None:
-    """The prompt of a turn; None where it leaves no room in the context, or is longer than its prompter allows.
+    """The prompt of a turn, or None if it leaves no room in the context or exceeds the prompter's limit.
 
-    An observation that cannot fit is not encoded, which takes seconds and hundreds of megabytes for a million words.
+    An observation that cannot fit is not encoded: a million words would take seconds and hundreds of megabytes.
     """
     limit = min(context_length - 1, prompter.max_prompt_tokens or context_length)
     shown = min(len(observation), len(info.get(BRIEF, observation)))
     if not may_fit(tokenizer, shown, limit):
-        _say_once(limit)
+        _warn_once(limit)
         return None
     ids = prompter.prompt_ids(tokenizer, turns, observation, info)
     return ids if len(ids) <= limit else None
 
 
 def may_fit(tokenizer: Any, characters: int, limit: int) -> bool:
-    """Whether a text of so many characters may have `limit` ids or fewer."""
+    """Whether a text with this number of characters could have at most `limit` ids."""
     return characters <= limit * _longest_token(tokenizer, len(tokenizer))
 
 
@@ -94,16 +94,16 @@ def _longest_token(tokenizer: Any, size: int) -> int:  # noqa: ARG001 - tokens m
 
 
 @cache
-def _say_once(limit: int) -> None:
-    logger.warning("an observation cannot fit into %d ids: its episode ends with context_limit (said once)", limit)
+def _warn_once(limit: int) -> None:
+    logger.warning("an observation does not fit into %d ids: the episode ends with context_limit (logged once)", limit)
 
 
 @dataclass(eq=False)
 class PolicyAgent:
-    """A policy behind a prompter. It samples with `generator`, which the caller owns and may save."""
+    """A policy together with its prompter. It samples with `generator`, which the caller owns and may save."""
 
     masked: ClassVar[bool] = False  # whether it samples under a mask, see `agents.masking`
-    needs: ClassVar[frozenset[Need]] = frozenset()  # of the environment
+    needs: ClassVar[frozenset[Need]] = frozenset()  # what the environment must provide
 
     policy: Policy
     prompter: Prompter
@@ -112,7 +112,7 @@ class PolicyAgent:
 
     @property
     def layout(self) -> str:
-        """Of the training samples that its episodes become, see `agents.samples`."""
+        """The layout of the training samples made from its episodes, see `agents.samples`."""
         return self.prompter.layout
 
     def act(self, views: Sequence[View]) -> list[Decision]:
@@ -123,12 +123,12 @@ class PolicyAgent:
         return [Decision("", None) if prompt is None else next(decisions) for prompt in prompts]
 
     def prompt(self, turns: Sequence[Turn], observation: str, info: Info) -> list[int] | None:
-        """What the policy goes on from; None where that does not fit, so that the episode ends (`context_limit`)."""
+        """The ids to continue, or None if they do not fit: the episode then ends with `context_limit`."""
         policy = self.policy
         return prompt_within(policy.context_length, self.prompter, policy.tokenizer, turns, observation, info)
 
     def _decide(self, views: Sequence[View], prompts: Sequence[list[int]]) -> list[Decision]:
-        """The decisions after prompts that fit."""
+        """Decide on the prompts that fit."""
         requests = [Request(view.key, prompt) for view, prompt in zip(views, prompts, strict=True)]
         completions = self.policy.generate(requests, self.sampling, self.generator)
         return [
@@ -136,7 +136,7 @@ class PolicyAgent:
         ]
 
     def _read(self, prompt: list[int], done: Completion, info: Info) -> Decision:
-        # Special tokens stay in the text, all but the one that ended it: an action with one inside is no action.
+        # Keep special tokens in the text, except the one that ended it: text that contains one is not an action.
         text = self.policy.tokenizer.decode(done.text_ids, skip_special_tokens=False)
         action, status = self.prompter.read(text, done.finished, info)
         return Decision(action, status, prompt, done.ids, done.logprobs, nodes=done.nodes)

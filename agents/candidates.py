@@ -1,4 +1,4 @@
-"""An agent that chooses among the admissible actions: each is scored as a whole, and nothing else can be said."""
+"""An agent that scores every admissible action as a whole and samples one of them."""
 
 from __future__ import annotations
 
@@ -22,23 +22,24 @@ def candidate_logprobs(logprob_sums: Tensor, lengths: Tensor, mask: Tensor) -> T
 
         log softmax over the candidates of (sum of the action's token log-probabilities / its length)
 
-    Candidates without `mask` have -inf. `lengths` [B, K] count words, with which TWOSOME (Tan et al., arXiv
-    2401.14151) evens out long actions, or tokens; lengths of 1 give GLAM's policy (Carta et al., arXiv 2302.02662).
+    Candidates outside `mask` get -inf. `lengths` [B, K] count words or tokens. TWOSOME (Tan et al., arXiv 2401.14151)
+    divides by words, so that long actions are not at a disadvantage; lengths of 1 give GLAM (Carta et al., arXiv
+    2302.02662).
     """
     return (logprob_sums / lengths).masked_fill(~mask, -torch.inf).log_softmax(-1)
 
 
 @dataclass(eq=False)
 class CandidateAgent(PolicyAgent):
-    """A `PolicyAgent` that samples one of `info["admissible"]` by `candidate_logprobs`, at the sampling's temperature.
+    """A `PolicyAgent` that samples one of `info["admissible"]` by `candidate_logprobs`, at the sampling temperature.
 
-    A candidate's ids are the completion that it would be, with the token that ends it: without, "go to desk 1" could
-    not be less likely than "go to desk 10". An episode ends where its longest candidate no longer fits, or where all of
-    them together, which are read side by side, have more ids than the context.
+    A candidate's ids include the token that ends the completion. Without it, "go to desk 1" would always be at least as
+    likely as "go to desk 10". The candidates of a state are read side by side: an episode ends if its longest candidate
+    does not fit, or if all candidates together have more ids than the context.
     """
 
     needs = frozenset({Need.ADMISSIBLE})
-    normalization: str = "word"  # what divides an action's log-probability: its words, its "token"s, or ("sum") nothing
+    normalization: str = "word"  # divide an action's log-probability by its words, its "token"s, or nothing ("sum")
 
     def __post_init__(self) -> None:
         if self.normalization not in NORMALIZATIONS:
@@ -46,17 +47,17 @@ class CandidateAgent(PolicyAgent):
 
     @property
     def layout(self) -> str:
-        """Every choice is a sample of its own."""
+        """Every choice is a separate sample."""
         return TURNS
 
     def _decide(self, views: Sequence[View], prompts: Sequence[list[int]]) -> list[Decision]:
-        """Raises `ValueError` where an environment does not say what is admissible."""
+        """Raises `ValueError` if an environment does not list its admissible actions."""
         context = self.policy.context_length
         actions = [admissible_actions(view) for view in views]
-        actions = [these if len(these) <= context else [] for these in actions]  # each has an id or more
-        ids = [[self.prompter.action_ids(self.policy.tokenizer, action) for action in these] for these in actions]
+        actions = [row if len(row) <= context else [] for row in actions]  # each has at least one id
+        ids = [[self.prompter.action_ids(self.policy.tokenizer, action) for action in row] for row in actions]
         decisions = [Decision("", None, prompt) for prompt in prompts]
-        counts = [[len(one) for one in these] for these in ids]
+        counts = [[len(one) for one in row] for row in ids]
         fits = [i for i, n in enumerate(counts) if n and sum(n) <= context and len(prompts[i]) + max(n) < context]
         if not fits:
             return decisions
@@ -75,7 +76,7 @@ class CandidateAgent(PolicyAgent):
 
 
 def _padded(sums: Sequence[Tensor], lengths: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
-    """What `candidate_logprobs` takes: the log-probabilities of each state's candidates and their lengths."""
+    """The arguments of `candidate_logprobs`: log-probabilities and lengths of each state's candidates, padded."""
     pad = torch.nn.utils.rnn.pad_sequence
     counts = [torch.tensor(row) for row in lengths]
     divisors = pad(counts, batch_first=True)

@@ -1,17 +1,18 @@
 """Conversations with instruction-tuned models: chat templates, history within a budget, reasoning.
 
-A model's chat template writes a whole conversation as text. Here it is asked once for each piece, with marks in the
-places of the answers, and the pieces are put together as ids around the ids that were sampled:
+A chat template writes a whole conversation as text. This module renders the template in pieces, with marks in place of
+the answers, and joins the pieces' ids with the ids that were sampled:
 
     opening(first message) answer₁ between(second message) answer₂ between(third message) …
 
-so that no answer is ever encoded again. Templates are programs, so this is checked once for each: the pieces have to be
-what the template makes of whole conversations, with the system prompt in them once, at the beginning. Where a template
-refuses the system role, drops it, or repeats it elsewhere, the system prompt stands in front of the first user message.
-What the environment says is quoted (`agents.quoting`): neither the template
-nor the tokenizer takes it for more than text. As long as nothing before has changed, each prompt starts with the last
-one and its completion, and an episode is one training sequence. Where history is shortened, or reasoning stripped from
-it, the prompt starts otherwise, and the prefix rule (`agents.samples`) begins a new sequence: both are exact.
+An answer is therefore never encoded again. Templates are programs, so each template is checked once: the joined pieces
+must equal what the template writes for whole conversations, with the system prompt once, at the beginning. Where one
+rejects, drops or repeats the system prompt, it is put in front of the first user message. Observations are quoted
+(`agents.quoting`), so the template and the tokenizer treat them as plain text.
+
+While earlier messages stay the same, each prompt starts with the previous prompt and completion, and an episode is one
+training sequence. If history is shortened or reasoning is removed from it, the prefix rule (`agents.samples`) starts a
+new sequence. Both are exact.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any
 
 from agents.chat_templates import FILLER, MARK, ChatTemplateError, answer_end_id, model_name, render_chat
 from agents.episode import ParseStatus, Turn
-from agents.parsing import THINK_OPEN, Parser, answer_part, judge
+from agents.parsing import THINK_OPEN, Parser, answer_part, check_action
 from agents.prompts import read_template, written
 from agents.quoting import encode, plain, quote
 from agents.samples import EPISODES, MIXED
@@ -33,8 +34,8 @@ from envs.core import Info, UnknownNameError
 
 KINDS = ("full", "last_k", "summary")
 SUMMARY_LENGTH = 160  # characters of an observation in a summary
-EMPTY = "(empty)"  # a message of nothing
-_CHECKED_TURNS = 8  # of the conversations by which a template is checked
+EMPTY = "(empty)"  # stands for an empty message
+_CHECKED_TURNS = 8  # turns of the conversations that check a template
 
 logger = logging.getLogger(__name__)
 
@@ -43,9 +44,9 @@ logger = logging.getLogger(__name__)
 class History:
     """Which earlier turns a prompt shows.
 
-    "full": all of them. "last_k": the last `turns`. "summary": the last `turns` in full, and one line for each turn
-    before them, with the beginning of what was seen and the action. With `max_tokens` the last two drop more turns
-    until the prompt fits; a prompt that does not fit even so ends the episode (`context_limit`).
+    "full": all of them. "last_k": the last `turns`. "summary": the last `turns` in full, and one line for each earlier
+    turn with the beginning of its observation and its action. With `max_tokens`, "last_k" and "summary" drop more turns
+    until the prompt fits. If it still does not fit, the episode ends with `context_limit`.
     """
 
     kind: str = "full"
@@ -63,11 +64,11 @@ class History:
 
 @dataclass(frozen=True)
 class _Form:
-    """How the conversations of a template are put together."""
+    """How the conversations of a template are joined."""
 
     folded: bool  # the system prompt stands in front of the first user message
-    grows: bool  # an earlier turn is written as it was when it was the newest
-    lead: str  # what stands before an answer and is left to the model to write: a blank, or the name of a channel
+    grows: bool  # earlier turns are written as they were when they were new
+    lead: str  # text before an answer that the model has to write itself: a blank, or the name of a channel
 
 
 class Chat:
@@ -82,11 +83,11 @@ class Chat:
         admissible: bool = True,
         template_options: dict[str, Any] | None = None,
     ) -> None:
-        """`system` names a file of `agents/templates/system`, which sees the parser's request as `answer`.
+        """`system` names a file of `agents/templates/system`; the file sees the parser's request as `answer`.
 
-        `keep_reasoning`: earlier answers are shown with their reasoning; without, from the end of it on. `admissible`:
-        the newest message lists the actions that are possible now. `template_options` go to the chat template, for
-        example `{"enable_thinking": False}`. Raises `UnknownNameError` with the system prompts that exist.
+        With `keep_reasoning` earlier answers are shown with their reasoning, otherwise without it. `admissible`: the
+        newest message lists the possible actions. `template_options` are passed to the chat template, for example
+        `{"enable_thinking": False}`. Raises `UnknownNameError` with the system prompts that exist.
         """
         template = read_template("system prompt", resources.files("agents") / "templates" / "system", system)
         self.system = template.render(answer=parser.request).strip()
@@ -95,7 +96,7 @@ class Chat:
         self.template_options = dict(template_options or {})
         self.layout = EPISODES if history.kind == "full" and keep_reasoning else MIXED
         self.max_prompt_tokens = history.max_tokens
-        # Seen when a prompt is made: whether the template opens the reasoning, and what it leaves to write before it.
+        # Set when a prompt is made: whether the template opens the reasoning, and what it expects before the answer.
         self._prefilled, self._lead = False, ""
         self._encode = lru_cache(maxsize=100_000)(encode)
         self._pieces = lru_cache(maxsize=100_000)(self._make_piece)
@@ -104,7 +105,7 @@ class Chat:
 
     # -- what the policy sees ---------------------------------------------------------------------------------------
     def prompt_ids(self, tokenizer: Any, turns: Sequence[Turn], observation: str, info: Info) -> list[int]:
-        """The ids to continue. Raises `ChatTemplateError` where the tokenizer's template is not up to it."""
+        """The ids to continue. Raises `ChatTemplateError` if the tokenizer's template cannot be used."""
         newest = self._newest(observation, info)
         self._lead = self._form(tokenizer).lead
         self._prefilled = self._pieces(tokenizer, newest, not turns, True).rstrip().endswith(THINK_OPEN)
@@ -123,23 +124,23 @@ class Chat:
     def _conversation(
         self, tokenizer: Any, shown: Sequence[Turn], dropped: Sequence[Turn], newest: str, info: Info
     ) -> list[int]:
-        messages = self._said_to(shown, dropped, newest, info)
+        messages = self._user_messages(shown, dropped, newest, info)
         ids: list[int] = []
         for turn, message in zip(shown, messages[:-1], strict=True):
             sampled = tuple(turn.completion_ids)
             kept = sampled if self.keep_reasoning else self._answers(tokenizer, sampled, self._prefilled)
-            # Answers that are shown with their reasoning follow what the template made them begin with; others that are
-            # whole bring what the template leaves to them.
+            # Answers shown with their reasoning continue what the template wrote before them. Complete answers of other
+            # sources already contain it.
             form = self._form(tokenizer)
             as_sampled = form.grows if self.keep_reasoning else bool(form.lead) and kept == sampled
             ids = [*self._append(tokenizer, ids, message, as_sampled=as_sampled), *kept]
         return self._append(tokenizer, ids, messages[-1], as_sampled=True)
 
     def _append(self, tokenizer: Any, ids: list[int], message: str, *, as_sampled: bool) -> list[int]:
-        """`ids` and the piece that brings `message`, which starts the conversation where `ids` is empty."""
+        """`ids` followed by the piece that contains `message`; with empty `ids` it opens the conversation."""
         text = self._pieces(tokenizer, message, not ids, as_sampled)
         if ids:
-            # Where the stop token that the template writes has ended the answer, it is there, without blanks before it.
+            # If the template's stop token ended the answer, it is present already, without blanks before it.
             rest = self._encode(tokenizer, text.lstrip())
             if rest[:1] == (ids[-1],):
                 return [*ids, *rest[1:]]
@@ -148,18 +149,18 @@ class Chat:
     def messages(
         self, turns: Sequence[Turn], answers: Sequence[str], observation: str, info: Info
     ) -> list[dict[str, str]]:
-        """The same conversation for a model behind an endpoint, which has ids of its own; `answers` to each turn."""
+        """The same conversation as messages, for a model behind an endpoint; `answers` are its earlier answers."""
         shown = len(turns) if self.history.turns is None else min(self.history.turns, len(turns))
         first = len(turns) - shown
-        told = self._said_to(turns[first:], turns[:first], self._newest(observation, info), info)
+        messages = self._user_messages(turns[first:], turns[:first], self._newest(observation, info), info)
         conversation = [_system(self.system)]
-        for message, answer in zip(told[:-1], answers[first:], strict=True):
+        for message, answer in zip(messages[:-1], answers[first:], strict=True):
             kept = answer if self.keep_reasoning else (answer_part(answer) or "").lstrip()
             conversation += [_user(_written(plain(message))), _answer(_written(kept))]
-        return [*conversation, _user(_written(plain(told[-1])))]
+        return [*conversation, _user(_written(plain(messages[-1])))]
 
-    def _said_to(self, shown: Sequence[Turn], dropped: Sequence[Turn], newest: str, info: Info) -> list[str]:
-        """The messages to the model, quoted: those of the turns that are shown, and the newest."""
+    def _user_messages(self, shown: Sequence[Turn], dropped: Sequence[Turn], newest: str, info: Info) -> list[str]:
+        """The quoted messages to the model: those of the shown turns, and the newest."""
         messages = [*(quote(turn.observation) for turn in shown), newest]
         if dropped:
             messages[0] = self._before(dropped, info["goal"]) + messages[0]
@@ -171,18 +172,18 @@ class Chat:
         return f"{quote(observation)}\n\nPossible now: {'; '.join(map(quote, info['admissible']))}"
 
     def _before(self, dropped: Sequence[Turn], goal: str) -> str:
-        """What stands in the first message for the turns that are no longer shown."""
-        told = [f"Your task: {quote(goal)}"]
+        """The text in the first message that stands for the turns no longer shown."""
+        parts = [f"Your task: {quote(goal)}"]
         if self.history.kind == "summary":
-            told.append("What you did before:")
+            parts.append("What you did before:")
             lines = ((quote(_shorten(turn.observation)), quote(turn.action)) for turn in dropped)
-            told += [f"{n}. {seen} → {action}" for n, (seen, action) in enumerate(lines, start=1)]
+            parts += [f"{n}. {seen} → {action}" for n, (seen, action) in enumerate(lines, start=1)]
         else:
-            told.append(f"({len(dropped)} earlier turns are not shown.)")
-        return "\n".join(told) + "\n\n"
+            parts.append(f"({len(dropped)} earlier turns are not shown.)")
+        return "\n".join(parts) + "\n\n"
 
     def _make_piece(self, tokenizer: Any, message: str, first: bool, as_sampled: bool) -> str:
-        """The template's text from the end of one answer (or the start) to the beginning of the next."""
+        """The template's text between two answers, or before the first one."""
         return self._piece(tokenizer, message, first, as_sampled, self._form(tokenizer).folded)
 
     def _piece(self, tokenizer: Any, message: str, first: bool, as_sampled: bool, folded: bool) -> str:
@@ -192,27 +193,25 @@ class Chat:
         return parts[0] if first else parts[1]
 
     def _render(self, tokenizer: Any, messages: list[dict[str, str]], generate: bool, folded: bool) -> list[str]:
-        """The template's text for the system prompt and these messages, in parts between the answers."""
+        """The template's text for the system prompt and these messages, split at the answers."""
         messages = [_system(self.system), *messages]
         options = {"add_generation_prompt": generate, **self.template_options}
         parts = render_chat(tokenizer, fold_system(messages) if folded else messages, **options).split(MARK)
         if len(parts) != 1 + sum(message["role"] == "assistant" for message in messages):
-            raise ChatTemplateError(
-                f"{model_name(tokenizer)}: the chat template leaves out or changes what was answered"
-            )
+            raise ChatTemplateError(f"{model_name(tokenizer)}: the chat template leaves out or changes an answer")
         return parts
 
     def _find_form(self, tokenizer: Any) -> _Form:
-        """Raises `ChatTemplateError` where the template serves neither with the system role nor without."""
+        """Raises `ChatTemplateError` if the template works neither with the system role nor without it."""
         try:
             return self._check_template(tokenizer, folded=False)
         except ChatTemplateError as error:
             form = self._check_template(tokenizer, folded=True)
-            logger.warning("%s: the system prompt stands in front of the first user message", error)
+            logger.warning("%s: put the system prompt in front of the first user message instead", error)
             return form
 
     def _check_template(self, tokenizer: Any, folded: bool) -> _Form:
-        """Raises `ChatTemplateError` unless the pieces, put together, are what the template makes of conversations."""
+        """Raises `ChatTemplateError` unless the joined pieces equal the template's text of whole conversations."""
         name = f"{model_name(tokenizer)}: the chat template"
         start, start_sampled, later, later_sampled = (
             self._piece(tokenizer, FILLER, first, as_sampled, folded)
@@ -225,44 +224,42 @@ class Chat:
             messages = [*[_user(FILLER), _answer(MARK)] * before, _user(FILLER)]
             parts = self._render(tokenizer, messages, True, folded)
             if parts != ([start, *[later] * (before - 1), later_sampled] if before else [start_sampled]):
-                raise ChatTemplateError(
-                    f"{name} writes turn {before + 1} otherwise than those of shorter conversations"
-                )
+                raise ChatTemplateError(f"{name} writes turn {before + 1} differently in a longer conversation")
         pairs = [(start, start_sampled), (later, later_sampled)]
         grows = all(shown.startswith(sampled) or _opens_reasoning(shown, sampled) for shown, sampled in pairs)
         if self.keep_reasoning and not grows:
             logger.warning(
-                "%s writes the newest message otherwise than earlier ones: each prompt is written anew, and a training "
-                "sequence of its own", name,
+                "%s writes the newest message differently from earlier ones: each prompt is written anew, and "
+                "each turn is a separate training sequence", name,
             )  # fmt: skip
         return _Form(folded, grows, later.removeprefix(later_sampled) if later.startswith(later_sampled) else "")
 
-    # -- what the policy said ---------------------------------------------------------------------------------------
+    # -- what the policy wrote --------------------------------------------------------------------------------------
     def parse(self, text: str) -> str | None:
-        """The action in a completion's text, after its reasoning; None when there is none."""
+        """The action in a completion's text, after its reasoning; None if there is none."""
         answer = answer_part(text.rpartition(self._lead)[2] if self._lead.strip() else text, self._prefilled)
         return None if answer is None else self.parser.parse(answer)
 
     def action_ids(self, tokenizer: Any, action: str) -> list[int]:
-        """The completion that a demonstration of `action` would be, stop token included."""
+        """The completion that demonstrates `action`, including the stop token."""
         return [*self._encode(tokenizer, self._form(tokenizer).lead + written(self, action)), answer_end_id(tokenizer)]
 
     def read(self, text: str, finished: bool, info: Info) -> tuple[str, ParseStatus]:
-        """See `agents.parsing.judge`."""
-        return judge(text, self.parse(text), finished, info)
+        """See `agents.parsing.check_action`."""
+        return check_action(text, self.parse(text), finished, info)
 
     def write(self, action: str) -> str:
-        """The action in the form that was asked for, without reasoning."""
+        """The action in the requested form, without reasoning."""
         return self.parser.write(action)
 
 
 def _after_reasoning(tokenizer: Any, ids: tuple[int, ...], prefilled: bool) -> tuple[int, ...]:
-    """The ids of a completion from the end of its reasoning on, without leading blanks; none where it has no end."""
+    """The ids of a completion after its reasoning, without leading blanks; empty if the reasoning has no end."""
     whole = tokenizer.decode(ids)
     after = answer_part(whole, prefilled)
     if after == whole:
         return ids
-    # The shortest rest that still decodes to the answer: every id before it belongs to the reasoning.
+    # The shortest suffix that still decodes to the answer: all ids before it belong to the reasoning.
     answer = (after or "").lstrip()
     kept = len(ids)
     while kept and not tokenizer.decode(ids[kept:]).endswith(answer):
@@ -276,18 +273,18 @@ def _shorten(text: str) -> str:
 
 
 def _opens_reasoning(shown: str, sampled: str) -> bool:
-    """Whether a prompt ends as an earlier turn does where its answer begins, but for reasoning that it opens."""
+    """Whether a prompt ends as an earlier turn does before its answer, apart from reasoning that it opens."""
     return sampled.startswith(shown) and THINK_OPEN in sampled.removeprefix(shown)
 
 
 def fold_system(messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
-    """A conversation whose first message is the system prompt, with that in front of the first user message."""
+    """A conversation without a system message: the system prompt is put in front of the first user message."""
     system, first, *rest = messages
     return [_user(f"{system['content']}\n\n{first['content']}"), *rest]
 
 
 def _written(text: str) -> str:
-    """`text`, or what says that there is none: many servers refuse a conversation with an empty message."""
+    """`text`, or a placeholder if it is empty: many servers reject a conversation with an empty message."""
     return text if text.strip() else EMPTY
 
 

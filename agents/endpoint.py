@@ -1,9 +1,9 @@
-"""Models behind OpenAI-compatible endpoints, and an agent that is one: it can be evaluated, not trained.
+"""Models behind OpenAI-compatible endpoints, and the agent that uses them. They can be evaluated, not trained.
 
-Retries with backoff, waits that the server asks for, and timeouts are those of the official client. Two things can
-happen in the end. What would fail for every conversation (a wrong key, an unknown model, a server that is gone) is an
-`EndpointError`: it ends the run, which keeps what was finished and can be resumed. What fails for one conversation (it
-is too long, or a filter finds something in it) is a `Refusal`: it ends that episode, by name.
+The official client handles retries with backoff, the server's retry-after headers, and timeouts. Two kinds of failure
+remain. A failure that affects every conversation (a wrong key, an unknown model, a server that is down) raises
+`EndpointError`: the run stops, keeps its finished episodes and can be resumed. A failure of one conversation (it is too
+long, or a content filter rejects it) is a `Refusal`: that episode ends with a named reason.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from envs.core import StopReason
 
 logger = logging.getLogger(__name__)
 
-RESERVED = ("model", "messages", "stream")  # what `parameters` cannot set
-# Finish reasons, in lower case, of an answer that is not whole.
+RESERVED = ("model", "messages", "stream")  # `parameters` cannot set these
+# Finish reasons, in lower case, of an incomplete answer.
 CUT_OFF = frozenset(
     {"length", "model_length", "max_tokens", "max_output_tokens", "incomplete", "content_filter", "safety"}
 )
-# Statuses that say nothing of the conversation: key, account, model, time, load, and gateways before the server.
+# Statuses that do not concern the conversation: key, account, model, time, load, and gateways before the server.
 RUN_STATUSES = frozenset({401, 402, 404, 408, 409, 429, *range(501, 600)})
 SHORT_QUESTION = "Say ok."
 LONGEST_ERROR = 500  # characters
-MOST_TOKENS = 10**12  # of a request, beyond which a count is none
+MOST_TOKENS = 10**12  # larger token counts of a request are not believed
 
-# Servers agree on no code for these, and their words differ: OpenAI, vLLM, SGLang, llama.cpp, TGI, Anthropic, Gemini …
+# Servers have no common code for these errors, and their words differ: OpenAI, vLLM, SGLang, llama.cpp, TGI, Gemini …
 _TOO_LONG = re.compile(
     r"context.?(length|size|window|limit)|maximum (model|prompt) length|inputs.? tokens|too many tokens"
     r"|(prompt|input|request|messages)\b.{0,40}\btoo (long|large)|token count.{0,60}exceed|reduce the length",
@@ -54,33 +54,33 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 class EndpointError(OSError):
-    """The endpoint cannot be reached, refuses, or answers with what is no answer."""
+    """The endpoint cannot be reached, refuses the request, or answers with something unreadable."""
 
 
 class UnansweredError(EndpointError):
-    """The endpoint is there, and gave this conversation no answer; it may answer others."""
+    """The endpoint works but did not answer this conversation; it may answer others."""
 
-    def __init__(self, text: str, status: int, said: str = "") -> None:
-        """`text` is the message; `said` is of it what the server said of the conversation."""
+    def __init__(self, text: str, status: int, server_text: str = "") -> None:
+        """`text` is the message; `server_text` is the part of it that the server wrote about the conversation."""
         super().__init__(text)
-        self.status, self.said = status, said  # the status is HTTP's
+        self.status, self.server_text = status, server_text  # the HTTP status
 
     @property
     def reason(self) -> StopReason | None:
-        """Why, where the server says that it is this conversation."""
-        if self.status == 413 or _TOO_LONG.search(self.said):
+        """The stop reason, if the server says that this conversation is the cause."""
+        if self.status == 413 or _TOO_LONG.search(self.server_text):
             return StopReason.CONTEXT_LIMIT
-        return StopReason.REFUSED if _FILTERED.search(self.said) else None
+        return StopReason.REFUSED if _FILTERED.search(self.server_text) else None
 
     @property
     def may_pass(self) -> bool:
-        """Whether it may be another answer the next time: the server failed, rather than refused."""
+        """Whether a retry may succeed: the server failed instead of refusing."""
         return not 400 <= self.status < 500
 
 
 @contextmanager
 def endpoint_errors(who: str) -> Iterator[None]:
-    """What the client raises in this block, and what comes of reading an answer that is none, is an `EndpointError`."""
+    """Turn the client's errors, and errors from reading an unexpected answer, into `EndpointError`."""
     try:
         yield
     except openai.APIStatusError as error:
@@ -91,29 +91,29 @@ def endpoint_errors(who: str) -> Iterator[None]:
         raise UnansweredError(text, error.status_code, str(error)) from error
     except openai.OpenAIError as error:
         raise EndpointError(f"{who}: {type(error).__name__}: {error}") from error
-    # No JSON, without what was asked for, or too deep or large to read.
+    # Not JSON, without the expected fields, or too deep or large to read.
     except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError) as error:
-        raise UnansweredError(_line(f"{who} answers nonsense: {type(error).__name__}: {error}"), 200) from error
+        raise UnansweredError(_line(f"{who} answered unreadably: {type(error).__name__}: {error}"), 200) from error
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model said. Its tool calls stand in `text` as JSON, its reasoning does not where the server parts it."""
+    """The model's answer. `text` contains tool calls as JSON, but not reasoning that the server returns separately."""
 
     text: str
-    finished: bool  # rather than cut off, by a limit or a filter
+    finished: bool  # False if a limit or a filter cut it off
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """A conversation that the endpoint does not answer, though it answers others: why, and what it says."""
+    """A conversation that the endpoint refuses although it answers others: the reason, and the server's message."""
 
     reason: StopReason
     error: str
 
 
 class Endpoint:
-    """The model `name` at `base_url`, asked by `concurrency` requests at a time. What that took is in `usage`."""
+    """The model `name` at `base_url`, with up to `concurrency` requests at a time. `usage` counts tokens and cost."""
 
     def __init__(
         self,
@@ -129,34 +129,34 @@ class Endpoint:
     ) -> None:
         """`base_url` and `api_key` default to the client's own, OPENAI_BASE_URL and OPENAI_API_KEY.
 
-        `timeout` in seconds is for one try. `prices` are two, of a million prompt and completion tokens. `parameters`
-        are further ones of every request, as in `{"seed": 7, "reasoning_effort": "low"}`; they win over those that
-        the sampling gives, and None leaves one out: `{"temperature": None}`.
+        `timeout` in seconds is for one try. `prices` are two numbers: of a million prompt tokens and of a million
+        completion tokens. `parameters` are added to every request, as in `{"seed": 7, "reasoning_effort": "low"}`. They
+        override the sampling's own, and None removes one: `{"temperature": None}`.
         """
         if concurrency < 1:
             raise ValueError(f"concurrency must be at least 1, got {concurrency}")
         if prices is not None and len(prices) != 2:
-            raise ValueError(f"prices are two, of a million prompt and completion tokens, got {prices}")
+            raise ValueError(f"prices are two numbers, for a million prompt and completion tokens; got {prices}")
         self.parameters = dict(parameters or {})
         if taken := sorted(self.parameters.keys() & set(RESERVED)):
             raise ValueError(f"parameters cannot set {', '.join(taken)}: polyturn sets {', '.join(RESERVED)} itself")
         try:
             self.client = openai.OpenAI(base_url=base_url, api_key=api_key, timeout=timeout, max_retries=max_retries)
         except openai.OpenAIError as error:
-            raise EndpointError(f"{error} (an endpoint without keys takes any)") from error
+            raise EndpointError(f"{error} (an endpoint that needs no key accepts any text)") from error
         self.name, self.prices = name, prices
         self.usage = Usage(cost=None if prices is None else 0.0)
-        self._has_answered = False  # at all
-        self._limit = "max_tokens"  # how this model calls the limit of an answer
+        self._has_answered = False  # at least once
+        self._limit = "max_tokens"  # the name of the length limit that this model accepts
         self._threads = ThreadPoolExecutor(concurrency)
-        self._lock = threading.Lock()  # of what the threads change
+        self._lock = threading.Lock()  # protects what the threads change
 
     def ask(self, conversations: Sequence[Sequence[dict[str, str]]], sampling: Sampling) -> list[Answer | Refusal]:
-        """What becomes of each conversation, in their order. Raises `EndpointError` where it ends the run."""
+        """The answer or refusal of each conversation, in order. Raises `EndpointError` if the run cannot go on."""
         return list(self._threads.map(lambda messages: self._ask(messages, sampling), conversations))
 
     def check(self) -> None:
-        """Ask for a word, without a second try. Raises `EndpointError` where nobody answers."""
+        """Send one short request without retries. Raises `EndpointError` if there is no answer."""
         patient, self.client = self.client, self.client.with_options(max_retries=0)
         try:
             self.answers(["Say yes."], Sampling(temperature=0.0, max_tokens=16), seed=0)
@@ -164,9 +164,7 @@ class Endpoint:
             self.client = patient
 
     def answers(self, prompts: Sequence[str], sampling: Sampling, seed: int) -> list[str | None]:  # noqa: ARG002
-        """The text that answers each prompt, None where it was cut off or refused. The endpoint draws by seeds of its
-        own.
-        """
+        """The answer to each prompt, or None if it was cut off or refused. The endpoint uses its own random seeds."""
         replies = self.ask([[{"role": "user", "content": prompt}] for prompt in prompts], sampling)
         return [reply.text if isinstance(reply, Answer) and reply.finished else None for reply in replies]
 
@@ -177,7 +175,7 @@ class Endpoint:
             refused = error
         if refused.reason is StopReason.CONTEXT_LIMIT or (refused.reason is not None and self._has_answered):
             return Refusal(refused.reason, str(refused))
-        # Perhaps it is not this conversation. A short one shows it: where that fails too, all of them would.
+        # Perhaps the conversation is not the cause. A short one shows it: if that fails too, all of them would.
         system = [message for message in messages if message["role"] not in ("user", "assistant")]
         try:
             self._answer([*system, {"role": "user", "content": SHORT_QUESTION}], sampling)
@@ -191,7 +189,7 @@ class Endpoint:
         return Refusal(refused.reason or StopReason.REFUSED, str(refused))
 
     def _answer(self, messages: Sequence[dict[str, str]], sampling: Sampling) -> Answer:
-        """Raises `EndpointError`, an `UnansweredError` where it may be these messages."""
+        """Raises `EndpointError`, and `UnansweredError` if these messages may be the cause."""
         limit = self._limit
         try:
             return self._request(messages, self._settings(sampling, limit))
@@ -201,12 +199,12 @@ class Endpoint:
                 raise
         with self._lock:
             if self._limit != other:
-                logger.warning("%s takes %s instead of %s, and gets it from now on", self.name, other, limit)
+                logger.warning("%s accepts %s instead of %s, which is sent from now on", self.name, other, limit)
             self._limit = other
         return self._request(messages, self._settings(sampling, other))
 
     def _settings(self, sampling: Sampling, limit: str) -> dict[str, Any]:
-        """The parameters of a request. A limit among `parameters`, by either name, is the only one."""
+        """The parameters of a request. A limit in `parameters`, under either name, replaces the sampling's."""
         settings: dict[str, Any] = {"temperature": sampling.temperature}
         if self.parameters.keys().isdisjoint({"max_tokens", "max_completion_tokens"}):
             settings[limit] = sampling.max_tokens
@@ -214,15 +212,16 @@ class Endpoint:
         return {name: value for name, value in settings.items() if value is not None}
 
     def _request(self, messages: Sequence[dict[str, str]], settings: dict[str, Any]) -> Answer:
-        # Read as plain JSON: what servers put into an answer goes beyond the client's types.
+        # Read as plain JSON: servers add fields that the client's types do not know.
         with endpoint_errors(who := f"{self.name} at {self.client.base_url}"):
             body = {"model": self.name, "messages": messages, **settings}
             reply = self.client.post("/chat/completions", cast_to=httpx.Response, body=body).json()
             self._count(reply.get("usage"))
             choices = reply.get("choices")
             if not choices or choices[0].get("message") is None or choices[0].get("finish_reason") == "error":
-                said = " ".join(str(part) for part in (reply.get("error"), choices and choices[0].get("finish_reason")))
-                raise UnansweredError(_line(f"{who} answers without a message: {reply}"), 200, said)
+                parts = reply.get("error"), choices and choices[0].get("finish_reason")
+                server_text = " ".join(map(str, parts))
+                raise UnansweredError(_line(f"{who} sent an answer without a message: {reply}"), 200, server_text)
             self._has_answered = True
             reason = str(choices[0].get("finish_reason")).lower()
             return Answer(_text(choices[0]["message"]), reason not in CUT_OFF)
@@ -239,17 +238,17 @@ class Endpoint:
 
 
 def _text(message: dict[str, Any]) -> str:
-    """What a parser can read of a message: its content or refusal, then its tool calls, each as a JSON object."""
-    said = _content(message.get("content")) or message.get("refusal") or ""
+    """The text of a message for the parser: its content or refusal, then its tool calls, each as a JSON object."""
+    content = _content(message.get("content")) or message.get("refusal") or ""
     calls = [call["function"] for call in message.get("tool_calls") or [] if call.get("function")]
     calls += [message["function_call"]] if message.get("function_call") else []
     written = [json.dumps({"name": call.get("name"), "arguments": call.get("arguments")}, ensure_ascii=False)
                for call in calls]  # fmt: skip
-    return _SURROGATES.sub("\ufffd", "\n".join(part for part in (said, *written) if part))
+    return _SURROGATES.sub("\ufffd", "\n".join(part for part in (content, *written) if part))
 
 
 def _content(content: Any) -> str:
-    """The text of a message's content; of parts, that of those which are text, so not of reasoning or pictures."""
+    """The text of a message's content. If it has parts, only text parts count, not reasoning or images."""
     if content is None or isinstance(content, str):
         return content or ""
     parts = [content] if isinstance(content, dict) else content
@@ -266,31 +265,31 @@ def _line(text: str) -> str:
 
 
 class EndpointAgent:
-    """An `Endpoint` behind a prompter."""
+    """An `Endpoint` together with its prompter."""
 
     def __init__(
         self, model: str, prompter: Chat, sampling: Sampling, *, system_role: str | None = "system", **connection: Any
     ) -> None:
-        """`model` and `connection` are what `Endpoint` takes.
+        """`model` and `connection` are the arguments of `Endpoint`.
 
-        `system_role` is the role of the system prompt ("developer" for some models); with None, for models that have
-        no such role, the system prompt stands in front of the first user message.
+        `system_role` is the role of the system prompt ("developer" for some models). With None, for models without such
+        a role, the system prompt is put in front of the first user message.
         """
         if prompter.history.max_tokens is not None:
-            raise ValueError("an endpoint's tokens cannot be counted beforehand: set history.turns, not max_tokens")
+            raise ValueError("an endpoint's tokens cannot be counted in advance: set history.turns, not max_tokens")
         if sampling.stop:
-            raise ValueError("endpoints leave out the stop strings that they find: sampling.stop is not for them")
+            raise ValueError("sampling.stop does not work with endpoints: they remove the stop string from the answer")
         self.endpoint = Endpoint(model, **connection)
         self.prompter, self.sampling, self.system_role = prompter, sampling, system_role
-        self._answers: dict[int, list[str]] = {}  # key of the episode -> what the model said, turn by turn
+        self._answers: dict[int, list[str]] = {}  # key of the episode -> the model's answers, turn by turn
 
     @property
     def usage(self) -> Usage:
-        """What was asked so far."""
+        """Tokens and cost so far."""
         return self.endpoint.usage
 
     def act(self, views: Sequence[View]) -> list[Decision]:
-        """Ask for every view at once, as far as the endpoint's concurrency allows. Raises `EndpointError`."""
+        """Ask for all views at once, up to the endpoint's concurrency. Raises `EndpointError`."""
         replies = self.endpoint.ask([self._messages(view) for view in views], self.sampling)
         return [self._decide(view, reply) for view, reply in zip(views, replies, strict=True)]
 

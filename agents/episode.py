@@ -1,4 +1,4 @@
-"""What a rollout leaves behind: turns and episodes, as plain data that can be written, read and trained on."""
+"""Turns and episodes: the result of a rollout, as plain data that can be written, read and trained on."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 class ParseStatus(StrEnum):
-    """What became of the text that the agent produced. It is kept apart from the reward."""
+    """How the agent's text was parsed. It is kept apart from the reward."""
 
-    OK = "ok"  # an action was read, and the environment knows it (or does not say what it knows)
+    OK = "ok"  # an action was read, and it is admissible (or the environment lists no admissible actions)
     MALFORMED = "malformed"  # no action could be read from the text
     ILLEGAL = "illegal"  # an action was read, but it is not among the admissible ones
     TRUNCATED = "truncated"  # the text hit the token limit before its end
@@ -27,19 +27,19 @@ class ParseStatus(StrEnum):
 
 @dataclass(frozen=True)
 class Choice:
-    """What an action was chosen among, by agents that score whole actions: K candidates, the chosen one first."""
+    """The candidates of an action, for agents that score whole actions: K of them, the chosen one first."""
 
-    ids: list[list[int]]  # [K] the completion that each would be
-    lengths: list[int]  # [K] by which its log-probability is divided
+    ids: list[list[int]]  # [K] each candidate as a completion
+    lengths: list[int]  # [K] the divisors of their log-probabilities
 
 
 @dataclass
 class Turn:
     """One observation and the answer to it.
 
-    `prompt_ids` are all the ids the policy saw, `completion_ids` the ids that it sampled and `logprobs` their
-    log-probabilities (nats) under the sampling distribution; the three are empty for agents without tokens. With a
-    `choice` the action was sampled as a whole, and its log-probability is the only one.
+    `prompt_ids` are the ids that the policy saw, `completion_ids` the ids that it sampled and `logprobs` their
+    log-probabilities (nats) under the sampling distribution; all three are empty for agents without tokens. With a
+    `choice` the action was sampled as a whole, and `logprobs` has one entry.
 
     Example: `Turn(observation="You arrive at desk 1. On the desk 1, you see a mug 2.", action="take mug 2 from
     desk 1", reward=0.0, state_key="You arrive …", status="ok", prompt_ids=[2, 17, …], completion_ids=[40, 91, 12,
@@ -48,25 +48,24 @@ class Turn:
 
     observation: str
     action: str
-    reward: float  # what the environment paid for this action
+    reward: float  # the environment's reward for this action
     state_key: str  # equal keys = equal states: the anchor of anchor-state methods
     status: ParseStatus = ParseStatus.OK
     prompt_ids: list[int] = field(default_factory=list)  # [P]
     completion_ids: list[int] = field(default_factory=list)  # [C]
     logprobs: list[float] = field(default_factory=list)  # [C], with a choice [1]
-    turn_reward: float | None = None  # what a rule of the environment paid beside it; None where it has none
+    turn_reward: float | None = None  # a separate reward from a rule of the environment; None if it has no such rule
     tool_result: bool | None = None  # whether a tool gave a result; None where the environment does not say
-    advantage: float | None = None  # what training gave it
-    # What training needs, and the state it was taken in where the rollout was asked to keep it: never written, printed
-    # or compared.
+    advantage: float | None = None  # set by training
+    # For training, and for rollouts that keep the state before each turn. These are never written, printed or compared.
     choice: Choice | None = field(default=None, repr=False, compare=False)
-    nodes: list[Node] = field(default_factory=list, repr=False, compare=False)  # [C] what each id was sampled among
+    nodes: list[Node] = field(default_factory=list, repr=False, compare=False)  # [C] the mask's node of each id
     start: Start | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
 class Start:
-    """A place in the middle of an episode, where others can begin. They share `turns`, which were played before it."""
+    """A state in the middle of an episode from which other episodes can start. They share the `turns` before it."""
 
     turns: tuple[Turn, ...]
     observation: str
@@ -76,11 +75,11 @@ class Start:
 
 @dataclass
 class Episode:
-    """One attempt at one task: its turns, how it ended, and what it was worth.
+    """One attempt at one task: its turns, how it ended, and its score.
 
-    `group` numbers the attempts that share a task and a start, which group-relative methods compare. `score` is in
-    [0, 1]; `success` is what the environment said; `error` holds the traceback where it ended by one. `answers` are the
-    right ones, any of them, where the environment has a question and tells.
+    `group` numbers the attempts with the same task and start; group-relative methods compare these. `score` is in
+    [0, 1] and `success` comes from the environment. `error` holds the traceback if an error ended the episode.
+    `answers` are the accepted answers, if the environment has a question and reveals them.
     """
 
     task: Task
@@ -95,7 +94,7 @@ class Episode:
     policy_version: int = 0
     seed: int = 0
     error: str = ""
-    # What came with the final observation; it stays in memory.
+    # The info of the final observation; not written to files.
     final_info: Info = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -105,7 +104,7 @@ class Episode:
 
     @property
     def is_faulty(self) -> bool:
-        """Whether a fault of the environment ended it, so that nothing can be learnt from its outcome."""
+        """Whether a fault of the environment ended the episode, so its outcome must not be learned from."""
         return self.stop_reason is not None and self.stop_reason.is_fault
 
 
@@ -123,7 +122,7 @@ def write_episodes(path: Path, episodes: Iterable[Episode], append: bool = False
 
 
 def _payload(task: Task) -> dict[str, Any]:
-    """The payload as JSON has it, to be read by people; what is no data is shown by its `repr`."""
+    """The payload as JSON for people to read; values that JSON cannot hold appear as their `repr`."""
     payload: dict[str, Any] = {}
     name = str if len(set(map(str, task.payload))) == len(task.payload) else repr  # 1 and "1" are two keys
     for key, value in task.payload.items():
@@ -135,7 +134,7 @@ def _payload(task: Task) -> dict[str, Any]:
 
 
 def read_episodes(path: Path) -> Iterator[Episode]:
-    """Read what `write_episodes` wrote. Raises `ValueError` naming the line that is no episode."""
+    """Read what `write_episodes` wrote. Raises `ValueError` with the line number of a line that is not an episode."""
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             try:
@@ -145,7 +144,7 @@ def read_episodes(path: Path) -> Iterator[Episode]:
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no number of JSON")
+    raise ValueError(f"{constant} is not valid in JSON")
 
 
 def _episode(row: dict[str, Any]) -> Episode:

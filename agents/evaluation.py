@@ -1,20 +1,21 @@
-"""Judge an agent: play every task of a split exactly once for each seed, and say what came of it.
+"""Evaluate an agent: play every task of a split exactly once for each seed, and summarise the results.
 
     with EnvPool(task_set.make, size=32) as pool:
         evaluation = evaluate(agent, task_set, "valid_seen", pool, seeds=[0, 1, 2])
 
-Every ending counts: an episode that ended by an error or at a limit is one that did not solve its task.
+Every ending counts: an episode that ended by an error or at a limit did not solve its task.
 
-Training leaves out what a fault of the environment ended; an evaluation does not, or its tasks would be others.
+Training leaves out episodes that a fault of the environment ended. An evaluation keeps them, since otherwise its set of
+tasks would change.
 
 *Which interval is which.* `success` and the rates by task type pool the episodes of all seeds. Episodes of one task
-resemble each other, so that three seeds of 140 tasks are less than 420 independent trials: the Wilson interval is
-taken at `effective_n` trials, the number that would vary as much as the tasks' own rates do (the design effect of
-cluster sampling, Kish 1965; linearised variance, clusters = tasks). It answers: how would the agent do on other
-tasks like these? `by_seed` has the rate of each seed and its plain interval over tasks. `seed_mean` ± `seed_std` (the
-sample standard deviation, not an error of the mean) answers another question: how much does a run move when only
-chance changes, on these very tasks? The interval of the mean score is one over tasks, too: Wilson's, at as many trials
-as would vary as much.
+resemble each other, so three seeds of 140 tasks are less than 420 independent trials. The Wilson interval is
+therefore computed for `effective_n` trials, the number of independent trials that would vary as much as the tasks' own
+rates do (the design effect of cluster sampling, Kish 1965; linearised variance, clusters = tasks). It answers: how
+would the agent do on other tasks like these? `by_seed` has the rate of each seed and its plain interval over tasks.
+`seed_mean` ± `seed_std` (the sample standard deviation, not a standard error) answers another question: how much does
+the result change when only the seed changes, on these very tasks? The interval of the mean score is over tasks, too: it
+is Wilson's, computed for the number of trials that would vary as much.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from envs.pool import EnvPool
 
 Z95 = 1.959963984540054  # the normal distribution holds 95 % within this many standard deviations
 K = TypeVar("K", int, str)
-UNTYPED = "untyped"  # tasks without a type, where others have one
+UNTYPED = "untyped"  # tasks without a type, in a split where others have one
 
 
 @dataclass(frozen=True)
@@ -46,25 +47,23 @@ class Rate:
     rate: float
     low: float
     high: float
-    effective_n: float  # at most n; n itself where every task was played once
+    effective_n: float  # at most n; equal to n if every task was played once
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The results of an agent on a split. Means are over episodes, `invalid` is a share of all turns."""
+    """The results of an agent on a split. Means are over episodes; `invalid` is a share of all turns."""
 
     env: str
     split: str
     tasks: int
     success: Rate
-    by_type: dict[str, Rate]  # empty where tasks have no types
+    by_type: dict[str, Rate]  # empty if tasks have no types
     by_seed: dict[int, Rate]
     seed_mean: float
     seed_std: float | None  # None for a single seed
     score: float
-    score_interval: (
-        tuple[float, float] | None
-    )  # 95 %; None where all tasks have the same score, which gives no interval
+    score_interval: tuple[float, float] | None  # 95 %; None if all tasks have the same score, which gives no interval
     total_reward: float
     turns: float
     invalid: float  # turns that were malformed, illegal or truncated
@@ -88,16 +87,16 @@ class Evaluation:
 
     @property
     def is_broken(self) -> bool:
-        """Whether more than half of the episodes ended by an error of the environment (`agents.rollout`)."""
+        """Whether errors of the environment ended more than half of the episodes (`agents.rollout`)."""
         return 2 * self.stops.get(StopReason.ENV_ERROR, 0) > self.success.n
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, as `json.dumps` takes it."""
+        """Plain data for `json.dumps`."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> Self:
-        """What `to_json` gave, written and read by `json`. Raises `TypeError` or `KeyError` for other data."""
+        """The inverse of `to_json`. Raises `TypeError` or `KeyError` for other data."""
         interval = row["score_interval"]
         rates = {
             "success": Rate(**row["success"]),
@@ -107,7 +106,7 @@ class Evaluation:
         return cls(**{**row, **rates, "score_interval": interval and (interval[0], interval[1])})
 
     def to_markdown(self) -> str:
-        """A table by task type, one by seed where there are several, and the other numbers in a line."""
+        """A table by task type, one by seed if there are several, and a line with the other numbers."""
         rows = {"**all**": self.success, **self.by_type}
         parts = [_table("task type", rows)]
         if self.seed_std is not None:
@@ -154,12 +153,12 @@ def evaluate(
 ) -> Evaluation:
     """Play every task of the split once for each seed, and summarise.
 
-    With `task_ids` these tasks only, with `limit` so many of them (`spread`).
+    `task_ids` selects these tasks only, `limit` this number of them (`spread`).
 
-    Episodes in `played` are taken as they are and not played again; those outside the plan are left out. Seeds reach
-    the environment's reset and agents that draw from `episode.seed`. A policy draws from one generator in the order
-    of the batch: at temperature 0 its episodes depend on neither batching nor resuming (up to rounding in the
-    model), at higher temperatures on both.
+    Episodes in `played` are reused instead of played again, except those that do not belong to the plan. Seeds are
+    passed to the environment's reset, and to agents that draw from `episode.seed`. A policy draws from one generator in
+    the order of the batch: at temperature 0 its episodes depend neither on batching nor on resuming (up to rounding in
+    the model), at higher temperatures they depend on both.
     """
     if max_turns is not None and (not isinstance(max_turns, int) or max_turns < 1):
         raise ValueError(f"max_turns must be at least 1, or None for the environment's limit; got {max_turns!r}")
@@ -189,29 +188,29 @@ def plan(
 
 
 def spread(ids: Sequence[str], limit: int | None) -> list[str]:
-    """`limit` of the sorted `ids`, evenly spaced: ids begin with the type of task, and the first ones have one type.
+    """`limit` of the sorted `ids`, evenly spaced: ids begin with the task type, and the first ones all have one type.
 
-    All of them with None, or where there are no more. Twice as many hold all of them, so that an evaluation can be
-    extended.
+    Returns all of them for None, or if there are no more. A limit twice as large selects a superset, so an evaluation
+    can be extended.
     """
     count = len(ids) if limit is None else min(limit, len(ids))
     return [ids[i * len(ids) // count] for i in range(count)]
 
 
 def describe_limit(limit: int | None, total: int) -> str:
-    """How `spread` chooses among `total` tasks, in words: "20 of 140 tasks, evenly spaced over the sorted ids"."""
+    """How `spread` selects from `total` tasks, in words: "20 of 140 tasks, evenly spaced over the sorted ids"."""
     if limit is None or limit >= total:
         return f"{total} tasks"
     return f"{limit} of {total} tasks, evenly spaced over the sorted ids"
 
 
 def episode_key(episode: Episode) -> tuple[str, int]:
-    """What names an episode within an evaluation: its task's id and its seed."""
+    """The key of an episode in an evaluation: its task's id and its seed."""
     return episode.task.id, episode.seed
 
 
 def summarise(episodes: Sequence[Episode]) -> Evaluation:
-    """The statistics of episodes of one split; each task at most once for each seed. Raises `ValueError` if not so."""
+    """The statistics of one split's episodes. Raises `ValueError` if a task occurs twice for the same seed."""
     if not episodes:
         raise ValueError("there are no episodes to summarise")
     for what, values in {
@@ -219,7 +218,7 @@ def summarise(episodes: Sequence[Episode]) -> Evaluation:
         "split": {e.task.split for e in episodes},
     }.items():
         if len(values) > 1:
-            raise ValueError(f"an evaluation is of one {what}, got episodes of {sorted(values)}")
+            raise ValueError(f"an evaluation covers one {what}, got episodes of {sorted(values)}")
     (twice, count), *_ = Counter(map(episode_key, episodes)).most_common(1)
     if count > 1:
         raise ValueError(f"task {twice[0]!r} was played {count} times with seed {twice[1]}, expected once")
@@ -267,7 +266,7 @@ def _rate(episodes: Sequence[Episode]) -> Rate:
 
 
 def pooled(rates: Sequence[Rate]) -> Rate:
-    """The share over the episodes of all `rates`, which are of different tasks."""
+    """The share over the episodes of all `rates`, which belong to different tasks."""
     return _interval(sum(r.successes for r in rates), sum(r.n for r in rates), sum(r.effective_n for r in rates))
 
 
@@ -277,13 +276,13 @@ def _interval(successes: int, n: int, effective_n: float) -> Rate:
 
 
 def _mean_interval(tasks: Sequence[Sequence[float]]) -> tuple[float, float] | None:
-    """95 % interval of the mean over all values, which are in [0, 1]; those of a task are one cluster.
+    """95 % interval of the mean of values in [0, 1]; the values of a task are one cluster.
 
-    Wilson's, at the number of trials whose share of successes would have the linearised variance: as the interval of a
-    success it stays in [0, 1]. (The normal one, mean ± 1.96 standard errors, does not.)
+    It is Wilson's interval for the number of trials whose share of successes would have the linearised variance, so it
+    stays in [0, 1]. (The normal interval, mean ± 1.96 standard errors, does not.)
     """
     means = [statistics.fmean(of) for of in tasks]
-    if math.isclose(min(means), max(means)):  # but for rounding
+    if math.isclose(min(means), max(means)):  # equal up to rounding
         return None
     counts = [(math.fsum(of), len(of)) for of in tasks]
     mean = math.fsum(total for total, _ in counts) / sum(n for _, n in counts)
@@ -298,10 +297,10 @@ def _variance(counts: Sequence[tuple[float, int]]) -> float:
 
 
 def effective_trials(counts: Sequence[tuple[int, int]]) -> float:
-    """How many independent trials are worth as much as clusters with (successes, trials) each.
+    """The number of independent trials that carry as much evidence as clusters with (successes, trials) each.
 
-    p (1 - p) over the linearised variance of the ratio estimate; kept between C, the number of clusters, and n. Where
-    nothing varies (p is 0 or 1) it is C: that is all the evidence there is.
+    p (1 - p) over the linearised variance of the ratio estimate, limited to between C, the number of clusters, and n.
+    If nothing varies (p is 0 or 1) it is C.
     """
     clusters, n = len(counts), sum(trials for _, trials in counts)
     p = sum(successes for successes, _ in counts) / n
@@ -319,4 +318,4 @@ def wilson(p: float, n: float) -> tuple[float, float]:
     half = Z95 * math.sqrt(p * (1 - p) / n + Z95**2 / (4 * n**2))
     scale = 1 + Z95**2 / n
     low, high = (centre - half) / scale, (centre + half) / scale
-    return max(0.0, min(low, p)), min(1.0, max(high, p))  # at 0 and 1 rounding would put p outside
+    return max(0.0, min(low, p)), min(1.0, max(high, p))  # at 0 and 1, rounding could exclude p

@@ -1,6 +1,6 @@
-"""From the text that a policy wrote to an action, or to none. What became of it is a status, kept apart from rewards.
+"""Read an action from the text that a policy wrote. The parse status is kept apart from rewards.
 
-A parser has two sides: `parse` reads an action, and `request` is the sentence that asks a model to write it so.
+A parser has two sides: `parse` reads an action, and `request` is the sentence that asks a model for this form.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from envs.core import Info
 
 
 class Parser(Protocol):
-    """How actions are written."""
+    """A text form of actions."""
 
     request: str  # asks for this form, in a system prompt
 
     def parse(self, text: str) -> str | None:
-        """The action in `text`, without surrounding blanks; None where there is none."""
+        """The action in `text`, without surrounding blanks; None if there is none."""
 
     def write(self, action: str) -> str:
-        """`action` in this form: `parse` gives it back."""
+        """`action` in this form: `parse` returns it again."""
 
 
 @dataclass(frozen=True)
 class Tagged:
-    """`<action>go to desk 1</action>`, the last of them: what comes before may weigh others."""
+    """`<action>go to desk 1</action>`: the last one counts, as text before it may discuss others."""
 
     tag: str = "action"
 
@@ -47,7 +47,7 @@ class Tagged:
 
 @dataclass(frozen=True)
 class Line:
-    """The last line that is not blank, whatever it is."""
+    """The last line that is not blank."""
 
     request: str = "Answer with the action alone, on one line."
 
@@ -94,7 +94,7 @@ class Json:
 
 
 def json_objects(text: str) -> Iterator[dict[str, Any]]:
-    """The JSON objects in a text, one after the other; what is no JSON between them is passed over."""
+    """The JSON objects in a text, in order; anything between them is skipped."""
     place = text.find("{")
     decoder = json.JSONDecoder()
     while place >= 0:
@@ -111,9 +111,9 @@ THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 
 
 def answer_part(text: str, prefilled: bool = False) -> str | None:
-    """What comes after the reasoning: all of `text` where there is none, None where reasoning has no end.
+    """The text after the reasoning: all of `text` if there is no reasoning, None if the reasoning has no end.
 
-    `prefilled`: the prompt had opened the block already, so that `text` starts inside of it.
+    With `prefilled` the prompt has already opened the reasoning, so `text` starts inside it.
     """
     _, closed, after = text.rpartition(THINK_CLOSE)
     if closed:
@@ -121,8 +121,8 @@ def answer_part(text: str, prefilled: bool = False) -> str | None:
     return None if prefilled or THINK_OPEN in text else text
 
 
-def judge(text: str, action: str | None, finished: bool, info: Info) -> tuple[str, ParseStatus]:
-    """The action for the environment, given a text in which `action` was read, and the status of the text."""
+def check_action(text: str, action: str | None, finished: bool, info: Info) -> tuple[str, ParseStatus]:
+    """The action to send to the environment and the parse status, for a text in which `action` was read."""
     if not finished:
         status = ParseStatus.TRUNCATED
     elif action is None:
@@ -130,21 +130,21 @@ def judge(text: str, action: str | None, finished: bool, info: Info) -> tuple[st
     else:
         admissible = info["admissible"]
         status = ParseStatus.OK if admissible is None or fits(action, admissible) else ParseStatus.ILLEGAL
-    # Without an action the environment gets the raw text, and answers as it does to any nonsense.
+    # Without an action, the environment gets the raw text and answers it like any invalid action.
     return text if action is None else action, status
 
 
-# What an admissible action leaves open: `<…>` in the brackets that end it. `<…>` anywhere else is text.
+# A slot for free text: `<…>` in the brackets at the end of an admissible action. `<…>` anywhere else is text.
 SLOT = re.compile(r"(?<=\[)<[^<>]+>(?=\]\Z)")
 
 
 def has_slot(action: str) -> bool:
-    """Whether an admissible action leaves something open, as `search[<your query>]` does."""
+    """Whether an admissible action has a slot for free text, as `search[<your query>]` has."""
     return SLOT.search(action) is not None
 
 
 def fits(action: str, admissible: Sequence[str]) -> bool:
-    """Whether `action` is one of the admissible ones, in whose slots any text may stand.
+    """Whether `action` is one of the admissible actions; any text may stand in their slots.
 
     `search[red shoes]` fits `search[<your query>]`.
     """
@@ -155,7 +155,7 @@ def fits(action: str, admissible: Sequence[str]) -> bool:
 
 
 _CHINESE = re.compile(r"[\u4e00-\u9fff]")
-_LAST_CHARACTERS = 20  # of a text without tags, which are played all the same
+_LAST_CHARACTERS = 20  # of a text without tags, which is played nevertheless
 
 
 def project_webshop(text: str) -> tuple[str, bool]:

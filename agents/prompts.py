@@ -1,9 +1,9 @@
-"""From what happened to the ids that the policy sees, and from the text that it wrote to an action.
+"""Write the policy's prompts, and read actions from its text.
 
 A prompt is a pure function of the turns so far and the new observation. `Transcript` appends to the ids of the last
-turn, so that an episode is one growing sequence; `Template` writes every prompt anew from text, so that each turn
-is a sequence of its own. Neither ever encodes again what the policy has sampled. What is not a prompter's own text
-(observations, goals, actions) is quoted, see `agents.quoting`: it is text in a prompt, never a control token.
+turn, so an episode is one growing sequence. `Template` writes every prompt from the start, so each turn is a separate
+sequence. Neither encodes again what the policy has sampled. Text from outside the prompter (observations, goals,
+actions) is quoted, see `agents.quoting`: it is plain text in a prompt, never a control token.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from markupsafe import Markup
 
 from agents.chat_templates import answer_end_id, end_id, render_chat
 from agents.episode import ParseStatus, Turn
-from agents.parsing import judge, project_webshop
+from agents.parsing import check_action, project_webshop
 from agents.policies.tiny import ACT
 from agents.quoting import encode, encode_quoted, plain, quote
 from agents.samples import EPISODES, TURNS
@@ -28,48 +28,48 @@ from envs.core import BRIEF, Info, UnknownNameError
 
 
 class Prompter(Protocol):
-    """How an agent talks to its policy."""
+    """Writes the prompts of a policy and reads its answers."""
 
-    layout: str  # of the training samples that its episodes become, see `agents.samples`: MIXED where it may be either
-    max_prompt_tokens: int | None  # longer prompts end the episode, as those do that the policy's context cannot hold
+    layout: str  # of the training samples made from its episodes, see `agents.samples`; MIXED if it may be either
+    max_prompt_tokens: int | None  # longer prompts end the episode, like prompts that exceed the policy's context
 
     def prompt_ids(self, tokenizer: Any, turns: Sequence[Turn], observation: str, info: Info) -> list[int]:
-        """The ids to continue, given the finished turns and what the environment says now."""
+        """The ids to continue, given the finished turns and the environment's newest observation and info."""
 
     def action_ids(self, tokenizer: Any, action: str) -> list[int]:
-        """The completion that a demonstration of `action` would be, stop token included."""
+        """The completion that demonstrates `action`, including the stop token."""
 
     def write(self, action: str) -> str:
-        """The text of that completion: `parse` gives the action back."""
+        """The text of that completion: `parse` returns the action."""
 
     def parse(self, text: str) -> str | None:
-        """The action in a completion's text; None when there is none."""
+        """The action in a completion's text; None if there is none."""
 
     def read(self, text: str, finished: bool, info: Info) -> tuple[str, ParseStatus]:
-        """The action for the environment in a completion's text, and the status of the text; see `parsing.judge`."""
+        """The action to send to the environment, and the text's parse status; see `parsing.check_action`."""
 
 
 class Transcript:
     """`<bos> observation <act> action <eos> observation <act> action <eos> …`: one sequence an episode.
 
-    With a tokenizer that has no `<bos>` it begins with the observation.
-    What was seen before stands there already: an environment that says what is new (`info["brief"]`) is taken at that.
+    Without a `<bos>`it begins with the observation. Earlier observations are in the sequence already, so
+    an environment may give only what is new (`info["brief"]`).
     """
 
     layout = EPISODES
     max_prompt_tokens: int | None = None
 
     def __init__(self) -> None:
-        # Environments repeat themselves, and encoding is slow.
+        # Observations repeat, and encoding is slow.
         self._encode = lru_cache(maxsize=100_000)(encode)
         self._encode_quoted = lru_cache(maxsize=100_000)(encode_quoted)
 
     def prompt_ids(self, tokenizer: Any, turns: Sequence[Turn], observation: str, info: Info) -> list[int]:
-        """What was there, plus the new observation and the token that asks for an action."""
+        """The previous ids, the new observation, and the token that asks for an action."""
         if turns:
             before = [*turns[-1].prompt_ids, *turns[-1].completion_ids]
             if before[-1] != end_id(tokenizer):
-                before.append(end_id(tokenizer))  # a completion that was cut off ends all the same
+                before.append(end_id(tokenizer))  # a completion that was cut off is closed here
         else:
             before = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         return [*before, *self._encode_quoted(tokenizer, info.get(BRIEF, observation)), *self._encode(tokenizer, ACT)]
@@ -83,18 +83,18 @@ class Transcript:
         return action
 
     def parse(self, text: str) -> str | None:
-        """The whole text is the action; None when it is blank."""
+        """The whole text is the action; None if it is blank."""
         return text.strip() or None
 
     def read(self, text: str, finished: bool, info: Info) -> tuple[str, ParseStatus]:
-        """See `agents.parsing.judge`."""
-        return judge(text, self.parse(text), finished, info)
+        """See `agents.parsing.check_action`."""
+        return check_action(text, self.parse(text), finished, info)
 
 
 def message_ids(tokenizer: Any, text: str, *, around: bool) -> list[int]:
-    """The prompt that is one message, which may be quoted in parts: through the chat template where there is one.
+    """A prompt with one message, which may be quoted in parts; through the chat template if there is one.
 
-    Without, `around` puts those ids around it that go around a whole document.
+    Without a chat template, `around` adds the ids that the tokenizer puts around a whole document.
     """
     if not tokenizer.chat_template:
         return list(encode(tokenizer, text, around=around))
@@ -103,15 +103,15 @@ def message_ids(tokenizer: Any, text: str, *, around: bool) -> list[int]:
 
 
 def written(prompter: Prompter, action: str) -> str:
-    """`prompter.write(action)` with the action quoted; all of it where the form changes what it is given."""
+    """`prompter.write(action)` with the action quoted; all of it is quoted if the form changes the action."""
     text, parts = prompter.write(action), prompter.write(quote(action))
     return parts if plain(parts) == text else quote(text)
 
 
 def read_template(kind: str, folder: Traversable, name: str, *, quoting: bool = False) -> jinja2.Template:
-    """`<name>.jinja` in `folder`; with `quoting` it quotes what its variables hold.
+    """`<name>.jinja` in `folder`; with `quoting`, the values of its variables are quoted.
 
-    Raises `UnknownNameError`, which calls it a `kind`, with those that exist.
+    Raises `UnknownNameError` with the names that exist; `kind` is what the error calls a template.
     """
     known = sorted(f.name.removesuffix(".jinja") for f in folder.iterdir() if f.name.endswith(".jinja"))
     if name not in known:
@@ -119,8 +119,8 @@ def read_template(kind: str, folder: Traversable, name: str, *, quoting: bool = 
     source = (folder / f"{name}.jinja").read_text(encoding="utf-8")
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     if quoting:
-        # As HTML is escaped: what the template has written itself, in blocks and macros, is `Markup` and stays. Such a
-        # part and a variable belong side by side in a template: joined by `~`, the variable would be escaped as HTML.
+        # This uses Jinja's HTML escaping: text of the template itself, in blocks and macros, is `Markup` and unchanged.
+        # Put such text and a variable side by side in a template: `~` would escape the variable as HTML.
         environment.autoescape = True
         environment.finalize = _quote_variable
         environment.filters["length"] = lambda value: len(plain(value) if isinstance(value, str) else value)
@@ -132,10 +132,10 @@ def _quote_variable(value: Any) -> Markup:
 
 
 class Template:
-    """A Jinja template over the last `history` turns, and an action between `<action>` tags.
+    """A Jinja template over the last `history` turns, with the action between `<action>` tags.
 
     With `name="gigpo_alfworld"` these are the prompts of GiGPO (arXiv 2505.10978; `langfengQ/verl-agent`,
-    `agent_system/environments/prompts/alfworld.py`): the admissible actions are listed, and reasoning is asked for.
+    `agent_system/environments/prompts/alfworld.py`): they list the admissible actions and ask for reasoning.
     """
 
     layout = TURNS
@@ -153,7 +153,7 @@ class Template:
         return plain(self._render(turns, observation, info))
 
     def _render(self, turns: Sequence[Turn], observation: str, info: Info) -> str:
-        """The same, quoted where it is not the template's own."""
+        """The same, with the text from outside the template quoted."""
         recent = list(turns[len(turns) - min(self.history, len(turns)) :])
         first = len(turns) - len(recent) + 1
         return self.template.render(
@@ -167,7 +167,7 @@ class Template:
         )
 
     def prompt_ids(self, tokenizer: Any, turns: Sequence[Turn], observation: str, info: Info) -> list[int]:
-        """The rendered prompt; through the tokenizer's chat template where it has one."""
+        """The rendered prompt; through the tokenizer's chat template if it has one."""
         return message_ids(tokenizer, self._render(turns, observation, info), around=True)
 
     def action_ids(self, tokenizer: Any, action: str) -> list[int]:
@@ -179,19 +179,19 @@ class Template:
         return f"<action>{action}</action>"
 
     def parse(self, text: str) -> str | None:
-        """What stands between the first pair of action tags, in lower case as the official projection does."""
+        """The text between the first pair of action tags, in lower case as in the official projection."""
         found = re.search(r"<action>(.*?)</action>", text, flags=re.DOTALL | re.IGNORECASE)
         return (found[1].strip().lower() or None) if found else None
 
     def read(self, text: str, finished: bool, info: Info) -> tuple[str, ParseStatus]:
-        """See `agents.parsing.judge`."""
-        return judge(text, self.parse(text), finished, info)
+        """See `agents.parsing.check_action`."""
+        return check_action(text, self.parse(text), finished, info)
 
 
 class WebShopTemplate(Template):
-    """The prompts of GiGPO for WebShop, and its reading of answers (`prompts/webshop.py` and `projection.py` there).
+    """GiGPO's prompts for WebShop, and its reading of answers (`prompts/webshop.py` and `projection.py` there).
 
-    An answer without tags is played and counts as malformed; an action that is not admissible counts as any other.
+    An answer without tags is played and counts as malformed. An action that is not admissible counts as valid.
     """
 
     def __init__(self, history: int = 2) -> None:

@@ -1,10 +1,10 @@
-"""From text to ids, where part of the text is another's: what an environment says never becomes a control token.
+"""Encode text that contains foreign text, such as observations, without letting it become a control token.
 
-Text that is not a prompter's own is *quoted*: a private character stands before each of its characters that is not
-blank. So it passes through templates, which find nothing in it to act on, but strip blanks as ever. When a prompt is
-encoded, the private characters are taken out, and no control token may stand over text that was quoted. Where one
-would, the prompt is encoded by a second tokenizer, in which control tokens are written in other private characters,
-which quoted text cannot have. Any other prompt has the ids that the tokenizer itself gives to its text.
+Foreign text is *quoted*: a private character is put before each of its non-blank characters. Templates then find
+nothing in it to act on, but still strip blanks as usual. When a prompt is encoded, the private characters are removed,
+and no control token may cover quoted text. If one would, the prompt is encoded by a second tokenizer whose control
+tokens are spelled with other private characters, which quoted text cannot contain. All other prompts get exactly the
+ids of the tokenizer itself.
 """
 
 from __future__ import annotations
@@ -22,46 +22,46 @@ from tokenizers import Tokenizer
 
 logger = logging.getLogger(__name__)
 
-_QUOTE = "\U0010fffd"  # of the last plane of private use, as the characters from here on that stand for control tokens
+_QUOTE = "\U0010fffd"  # in the last private-use plane, like the characters after it that stand for control tokens
 _FIRST_ALIAS = 0x100000
 _WORD = re.compile(r"\S+")
 _QUOTED = re.compile(f"{_QUOTE}.", re.DOTALL)
 
 
 def quote(text: str) -> str:
-    """`text` as another's. `plain` gives it back."""
+    """Quote `text`. `plain` is the inverse."""
     return _WORD.sub(lambda word: _QUOTE + _QUOTE.join(word[0]), text)
 
 
 def plain(text: str) -> str:
-    """A text that may be quoted in parts, as anyone may read it."""
+    """The readable form of a text that may be quoted in parts."""
     return _QUOTE.join(part.replace(_QUOTE, "") for part in text.split(_QUOTE + _QUOTE))
 
 
 def encode(tokenizer: Any, text: str, *, around: bool = False) -> tuple[int, ...]:
-    """The ids of a text that may be quoted in parts; `around`: with those that go around a whole document."""
+    """The ids of a text that may be quoted in parts; `around` adds the ids around a whole document."""
     return _encode(tokenizer, text, around)[0]
 
 
 def encode_quoted(tokenizer: Any, text: str) -> tuple[int, ...]:
-    """The ids of a text that is another's as a whole."""
+    """The ids of a text that is quoted as a whole."""
     return encode(tokenizer, quote(text))
 
 
 def encode_with_offsets(tokenizer: Any, text: str) -> tuple[tuple[int, ...], Sequence[tuple[int, int]]]:
-    """The ids, and where the characters of each stand in the plain text. For fast tokenizers."""
+    """The ids, and the character range of each in the plain text. For fast tokenizers."""
     ids, encoding = _encode(tokenizer, text, around=False)
     return ids, encoding.offsets
 
 
 def _encode(tokenizer: Any, text: str, around: bool) -> tuple[tuple[int, ...], Any]:
-    """The ids, and what the fast tokenizer says of them."""
+    """The ids, and the fast tokenizer's encoding."""
     if not tokenizer.is_fast:
         return tuple(tokenizer.encode(_broken(tokenizer, text), add_special_tokens=around)), None
     encoded = tokenizer(plain(text), add_special_tokens=around)
     ids, encoding = encoded["input_ids"], encoded.encodings[0]
     if _QUOTE in text and _is_forged(_marks(tokenizer), text, encoding):
-        _say_once(_name(tokenizer))
+        _warn_once(_name(tokenizer))
         encoding = _respelled(tokenizer, len(tokenizer)).encode(
             _marks(tokenizer).respell(text), add_special_tokens=around
         )
@@ -70,7 +70,7 @@ def _encode(tokenizer: Any, text: str, around: bool) -> tuple[tuple[int, ...], A
 
 
 def _is_forged(marks: _Marks, text: str, encoding: Any) -> bool:
-    """Whether a mark stands over a quoted character."""
+    """Whether a control token covers a quoted character."""
     if marks.ids.isdisjoint(encoding.ids):
         return False
     shown, hidden = plain(text), _QUOTED.sub(_QUOTE, text)
@@ -86,23 +86,23 @@ def _folded(text: str) -> str:
 
 
 @cache
-def _say_once(name: str) -> None:
+def _warn_once(name: str) -> None:
     logger.warning(
-        "an environment writes the text of a control token of %s: it is encoded as plain text (said once)", name
+        "an observation contains the text of a control token of %s: it is encoded as plain text (logged once)", name
     )
 
 
 @dataclass(frozen=True)
 class _Marks:
-    """The tokens of a tokenizer that only a prompter may write: all that were added to it but blanks and words."""
+    """The tokens that only a prompter may write: all added tokens except blanks and words."""
 
     ids: frozenset[int]
-    aliases: dict[str, str]  # as many private characters as the mark has
-    unknown: tuple[int | None, str]  # the token for what has no other: a mark only where its own text stands
+    aliases: dict[str, str]  # each alias has as many private characters as the mark has characters
+    unknown: tuple[int | None, str]  # the unknown token, which is a mark only where its own text occurs
     pattern: re.Pattern[str]  # a quoted character, or else a mark
 
     def respell(self, text: str) -> str:
-        """The plain text with an alias for each mark that is not quoted, in part or whole."""
+        """The plain text, with an alias for each mark that is not quoted, not even in part."""
         private = {alias[0] for alias in self.aliases.values()}
 
         def spell(found: re.Match[str]) -> str:
@@ -135,9 +135,9 @@ def _find_marks(tokenizer: Any, size: int) -> _Marks:  # noqa: ARG001 - tokens m
 
 
 def _is_mark(token: Any) -> bool:
-    """Whether an added token says more than its text does.
+    """Whether an added token means more than its text.
 
-    Runs of blanks do not, nor do words: letters and digits, or what matches as a word of its own (`single_word`).
+    Runs of blanks do not, nor do words: letters and digits, or tokens that match whole words only (`single_word`).
     """
     text = token.content.replace("▁", " ")
     return token.special or not (token.single_word or all(c.isalnum() or c.isspace() for c in text))
@@ -145,7 +145,7 @@ def _is_mark(token: Any) -> bool:
 
 @lru_cache(maxsize=2)
 def _respelled(tokenizer: Any, size: int) -> Tokenizer:  # noqa: ARG001 - tokens may be added later
-    """The same tokenizer, whose marks have the same ids and are written as their aliases. Raises `ValueError`."""
+    """The same tokenizer and ids, with its marks spelled as their aliases. Raises `ValueError`."""
     aliases = _marks(tokenizer).aliases
     parts = json.loads(tokenizer.backend_tokenizer.to_str())
     for token in parts["added_tokens"]:
@@ -165,12 +165,12 @@ def _respelled(tokenizer: Any, size: int) -> Tokenizer:  # noqa: ARG001 - tokens
     made.no_padding()
     moved = [text for text in aliases if made.token_to_id(aliases[text]) != tokenizer.convert_tokens_to_ids(text)]
     if moved:
-        raise ValueError(f"{_name(tokenizer)}: written anew, the tokenizer has other ids for {moved[:5]}")
+        raise ValueError(f"{_name(tokenizer)}: after its control tokens were renamed, other ids changed: {moved[:5]}")
     return made
 
 
 def _broken(tokenizer: Any, text: str) -> str:
-    """For tokenizers that tell no offsets: the plain text with U+FFFD in each mark that is quoted, in part or whole."""
+    """For tokenizers without offsets: the plain text with U+FFFD in each mark that is quoted, in part or whole."""
     marks = _marks(tokenizer).aliases
     shown, hidden = plain(text), _QUOTED.sub(_QUOTE, text)
     for mark in marks:
@@ -179,7 +179,7 @@ def _broken(tokenizer: Any, text: str) -> str:
             place = hidden.find(_QUOTE, start, start + len(mark))
             if place >= 0:
                 shown = f"{shown[:place]}\ufffd{shown[place + 1 :]}"
-                _say_once(_name(tokenizer))
+                _warn_once(_name(tokenizer))
             start = shown.find(mark, start + 1)
     return shown
 

@@ -1,22 +1,22 @@
-"""Play episodes: many at once, each from its first observation to an ending that has a name.
+"""Play many episodes at once, each from its first observation to a named ending.
 
-One may also begin in the middle of another: `rollout(…, keep_starts=True)` keeps the state before each turn, and
-`Job(task, start=episode.turns[3].start)` plays on from there, after the same three turns.
+An episode may also start in the middle of another one: `rollout(…, keep_starts=True)` keeps the state before each turn,
+and `Job(task, start=episode.turns[3].start)` continues from there, after the same three turns.
 
-What holds of every rollout (the tests go through this list):
+The rules of every rollout (the tests check this list):
 
  1. Each job is played exactly once, and the episodes come back in the order of the jobs.
  2. An episode ends exactly once, with a `StopReason`; no turn is played or generated after it.
- 3. A turn's observation is what the agent saw before it acted; its reward is what its own action brought.
- 4. The ids of a turn are those that were sampled. Nothing is encoded again.
- 5. An environment that raises or hangs ends its own episode (`env_error`, `step_timeout`) and no other. Where one ends
-    the process of others, these go on where they were (`envs.pool`). An episode that cannot go on is played again from
-    its beginning, at most `MOST_TRIES` times in all.
- 6. The same jobs, agent and generator state give the same episodes, however many workers step the environments.
- 7. An episode that begins in the middle of another has its turns up to there, the same objects, and the environment
-    in the state that it was in. Limits of turns count them; `episode_timeout` counts from the new beginning.
- 8. `episode_timeout` counts the seconds that the episode's own environment took. How long the policy or the other
-    environments take ends no episode.
+  3. A turn's observation is what the agent saw before it acted; its reward is the reward of its own action.
+  4. The ids of a turn are the sampled ids. Nothing is encoded again.
+  5. An environment that raises or hangs ends its own episode (`env_error`, `step_timeout`) and no other. If it ends the
+     process that other environments share, these continue where they were (`envs.pool`). An episode that cannot
+     continue is restarted, at most `MOST_TRIES` times in all.
+  6. The same jobs, agent and generator state give the same episodes, whatever the number of workers.
+  7. An episode that starts in the middle of another one has the turns before that point (the same objects), and the
+     environment is in the state of that point. Turn limits count these turns; `episode_timeout` starts at zero.
+  8. `episode_timeout` counts the seconds of the episode's own environment. The time of the policy and of other
+     environments does not count.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from envs.checks import clean_text
 from envs.core import StopReason, Task
 from envs.pool import EnvFailure, EnvPool, Outcome
 
-MOST_TRIES = 3  # of an episode whose environment was lost with a process that another one ended
+MOST_TRIES = 3  # of an episode whose environment was lost when another one ended their process
 
 TRACEBACK = "Traceback (most recent call last):"
 
 
 @dataclass(frozen=True)
 class Job:
-    """One episode to play: attempt at `task` in comparison group `group`, with the environment's `seed`.
+    """One episode to play: an attempt at `task` in comparison group `group`, with the environment's `seed`.
 
-    With a `start` it begins there. That is for agents that know an episode by its turns, as those with a policy do;
-    those that remember it by its key (endpoints, experts) have not seen it begin.
+    With a `start` it begins there. This works for agents that identify an episode by its turns, as policies do. Agents
+    that remember an episode by its key (endpoints, experts) have not seen its beginning.
     """
 
     task: Task
@@ -62,12 +62,12 @@ def rollout(
     keep_starts: bool = False,
     on_episode: Callable[[Episode], None] | None = None,
 ) -> list[Episode]:
-    """Play all jobs, as many at a time as the pool has slots; a slot that falls free takes the next job.
+    """Play all jobs, as many at a time as the pool has slots; a free slot takes the next job.
 
-    `max_turns` may end episodes earlier than the environment does (`turn_limit`), `episode_timeout` ends those whose
-    environment takes more than so many seconds in all (`episode_timeout`). `keep_starts` keeps in each turn where it
-    started, which takes an environment with snapshots; without, episodes end with `env_error`. `on_episode` is called
-    with each episode as it ends.
+    `max_turns` may end episodes earlier than the environment does (`turn_limit`). `episode_timeout` ends episodes whose
+    environment takes more seconds in all (`episode_timeout`). `keep_starts` stores in each turn the state before it. It
+    needs an environment with snapshots, otherwise episodes end with `env_error`. `on_episode` is called with each
+    episode when it ends.
     """
     seconds = float("inf") if episode_timeout is None else episode_timeout
     stage = _Stage(agent, pool, jobs, max_turns, seconds, policy_version, keep_starts, on_episode)
@@ -79,7 +79,7 @@ def rollout(
 
 
 def error_line(error: str) -> str:
-    """What `Episode.error` says in a line: the exception of a traceback, else its first line, before any stack."""
+    """`Episode.error` in one line: the exception of a traceback, otherwise the first line before any stack."""
     first = error.strip().partition("\n")[0]
     if not first.startswith(TRACEBACK):
         return first.removesuffix(" It is in")
@@ -88,27 +88,26 @@ def error_line(error: str) -> str:
 
 
 class BrokenEnvironmentError(RuntimeError):
-    """Most episodes ended because the environment raised: their numbers say nothing about who played them."""
+    """The environment raised in most episodes, so their results say nothing about the agent."""
 
 
 def check_environment(episodes: Sequence[Episode]) -> None:
-    """Raises `BrokenEnvironmentError`, with the first error, where more than half of the episodes ended by one."""
+    """Raises `BrokenEnvironmentError` with the first error if errors ended more than half of the episodes."""
     errors = [episode.error for episode in episodes if episode.stop_reason is StopReason.ENV_ERROR]
     if 2 * len(errors) > len(episodes):
         raise BrokenEnvironmentError(
-            f"{len(errors)} of {len(episodes)} episodes ended by an error of the environment, the first by:\n"
-            f"{errors[0]}"
+            f"errors of the environment ended {len(errors)} of {len(episodes)} episodes; the first was:\n{errors[0]}"
         )
 
 
 @dataclass
 class _Running:
     view: View
-    seconds: float = 0.0  # that its environment has taken
+    seconds: float = 0.0  # spent in the environment
 
 
 class _Stage:
-    """The episodes of one rollout: those that wait, those that run (by slot of the pool), those that have ended."""
+    """The episodes of one rollout: waiting, running (by slot of the pool), and ended."""
 
     def __init__(
         self,
@@ -135,7 +134,7 @@ class _Stage:
         return Episode(job.task, job.group, turns, policy_version=self.policy_version, seed=job.seed)
 
     def fill(self) -> None:
-        """Give every free slot a job; again, where that failed and the slot fell free at once."""
+        """Give every free slot a job. Repeat if a job failed at once, which frees its slot."""
         while starting := dict(zip((s for s in range(self.pool.size) if s not in self.running), self.waiting)):  # noqa: B905
             for slot, job in starting.items():
                 self.tries[job] += 1
@@ -144,7 +143,7 @@ class _Stage:
                 self._see(slot, outcome)
 
     def _start(self, jobs: dict[int, Job]) -> dict[int, Outcome]:
-        """Reset the slots whose jobs begin at the beginning, and restore the others."""
+        """Reset the slots of jobs that start at the beginning, and restore the others."""
         starts = {slot: job.start for slot, job in jobs.items() if job.start is not None}
         fresh = {slot: job for slot, job in jobs.items() if slot not in starts}
         tasks = {slot: job.task for slot, job in fresh.items()}
@@ -167,7 +166,7 @@ class _Stage:
                 Turn(
                     observation=view.observation,
                     action=actions[slot],
-                    reward=0.0,  # until the environment has answered
+                    reward=0.0,  # set when the environment has answered
                     state_key=view.info["state_key"],
                     status=decision.status,
                     prompt_ids=decision.prompt_ids,
@@ -185,7 +184,7 @@ class _Stage:
             self._see(slot, outcome)
 
     def _take_starts(self) -> dict[int, Start]:
-        """Where the running episodes are; one whose environment cannot say so ends."""
+        """The current states of the running episodes; an episode ends if its environment cannot give one."""
         starts = {}
         for slot, outcome in self.pool.snapshot(list(self.running)).items():
             if outcome.error is not None:
@@ -197,7 +196,7 @@ class _Stage:
         return starts
 
     def _see(self, slot: int, outcome: Outcome) -> None:
-        """Take in what the environment answered, and end the episode where it did."""
+        """Store what the environment returned, and end the episode if it is over."""
         if outcome.error is not None:
             self._fail(slot, outcome.error)
             return
@@ -215,7 +214,7 @@ class _Stage:
             self._end(slot, StopReason.EPISODE_TIMEOUT)
 
     def _fail(self, slot: int, error: EnvFailure) -> None:
-        """End the episode by an error, or have it played again where that was another environment's."""
+        """End the episode with the error, or restart it if another environment caused the error."""
         key = self.running[slot].view.key
         if not error.lost or self.tries[key] >= MOST_TRIES:
             self._end(slot, error.reason, error.text)

@@ -1,8 +1,8 @@
-"""From turns to training sequences, by the prefix rule.
+"""Turn episodes into training sequences by the prefix rule.
 
 Consecutive turns of an episode become one sequence exactly when the next prompt starts with the ids of the previous
-prompt and completion; otherwise a new sequence starts. Whole-episode and per-turn training are two outcomes of this
-one rule, and which of them happens depends on the prompts alone; a prompter says it beforehand by its `layout`.
+prompt and completion; otherwise a new sequence starts. Whole-episode and per-turn training both result from this rule.
+Which one happens depends on the prompts alone; a prompter announces it in its `layout`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from agents.episode import Choice, Episode, Turn
 if TYPE_CHECKING:
     from agents.masking import Node
 
-# What a batch's samples are: each a turn, each an episode, or some of them neither.
+# The samples of a batch are single turns, whole episodes, or a mix.
 TURNS, EPISODES, MIXED = "turns", "episodes", "mixed"
 LAYOUTS = frozenset({TURNS, EPISODES, MIXED})
 
@@ -32,9 +32,9 @@ class Sample:
     Example: two turns `[1, 2] → [3, 4]` and `[1, 2, 3, 4, 5] → [6]` are one sample: `ids=[1, 2, 3, 4, 5, 6]`,
     `mask=[F, F, T, T, F, T]`, `turn=[-1, -1, 0, 0, -1, 1]`.
 
-    A turn with a `choice` is a sample of its own: the prompt, then all candidates in a row, none of which follows
-    another. What was sampled is one of them as a whole, which stands at the first id behind the prompt. Samples are all
-    of choices, or all of sampled ids.
+    A turn with a `choice` is a separate sample: the prompt, then all candidates side by side. The policy sampled one
+    candidate as a whole; its log-probability is stored at the first id after the prompt. The samples of a batch either
+    all have choices or all have sampled ids.
     """
 
     ids: list[int] = field(default_factory=list)  # [L]
@@ -42,14 +42,14 @@ class Sample:
     logprobs: list[float] = field(default_factory=list)  # [L]
     turn: list[int] = field(default_factory=list)  # [L]
     choice: Choice | None = None
-    # [L] what the id was sampled among, None where it was every id; without a mask there are none.
+    # [L] the mask's node of each id, None where every id was allowed; empty without a mask.
     nodes: list[Node | None] = field(default_factory=list)
-    origin: str = ""  # the episode it is of, for messages: "episode 3 of task 'train-017'"
+    origin: str = ""  # its episode, for messages: "episode 3 of task 'train-017'"
 
     def extend(
         self, ids: Sequence[int], logprobs: Sequence[float] | None = None, turn: int = -1, nodes: Sequence[Node] = ()
     ) -> None:
-        """Append ids: observed ones, or with `logprobs` the sampled ones of `turn`, at `nodes` of a mask if any."""
+        """Append observed ids, or, with `logprobs`, sampled ids of `turn`; `nodes` are their nodes in a mask."""
         if nodes and not self.nodes:
             self.nodes += [None] * len(self.ids)
         if self.nodes or nodes:
@@ -63,8 +63,8 @@ class Sample:
 def build_samples(episodes: Iterable[Episode]) -> list[Sample]:
     """The training sequences of the episodes' turns.
 
-    Raises `ValueError` for turns without sampled ids (of scripted agents), and where some turns chose an action among
-    candidates and others sampled ids: a batch holds one of the two.
+    Raises `ValueError` for turns without sampled ids (of scripted agents), and if some turns chose an action among
+    candidates while others sampled ids.
     """
     samples: list[Sample] = []
     row = 0
@@ -76,7 +76,7 @@ def build_samples(episodes: Iterable[Episode]) -> list[Sample]:
                 kinds = "sampled ids", "chose among candidates"
                 raise ValueError(
                     f"turn {row} ({origin}) {kinds[turn.choice is not None]}, and turns before it "
-                    f"{kinds[turn.choice is None]}; training takes batches of one kind: use one player for all turns"
+                    f"{kinds[turn.choice is None]}; a batch holds one kind: use one agent for all turns"
                 )
             if turn.choice is not None:
                 samples.append(_choice_sample(turn, turn.choice, row, origin))
@@ -85,7 +85,8 @@ def build_samples(episodes: Iterable[Episode]) -> list[Sample]:
             if not turn.completion_ids or len(turn.completion_ids) != len(turn.logprobs):
                 raise ValueError(
                     f"turn {row} of task {episode.task.id!r} has {len(turn.completion_ids)} sampled ids and "
-                    f"{len(turn.logprobs)} log-probabilities; a training sample needs as many of both, and some"
+                    f"{len(turn.logprobs)} log-probabilities; a training sample needs at least one id and one "
+                    "log-probability for each"
                 )
             if current is None or turn.prompt_ids[: len(current.ids)] != current.ids:
                 current = Sample(origin=origin)

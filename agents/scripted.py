@@ -15,9 +15,9 @@ MOST_WORDS = 5  # of the text in a slot
 
 
 class RandomAgent:
-    """Plays a random admissible action, with one to `MOST_WORDS` words of the goal in its slot.
+    """Plays a random admissible action, and fills its slot with one to `MOST_WORDS` words of the goal.
 
-    Each episode has a generator of its own, from its seed and task.
+    Each episode has its own generator, seeded by its seed and task.
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -25,7 +25,7 @@ class RandomAgent:
         self._rngs: dict[int, np.random.Generator] = {}
 
     def act(self, views: Sequence[View]) -> list[Decision]:
-        """Raises `ValueError` where the environment does not say what is admissible."""
+        """Raises `ValueError` if the environment does not list its admissible actions."""
         return [Decision(self._choose(view)) for view in views]
 
     def _choose(self, view: View) -> str:
@@ -48,7 +48,7 @@ class RandomAgent:
 
 
 class ExpertAgent:
-    """Plays what a scripted expert would, told of everything that was shown so far."""
+    """Plays the actions of a scripted expert, which observes every turn."""
 
     def __init__(self, make_expert: Callable[[], Expert]) -> None:
         self.make_expert = make_expert
@@ -58,7 +58,7 @@ class ExpertAgent:
         return [Decision(self.follow(view).act()) for view in views]
 
     def follow(self, view: View) -> Expert:
-        """The expert of this episode, up to date. To be called once in every turn, before the action is played."""
+        """The expert of this episode, up to date. Call it once in every turn, before the action is played."""
         turns = view.episode.turns
         if not turns:
             self._experts[view.key] = self.make_expert()
@@ -72,7 +72,7 @@ class ExpertAgent:
 
 
 class HumanAgent:
-    """Asks a person. `ask` gets the view and returns the action; the commands give it a terminal."""
+    """Asks a person. `ask` gets the view and returns the action; the commands ask at the terminal."""
 
     def __init__(self, ask: Callable[[View], str]) -> None:
         self.ask = ask

@@ -1,4 +1,4 @@
-"""A hash of this package's source, so that results of other prompts are not mixed with these."""
+"""A hash of this package's source, which keeps results of different prompts apart."""
 
 from pathlib import Path
 

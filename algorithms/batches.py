@@ -1,6 +1,6 @@
-"""From samples to padded tensors, and from those to what a model says of the ids that were sampled.
+"""Turn samples into padded tensors, and compute a model's log-probabilities of the sampled ids.
 
-Whatever reads a batch of samples shares this: the learner, and the signals that measure or train models.
+The learner and all signals that run a model share this module.
 """
 
 from __future__ import annotations
@@ -33,34 +33,34 @@ from algorithms.turn_table import TurnTable
 if TYPE_CHECKING:
     from agents.masking import Node
 
-LENGTH_STEP = 64  # widths are padded to a multiple: in bf16 every new shape costs a CPU a new kernel
+LENGTH_STEP = 64  # pad to a multiple of this: in bf16 every new shape costs a CPU a new kernel
 
 
 class Choices(NamedTuple):
-    """What was chosen among in each of B sequences, the first of K candidates: see `agents.episode.Choice`."""
+    """The candidates of each of B sequences; the first of K is the chosen one. See `agents.episode.Choice`."""
 
     branch: Tensor  # [B, T + 1], see `agents.policies.models`
-    lengths: Tensor  # [B, K], 0 where there are fewer candidates
+    lengths: Tensor  # [B, K], 0 for missing candidates
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B sequences of T + 1 ids; everything but `ids` is about the T ids that follow the first. All [B, T]."""
+    """B sequences of T + 1 ids. Everything except `ids` is [B, T] and describes the T ids after the first."""
 
     ids: Tensor  # [B, T + 1]
     mask: Tensor
-    old_logprobs: Tensor  # as they were sampled
-    choices: Choices | None = None  # where actions were sampled and not ids
-    nodes: Sequence[Node | None] = ()  # [M] under a mask: what each sampled id was sampled among; else none
+    old_logprobs: Tensor  # when the ids were sampled
+    choices: Choices | None = None  # set if whole actions were sampled instead of ids
+    nodes: Sequence[Node | None] = ()  # [M] the mask's node of each sampled id; empty without a mask
 
     def spread(self, values: Sequence[NDArray[Any]]) -> Tensor:
-        """[B, T] `values`, for each sequence one number for each of its sampled ids; 0 elsewhere."""
+        """[B, T] `values`, which has one number per sampled id for each sequence; 0 elsewhere."""
         flat = torch.from_numpy(np.concatenate(values)).to(self.old_logprobs)
         return torch.zeros_like(self.old_logprobs).masked_scatter(self.mask, flat)
 
 
 def make_batch(samples: Sequence[Sample], device: torch.device) -> Batch:
-    """Padded on the right, behind a causal mask."""
+    """Pad on the right; attention is causal."""
     width = -(-max(len(s.ids) for s in samples) // LENGTH_STEP) * LENGTH_STEP + 1
     ids = torch.zeros(len(samples), width, dtype=torch.long)
     mask = torch.zeros(len(samples), width, dtype=torch.bool)
@@ -91,9 +91,9 @@ def _make_choices(samples: Sequence[Sample], width: int, device: torch.device) -
 
 
 def micro_batches(lengths: Sequence[int], most_tokens: int) -> list[list[int]]:
-    """Numbers of sequences of similar length together, at most `most_tokens` padded ids (or one sequence) at a time."""
+    """Group sequences of similar length, with at most `most_tokens` padded ids (or one sequence) in each group."""
     batches: list[list[int]] = []
-    for number in sorted(range(len(lengths)), key=lambda i: -lengths[i]):  # the first of a batch is its longest
+    for number in sorted(range(len(lengths)), key=lambda i: -lengths[i]):  # the first of a group is its longest
         longest = lengths[batches[-1][0]] if batches else 0
         width = -(-longest // LENGTH_STEP) * LENGTH_STEP
         if not batches or width * (len(batches[-1]) + 1) > most_tokens:
@@ -103,7 +103,7 @@ def micro_batches(lengths: Sequence[int], most_tokens: int) -> list[list[int]]:
 
 
 def by_sample(samples: Sequence[Sample], values: NDArray[Any]) -> list[NDArray[Any]]:
-    """Cut `values` [M], one for each sampled id in the order of a `TurnTable`, into those of each sample."""
+    """Split `values` [M], one per sampled id in the order of a `TurnTable`, by sample."""
     counts = [sum(sample.mask) for sample in samples]
     if sum(counts) != len(values):
         raise ValueError(f"{len(values)} values for the {sum(counts)} sampled ids of {len(samples)} samples")
@@ -111,14 +111,14 @@ def by_sample(samples: Sequence[Sample], values: NDArray[Any]) -> list[NDArray[A
 
 
 def turn_of(samples: Sequence[Sample], table: TurnTable, token: int) -> str:
-    """The turn that the sampled id number `token` of M belongs to, for messages."""
+    """The turn of sampled id number `token` (of M), for messages."""
     row = int(table.token_rows[token])
     origin = next((sample.origin for sample in samples if row in sample.turn), "")
     return f"turn {table.turn[row]} of {origin or f'episode {table.episode[row]}'}"
 
 
 def batch_layouts(samples: Sequence[Sample], table: TurnTable) -> frozenset[str]:
-    """How a batch is cut into samples: `TURNS`, `EPISODES`, both where episodes have a single turn, or `MIXED`."""
+    """How a batch is cut into samples: `TURNS`, `EPISODES`, both if every episode has one turn, or `MIXED`."""
     turns = [set(sample.turn) - {-1} for sample in samples]
     episodes = {int(table.episode[min(rows)]) for rows in turns}
     layouts = {
@@ -128,25 +128,25 @@ def batch_layouts(samples: Sequence[Sample], table: TurnTable) -> frozenset[str]
     return frozenset(layouts or {MIXED})
 
 
-def read(
-    samples: Sequence[Sample], most_tokens: int, device: torch.device, ask: Callable[[Batch], Tensor]
+def map_samples(
+    samples: Sequence[Sample], most_tokens: int, device: torch.device, compute: Callable[[Batch], Tensor]
 ) -> NDArray[np.float64]:
-    """What `ask` says of each sampled id, without gradients: [M] in the order of a `TurnTable`.
+    """Apply `compute` to all samples without gradients. Returns a value per sampled id: [M] in `TurnTable` order.
 
-    `ask` gets micro-batches and returns [B, T], of which the sampled places are taken.
+    `compute` gets micro-batches and returns [B, T].
     """
     parts: list[NDArray[np.float64]] = [np.zeros(0)] * len(samples)
     with torch.no_grad():
         for numbers in micro_batches([len(s.ids) for s in samples], most_tokens):
             batch = make_batch([samples[i] for i in numbers], device)
-            said = ask(batch).double().cpu()
-            for number, row, mask in zip(numbers, said, batch.mask.cpu(), strict=True):
+            values = compute(batch).double().cpu()
+            for number, row, mask in zip(numbers, values, batch.mask.cpu(), strict=True):
                 parts[number] = row[mask].numpy()
     return np.concatenate(parts) if parts else np.zeros(0)
 
 
 def hidden_states(model: Any, batch: Batch, dtype: torch.dtype) -> Tensor:
-    """The states [B, T, E] that each id after the first is predicted from, computed in `dtype`."""
+    """The states [B, T, E] that predict each id after the first, computed in `dtype`."""
     device = batch.ids.device.type
     with torch.autocast(device, dtype, enabled=dtype != torch.float32):
         if batch.choices is not None:
@@ -157,11 +157,11 @@ def hidden_states(model: Any, batch: Batch, dtype: torch.dtype) -> Tensor:
 def sampled_logprobs(
     model: Any, batch: Batch, temperature: float, dtype: torch.dtype, *, entropy_gradient: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Log-probabilities [B, T] of the sampled ids (0 elsewhere) and the entropies [M] they were sampled at.
+    """Log-probabilities [B, T] of the sampled ids (0 elsewhere) and the entropies [M] of their distributions.
 
-    Logits are made at the M sampled ids only: observations are most of a sequence and need none. Where actions were
-    sampled, both are those of the policy over candidates, with gradients through all of them. Under a mask both are
-    over what it allowed: an id that it forced has 0 for both, and no logits.
+    Logits are computed at the M sampled ids only, since most of a sequence is observations. If whole actions were
+    sampled, both are those of the policy over candidates, with gradients through all candidates. With a mask, both are
+    over the ids that it allows; an id that it forces has 0 for both, and no logits.
     """
     states = hidden_states(model, batch, dtype)
     with torch.autocast(batch.ids.device.type, dtype, enabled=dtype != torch.float32):
@@ -185,7 +185,7 @@ def _spread(places: Tensor, values: Tensor) -> Tensor:
 def _choice_logprobs(
     model: Any, states: Tensor, ids: Tensor, choices: Choices, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """[B] the log-probability of the action that was chosen, and [B] the entropy over the candidates."""
+    """[B] the log-probability of the chosen action, and [B] the entropy over the candidates."""
     branch, lengths = choices
     rows, columns, before = forked_places(branch)
     each, _ = chosen_logprobs(model, states[rows, before], ids[rows, columns], 1.0)
@@ -206,11 +206,11 @@ def chosen_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the ids `chosen` [M] after the states `hidden` [M, E], and the entropies [M], in nats.
 
-    The entropies have a gradient with `entropy_gradient` only: it takes as much memory again as that of the others.
-    With the `nodes` [M] of a mask both are over what those allow.
+    The entropies have a gradient only with `entropy_gradient`, which doubles the memory. With the `nodes` [M] of a mask
+    both are over the ids that the nodes allow.
 
-    Never more than `most_logits` logits exist at a time: where M states make more, they are done in parts, and the
-    backward pass makes each part's again.
+    At most `most_logits` logits exist at a time: for more, the M states are processed in parts, and the backward pass
+    computes the logits of each part again.
     """
 
     def part(states: Tensor, ids: Tensor, nodes: Sequence[Node | None]) -> tuple[Tensor, Tensor]:

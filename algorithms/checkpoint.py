@@ -1,14 +1,14 @@
-"""Checkpoints: a Hugging Face folder with the weights, and beside it the state that a run needs to go on.
+"""Checkpoints: a Hugging Face folder with the weights, and next to them the state needed to resume the run.
 
     RUN/checkpoints/update-000010/model.safetensors, config.json, tokenizer.json, …   any tool loads these
-                                  adapter_model.safetensors, adapter_config.json      where adapters are trained
+                                  adapter_model.safetensors, adapter_config.json      if adapters are trained
                                   trainer.pt    optimiser, generators, task cursor, best score
-                                  run.json      what the run is: environment, tasks, configuration, versions
+                                  run.json      environment, tasks, configuration and versions of the run
 
-A checkpoint appears under its name only when it is whole: it is written beside it, flushed to the disk, and renamed.
+A checkpoint gets its name only when it is complete: it is written under another name, flushed to disk, and renamed.
 
-Functions that read or write tensors import torch and transformers, which takes seconds: which checkpoints there are,
-and what run they are of, is known without.
+Functions that read or write tensors import torch and transformers, which takes seconds. Listing checkpoints and reading
+what run they belong to needs neither.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ FULL = os.strerror(errno.ENOSPC)
 def save_checkpoint(
     folder: Path, model: Any, tokenizer: Any, state: dict[str, Any] | None = None, run: Facts | None = None
 ) -> None:
-    """Write a checkpoint folder, replacing one of that name. An error (a full disk, say) leaves nothing behind.
+    """Write a checkpoint folder, replacing one with the same name. After an error (a full disk) nothing is left behind.
 
     Raises `NotFiniteError` for weights that are NaN or infinite, before anything is written.
     """
@@ -50,7 +50,7 @@ def save_checkpoint(
     with whole_folder(folder) as partial, _naming_a_full_disk(folder):
         save_model(partial, model, tokenizer)
         if state is not None:
-            with (partial / STATE).open("wb") as file:  # whose errors, unlike torch's own, say what is wrong
+            with (partial / STATE).open("wb") as file:  # its errors are clearer than torch's own
                 torch.save(state, file)
         if run is not None:
             (partial / RUN).write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
@@ -59,22 +59,22 @@ def save_checkpoint(
 
 @contextmanager
 def _naming_a_full_disk(folder: Path) -> Iterator[None]:
-    """Raise the `OSError` of a full disk where torch and safetensors say it in words of their own."""
+    """Raise the `OSError` of a full disk instead of the unclear errors of torch and safetensors."""
     try:
         yield
     except (RuntimeError, SafetensorError) as error:
-        before = error.__context__  # torch stumbles once more, over what it could not write
+        before = error.__context__  # torch fails a second time, because the first write failed
         if FULL in str(error) or (isinstance(before, OSError) and before.errno == errno.ENOSPC):
             raise OSError(errno.ENOSPC, FULL, str(folder)) from error
         raise
 
 
 def load_weights(folder: Path, model: Any) -> None:
-    """Put the weights of a checkpoint into a model that is already there; of one with adapters, theirs alone.
+    """Load the weights of a checkpoint into an existing model; of a model with adapters, only the adapters.
 
-    They are read as transformers reads them, whose files name and cut tensors otherwise than its models do. Raises
-    `ValueError` naming the tensors that are missing, too many, or of another shape; the model is then as it was;
-    `DamagedError` for a folder that is not as it was written.
+    transformers reads the files, as it names and splits tensors differently on disk. Raises `ValueError` naming the
+    tensors that are missing, extra, or of another shape (the model is then unchanged), and `DamagedError` for a folder
+    that was changed or damaged.
     """
     import torch
 
@@ -90,7 +90,7 @@ def load_weights(folder: Path, model: Any) -> None:
         config=copy.deepcopy(model.config),
         dtype=model.dtype,
         local_files_only=True,
-        ignore_mismatched_sizes=True,  # or the error would not say which
+        ignore_mismatched_sizes=True,  # otherwise the error would not name the tensors
         output_loading_info=True,
     )
     reshaped = [name for name, *_ in report["mismatched_keys"]]
@@ -104,31 +104,31 @@ def load_weights(folder: Path, model: Any) -> None:
 def load_state(folder: Path, *needed: str) -> dict[str, Any]:
     """The trainer's state of a checkpoint. Only plain data and tensors are read, never code.
 
-    Raises `DamagedError` for a folder that is not as it was written, and for a state without what is `needed`.
+    Raises `DamagedError` for a folder that was changed or damaged, and for a state without the `needed` keys.
     """
     path = folder / STATE
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} cannot be resumed from: it has no trainer.pt")
+        raise FileNotFoundError(f"cannot resume from {folder}: it has no trainer.pt")
     verify_if_noted(folder)
     import torch
 
     try:
         state: dict[str, Any] = torch.load(path, weights_only=True)
-    except Exception as error:  # of a broken file, whatever its reader stumbles over
+    except Exception as error:  # reading a damaged file may raise anything
         raise DamagedError(f"{path} is damaged: torch cannot read it ({type(error).__name__})") from error
     if not isinstance(state, dict):
-        raise DamagedError(f"{path} is no state of a training run: expected a dict, got a {type(state).__name__}")
+        raise DamagedError(f"{path} is not the state of a training run: expected a dict, got a {type(state).__name__}")
     if missing := sorted(set(needed) - state.keys()):
-        raise DamagedError(f"{path} is no state of a training run: it has no {', '.join(missing)}")
+        raise DamagedError(f"{path} is not the state of a training run: it has no {', '.join(missing)}")
     return state
 
 
 def load_run(folder: Path) -> Facts:
-    """What the run of a checkpoint is, as `save_checkpoint` got it. Raises `FileNotFoundError` and `DamagedError`."""
+    """The facts of a checkpoint's run, as given to `save_checkpoint`. Raises `FileNotFoundError` and `DamagedError`."""
     verify_if_noted(folder)
     path = folder / RUN
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} cannot be resumed from: it has no {RUN}, which says what was trained")
+        raise FileNotFoundError(f"cannot resume from {folder}: it has no {RUN}, which describes the run")
     try:
         return dict(json.loads(path.read_bytes()))
     except ValueError as error:
@@ -136,24 +136,24 @@ def load_run(folder: Path) -> Facts:
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """The whole checkpoints of a run, oldest first; one that was just being replaced when its process died, too."""
+    """The complete checkpoints of a run, oldest first, including one whose replacement was interrupted."""
     tidy(run / "checkpoints")
     found = (run / "checkpoints").glob(f"{PREFIX}*")
     return sorted(path for path in found if path.is_dir() and path.name.removeprefix(PREFIX).isdecimal())
 
 
 def checkpoint_folder(run: Path, update: int) -> Path:
-    """Where the checkpoint after `update` updates goes."""
+    """The folder of the checkpoint after `update` updates."""
     return run / "checkpoints" / f"{PREFIX}{update:06d}"
 
 
 def update_of(checkpoint: Path) -> int:
-    """After how many updates a checkpoint was saved."""
+    """The number of updates before a checkpoint was saved."""
     return int(checkpoint.name.removeprefix(PREFIX))
 
 
 def remove_after(update: int, folder: Path, suffix: str) -> None:
-    """Remove the files of later updates, which are called as checkpoints are."""
+    """Remove the files of later updates; they are named like checkpoints."""
     for path in folder.glob(f"{PREFIX}*{suffix}"):
         number = path.name.removeprefix(PREFIX).removesuffix(suffix)
         if number.isdecimal() and int(number) > update:
@@ -161,7 +161,7 @@ def remove_after(update: int, folder: Path, suffix: str) -> None:
 
 
 def prune(run: Path, keep: set[Path]) -> None:
-    """Remove all checkpoints but the newest and those in `keep`."""
+    """Remove all checkpoints except the newest and those in `keep`."""
     for folder in checkpoints(run)[:-1]:
         if folder not in keep:
             remove_whole(folder)

@@ -1,6 +1,6 @@
-"""Where the policy of a run comes from: a model folder, or a fresh small one that is warm-started, once.
+"""Make the first policy of a run: load a model folder, or create a small model and warm-start it once.
 
-A warm start is cached under a hash of everything that it depends on (`_key`), so that a sweep clones once.
+A warm start is cached under a hash of everything that it depends on (`_key`), so a sweep does it only once.
 """
 
 from __future__ import annotations
@@ -32,37 +32,37 @@ from envs.pool import EnvPool
 
 logger = logging.getLogger(__name__)
 
-VERSION = 8  # of the recipe in `algorithms`: to be raised when the same configuration would give other weights
-PACKAGES = ("torch", "transformers", "tokenizers", "numpy")  # whose versions may give other weights
-LEFT_OUT = (  # of a run's configuration: what a warm start does not depend on
-    "policy", "seed",  # they stand in `TinyPolicy`
-    "env.data",  # what is in the folder counts, by the manifest
-    "agent._target_", "agent.player", "agent.sampling",  # experts play, and write as the prompter does
-    "pool.workers", "pool.step_timeout",  # `pool.size` sets the order in which demonstrations draw their noise
-    "model", "resume", "rollout", "algo", "trainer", "eval",  # of what comes after it
+VERSION = 8  # raise it when a change of `algorithms` makes the same configuration give other weights
+PACKAGES = ("torch", "transformers", "tokenizers", "numpy")  # other versions may give other weights
+LEFT_OUT = (  # keys of a run's configuration that a warm start does not depend on
+    "policy", "seed",  # they are in `TinyPolicy`
+    "env.data",  # the manifest stands for the folder's contents
+    "agent._target_", "agent.player", "agent.sampling",  # the expert plays, and the prompter writes its actions
+    "pool.workers", "pool.step_timeout",  # `pool.size` matters: it sets the order in which noise is drawn
+    "model", "resume", "rollout", "algo", "trainer", "eval",  # used after the warm start
 )  # fmt: skip
-_IN_BRACKETS = re.compile(r"\[(?!<\w)([^\[\]]+)\]")  # not "<your query>", which names nothing
+_IN_BRACKETS = re.compile(r"\[(?!<\w)([^\[\]]+)\]")  # not "<your query>", which is a slot
 FEED_FORWARD = 3  # times the width
-MOST_CHARACTERS = 64  # of a text that words are taken from, for each id of the context: longer ones are never shown
+MOST_CHARACTERS = 64  # for each id of the context: longer texts are never shown, so no words are taken from them
 
 
 @dataclass(frozen=True)
 class PretrainedPolicy(Pretrained):
-    """A model that is there. With `warm_start` training begins by cloning the environment's expert into it."""
+    """An existing model. With `warm_start`, training begins by cloning the environment's expert into it."""
 
     warm_start: WarmStart | None = None
 
 
 @dataclass(frozen=True)
 class TinyPolicy:
-    """The shape of the embedded default policy, see `agents.policies.tiny`."""
+    """The size of the embedded default policy, see `agents.policies.tiny`."""
 
     width: int
     layers: int
     heads: int
     context: int
     warm_start: WarmStart | None
-    seed: int | None = None  # of the weights and of the warm start; None: that of the run
+    seed: int | None = None  # for the weights and the warm start; None: the run's seed
 
 
 def tiny_policy(
@@ -77,10 +77,10 @@ def tiny_policy(
     *,
     masked: bool = False,
 ) -> tuple[LocalPolicy, Path]:
-    """The small policy, warm-started on the tasks of `manifest`, and the folder where it is kept.
+    """The small policy, warm-started on the tasks of `manifest`, and its cache folder.
 
-    `configured` is the whole resolved configuration of the run as plain data: all of it counts but for `LEFT_OUT`.
-    `masked` makes it for a `MaskedAgent`.
+    `configured` is the resolved configuration of the run as plain data; everything except `LEFT_OUT` counts. `masked`
+    makes the policy for a `MaskedAgent`.
     """
     config = config if config.seed is not None else replace(config, seed=seed)
     folder = cache_root() / "warm_starts" / _key(config, task_set, manifest, prompter, configured, masked)
@@ -88,7 +88,7 @@ def tiny_policy(
         folder.with_suffix(".lock"),
         f"the warm start {folder}",
         lambda: progress.phase("wait for another run that makes this warm start"),
-    ):  # runs that start together clone once, and the others wait for that
+    ):  # runs that start together clone once; the others wait
         if not found_whole(folder, "the warm start"):
             _make(folder, config, task_set, manifest, prompter, pool, progress, masked)
         return Pretrained().load(folder), folder
@@ -150,10 +150,10 @@ def _key(
 def _texts(
     task_set: TaskSet, tasks: Sequence[Task], pool: EnvPool, progress: Progress, longest: int, count: int = 500
 ) -> tuple[list[str], list[str]]:
-    """What the environment and its teacher say over some episodes, spread evenly over the tasks.
+    """The texts of some episodes of the environment and its teacher, spread evenly over the tasks.
 
-    And what actions name in brackets, where it could be named at three turns or more. Texts of more than `longest`
-    characters are left out.
+    Also the names in brackets that were admissible at three turns or more. Texts longer than `longest` characters are
+    left out.
     """
     chosen = tasks[:: max(1, len(tasks) // count)][:count]
     progress.phase("read the environment's text", len(chosen))
@@ -168,28 +168,28 @@ def _texts(
         for text in (shown, turn.action)
     ]
     named = [name for name, turns in reader.named.items() if turns >= 3]
-    if not reader.brief:  # a last page is never shown; where pages are shown as they are, it has words that others have
+    if not reader.brief:  # a last page is never shown; without brief forms it may bring words that others have
         texts += [episode.final_observation for episode in episodes]
     short = [text for text in texts if len(text) <= longest]
     if len(short) < len(texts):
         logger.warning(
-            "%d of %d texts of the environment, of more than %d characters, are too long for the policy's context: "
+            "%d of %d texts of the environment have more than %d characters, too long for the policy's context; "
             "its tokenizer is made without them", len(texts) - len(short), len(texts), longest,
         )  # fmt: skip
     return short, named
 
 
 class _Reader:
-    """A teacher that keeps what a policy would be shown, by episode and turn."""
+    """A teacher that records the texts that a policy would see, by episode and turn."""
 
     def __init__(self, teacher: Agent) -> None:
         self.teacher = teacher
         self.shown: defaultdict[int, list[str]] = defaultdict(list)
-        self.named: Counter[str] = Counter()  # what stood in brackets, and at how many turns
+        self.named: Counter[str] = Counter()  # the text in brackets -> number of turns
         self.brief = False  # whether the environment has a brief form of its observations
 
     def act(self, views: Sequence[View]) -> list[Decision]:
-        """What the teacher does."""
+        """Act like the teacher, and record the texts."""
         for view in views:
             self.brief |= BRIEF in view.info
             self.named.update({name for a in view.info["admissible"] or () for name in _IN_BRACKETS.findall(a)})

@@ -25,12 +25,12 @@ from algorithms.batches import (
     batch_layouts,
     by_sample,
     make_batch,
+    map_samples,
     micro_batches,
-    read,
     sampled_logprobs,
     turn_of,
 )
-from algorithms.finite import FiniteSteps, Suspect, first_not_finite
+from algorithms.finite import FiniteSteps, LossPart, first_not_finite
 from algorithms.losses import (
     AGGREGATIONS,
     KL_ESTIMATORS,
@@ -53,15 +53,15 @@ logger = logging.getLogger(__name__)
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 KL_PLACES = ("loss", "reward")
 ROWS = {
-    TURNS: "every turn is a training sequence of its own",
+    TURNS: "every turn is a separate training sequence",
     EPISODES: "every episode is one training sequence",
-    MIXED: "some training sequences are single turns and others go on over several",
+    MIXED: "some training sequences are single turns and others span several turns",
 }
-LARGEST_EXPONENT = 700.0  # whose exp() a float holds
+LARGEST_EXPONENT = 700.0  # exp() of it still fits into a float
 
 
 def check_precision(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype to compute in. Raises `ValueError` for bfloat16 on a device that would only emulate it."""
+    """The dtype to compute in. Raises `ValueError` for bfloat16 on a device that only emulates it."""
     if precision not in PRECISIONS:
         raise UnknownNameError("precision", precision, PRECISIONS)
     has = {"cuda": torch.cuda.is_bf16_supported, "cpu": torch.cpu._is_avx512_bf16_supported}
@@ -72,12 +72,12 @@ def check_precision(precision: str, device: torch.device) -> torch.dtype:
 
 @dataclass(frozen=True)
 class Objective:
-    """What an update minimises, which is a method's to say (conf/algo).
+    """The objective that an update minimises, set by the method (conf/algo).
 
         aggregate(w · loss + kl_coef · KL - entropy_coef · entropy),  w: see `LearnerConfig.importance_cap`
 
-    With `kl_in="reward"` there is no KL in it: every token pays kl_coef · KL as its `token_reward` instead, before the
-    estimator runs, measured where it was sampled.
+    With `kl_in="reward"` the KL term is left out. Instead the `token_reward` of every token is reduced by kl_coef · KL
+    before the estimator runs; KL is measured when the batch was sampled.
     """
 
     loss: PolicyLoss
@@ -86,9 +86,9 @@ class Objective:
     kl_coef: float = 0.0  # weight of KL(policy ‖ reference); 0 keeps no reference
     kl_estimator: str = "k3"  # see `kl_estimate`
     kl_in: str = "loss"
-    entropy_coef: float = 0.0  # weight of the entropy of the distributions that tokens were sampled from
-    probability_mask: float | None = None  # leave out the tokens that were sampled at this probability or above (SPO)
-    drop_zero_episodes: bool = False  # leave out the episodes whose advantages are all 0: the divisor counts the others
+    entropy_coef: float = 0.0  # weight of the entropy of the sampling distributions
+    probability_mask: float | None = None  # leave out tokens sampled with this probability or above (SPO)
+    drop_zero_episodes: bool = False  # leave out episodes whose advantages are all 0, also from the divisor
 
     def __post_init__(self) -> None:
         for name, known in (("aggregation", AGGREGATIONS), ("kl_estimator", KL_ESTIMATORS), ("kl_in", KL_PLACES)):
@@ -96,24 +96,24 @@ class Objective:
                 raise UnknownNameError(f"algo.{name}", getattr(self, name), known)
         if (self.aggregation == "seq-mean-token-sum-norm") != (self.loss_divisor is not None):
             raise ValueError(
-                f"algo.loss_divisor is {self.loss_divisor} beside algo.aggregation={self.aggregation}; the aggregation "
-                "seq-mean-token-sum-norm needs a constant, for example the token limit, and no other takes one"
+                f"algo.loss_divisor is {self.loss_divisor} with algo.aggregation={self.aggregation}; the aggregation "
+                "seq-mean-token-sum-norm needs a constant, for example the token limit, and no other uses one"
             )
         if self.probability_mask is not None and not 0 < self.probability_mask <= 1:
             raise ValueError(f"algo.probability_mask must lie between 0 and 1, got {self.probability_mask}")
 
     def check_layout(self, layouts: frozenset[str], what: str) -> None:
-        """Raises `ValueError` unless loss and aggregation are defined in one of `layouts`, those that `what` has."""
+        """Raises `ValueError` unless loss and aggregation are defined in one of `layouts`, the layouts of `what`."""
         known = loss_layouts(self.loss, self.aggregation)
         if known.isdisjoint(layouts):
             name = getattr(getattr(self.loss, "func", self.loss), "__name__", self.loss)
             raise ValueError(
                 f"algo.loss={name} with algo.aggregation={self.aggregation} is defined where "
                 f"{' or '.join(ROWS[layout] for layout in sorted(known))}; with {what} "
-                f"{' and '.join(ROWS[layout] for layout in sorted(layouts))}. agent=transcript has an episode in one "
-                "sequence, and so has agent=chat with history.kind=full and keep_reasoning=true; agent=gigpo has every "
-                "turn in its own. algo.aggregation=turn-mean or trajectory-mean and topr_loss with ratio=token are "
-                "the same in all of them"
+                f"{' and '.join(ROWS[layout] for layout in sorted(layouts))}. agent=transcript puts an episode in one "
+                "sequence, and so does agent=chat with history.kind=full and keep_reasoning=true; agent=gigpo puts "
+                "every turn in its own. algo.aggregation=turn-mean or trajectory-mean and topr_loss with ratio=token "
+                "work with all of them"
             )
 
     @property
@@ -129,50 +129,50 @@ class Objective:
 
 @dataclass(frozen=True)
 class LearnerConfig:
-    """How to learn from one batch. An update passes over it `epochs` times, each time in `minibatches` optimiser steps
-    over disjoint parts of it, drawn anew; the old log-probabilities stay those of the policy that sampled.
+    """How to learn from one batch. An update makes `epochs` passes over the batch, each with `minibatches` optimiser
+    steps over disjoint, randomly drawn parts. The old log-probabilities stay those of the policy that sampled.
     """
 
     objective: Objective
     learning_rate: float
-    final_learning_rate: float  # at the end of the run; it goes there in a line
-    warmup_updates: int  # over which the rate rises from nothing, in a line too
+    final_learning_rate: float  # at the end of the run; the rate changes linearly
+    warmup_updates: int  # over which the rate rises linearly from 0
     weight_decay: float
     grad_clip: float
     minibatches: int
     micro_batch_tokens: int  # padded tokens in one forward and backward pass
-    gradient_checkpointing: bool  # keep the layers' inputs alone and compute the rest again: less memory, more time
+    gradient_checkpointing: bool  # keep only the layers' inputs and recompute the rest: less memory, more time
     precision: str
-    temperature: float  # of sampling: log-probabilities are those of what was sampled from
+    temperature: float  # of sampling: log-probabilities are those of the sampling distribution
     epochs: int = 1
     importance_cap: float | None = None
-    """Where another engine samples, its log-probabilities are not quite those of the weights that are trained. With a
-    cap the learner computes them anew before an update, which the loss then takes for the old ones, and multiplies the
-    loss of a token by min(exp(anew - the engine's), cap); None takes the engine's for the old ones."""
+    """If another engine samples, its log-probabilities differ slightly from those of the trained weights. With a cap,
+    the learner recomputes them before an update, uses them as the old ones, and multiplies the loss of each token by
+    min(exp(recomputed - engine's), cap). With None, the engine's are the old ones."""
 
     def rate(self, update: int, updates: int) -> float:
-        """The learning rate of update number `update`, from 0, of `updates`."""
+        """The learning rate of update number `update` (from 0) of `updates`."""
         share = update / updates
         line = (1 - share) * self.learning_rate + share * self.final_learning_rate
         return line * min(1.0, (update + 1) / max(self.warmup_updates, 1))
 
 
 class Example(NamedTuple):
-    """A sample, and for each of its ids that were sampled what is to be learned from it."""
+    """A sample, with training targets for each of its sampled ids."""
 
     sample: Sample
     advantages: NDArray[np.float64]
     old_logprobs: NDArray[np.float64]
-    weights: NDArray[np.float64]  # of the policy loss
-    trained: NDArray[np.bool_]  # whether it takes part in the loss
-    unit_tokens: NDArray[np.float64]  # how many that do its turn or trajectory has, for means over those
+    weights: NDArray[np.float64]  # weight in the policy loss
+    trained: NDArray[np.bool_]  # whether the loss counts it
+    unit_tokens: NDArray[np.float64]  # number of trained tokens of its turn or trajectory, for means over those
 
 
 class Learner:
-    """AdamW on what can be trained of a policy's model, which it changes in place and gives its `training_dtypes`.
+    """Trains a policy's model in place with AdamW, after giving the model its `training_dtypes`.
 
-    `reference` is what KL is measured to: a frozen copy of the model that the learner is made with, or None where there
-    is no KL. Of a model with adapters only these are copied.
+    `reference` is the model that KL is measured against: a frozen copy of the initial model, or None without KL. Of a
+    model with adapters, only these are copied.
     """
 
     def __init__(self, model: Any, config: LearnerConfig) -> None:
@@ -183,11 +183,11 @@ class Learner:
             raise ValueError(f"trainer.importance_cap must be positive, got {config.importance_cap}")
         if getattr(model, "is_quantized", False) and not has_adapters(model):
             raise ValueError(
-                "of a model whose weights are packed only what is not (embeddings, norms) could be trained; "
-                "policy=lora trains adapters beside them"
+                "of a model with quantized weights, only the other weights (embeddings, norms) could be trained; use "
+                "policy=lora, which trains adapters"
             )
         self.model, self.config, self.objective = model, config, config.objective
-        self.micro_batch_tokens = config.micro_batch_tokens  # halved where the memory does not suffice
+        self.micro_batch_tokens = config.micro_batch_tokens  # halved when memory runs out
         self.checkpointed = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
         if config.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -207,17 +207,17 @@ class Learner:
         self, samples: Sequence[Sample], table: TurnTable, advantages: NDArray[np.float64],
         rng: np.random.Generator, learning_rate: float,
     ) -> dict[str, float]:  # fmt: skip
-        """Learn from all samples. `advantages` are one for each turn of `table`, [N], or each sampled id, [M].
+        """Learn from all samples. `advantages` has one value per turn of `table`, [N], or per sampled id, [M].
 
-        Returns the metrics of the update. The first minibatch is seen by the weights that sampled it, so there the
-        difference of log-probabilities is the mismatch between sampling and training; with an `importance_cap` it is
-        known of the whole batch. Means are over all sampled tokens, also where a mask keeps some out of the loss, but
-        not over the episodes that `drop_zero_episodes` drops. Where no advantage differs from zero nothing is trained
-        on, and they are left out.
+        Returns the metrics of the update. The first minibatch is evaluated with the weights that sampled it, so there
+        the difference of log-probabilities is the mismatch between sampling and training; with an `importance_cap` the
+        mismatch is known for the whole batch. Means are over all sampled tokens, including tokens that a mask keeps out
+        of the loss, but not over episodes that `drop_zero_episodes` drops. If all advantages are zero, nothing is
+        trained and these metrics are left out.
 
-        Steps that are not finite are skipped and counted in `train/skipped_steps`, which is there where any were; with
-        an advantage or a log-probability that is not finite they all are. Raises `NotFiniteError` after too many, and
-        `ValueError` for a batch whose layout the loss is not defined for.
+        Steps that are not finite are skipped and counted in `train/skipped_steps`, which appears only if there are any.
+        If an advantage or a log-probability is not finite, all are skipped. Raises `NotFiniteError` after too many
+        in a row, and `ValueError` for a batch whose layout the loss is not defined for.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
@@ -242,40 +242,40 @@ class Learner:
             for name in ("loss", "kl", "entropy", "clip_fraction", "tokens", "grad_norm", "steps", "trained_tokens"):
                 sums[name] += totals[name]
         metrics = {"train/skipped_steps": float(skipped)} if skipped else {}
-        if sums["steps"] or not examples:  # without any there is nothing to learn from, and nothing was skipped
+        if sums["steps"] or not examples:  # without examples there was nothing to learn, and nothing was skipped
             metrics |= {f"train/{name}": sums[name] / max(sums["steps"], 1) for name in ("loss", "grad_norm")}
         if sums["tokens"]:
             metrics |= {f"train/{name}": sums[name] / sums["tokens"] for name in ("kl", "entropy", "clip_fraction")}
             if self.objective.reward_kl_coef:
-                del metrics["train/kl"]  # `reference_kl` reports the one that was paid
+                del metrics["train/kl"]  # `reference_kl` reports the KL in the rewards
         return metrics | mismatch | {"tokens/trained": sums["trained_tokens"]}
 
     def _parts(self, count: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
-        """The numbers of the examples, of which there are `count`, that each step learns from."""
+        """The indices of the examples, `count` in all, that each step learns from."""
         for _ in range(self.config.epochs if count else 0):
             yield from np.array_split(rng.permutation(count), min(self.config.minibatches, count))
 
     def reference_kl(self, samples: Sequence[Sample]) -> NDArray[np.float64]:
-        """[M] the estimate of KL(policy ‖ reference) at each sampled id, in the order of a `TurnTable`."""
-        reference = read(samples, self.micro_batch_tokens, self.device, self._reference_logprobs)
+        """[M] the estimated KL(policy ‖ reference) at each sampled id, in the order of a `TurnTable`."""
+        reference = map_samples(samples, self.micro_batch_tokens, self.device, self._reference_logprobs)
         old = torch.from_numpy(self._old_logprobs(samples))
         kl: NDArray[np.float64] = kl_estimate(old, torch.from_numpy(reference), self.objective.kl_estimator).numpy()
         return kl
 
     def _old_logprobs(self, samples: Sequence[Sample]) -> NDArray[np.float64]:
-        """[M] the log-probabilities of the ids under the policy that sampled them: the engine's, or computed anew."""
+        """[M] the log-probabilities under the policy that sampled: the engine's, or recomputed."""
         if self.config.importance_cap is None:
             return _engine_logprobs(samples)
 
-        def ask(batch: Batch) -> Tensor:
+        def compute(batch: Batch) -> Tensor:
             return sampled_logprobs(self.model, batch, self.config.temperature, self.dtype)[0]
 
-        return read(samples, self.micro_batch_tokens, self.device, ask)
+        return map_samples(samples, self.micro_batch_tokens, self.device, compute)
 
     def _examples(
         self, samples: Sequence[Sample], table: TurnTable, advantages: NDArray[np.float64], old: NDArray[np.float64]
     ) -> tuple[list[Example], dict[str, float]]:
-        """And with an `importance_cap` the metrics of what it corrects. `advantages` and the `old` ones are [M]."""
+        """The examples, and with an `importance_cap` the metrics of the correction. `advantages` and `old` are [M]."""
         cap, highest = self.config.importance_cap, self.objective.probability_mask
         weights, trained, mismatch = np.ones(len(old)), np.ones(len(old), dtype=np.bool_), {}
         if cap is not None:
@@ -297,22 +297,22 @@ class Learner:
         return [e for e in examples if e.trained.any() or not self.objective.drop_zero_episodes], mismatch
 
     def _step(self, examples: Sequence[Example]) -> dict[str, float] | None:
-        """One optimiser step; None where it was skipped."""
+        """One optimiser step; None if it was skipped."""
         totals = self._gradients(examples)
 
-        def alone(example: Example) -> Tensor:
+        def own_loss(example: Example) -> Tensor:
             return self._loss([example], 1.0, defaultdict(float))
 
-        suspects: list[Suspect] = [(e.sample.origin, partial(alone, e)) for e in self._useful(examples)]
+        loss_parts: list[LossPart] = [(e.sample.origin, partial(own_loss, e)) for e in self._useful(examples)]
         clip = self.config.grad_clip
-        norm = self.steps.take(self.model.parameters(), [self.optimizer], clip, totals["loss"], suspects)
+        norm = self.steps.take(self.model.parameters(), [self.optimizer], clip, totals["loss"], loss_parts)
         return None if norm is None else {**totals, "grad_norm": norm, "steps": 1.0}
 
     def _gradients(self, examples: Sequence[Example]) -> dict[str, float]:
-        """The gradients of all examples, and what was counted on the way.
+        """Compute the gradients of all examples; returns the accumulated statistics.
 
-        Where the memory does not suffice, all of it is done again with micro-batches of half the size, which is said
-        and kept; the error comes through once a micro-batch is a single sample.
+        If memory runs out, everything is computed again with micro-batches of half the size, which is logged and kept
+        for later updates. The error is raised once a micro-batch is a single sample.
         """
         while True:
             parts = self._micro_batches(examples)
@@ -322,16 +322,16 @@ class Learner:
             except RuntimeError as error:
                 if not _out_of_memory(error) or max(map(len, parts)) == 1:
                     raise
-            # Outside of the handler, whose traceback holds on to the tensors of the pass that failed.
+            # Outside of the handler: its traceback keeps the tensors of the failed pass alive.
             self.model.zero_grad(set_to_none=True)
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             self.micro_batch_tokens //= 2
-            logger.warning("out of memory: going on with micro-batches of %d tokens", self.micro_batch_tokens)
+            logger.warning("out of memory: continuing with micro-batches of %d tokens", self.micro_batch_tokens)
 
     @contextmanager
     def _layers_checkpointed(self) -> Iterator[None]:
-        """Layers are checkpointed in training mode alone; what is inside them stays as it sampled, without dropout."""
+        """Layers are checkpointed only in training mode; their submodules stay in eval mode, without dropout."""
         for layer in self.checkpointed:
             layer.training = self.config.gradient_checkpointing
         try:
@@ -341,7 +341,7 @@ class Learner:
                 layer.training = False
 
     def _accumulate(self, examples: Sequence[Example], parts: Sequence[Sequence[Example]]) -> dict[str, float]:
-        """Gradients of one pass. The divisor is that of all examples, also of those that need no pass of their own."""
+        """Gradients of one pass. The divisor counts all examples, including those that need no pass of their own."""
         masks = pad([e.sample.mask for e in examples], self.device).bool()
 
         def spread(values: Sequence[NDArray[Any]]) -> Tensor:
@@ -361,7 +361,7 @@ class Learner:
         return totals
 
     def _useful(self, examples: Sequence[Example]) -> list[Example]:
-        """Without KL or an entropy bonus, an example whose advantages are all zero has no gradient and is left out."""
+        """Leave out examples whose advantages are all zero: without KL or an entropy bonus they have no gradient."""
         all_count = self.objective.loss_kl_coef or self.objective.entropy_coef
         return [e for e in examples if all_count or e.advantages.any()]
 
@@ -401,8 +401,9 @@ class Learner:
 
 
 def unit_tokens(table: TurnTable, aggregation: str, trained: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """[M] for "turn-mean" and "trajectory-mean" how many tokens in `trained` [M] the turn or trajectory of a token has;
-    else 1.
+    """[M] the number of tokens in `trained` [M] of each token's turn ("turn-mean") or trajectory ("trajectory-mean").
+
+    1 for other aggregations.
     """
     rows = table.token_rows
     if aggregation not in UNIT_MEANS:
@@ -412,7 +413,7 @@ def unit_tokens(table: TurnTable, aggregation: str, trained: NDArray[np.bool_]) 
 
 
 def _engine_logprobs(samples: Sequence[Sample]) -> NDArray[np.float64]:
-    """[M] as they were sampled."""
+    """[M] the log-probabilities when the ids were sampled."""
     return np.array([p for s in samples for p, on in zip(s.logprobs, s.mask, strict=True) if on])
 
 
@@ -421,5 +422,5 @@ def _exp(log_ratio: float) -> float:
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
-    """CUDA has a class for it, the allocator of CPUs only a sentence."""
+    """Whether memory ran out: CUDA has an exception class for it, the CPU's allocator only a message."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -1,13 +1,13 @@
-"""What the learner minimises: a loss per token, and the ways to make one number of it.
+"""The losses that the learner minimises: a loss per token, and ways to reduce it to one number.
 
-All tensors are [B, T] over B sequences padded to T tokens. `mask` is true on the tokens that the policy sampled;
-prompts, observations and padding stay out of every sum. The policy losses share one signature. A training step reads
+All tensors are [B, T]: B sequences padded to T tokens. `mask` is true for the tokens that the policy sampled; prompts,
+observations and padding are in no sum. The policy losses share one signature. A training step looks like this:
 
     loss, stats = clip_loss(logprobs, old_logprobs, advantages, mask)
     loss = loss + kl_coef * kl_estimate(logprobs, ref_logprobs)
     aggregate(loss, mask, "token-mean").backward()
 
-The answers are those of verl's `core_algos.py` where it has the loss, and of the papers named otherwise.
+The results equal those of verl's `core_algos.py` if it has the loss, otherwise those of the papers named.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ AGGREGATIONS = ("token-mean", *ROW_MEANS, "seq-mean-token-sum-norm", *UNIT_MEANS
 KL_ESTIMATORS = ("k1", "abs", "k2", "k3", "k1+", "abs+", "k3+")
 RATIOS = ("sequence", "token")
 NORMALIZERS = ("none", "failure_rate", "std")
-# exp() of a larger log-ratio says nothing but that the two policies have come apart.
+# exp() of a larger log-ratio only shows that the two policies have diverged.
 MAX_LOG_RATIO = 20.0
-MAX_SEQUENCE_LOG_RATIO = 10.0  # of GSPO and NFT
+MAX_SEQUENCE_LOG_RATIO = 10.0  # for GSPO and NFT
 MAX_K3 = 10.0
 
 Loss = TypeVar("Loss", bound=Callable[..., Any])
 
 
 def over_rows(layouts: Callable[..., frozenset[str]]) -> Callable[[Loss], Loss]:
-    """Declare that a policy loss looks at rows (training sequences) as wholes, and so depends on where prompts break.
+    """Declare that a policy loss looks at whole rows (training sequences), so it depends on where prompts break.
 
     `layouts` gets the settings of the loss and returns the layouts (`agents.samples`) that it is defined for. A loss
-    that declares nothing looks at single tokens, and is defined for all.
+    without this declaration looks at single tokens, and is defined for all layouts.
     """
 
     def declare(loss: Loss) -> Loss:
@@ -52,7 +52,7 @@ def over_rows(layouts: Callable[..., frozenset[str]]) -> Callable[[Loss], Loss]:
 
 
 def loss_layouts(loss: Callable[..., Any], aggregation: str) -> frozenset[str]:
-    """The layouts in which both a policy loss and an aggregation are defined."""
+    """The layouts in which both the policy loss and the aggregation are defined."""
     function, settings = (loss.func, loss.keywords) if isinstance(loss, partial) else (loss, {})
     declared = getattr(function, "layouts", None)
     known = LAYOUTS if declared is None else declared(**settings)
@@ -69,14 +69,14 @@ def clip_loss(
     eps_high: float = 0.2,
     dual_clip: float | None = 3.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """PPO's clipped surrogate per token, [B, T], and what to average over `mask` for the logs, each [B, T].
+    """PPO's clipped surrogate per token, [B, T], and statistics to average over `mask` for the logs, each [B, T].
 
         r = exp(logprobs - old_logprobs)
         L = max(-A r, -A clip(r, 1 - eps_low, 1 + eps_high));  where A < 0 also L = min(L, -A dual_clip)
 
     PPO: Schulman et al., arXiv 1707.06347; `eps_high > eps_low` is DAPO's clip-higher, arXiv 2503.14476; the dual
-    clip, arXiv 1912.09729, bounds the loss of an action that was bad and has become much likelier (None: off).
-    The log-ratio is clamped to ±20. Values under a false `mask` do not reach the loss or its gradient.
+    clip, arXiv 1912.09729, bounds the loss of a bad action that has become much likelier (None: off).
+    The log-ratio is clamped to ±20. Values outside `mask` do not affect the loss or its gradient.
     """
     if dual_clip is not None and dual_clip <= 1:
         raise ValueError(f"dual_clip bounds ratios above 1, got {dual_clip}")
@@ -99,9 +99,9 @@ def gspo_loss(
 
         s = exp(mean over tokens of (logprobs - old_logprobs));  L = max(-A s, -A clip(s, 1 - eps_low, 1 + eps_high))
 
-    Each token has its own gradient and the value of s (at most e^10). Goes with the aggregation
-    "seq-mean-token-mean"; published: eps_low 3e-4, eps_high 4e-4. A sequence is a row: a turn where every turn is one,
-    an episode where every episode is. Of a mixture the ratios would not compare.
+    The gradient is per token, with the value of s (at most e^10). Use it with the aggregation "seq-mean-token-mean";
+    published: eps_low 3e-4, eps_high 4e-4. A sequence is a row: a turn if every turn is a row, an episode if every
+    episode is. In a mixture the ratios would not be comparable.
     """
     log_ratio = _log_ratio(logprobs, old_logprobs, mask)
     mean = log_ratio.sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)
@@ -116,7 +116,7 @@ def gspo_loss(
 def reinforce_loss(
     logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """-A logprobs, without a ratio: policy gradient on what was just sampled, imitation where A is 1 (RAFT)."""
+    """-A logprobs, without a ratio: policy gradient on fresh samples, imitation for A = 1 (RAFT)."""
     stats = {"approx_kl": -_log_ratio(logprobs, old_logprobs, mask).detach()}
     return -advantages * logprobs.masked_fill(~mask, 0.0), stats | {"clip_fraction": torch.zeros_like(logprobs)}
 
@@ -125,12 +125,12 @@ def reinforce_loss(
 def topr_loss(
     logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, *, ratio: str = "sequence"
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """TOPR (Le Roux et al., arXiv 2503.14286): imitate what was good, and taper off what was bad and is unlikely now.
+    """TOPR (Le Roux et al., arXiv 2503.14286): imitate good attempts, and fade out bad ones that became unlikely.
 
         L = -A logprobs where A >= 0;  L = -min(r, 1) A logprobs where A < 0, r without a gradient
 
-    r is the ratio of the whole sequence, as in the paper, which must be the episode: r would be another where a prompt
-    breaks. With `ratio="token"` it is that of the token, as in ROLL's port.
+    r is the ratio of the whole sequence, as in the paper, which must be the whole episode: with several sequences per
+    episode, r would be another number. With `ratio="token"` it is the token's ratio, as in ROLL's port.
     """
     if ratio not in RATIOS:
         raise UnknownNameError("ratio", ratio, RATIOS)
@@ -151,15 +151,15 @@ def nft_loss(
     negative_weight: float = 1.0,
     lowest_rate: float = 0.02,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """NFT (Chen et al., arXiv 2505.18116): fine-tune on successes, and on failures through the policy they imply.
+    """NFT (Chen et al., arXiv 2505.18116): fine-tune on successes, and on failures through an implicit policy.
 
         L = -w log(rho)                                                      for a success
         L = -w negative_weight log(max((1 - q rho) / (1 - q), 1))            for a failure; the gradient passes the max
 
     rho is the token's ratio (at most e^10) and q the success rate of the group, kept within `lowest_rate` of 0 and 1.
-    `advantages` must be success - q, that is 1 - q or -q, as `algorithms.estimators.nft` has them. w is 1 - q
-    ("failure_rate"), with which the first gradient is that of these advantages, sqrt((1 - q) / q) ("std", GRPO's) or 1
-    ("none"). Raises `ValueError` for advantages that no success rate has.
+    `advantages` must be success - q, that is 1 - q or -q, as `algorithms.estimators.nft` returns them. w is 1 - q
+    ("failure_rate": the first gradient equals that of these advantages), sqrt((1 - q) / q) ("std", GRPO's) or 1
+    ("none"). Raises `ValueError` for advantages that no success rate could give.
     """
     if normalizer not in NORMALIZERS:
         raise UnknownNameError("normalizer", normalizer, NORMALIZERS)
@@ -167,7 +167,7 @@ def nft_loss(
     if len(beyond):
         raise ValueError(
             f"NFT got an advantage of {float(beyond[0]):g}; it needs success - success rate, between -1 and 1, as "
-            "algorithms.estimators.nft gives it for rewards of 1 and 0"
+            "algorithms.estimators.nft returns for rewards of 1 and 0"
         )
     success = advantages > 0
     q = torch.where(success, 1 - advantages, -advantages).clamp(lowest_rate, 1 - lowest_rate)
@@ -177,13 +177,13 @@ def nft_loss(
     floored = implied + (implied.clamp(min=1.0) - implied).detach()
     weight = {"none": torch.ones_like(q), "failure_rate": 1 - q, "std": ((1 - q) / q).sqrt()}[normalizer]
     loss = -weight * torch.where(success, log_ratio, negative_weight * floored.log())
-    loss = torch.where(advantages == 0, 0.0, loss)  # a group of equal attempts has nothing to say
+    loss = torch.where(advantages == 0, 0.0, loss)  # a group with equal outcomes teaches nothing
     stats = {"clip_fraction": ((implied < 1) & ~success).float(), "approx_kl": -log_ratio.detach()}
     return loss, stats
 
 
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, clip: float | None = 0.5) -> Tensor:
-    """The critic's loss per token, [B, T]: half the squared error, and that of the value clipped to the old one.
+    """The critic's loss per token, [B, T]: half the larger squared error, of the value or of the clipped value.
 
         L = max((V - return)², (clip(V, V_old - clip, V_old + clip) - return)²) / 2
 
@@ -197,15 +197,15 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, clip: flo
 
 
 def importance_weights(old_logprobs: Tensor, sampler_logprobs: Tensor, *, cap: float = 2.0) -> Tensor:
-    """Truncated importance weights [B, T] for a loss on tokens that another engine has sampled: min(ratio, cap).
+    """Truncated importance weights [B, T] for tokens sampled by another engine: min(ratio, cap). No gradient.
 
-    `sampler_logprobs` are that engine's, `old_logprobs` those of the same weights where they are trained. No gradient.
+    `sampler_logprobs` come from that engine, `old_logprobs` from the trainer with the same weights.
     """
     return (old_logprobs - sampler_logprobs).detach().clamp(max=MAX_LOG_RATIO).exp().clamp(max=cap)
 
 
 def probability_mask(old_logprobs: Tensor, mask: Tensor, *, threshold: float = 0.9) -> Tensor:
-    """SPO's `mask` (arXiv 2505.23564), [B, T]: without the tokens that were sampled at `threshold` or above."""
+    """SPO's `mask` (arXiv 2505.23564), [B, T]: leaves out tokens sampled with probability `threshold` or above."""
     return mask & (old_logprobs.detach() < math.log(threshold))
 
 
@@ -229,7 +229,7 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: str = "k3") -
 
 
 def _log_ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
-    """[B, T], 0 where `mask` is false, so that nothing under it reaches a sum or a gradient."""
+    """[B, T], 0 where `mask` is false, so that values there affect no sum and no gradient."""
     return (logprobs - old_logprobs).masked_fill(~mask, 0.0)
 
 
@@ -240,17 +240,17 @@ def aggregate(
     divisor: float | None = None,
     unit_tokens: Tensor | None = None,
 ) -> Tensor:
-    """One number of `values` [B, T] under `mask` [B, T].
+    """Reduce `values` [B, T] under `mask` [B, T] to one number.
 
     - "token-mean": the sum over all tokens / the number of tokens; long sequences weigh more
     - "seq-mean-token-sum": the sum over all tokens / the number of sequences
     - "seq-mean-token-mean": the sum over sequences of each one's mean / the number of sequences
     - "seq-mean-token-sum-norm" (Dr.GRPO): the sum over all tokens / `divisor`, a constant of the whole run
     - "turn-mean", "trajectory-mean": the sum over turns (trajectories) of each one's mean / their number, where
-      `unit_tokens` [B, T] says how many tokens the turn (trajectory) of a token has, in whatever sequences they stand
+      `unit_tokens` [B, T] is the number of tokens of each token's turn (trajectory), over all sequences
 
-    Sequences without a single token in `mask` are not counted. Where a batch is cut into micro-batches, pass the
-    `aggregation_divisor` of the whole batch as `divisor`: then the parts add up to what the whole would give.
+    Sequences without any token in `mask` are not counted. For micro-batches, pass the `aggregation_divisor` of a whole
+    batch as `divisor`: then the parts add up to the result for the whole batch.
     """
     if divisor is None:
         divisor = aggregation_divisor(mask, aggregation, unit_tokens)
@@ -265,13 +265,13 @@ def aggregate(
 
 
 def aggregation_divisor(mask: Tensor, aggregation: str, unit_tokens: Tensor | None = None) -> float:
-    """By what `aggregate` divides: the number of tokens, sequences or units in `mask` [B, T]; 1 for an empty mask.
+    """The divisor of `aggregate`: the number of tokens, sequences or units in `mask` [B, T]; 1 for an empty mask.
 
-    A unit of which a part is in `mask` counts as that part, so that the mean over what a minibatch has of it is as
-    large as the mean over all of it.
+    If only a part of a unit is in `mask`, the unit counts as that fraction, so a minibatch that holds part of a unit
+    gives a mean of the same size.
 
-    Raises `ValueError` for "seq-mean-token-sum-norm": its divisor is for the caller to fix, because one taken from the
-    batch, such as its padded length, would change the weight of a token from batch to batch.
+    Raises `ValueError` for "seq-mean-token-sum-norm": the caller must fix its divisor. A divisor taken from the batch,
+    such as its padded length, would change a token's weight from batch to batch.
     """
     if aggregation == "token-mean":
         return float(mask.sum()) or 1.0
@@ -287,11 +287,11 @@ def aggregation_divisor(mask: Tensor, aggregation: str, unit_tokens: Tensor | No
 def _unit_tokens(unit_tokens: Tensor | None, mask: Tensor) -> Tensor:
     """[B, T] as given, and 1 where `mask` is false."""
     if unit_tokens is None:
-        raise ValueError("a mean over turns or trajectories needs unit_tokens: how many tokens each one's has")
+        raise ValueError("a mean over turns or trajectories needs unit_tokens, the number of tokens of each one")
     return unit_tokens.masked_fill(~mask, 1)
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """Entropy in nats of the distributions that `logits` [..., V] give, [...], in float32; -inf is what is masked."""
+    """Entropy [...] in nats of the distributions of `logits` [..., V], in float32; masked logits are -inf."""
     logprobs = logits.float().log_softmax(-1)
     return -(logprobs.exp() * logprobs.masked_fill(logprobs == -torch.inf, 0.0)).sum(-1)

@@ -1,4 +1,4 @@
-"""How much memory a run will take, told before it starts rather than by an error after an hour."""
+"""Estimate a run's memory before it starts, instead of failing after an hour."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ GIGA = 2**30
 
 
 def estimate_memory(model: Any, config: LearnerConfig, episodes: int) -> dict[str, float]:
-    """Bytes by purpose, about: what is exact (weights, gradients, AdamW's two moments, the reference, keys and
-    values) and what depends on the kind of layer (activations: right to a factor of two for Llama's and its kin).
-    What is trained is float32 (`training_dtypes`); "autocast" are the copies of it that lower precisions compute with.
+    """Approximate bytes by purpose.
 
-    "cache" is for 1,000 tokens in each of `episodes` that run at a time, so that it can be scaled in the head. Raises
-    what `check_precision` does.
+    Weights, gradients, AdamW's two moments, the reference, keys and values are exact. Activations depend on the kind of
+    layer; the estimate is right within a factor of two for Llama-like models. Trained weights are float32
+    (`training_dtypes`); "autocast" is their copies in a lower precision. "cache" is for 1,000 tokens in each of
+    `episodes` that run at a time, which makes it easy to scale. Raises as `check_precision` does.
     """
     shape = model.config.get_text_config()
     parameters = [(t, dtype) for t, dtype in training_dtypes(model) if isinstance(t, torch.nn.Parameter)]
@@ -49,7 +49,7 @@ def estimate_memory(model: Any, config: LearnerConfig, episodes: int) -> dict[st
 
 
 def describe_memory(model: Any, config: LearnerConfig, episodes: int) -> str:
-    """One line for a person: the parts, their sum, and what the device has."""
+    """One line for a person: the parts, their sum, and the memory of the device."""
     parts = estimate_memory(model, config, episodes)
     listed = ", ".join(f"{name} {_size(value)}" for name, value in parts.items() if value)
     return (

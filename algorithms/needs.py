@@ -1,11 +1,10 @@
-"""What a method needs, looked for before anything starts: a warm start and an evaluation take minutes, and what is
-missing would be found after them.
+"""Check what a method needs before anything starts: otherwise it would fail after minutes of warm start and evaluation.
 
-    needs = check_parts(…)                       # from the configuration: the parts are built around a tiny policy
-    check_environment(needs, tasks, pool)        # the first turn of a few tasks
+    needs = check_parts(…)                       # from the configuration: builds the parts around a tiny policy
+    check_environment(needs, tasks, pool)        # plays the first turn of a few tasks
 
-Not looked for: rewards of 0 and 1, which some methods need (they refuse others when they are paid), and whether a batch
-fits into the memory.
+Two things are not checked: whether rewards are 0 and 1 (methods that need this raise during training), and whether a
+batch fits into memory.
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ from algorithms.turn_table import Estimate, TurnTable
 from envs.core import TURN_KEYS, Need, Task, UnknownNameError
 from envs.pool import EnvPool, Outcome
 
-Needs: TypeAlias = Mapping[Need, str]  # and who has each need, as the configuration calls it
+Needs: TypeAlias = Mapping[Need, str]  # each need, and the part of the configuration that has it
 MakeAgent: TypeAlias = Callable[[LocalPolicy, torch.Generator], PolicyAgent]
-WHERE = {  # how an environment meets a need
+WHERE = {  # how an environment provides it
     Need.ADMISSIBLE: "a list in info['admissible']",
     Need.ANSWERS: "a list in info['answers'], as env=lookup has",
     Need.SNAPSHOTS: "its methods snapshot() and restore(state)",
@@ -49,10 +48,10 @@ def check_parts(
     pool: EnvPool,
     seed: int,
 ) -> Needs:
-    """Build all parts of a run around a policy of a few weights, and let them work on a few made-up turns.
+    """Build all parts of a run around a policy with few weights, and run them on a few made-up turns.
 
-    So every setting is looked at that is only looked at when a part is built or used. Returns what they need of the
-    environment. Raises `ValueError` and `UnknownNameError`, and what a judge raises that cannot be reached.
+    This also checks settings that are read only when a part is built or used. Returns what the parts need from the
+    environment. Raises `ValueError` and `UnknownNameError`, and the error of a judge that cannot be reached.
     """
     for place, part in {"algo.estimator": estimator, "algo.loss": learner.objective.loss, **_named(signals)}.items():
         _check_options(place, part)
@@ -87,7 +86,7 @@ def _named(signals: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_options(place: str, part: Any) -> None:
-    """Raises `UnknownNameError` for a setting that a function does not have."""
+    """Raises `UnknownNameError` for a setting that the function does not have."""
     if not isinstance(part, partial):
         return
     parameters = inspect.signature(part.func).parameters
@@ -109,16 +108,16 @@ def _check_loss(learner: LearnerConfig) -> None:
 
 
 def _check_estimator(estimator: Estimator, signals: Mapping[str, Signal], group_size: int) -> None:
-    """Raises `MissingSignalError` for a signal that the estimator reads and none of `signals` gives."""
+    """Raises `MissingSignalError` if the estimator reads a signal that none of `signals` provides."""
     function = estimator.func if isinstance(estimator, partial) else estimator
     if group_size == 1 and getattr(function, "compares_attempts", False):
         raise ValueError(
-            f"algo.estimator={function.__name__} compares attempts at a task, and trainer.group_size=1 leaves nothing "
-            "to compare: take at least 2, or a method that looks at each attempt by itself, such as algo=reinforce_pp"
+            f"algo.estimator={function.__name__} compares attempts at a task, and with trainer.group_size=1 there is "
+            "nothing to compare; use at least 2, or a method for single attempts, such as algo=reinforce_pp"
         )
     given = [(signal.gives, signal.gives_tokens) for signal in signals.values()]
     if any(turns is None or tokens is None for turns, tokens in given):
-        return  # a signal that does not say what it gives
+        return  # this signal does not declare what it provides
     table = _made_up_table(
         [name for turns, _ in given for name in turns or ()], [name for _, tokens in given for name in tokens or ()],
         max(group_size, 2),
@@ -127,13 +126,13 @@ def _check_estimator(estimator: Estimator, signals: Mapping[str, Signal], group_
         estimate = estimator(table)
     if not isinstance(estimate, Estimate) and (critics := [n for n, s in signals.items() if s.learns_returns]):
         raise ValueError(
-            f"algo.signals.{critics[0]} learns from returns, and algo.estimator={function.__name__} gives advantages "
-            "alone"
+            f"algo.signals.{critics[0]} learns from returns, but algo.estimator={function.__name__} returns only "
+            "advantages; use an estimator that returns an Estimate, such as token_gae"
         )
 
 
 def _made_up_table(signals: Sequence[str], token_signals: Sequence[str], group_size: int) -> TurnTable:
-    """Two turns of two tokens in each of `group_size` attempts at two tasks, the first of which succeeds."""
+    """Two turns of two tokens in each of `group_size` attempts at two tasks; each task's first attempt succeeds."""
     episodes = 2 * group_size
     episode = np.repeat(np.arange(episodes), 2)
     turn = np.tile(np.arange(2), episodes)
@@ -149,9 +148,9 @@ def _made_up_table(signals: Sequence[str], token_signals: Sequence[str], group_s
 
 
 def check_environment(needs: Needs, tasks: Sequence[Task], pool: EnvPool) -> None:
-    """Play the first turn of `tasks`, each in a slot of its own. Raises `ValueError` for what is not there.
+    """Play the first turn of `tasks`, each in its own slot. Raises `ValueError` for needs that are not met.
 
-    Tasks that fail otherwise are left to the run, which counts them.
+    Tasks that fail for other reasons are left to the run, which counts them.
     """
     first = _answered(pool.reset(dict(enumerate(tasks)), {slot: task.seed for slot, task in enumerate(tasks)}))
     if Need.ADMISSIBLE in needs and not all(outcome.info.get("admissible") for outcome in first.values()):
@@ -165,8 +164,8 @@ def check_environment(needs: Needs, tasks: Sequence[Task], pool: EnvPool) -> Non
             raise _unmet(Need.SNAPSHOTS, needs, tasks, f" ({error_line(errors[0])})")
     if Need.TURN_REWARDS in needs:
         actions = {slot: next(iter(outcome.info.get("admissible") or ["look"])) for slot, outcome in first.items()}
-        told = _answered(pool.step(actions))
-        if not all(TURN_KEYS.keys() <= outcome.info.keys() for outcome in told.values()):
+        answered = _answered(pool.step(actions))
+        if not all(TURN_KEYS.keys() <= outcome.info.keys() for outcome in answered.values()):
             raise _unmet(Need.TURN_REWARDS, needs, tasks)
 
 
@@ -174,5 +173,5 @@ def _answered(outcomes: Mapping[int, Outcome]) -> dict[int, Outcome]:
     return {slot: outcome for slot, outcome in outcomes.items() if outcome.error is None}
 
 
-def _unmet(need: Need, needs: Needs, tasks: Sequence[Task], said: str = "") -> ValueError:
-    return ValueError(f"{needs[need]} needs {need}, and {tasks[0].env} has none{said}: expected {WHERE[need]}")
+def _unmet(need: Need, needs: Needs, tasks: Sequence[Task], detail: str = "") -> ValueError:
+    return ValueError(f"{needs[need]} needs {need}, and {tasks[0].env} has none{detail}: expected {WHERE[need]}")

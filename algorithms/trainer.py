@@ -2,10 +2,10 @@
 
     Task ──► episodes ──► TurnTable ──► estimator ──► advantages ──► loss ──► learner ──► new weights
 
-Everything random in a run comes from one seed through three streams whose states are saved: the order of the tasks
-(a function of seed and epoch), the sampling of the policy, and the order of samples in an update (and before it, the
-nodes that trees of attempts grow from). So k updates, a kill and a resume, and k more equal 2k updates, bit for bit on
-a CPU.
+All randomness of a run comes from one seed, through three streams whose states are saved: the order of tasks (a
+function of seed and epoch), the policy's sampling, and the order of samples in an update (before it, the same stream
+chooses the nodes of tree expansion). So k updates, a kill, a resume, and k more updates equal 2k updates, bit for bit
+on a CPU.
 """
 
 from __future__ import annotations
@@ -63,15 +63,15 @@ Metrics: TypeAlias = dict[str, float]
 
 @dataclass(frozen=True)
 class TrainerConfig:
-    """The size and the rhythm of a run."""
+    """The size and schedule of a run."""
 
     updates: int
     groups: int  # tasks in a batch
-    group_size: int  # attempts at each
+    group_size: int  # attempts at each task
     max_turns: int  # of a training episode; evaluations use the environment's own limit
-    dynamic_sampling: bool  # play other groups in place of those whose returns are all equal (DAPO)
-    tree_expansion: TreeExpansion | None  # make trees of the attempts; None: each from the beginning of its task
-    eval_every: int  # updates between evaluations; 0: only before and after
+    dynamic_sampling: bool  # replace groups whose returns are all equal (DAPO)
+    tree_expansion: TreeExpansion | None  # branch attempts off each other; None: each starts its task
+    eval_every: int  # updates between evaluations; 0: only at the start and the end
     checkpoint_every: int
     episode_timeout: float  # seconds
 
@@ -82,8 +82,8 @@ class TrainerConfig:
                 raise ValueError(f"trainer.{name} must be at least {low}, got {getattr(self, name)}")
         if self.dynamic_sampling and self.group_size == 1:
             raise ValueError(
-                "algo.dynamic_sampling=true drops groups whose attempts all earned the same, and with "
-                "trainer.group_size=1 that is every group; take at least 2"
+                "algo.dynamic_sampling=true drops groups in which all attempts have the same return; with "
+                "trainer.group_size=1 this is every group, so use at least 2"
             )
         if self.tree_expansion is not None:
             self.tree_expansion.check(self.group_size)
@@ -93,14 +93,14 @@ class Reporter(Progress, Protocol):
     """Receives the progress of a run."""
 
     def update(self, update: int, metrics: Metrics) -> None:
-        """An update is over, or (with `eval/…` metrics) an evaluation."""
+        """Called after an update and, with `eval/…` metrics, after an evaluation."""
 
 
 class Trainer:
     """One run in one folder, which learns from the tasks of `manifest`.
 
-    `evaluate()` returns `eval/…` metrics of the current weights and a score that ranks their checkpoint, or None where
-    nothing ranks checkpoints: the best one is then the newest.
+    `evaluate()` returns `eval/…` metrics of the current weights and a score that ranks their checkpoint. The score may
+    be None if nothing ranks checkpoints; the newest is then the best.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class Trainer:
         reporter: Reporter,
         facts: Facts | None = None,
     ) -> None:
-        self.facts = facts or {}  # what the run is, for its checkpoints
+        self.facts = facts or {}  # a description of the run, for its checkpoints
         self.run, self.task_set, self.manifest, self.pool = run, task_set, manifest, pool
         self.agent, self.policy, self.generator = agent, agent.policy, agent.generator
         self.estimator, self.learner = estimator, learner
@@ -136,16 +136,16 @@ class Trainer:
         )
         self.update = 0  # updates done
         self.tasks_drawn = 0
-        self.best: tuple[float, int] | None = None  # score of the best evaluation, and after which update
+        self.best: tuple[float, int] | None = None  # score of the best evaluation, and its update
         self.stopping = False  # set from outside: finish this update, save, return
         self.metrics_file = run / "metrics.jsonl"
 
     # -- the loop ---------------------------------------------------------------------------------------------------
     def train(self) -> None:
-        """Train until `updates` are done or `stopping` is set, and leave a checkpoint of what was reached."""
+        """Train until `updates` are done or `stopping` is set, and save a checkpoint at the end."""
         self.policy.sync()  # an engine may have been started with other weights
         if not checkpoints(self.run):
-            self._take_back(-1)  # what a run that died before its first checkpoint left
+            self._discard_after(-1)  # files of a run that died before its first checkpoint
             self._evaluate()
             self._save()
         while self.update < self.config.updates and not self.stopping:
@@ -170,12 +170,12 @@ class Trainer:
         if not batch.samples:
             reasons = Counter(str(episode.stop_reason) for episode in played)
             first = next((e.error for e in played if e.error), "")
-            raise RuntimeError(f"nothing can be learnt from {len(played)} episodes: {dict(reasons)}\n{first}")
+            raise RuntimeError(f"nothing can be learned from {len(played)} episodes: {dict(reasons)}\n{first}")
         comparable = _comparable(played)
         if faulty := [episode for episode in played if episode.is_faulty]:
             error = next((episode.error for episode in faulty if episode.error), "").strip().rpartition("\n")[2]
             logger.warning(
-                "update %d: faults of the environment ended %d of %d episodes, which are not learnt from. %s",
+                "update %d: faults of the environment ended %d of %d episodes; training leaves them out. %s",
                 self.update + 1, len(faulty), len(played), error,
             )  # fmt: skip
         measured: Metrics = {}
@@ -223,12 +223,12 @@ class Trainer:
         }
 
     def _roll_out(self) -> tuple[list[Episode], list[Episode]]:
-        """The episodes to learn from, and all that were played for them.
+        """The episodes to learn from, and all episodes that were played for them.
 
-        What a fault of the environment ended is not learnt from, nor is what cannot be compared because of that
-        (`_comparable`); where nothing is left, other groups are played. With dynamic sampling, groups whose returns are
-        all equal (so that they teach nothing) are dropped and others played in their place, as in DAPO (arXiv
-        2503.14476); the last try is kept as it is.
+        Episodes ended by a fault of the environment are left out, and so are episodes that lost their comparisons
+        because of it (`_comparable`); if none are left, other groups are played. With dynamic sampling, groups whose
+        returns are all equal teach nothing: they are dropped and others are played instead, as in DAPO (arXiv
+        2503.14476). The last try is used as it is.
         """
         kept: list[Episode] = []
         played: list[Episode] = []
@@ -266,7 +266,7 @@ class Trainer:
         return kept, played
 
     def _next_tasks(self, count: int) -> list[Task]:
-        """The next tasks: every one of the manifest once, in an order drawn for the epoch, then again in another."""
+        """The next tasks. Each epoch contains every task of the manifest once, in a new random order."""
         ids = self.manifest.ids
         tasks = []
         for number in range(self.tasks_drawn, self.tasks_drawn + count):
@@ -276,9 +276,9 @@ class Trainer:
         self.tasks_drawn += count
         return tasks
 
-    # -- what is kept -----------------------------------------------------------------------------------------------
+    # -- files ------------------------------------------------------------------------------------------------------
     def _evaluate(self) -> bool:
-        """Whether no evaluation was better before."""
+        """Evaluate. Returns whether this is the best evaluation so far."""
         seconds: Metrics = {}
         with _timed(seconds, "time/eval_s"):
             metrics, score = self.evaluate()
@@ -289,19 +289,19 @@ class Trainer:
         return True
 
     def _log(self, metrics: Metrics) -> None:
-        """Append a line to metrics.jsonl. Timings are in it, so compare runs without the `time/` and `perf/` keys."""
+        """Append a line to metrics.jsonl. It includes timings; compare runs without the `time/` and `perf/` keys."""
         with naming(self.metrics_file), self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(json_line({"update": self.update, **metrics}))
             file.flush()
-            os.fsync(file.fileno())  # a checkpoint that is on the disk has its metrics there, too
+            os.fsync(file.fileno())  # a checkpoint on disk always has its metrics on disk
         self.reporter.update(self.update, metrics)
 
     def _write_episodes(
         self, episodes: Sequence[Episode], advantages: NDArray[np.float64], played: Sequence[Episode]
     ) -> None:
-        """The batch as `scripts.view` shows it; without prompt ids, which grow with the square of the turns.
+        """Write the batch for `scripts.view`, without prompt ids, whose size grows with the square of the turns.
 
-        After it come those of `played` that a fault ended, with their tracebacks and without advantages.
+        After the batch come the episodes of `played` that a fault ended, with tracebacks and without advantages.
         """
         faulty = [episode for episode in played if episode.is_faulty]
         values = chain(advantages.tolist(), repeat(None))
@@ -327,14 +327,14 @@ class Trainer:
         self._prune()
 
     def _prune(self) -> None:
-        """Of the checkpoints the first (the reference of KL), the best (which evaluations take) and the newest stay."""
+        """Keep the first checkpoint (the reference of KL), the best (for evaluations) and the newest."""
         kept = {0, self.best[1]} if self.best else {0}
         prune(self.run, {checkpoint_folder(self.run, update) for update in kept})
 
     def resume(self) -> None:
-        """Go back to the newest checkpoint of the run; metrics and episodes that were written after it are taken back.
+        """Go back to the newest checkpoint of the run, and remove metrics and episodes written after it.
 
-        Where there is none yet, the run starts afresh.
+        Without a checkpoint the run starts from the beginning.
         """
         saved = checkpoints(self.run)
         if not saved:
@@ -345,14 +345,14 @@ class Trainer:
         if self.learner.reference is not None:
             load_weights(checkpoint_folder(self.run, 0), self.learner.reference)
         try:
-            self._take(state)
+            self._set_state(state)
         except (ValueError, TypeError, KeyError, IndexError, RuntimeError, AttributeError) as error:
             raise DamagedError(f"{folder / STATE} is no state of this run: {type(error).__name__}: {error}") from error
-        self._take_back(self.update)
+        self._discard_after(self.update)
         self._prune()
 
-    def _take(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state. What it is made of may be of another run."""
+    def _set_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state. Raises if it belongs to another run."""
         self.learner.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["sampling_rng"])
         self.rng.bit_generator.state = json.loads(state["sample_order_rng"])
@@ -361,8 +361,8 @@ class Trainer:
         self.update, self.tasks_drawn = int(state["update"]), int(state["tasks_drawn"])
         self.best = (float(state["best"][0]), int(state["best"][1])) if state["best"] else None
 
-    def _take_back(self, update: int) -> None:
-        """Remove what was written after an update, -1 being before the first evaluation."""
+    def _discard_after(self, update: int) -> None:
+        """Remove what was written after an update; -1 means before the first evaluation."""
         if self.metrics_file.exists():
             rows = read_json_lines(self.metrics_file)
             lines = self.metrics_file.read_bytes().splitlines(keepends=True)
@@ -373,11 +373,11 @@ class Trainer:
 
 
 def rollout_metrics(episodes: Sequence[Episode]) -> Metrics:
-    """`rollout/…` and `stop/…` of a batch.
+    """`rollout/…` and `stop/…` metrics of a batch.
 
-    `rollout/episodes` counts all episodes, `rollout/faults` those that a fault of the environment ended, which say
-    nothing of the policy. The other `rollout/…` are means over the rest, of turns over all of their turns. `stop/…` are
-    shares of all episodes.
+    `rollout/episodes` counts all episodes; `rollout/faults` counts those ended by a fault of the environment, which say
+    nothing about the policy. The other `rollout/…` are means over the other episodes, or over all of their turns.
+    `stop/…` are shares of all episodes.
     """
     sound = [episode for episode in episodes if not episode.is_faulty]
     n = len(sound)
@@ -403,10 +403,10 @@ def _by_group(episodes: Sequence[Episode]) -> dict[int, list[Episode]]:
 
 
 def _comparable(episodes: Sequence[Episode]) -> list[Episode]:
-    """The episodes that no fault ended, without those that faults left alone in their group.
+    """The episodes without faults, except those that are alone in their group because of faults.
 
-    Such a one has nothing to be compared with, and estimators would credit it with its raw score, as they do where
-    groups have a single attempt by choice.
+    Such an episode cannot be compared with anything. Estimators would use its raw score as its advantage, as they do
+    for groups that have a single attempt by choice.
     """
     comparable: list[Episode] = []
     for group in _by_group(episodes).values():
@@ -417,7 +417,7 @@ def _comparable(episodes: Sequence[Episode]) -> list[Episode]:
 
 
 def _differing(episodes: Sequence[Episode]) -> list[Episode]:
-    """The episodes of the groups in which not all returns are equal."""
+    """The episodes of groups in which not all returns are equal."""
     returns = np.array([episode.total_reward for episode in episodes])
     sizes = np.array([sum(abs(turn.reward) for turn in episode.turns) for episode in episodes])
     _, groups = np.unique([episode.group for episode in episodes], return_inverse=True)

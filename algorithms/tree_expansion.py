@@ -1,11 +1,11 @@
-"""Trees of attempts: some from the beginning of a task, and more from the middle of those.
+"""Trees of attempts: some attempts start at the beginning of a task, others branch off in the middle of those.
 
-    task ──► turn ──► turn ──► turn ──► end            `trees` attempts at each task from its beginning, and in every
+    task ──► turn ──► turn ──► turn ──► end            `trees` attempts at each task from its beginning; in every
                         └────► turn ──► turn ──► end    round `expand` more from nodes of each of them
 
-Paper: Ji et al., *Tree Search for LLM Agent Reinforcement Learning*, arXiv 2509.21240. A node is a whole turn, and an
-attempt that expands it goes on after it. Leaves are not expanded, nor is anything of an attempt that a fault of the
-environment ended, so that no attempt shares its turns.
+Paper: Ji et al., *Tree Search for LLM Agent Reinforcement Learning*, arXiv 2509.21240. A node is a whole turn; an
+attempt that expands it starts after that turn. Leaves are not expanded, and neither are attempts that a fault of the
+environment ended, so no attempt shares their turns.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ Play = Callable[[list[Job]], list[Episode]]  # episodes in the order of the jobs
 
 
 class TreeExpansion:
-    """How the attempts at a task come about: in as many rounds as use up `trainer.group_size`.
+    """How the attempts at a task are made: in as many rounds as `trainer.group_size` allows.
 
-    (No dataclass: Hydra would take one that stands inside of a configuration for more configuration.)
+    (This is not a dataclass, because Hydra would convert a dataclass inside a configuration into configuration.)
     """
 
     def __init__(self, trees: int, expand: int) -> None:
-        """`trees` at each task, and in a round `expand` nodes of each tree."""
+        """`trees` for each task; in each round, `expand` nodes of each tree."""
         if trees < 1 or expand < 1:
             raise ValueError(f"tree_expansion needs trees and expand of at least 1, got {trees} and {expand}")
         self.trees, self.expand = trees, expand
 
     def check(self, group_size: int) -> None:
-        """Raise `ValueError` where `group_size` attempts are no whole number of rounds."""
+        """Raise `ValueError` if `group_size` attempts are not a whole number of rounds."""
         if group_size < self.trees or (group_size - self.trees) % (self.trees * self.expand):
             raise ValueError(
-                f"trainer.group_size={group_size} attempts are not {self.trees} trees and whole rounds of "
-                f"{self.trees * self.expand} more; group_size is {self.trees} · (1 + {self.expand} · rounds)"
+                f"trainer.group_size={group_size} does not fit {self.trees} trees and whole rounds of "
+                f"{self.trees * self.expand} more attempts; it must be {self.trees} · (1 + {self.expand} · rounds)"
             )
 
     def play(self, play: Play, jobs: Sequence[Job], rng: np.random.Generator) -> list[Episode]:
-        """One episode for each of `jobs`, in their order: as many for each group as `check` has let pass.
+        """One episode for each of `jobs`, in order, with a number of jobs per group that passes `check`.
 
-        `rng` chooses the nodes, a round's nodes of a tree without repeating one where there are enough. A tree that
-        has no inner node yet takes an attempt from the beginning instead.
+        `rng` chooses the nodes; a round repeats a node only if there are too few. A tree without inner nodes
+        gets an attempt from the beginning instead.
         """
         groups: dict[int, list[int]] = {}
         for number, job in enumerate(jobs):
@@ -67,12 +67,12 @@ class TreeExpansion:
 
 @dataclass
 class _Tree:
-    waiting: Iterator[int]  # the numbers of the jobs that its group has left
-    nodes: dict[int, Start] = field(default_factory=dict)  # the states after its inner nodes, by the turn's identity
+    waiting: Iterator[int]  # the remaining jobs of its group, by number
+    nodes: dict[int, Start] = field(default_factory=dict)  # the states after its inner nodes, by the turn's id()
 
     def add(self, episode: Episode) -> None:
         for node, following in pairwise(episode.turns):
-            assert following.start is not None, "trees grow from kept starts"
+            assert following.start is not None, "tree expansion needs kept starts"
             self.nodes[id(node)] = following.start
 
     def choose(self, count: int, rng: np.random.Generator) -> list[Start | None]:

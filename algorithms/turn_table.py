@@ -1,4 +1,4 @@
-"""The table that estimators read: one row for every turn of every episode, and what was measured for its tokens."""
+"""The table that estimators read: one row for every turn of every episode, and the signals of its turns and tokens."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ COLUMNS = {
     "valid": np.bool_,
 }
 
-# What estimators may ask for: its shape (N turns, M sampled tokens), its meaning, and who measures it, a file of
-# algorithms/signals.
+# The signals that estimators can use: shape (N turns, M sampled tokens), meaning, and the file of algorithms/signals
+# that measures them.
 SIGNALS = {
     "answer_logprob": "[N] mean log-probability of the right answer before the turn, NaN unmeasured (answer_gain)",
     "entropy": "[N] mean entropy of the policy over the turn's tokens, in nats (entropy)",
     "mc_value": "[N] mean return of fresh attempts from before the turn, NaN unmeasured (monte_carlo)",
-    "next_value": "[N] value of what follows an episode that was cut off, on its last turn, 0 elsewhere (critic)",
-    "node": "[N] the turn's node in the tree of attempts at a task, the same for all that share it (tree)",
+    "next_value": "[N] value of the state after an episode that was cut off, on its last turn, 0 elsewhere (critic)",
+    "node": "[N] the turn's node in the tree of attempts at a task, equal for all attempts that share it (tree)",
     "prm": "[N] score of the turn by a process reward model (implicit_prm, judge)",
     "tool_result": "[N] whether a tool's result came back after the turn (turn_rewards)",
-    "tree": "[N] the tree that the turn's episode is a branch of (tree)",
-    "turn_reward": "[N] what a rule paid for the turn, beside the environment's reward (turn_rewards)",
+    "tree": "[N] the tree that the turn's episode belongs to (tree)",
+    "turn_reward": "[N] a rule's reward for the turn, separate from the environment's reward (turn_rewards)",
     "value": "[N] value of the state before the turn (critic)",
 }
 TOKEN_SIGNALS = {
@@ -40,29 +40,29 @@ TOKEN_SIGNALS = {
     "mc_value": "[M] mean return of fresh attempts from before the token where a segment starts, NaN elsewhere"
     " (monte_carlo)",
     "prm": "[M] score of the token by a process reward model (implicit_prm)",
-    "token_reward": "[M] paid for the token beside the reward of its turn, such as a KL penalty (algo.kl_in=reward)",
+    "token_reward": "[M] added to the reward of the token's turn, such as a KL penalty (algo.kl_in=reward)",
     "value": "[M] value before the token (critic)",
 }
 
 
 class MissingSignalError(ValueError):
-    """An estimator needs a signal that nobody has measured."""
+    """An estimator needs a signal that was not measured."""
 
 
 class Estimate(NamedTuple):
-    """What an estimator returns where a critic learns as well: advantages, and the returns to fit the values to."""
+    """Returned by estimators whose critic learns as well: advantages, and the returns that the values are fitted to."""
 
     advantages: NDArray[np.float64]  # [N] or [M]
     returns: NDArray[np.float64]  # of the same shape
 
 
-@dataclass(frozen=True, eq=False)  # arrays have no single truth to compare by
+@dataclass(frozen=True, eq=False)  # arrays cannot be compared to a single bool
 class TurnTable:
     """Columns over N turns. An estimator is a pure function of it: `(table, *, parameters) -> advantages`.
 
     Advantages are one per turn, [N], or one per sampled token, [M]: the tokens of row 0, then those of row 1, and so
-    on, as many as `tokens` says. Observations have no tokens here, so that nothing can be credited to them. An
-    estimator whose critic is trained along returns an `Estimate` of both advantages and returns.
+    on; `tokens` counts them. Observations have no tokens here, so they cannot be credited. An estimator whose critic is
+    trained as well returns an `Estimate` of advantages and returns.
 
     Two attempts (episodes 0 and 1) at one task (group 0); the second types an unknown command, then solves it:
 
@@ -72,9 +72,9 @@ class TurnTable:
         0        1        0     0.0     "in the hall"    False
         0        1        1     10.0    "in the hall"    True
 
-    Rows may stand in any order: `turn` tells the time inside an episode, never the position of the row (rows made by
-    `from_episodes` do stand in time order, episode after episode). An (episode, turn) pair appears once, because a
-    row that was duplicated to fill a batch would count twice in every statistic.
+    Rows may be in any order: `turn` gives the time inside an episode, not the row's position (rows made by
+    `from_episodes` are in time order, episode after episode). An (episode, turn) pair appears once, because a row
+    duplicated to fill a batch would count twice in every statistic.
 
     Raises `ValueError` for a column of another shape or dtype, a reward that is not finite, an (episode, turn) pair
     that appears twice, and an episode in two groups.
@@ -82,12 +82,12 @@ class TurnTable:
 
     group: NDArray[np.int64]  # [N] attempts that share a task and a start, and are compared with each other
     episode: NDArray[np.int64]  # [N] unique over all groups
-    turn: NDArray[np.int64]  # [N] rises with time inside an episode
-    reward: NDArray[np.float64]  # [N] what the environment paid for the turn's action, before any penalty
-    state: NDArray[np.object_]  # [N] hashable key of the state the action was chosen in; equal keys = equal states
-    valid: NDArray[np.bool_]  # [N] whether the environment could play what the policy wrote
-    signals: dict[str, NDArray[Any]] = field(default_factory=dict)  # [N, …] what signals measured, see SIGNALS
-    tokens: NDArray[np.int64] | None = None  # [N] how many tokens (or whole actions) were sampled; None: not counted
+    turn: NDArray[np.int64]  # [N] increases with time inside an episode
+    reward: NDArray[np.float64]  # [N] the environment's reward for the turn's action, before any penalty
+    state: NDArray[np.object_]  # [N] hashable key of the state before the action; equal keys = equal states
+    valid: NDArray[np.bool_]  # [N] whether the environment could play the policy's answer
+    signals: dict[str, NDArray[Any]] = field(default_factory=dict)  # [N, …] measured signals, see SIGNALS
+    tokens: NDArray[np.int64] | None = None  # [N] number of sampled tokens (or whole actions); None: not counted
     token_signals: dict[str, NDArray[Any]] = field(default_factory=dict)  # [M, …] the same for tokens
 
     def __post_init__(self) -> None:
@@ -131,11 +131,11 @@ class TurnTable:
 
     @classmethod
     def from_episodes(cls, episodes: Sequence[Episode]) -> TurnTable:
-        """One row per turn, in the order of `episodes`; the episode's number is its place in that sequence.
+        """One row per turn, in the order of `episodes`; the episode's number is its index in that sequence.
 
-        A turn is valid exactly when its status is `ok`: malformed, illegal and truncated answers all leave the
-        environment where it was. (Where a completion holds reasoning around the action, methods of the verl-agent
-        family call it invalid for its format only.) An episode that ended before its first turn has no rows.
+        A turn is valid if its status is `ok`: malformed, illegal and truncated answers all leave the environment
+        unchanged. (For completions with reasoning around the action, methods of the verl-agent family call only a wrong
+        format invalid.) An episode that ended before its first turn has no rows.
         """
         turns = [turn for episode in episodes for turn in episode.turns]
         lengths = np.array([len(episode.turns) for episode in episodes], dtype=np.int64)
@@ -155,20 +155,20 @@ class TurnTable:
 
     # -- signals ------------------------------------------------------------------------------------------------------
     def signal(self, name: str) -> NDArray[Any]:
-        """[N, …] what the signal `name` measured for each turn. Raises `MissingSignalError`."""
+        """[N, …] the signal `name` of each turn. Raises `MissingSignalError`."""
         if name not in self.signals:
             raise _missing("signal", name, SIGNALS, self.signals)
         return self.signals[name]
 
     def token_signal(self, name: str) -> NDArray[Any]:
-        """[M, …] what the signal `name` measured for each token. Raises `MissingSignalError`."""
+        """[M, …] the signal `name` of each token. Raises `MissingSignalError`."""
         if name not in self.token_signals:
             raise _missing("token signal", name, TOKEN_SIGNALS, self.token_signals)
         return self.token_signals[name]
 
     @cached_property
     def token_rows(self) -> NDArray[np.int64]:
-        """[M] the row of the turn that each token belongs to. Raises `ValueError` where tokens were not counted."""
+        """[M] the row of each token's turn. Raises `ValueError` if tokens were not counted."""
         if self.tokens is None:
             raise ValueError(
                 "this table has no count of sampled tokens (`tokens`), which an estimator over tokens needs"
@@ -176,7 +176,7 @@ class TurnTable:
         return np.repeat(np.arange(len(self)), self.tokens)
 
     def per_token(self, values: NDArray[Any]) -> NDArray[Any]:
-        """[M] `values` that are one for each token already, [M], or one for each turn, [N], which its tokens share."""
+        """[M] `values` as they are if there is one per token, [M]; if one per turn, [N], each of its tokens gets it."""
         if len(values) == len(self.token_rows):
             return values
         if len(values) != len(self):
@@ -191,7 +191,7 @@ class TurnTable:
         """[N] the rows by episode, then by turn."""
         step = np.diff(self.episode)
         if np.all((step > 0) | ((step == 0) & (np.diff(self.turn) > 0))):
-            return np.arange(len(self))  # as `from_episodes` leaves them: sorting a million rows takes a while
+            return np.arange(len(self))  # already in order, as from `from_episodes`: sorting a million rows is slow
         order: NDArray[np.int64] = np.lexsort((self.turn, self.episode))
         return order
 
@@ -217,11 +217,11 @@ class TurnTable:
 
     def episode_sums(self, values: NDArray[Any]) -> NDArray[np.float64]:
         """[N] the sum of `values` [N] over the row's episode."""
-        sums = np.bincount(self._place, weights=values[self.order])  # by time, so that all orders of rows round alike
+        sums = np.bincount(self._place, weights=values[self.order])  # in time order: all row orders round alike
         return sums.astype(np.float64)[self.episode_number]
 
-    def paid(self) -> NDArray[np.float64]:
-        """[N] the reward of each turn, and what the signal `token_reward` adds for its tokens where it was measured."""
+    def total_rewards(self) -> NDArray[np.float64]:
+        """[N] the reward of each turn, plus the signal `token_reward` of its tokens if it was measured."""
         if "token_reward" not in self.token_signals:
             return self.reward
         of_tokens = np.bincount(self.token_rows, weights=self.token_signals["token_reward"], minlength=len(self))
@@ -229,14 +229,14 @@ class TurnTable:
         return paid
 
     def episode_rewards(self) -> NDArray[np.float64]:
-        """[N] the sum of what the row's episode was paid, undiscounted."""
-        return self.episode_sums(self.paid())
+        """[N] the sum of `total_rewards` over the row's episode, undiscounted."""
+        return self.episode_sums(self.total_rewards())
 
     def discounted_returns(self, gamma: float) -> NDArray[np.float64]:
-        """[N] G_t = r_t + gamma · G_{t+1} within the episode, from the environment's rewards alone.
+        """[N] G_t = r_t + gamma · G_{t+1} within the episode, from the environment's rewards only.
 
-        After the pass with stride s every row holds the discounted sum of its next 2s rewards, so that an episode of
-        T turns takes log2(T) passes over the whole table.
+        After the pass with stride s, every row holds the discounted sum of its next 2s rewards. An episode of T turns
+        therefore takes log2(T) passes over the whole table.
         """
         returns = self.reward[self.order]
         place = self._place

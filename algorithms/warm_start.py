@@ -40,7 +40,7 @@ from agents.prompts import Prompter
 from agents.rollout import Job, check_environment, rollout
 from agents.samples import Sample, build_samples
 from agents.scripted import ExpertAgent, RandomAgent
-from algorithms.finite import FiniteSteps, Suspect
+from algorithms.finite import FiniteSteps, LossPart
 from envs.core import Expert, Task, TaskSet
 from envs.pool import EnvPool
 
@@ -262,12 +262,12 @@ class Cloner:
         loss, accuracy = self._loss(batch, self.config.observation_share)
         loss.backward()  # type: ignore[no-untyped-call]
 
-        def alone(lesson: Lesson) -> Tensor:
+        def own_loss(lesson: Lesson) -> Tensor:
             return self._loss([lesson], 1.0)[0]
 
-        suspects: list[Suspect] = [(lesson.origin, partial(alone, lesson)) for lesson in batch]
+        loss_parts: list[LossPart] = [(lesson.origin, partial(own_loss, lesson)) for lesson in batch]
         told = float(loss.detach())
-        self.steps.take(self.model.parameters(), self.optimizers, 1.0, told, suspects)
+        self.steps.take(self.model.parameters(), self.optimizers, 1.0, told, loss_parts)
         for schedule in self.schedules:
             schedule.step()
         return told, accuracy

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from algorithms.estimators.grpo import grpo
-from algorithms.signals.base import Measurement, Measures, RolloutBatch, SignalContext
+from algorithms.signals.base import Measurement, RolloutBatch, SignalContext, UntrainedSignal
 from algorithms.turn_table import TurnTable
 
 
-class Novelty(Measures):
+class Novelty(UntrainedSignal):
     """Signal `novelty`, [N]: 1 / sqrt(visits) of the state before the turn, those in this batch included."""
 
     def __init__(self, context: SignalContext) -> None:

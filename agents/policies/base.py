@@ -1,7 +1,7 @@
 """The contract of a policy: token ids in, sampled ids and their log-probabilities out.
 
-What was sampled is the only truth. Nobody downstream turns a completion into text and back: text is read from ids
-(to find the action), ids are never made from text that the policy itself has produced.
+The sampled ids are the only truth. Text is read from ids to find the action, but ids are never made from text that the
+policy has produced.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 class Request:
     """Continue `prompt_ids`. Requests of one `session` extend each other, so that a policy may keep its KV cache.
 
-    With a `mask` the completion is one that it allows: `Sampling.max_tokens` ends only what is free text in it, and
-    `Sampling.stop` nothing.
+    With a `mask`, the completion is one that it allows: `Sampling.max_tokens` limits only its free text, and
+    `Sampling.stop` does not apply.
     """
 
     session: int
@@ -31,21 +31,21 @@ class Request:
 
 
 class End(StrEnum):
-    """What ended a completion."""
+    """Why a completion ended."""
 
     TOKEN = "token"  # a stop token, the last of the ids
-    STRING = "string"  # a stop string, with which the text of the ids ends
+    STRING = "string"  # a stop string at the end of the text
     LENGTH = "length"  # the limit of tokens, or of the context
 
 
 @dataclass(frozen=True)
 class Completion:
-    """The sampled ids, with the one that ended them, and the log-probability (nats) of each when it was sampled."""
+    """The sampled ids, including a stop token, and the log-probability (nats) of each when it was sampled."""
 
     ids: list[int]  # [C]
     logprobs: list[float]  # [C]
     end: End
-    nodes: list[Node] = field(default_factory=list)  # [C] of the mask: what each id was sampled among; without one, []
+    nodes: list[Node] = field(default_factory=list)  # [C] the mask's node of each id; empty without a mask
 
     @property
     def finished(self) -> bool:
@@ -54,13 +54,13 @@ class Completion:
 
     @property
     def text_ids(self) -> list[int]:
-        """The ids without the stop token, which is no text."""
+        """The ids without the stop token, which is not part of the text."""
         return self.ids[:-1] if self.end is End.TOKEN else self.ids
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample: `temperature` 0 is greedy; `max_tokens` is per completion; `stop` are texts that end it."""
+    """How to sample: `temperature` 0 is greedy, `max_tokens` is per completion, a text in `stop` ends it."""
 
     temperature: float = 1.0
     max_tokens: int = 24
@@ -68,7 +68,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str) or not all(self.stop):
-            raise ValueError(f"stop is a list of texts, as in stop=['</action>']; got {self.stop!r}")
+            raise ValueError(f"stop must be a list of non-empty texts, as in stop=['</action>']; got {self.stop!r}")
         if self.temperature < 0:
             raise ValueError(f"temperature must be at least 0, got {self.temperature}")
         if self.max_tokens < 1:
@@ -77,7 +77,7 @@ class Sampling:
 
 @dataclass
 class Usage:
-    """What was asked of a model so far. `cost` in the currency of its prices, None where there are none."""
+    """Requests and tokens so far. `cost` is in the currency of the prices, None without prices."""
 
     requests: int = 0
     prompt_tokens: int = 0
@@ -86,7 +86,7 @@ class Usage:
     uncounted: int = 0  # requests without a count of their tokens
 
     def add(self, prompt_tokens: int | None, completion_tokens: int | None) -> None:
-        """One more request; None for tokens that were not counted."""
+        """Count one more request; None for tokens that the server did not count."""
         self.requests += 1
         self.prompt_tokens += prompt_tokens or 0
         self.completion_tokens += completion_tokens or 0
@@ -103,7 +103,7 @@ class Usage:
 
 
 def token_limits(requests: Sequence[Request], sampling: Sampling, context_length: int) -> list[int]:
-    """How many ids each completion may have. Raises `ValueError` for a prompt that leaves no room."""
+    """The most ids that each completion may have. Raises `ValueError` for a prompt that leaves no room."""
     for request in requests:
         if not 1 <= len(request.prompt_ids) < context_length:
             raise ValueError(
@@ -120,21 +120,21 @@ class Policy(Protocol):
 
     @property
     def tokenizer(self) -> Any:
-        """The Hugging Face tokenizer that its ids belong to."""
+        """The Hugging Face tokenizer of its ids."""
 
     @property
     def context_length(self) -> int:
-        """How many ids, prompt and completion together, fit."""
+        """The most ids of prompt and completion together."""
 
     @property
     def device(self) -> torch.device:
-        """Where the generator that it samples with lives."""
+        """The device of the generator that it samples with."""
 
     def generate(self, requests: Sequence[Request], sampling: Sampling, generator: torch.Generator) -> list[Completion]:
         """Continue every request. The same weights, requests and generator state give the same ids."""
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-        """Log-probabilities of ids that are given: for each sequence of L ids a tensor of [L - 1], in nats."""
+        """Log-probabilities of the given ids: for each sequence of L ids a tensor [L - 1], in nats."""
 
     def score_candidates(
         self, prompts: Sequence[Sequence[int]], candidates: Sequence[Sequence[Sequence[int]]]
@@ -142,10 +142,10 @@ class Policy(Protocol):
         """Log-probabilities of whole completions: for each prompt a tensor [K] of its K candidates, in nats."""
 
     def release(self, session: int) -> None:
-        """The session will not come back: forget what was kept for it."""
+        """Forget a session that has ended."""
 
     def pause(self) -> None:
-        """The weights are about to be trained: forget what was kept for sessions, and free the memory that it took."""
+        """Call before the weights are trained: forget all sessions and free their memory."""
 
     def sync(self) -> dict[str, float]:
-        """The weights have been trained: sample from the new ones. Returns metrics of how that went."""
+        """Call after the weights were trained: sample from the new weights. Returns metrics of the transfer."""

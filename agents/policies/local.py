@@ -1,9 +1,9 @@
-"""A causal language model of transformers on this machine, with a KV cache that lives as long as the episode.
+"""A causal language model of transformers on this machine, with a KV cache that lasts for the episode.
 
-`LocalPolicy.generate` computes only the tokens that are new since the session's last request: the observation that
-came in, then one token at a time. Sessions own rows of one preallocated cache. Those asked about together are kept
-together at the front, so that a step of all of them is a view and not a copy; a step of some copies theirs, which costs
-less than to compute the others too.
+`LocalPolicy.generate` computes only tokens that are new since the session's last request: the new observation, then one
+token at a time. Each session owns a row of one preallocated cache. The sessions of a request are kept together at the
+front, so a step of all of them is a view instead of a copy. A step of some of them copies their rows, which costs less
+than computing the others too.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ from agents.policies.models import (
 )
 from agents.policies.tiny import ACT
 
-# Key/value lengths are rounded up to this, so that kernels see few different shapes.
+# Key/value lengths are rounded up to a multiple of this, so kernels see few different shapes.
 LENGTH_STEP = 32
 MOST_PREFILL = 2**14  # tokens in one forward pass
-MOST_SCORES = 2**26  # of a prompt's tokens times those they see: its mask takes 256 MB
+MOST_SCORES = 2**26  # prompt tokens times the tokens that they see: the mask takes 256 MB
 
 
 class SlotCache(Cache):  # type: ignore[misc]
     """Keys and values of many sessions, one row each, of different lengths.
 
-    Before a forward pass `active` [B] says which rows it is about, `front` whether these are the first B, `positions`
-    [B, Q] where each new token goes in them, and `length` how much of them to attend to. Tokens that only pad a row
-    are written behind its end, where the next real token overwrites them before anything attends to them.
+    Before a forward pass, set `active` [B], the rows in use; `front`, whether these are the first B rows; `positions`
+    [B, Q], where each new token goes in its row; and `length`, the number of places to attend to. Padding tokens are
+    written after the row's end, where the next real token overwrites them before anything attends to them.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -62,7 +62,7 @@ class SlotCache(Cache):  # type: ignore[misc]
         self.values: list[Tensor] = []
 
     def reserve(self, rows: int, capacity: int) -> None:
-        """Make room, keeping what is there. Grows by half, so that growing is rare."""
+        """Make room and keep the contents. Grows by half, so that it rarely has to."""
         if rows <= self.rows and capacity <= self.capacity:
             return
         old_rows, old_capacity = self.rows, self.capacity
@@ -76,7 +76,7 @@ class SlotCache(Cache):  # type: ignore[misc]
                 store[layer] = new
 
     def move(self, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Copy rows `sources` over rows `targets`, all at once (so a permutation is allowed)."""
+        """Copy rows `sources` over rows `targets`, all at once (so a permutation works)."""
         if not sources:
             return
         for store in (self.keys, self.values):
@@ -86,7 +86,7 @@ class SlotCache(Cache):  # type: ignore[misc]
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
-        """Write the new tokens' keys and values [B, H, Q, D]; return those of the rows up to `length`."""
+        """Write the new tokens' keys and values [B, H, Q, D]; return those of the active rows up to `length`."""
         if layer_idx == len(self.keys):  # the first pass
             for store, states in ((self.keys, key_states), (self.values, value_states)):
                 store.append(states.new_zeros(self.rows, states.shape[1], self.capacity, states.shape[3]))
@@ -106,7 +106,7 @@ class _Writing:
     prompt: list[int]
     limit: int  # of its ids
     mask: Mask | None
-    read: int = 0  # how many of prompt and ids the cache holds
+    read: int = 0  # number of ids of prompt and completion in the cache
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     nodes: list[Node] = field(default_factory=list)
@@ -117,7 +117,7 @@ class _Writing:
         self.node = self.mask.first if self.mask is not None else None
 
     def unread(self) -> list[int]:
-        """What the cache does not hold yet."""
+        """The ids that are not in the cache yet."""
         return self.prompt[self.read :] + self.ids[max(0, self.read - len(self.prompt)) :]
 
 
@@ -129,9 +129,9 @@ class LocalPolicy:
     def __init__(
         self, model: Any, tokenizer: Any, source: Path | str | None = None, context: int | None = None
     ) -> None:
-        """`source` is the folder (or hub id) that the model was loaded from, for those who need it there.
+        """`source` is the folder (or hub id) that the model was loaded from.
 
-        `context` limits the ids of a sequence further than the model does. Raises `ValueError` where neither does.
+        `context` limits the ids of a sequence below the model's own limit. Raises `ValueError` if neither is known.
         """
         self.model, self.tokenizer, self.source = model, tokenizer, source
         self.stop_ids = stop_ids(model, tokenizer)
@@ -139,7 +139,7 @@ class LocalPolicy:
         limits = [limit for limit in (context_length(model.config), context) if limit is not None]
         if not limits:
             raise ValueError(
-                f"{type(model).__name__} does not say how many ids it reads; policy.context=2048, say, sets a limit"
+                f"{type(model).__name__} does not say how many ids it can read; set a limit, as in policy.context=2048"
             )
         self.context_length = min(limits)
         self._cache: SlotCache | None = None
@@ -163,9 +163,9 @@ class LocalPolicy:
         return cast(list[Completion], completions)
 
     def _write(self, rows: list[_Writing], sessions: list[int], sampling: Sampling, generator: torch.Generator) -> None:
-        """Write all completions to their ends, those of `rows[i]` in row i of the cache."""
+        """Write all completions to their ends; that of `rows[i]` uses row i of the cache."""
         for row, session in zip(rows, sessions, strict=True):
-            # At least one token is computed again, since its output is the distribution of the next.
+            # Compute at least one token again: its output is the distribution of the next one.
             row.read = min(_common_prefix(self._cached[session], row.prompt), len(row.prompt) - 1)
             self._take_forced(row, sampling)
         forward = self._prefill
@@ -191,36 +191,36 @@ class LocalPolicy:
             row.nodes.append(row.node)
             row.node = row.mask.follow(row.node, row.ids)
         limit = row.limit
-        if row.node is not None and row.node.free is None:  # an action that is begun is written to its end
+        if row.node is not None and row.node.free is None:  # an action that has begun is always finished
             limit = self.context_length - len(row.prompt)
         row.end = self._end(row.ids, limit, sampling.stop if row.mask is None else ())
         if row.end is None and row.mask is not None and row.node is None:
-            row.end = End.LENGTH  # nothing may follow, and it is no action
+            row.end = End.LENGTH  # nothing may follow, and the text is not an action
 
     def _take_forced(self, row: _Writing, sampling: Sampling) -> None:
-        """The ids that the mask leaves no choice of: sampled with probability 1, and nothing is computed."""
+        """Append the ids that the mask forces: they have probability 1, and nothing is computed."""
         while row.end is None and row.node is not None and (token := row.node.forced) is not None:
             self._take(row, token, 0.0, sampling)
 
     def _end(self, ids: list[int], limit: int, stop: Sequence[str]) -> End | None:
-        """What ends a completion after `ids`; None where it goes on."""
+        """Why a completion ends after `ids`, or None if it continues."""
         if ids[-1] in self.stop_ids:
             return End.TOKEN
         if stop:
-            # A token is a byte or more, so what was completed just now lies within as many tokens as it has bytes.
+            # A token is at least one byte, so a stop string just completed lies within as many tokens as it has bytes.
             tail = self.tokenizer.decode(ids[-max(len(text.encode()) for text in stop) :])
             if any(text in tail for text in stop):
                 return End.STRING
         return End.LENGTH if len(ids) >= limit else None
 
     def _prefill(self, rows: list[int], starts: list[int], tokens: list[list[int]]) -> Tensor:
-        """`_forward`, for those with about as many tokens at a time: padding would be most of the work."""
-        alike: dict[int, list[int]] = {}  # number of tokens, rounded to a power of two -> places in `rows`
+        """`_forward` for rows with similar numbers of tokens at a time: otherwise most of the work would be padding."""
+        by_length: dict[int, list[int]] = {}  # number of tokens, rounded to a power of two -> places in `rows`
         for place, fresh in enumerate(tokens):
-            alike.setdefault(len(fresh).bit_length(), []).append(place)
+            by_length.setdefault(len(fresh).bit_length(), []).append(place)
         parts = [
             places[i : i + max(1, MOST_PREFILL >> bits)]
-            for bits, places in alike.items()
+            for bits, places in by_length.items()
             for i in range(0, len(places), max(1, MOST_PREFILL >> bits))
         ]
         logits = [
@@ -229,7 +229,7 @@ class LocalPolicy:
         return torch.cat(logits)[torch.tensor([place for part in parts for place in part]).argsort()]
 
     def _read(self, rows: list[int], starts: list[int], tokens: list[list[int]]) -> Tensor:
-        """`_forward` of a few rows, or of one that is long, in parts."""
+        """`_forward` for a few rows, or for one long row in parts."""
         if len(rows) > 1:
             return self._forward(rows, starts, tokens)
         (start,), (fresh,) = starts, tokens
@@ -251,9 +251,9 @@ class LocalPolicy:
         cache.front = rows == list(range(len(rows)))
         cache.positions = positions
         rounded = min(-(-end // LENGTH_STEP) * LENGTH_STEP, cache.capacity)
-        cache.length = max(end, min(rounded, self.context_length))  # windows count from the last place
+        cache.length = max(end, min(rounded, self.context_length))  # attention windows count from the last place
         hidden_from = torch.arange(cache.length, device=self.device) > positions[:, None, :, None]  # (B, 1, Q, KV)
-        # Added to the scores of every layer; a mask of booleans would be made into this one in each of them.
+        # This is added to the attention scores. Every layer would convert a boolean mask into the same tensor.
         mask = torch.zeros(hidden_from.shape, dtype=self.model.dtype, device=self.device)
         mask.masked_fill_(hidden_from, -torch.inf)
         hidden = self.model.base_model(
@@ -274,17 +274,17 @@ class LocalPolicy:
         return self._cache
 
     def _arrange(self, sessions: list[int]) -> list[int]:
-        """Give the sessions rows 0…n-1 with as few copies as possible; the row of each, in the order given."""
+        """Assign rows 0…n-1 to the sessions with as few copies as possible; return each session's row."""
         if len(set(sessions)) != len(sessions):
-            raise ValueError(f"one request a session at a time, got sessions {sessions}")
-        n, wanted = len(sessions), set(sessions)
+            raise ValueError(f"a session can have one request at a time, got sessions {sessions}")
+        n, requested = len(sessions), set(sessions)
         old = self._slots
-        new = [s if s in wanted else None for s in old[:n]]
+        new = [s if s in requested else None for s in old[:n]]
         new += [None] * (n - len(new))
         placed = set(new)
         waiting = iter([s for s in sessions if s not in placed])
         new = [s if s is not None else next(waiting) for s in new]
-        new += [s for s in old if s is not None and s not in wanted]  # sessions that rest keep a row behind
+        new += [s for s in old if s is not None and s not in requested]  # inactive sessions keep a row after these
         was = {s: row for row, s in enumerate(old) if s is not None}
         moves = [(was[s], row) for row, s in enumerate(new) if s in was and was[s] != row]
         self._slots = list(new)
@@ -297,7 +297,7 @@ class LocalPolicy:
         return [rows[s] for s in sessions]
 
     def release(self, session: int) -> None:
-        """Forget a session; unknown ones are ignored, since an episode may end before its first request."""
+        """Forget a session. Unknown ones are ignored, since an episode may end before its first request."""
         if self._cached.pop(session, None) is not None:
             self._slots[self._slots.index(session)] = None
 
@@ -306,15 +306,15 @@ class LocalPolicy:
         self._slots, self._cached, self._cache = [], {}, None
 
     def sync(self) -> dict[str, float]:
-        """See `Policy.sync`; the weights are the same tensors, so that there is nothing to do."""
+        """See `Policy.sync`; the weights are the same tensors, so there is nothing to do."""
         return {}
 
     @torch.inference_mode()
     def check(self) -> None:
         """Raise `ValueError` in one line for a model that cannot be sampled and trained here, whatever the reason.
 
-        Models with their own ideas of positions, masks, caches or heads would sample from something else than is
-        trained; others have no keys and values to keep. And a tokenizer must not have ids that the model lacks.
+        A model with unusual positions, masks, caches or heads would be sampled differently from how it is trained, and
+        some models keep no keys and values. The tokenizer must not have ids that the model lacks.
         """
         name = type(self.model).__name__
         self._check_vocabulary(name)
@@ -322,17 +322,17 @@ class LocalPolicy:
             problem = self._compare()
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # there is no telling what a model of another kind raises
+        except Exception as error:  # a model of another kind may raise anything
             problem = f"its forward pass fails ({one_line(error)})"
         finally:
             self.pause()
         if problem is not None:
             raise ValueError(
-                f"{name}: {problem}; it cannot be played and trained here, docs/agents.md says which models can"
+                f"{name}: {problem}; it cannot be sampled and trained here. docs/agents.md lists the models that can"
             )
 
     def _check_vocabulary(self, name: str) -> None:
-        """Special tokens that nobody writes may be without an embedding, as one of Gemma 3 is."""
+        """Special tokens that are never written may lack an embedding, as one of Gemma 3's does."""
         size = len(self.model.get_input_embeddings().weight)
         beyond = {text: number for text, number in self.tokenizer.get_vocab().items() if number >= size}
         written = {self.tokenizer.bos_token, self.tokenizer.eos_token, ACT}
@@ -341,27 +341,27 @@ class LocalPolicy:
         wrong = sorted(t for t in beyond if t not in special or t in written or t in template)
         if wrong:
             raise ValueError(
-                f"the tokenizer has {max(beyond.values()) + 1:,} ids and {name} embeddings for {size:,}: "
+                f"the tokenizer has {max(beyond.values()) + 1:,} ids, but {name} has embeddings for {size:,}: "
                 f"{wrong[:3]}{' and others' * (len(wrong) > 3)} cannot be read; is it the tokenizer of another model?"
             )
 
     def _compare(self) -> str | None:
-        """What is wrong with the logits of a short text that is read in parts, as turns are, and once as a whole."""
+        """Compare the logits of a short text read in parts, as turns are, and at once; returns the problem if any."""
         size = len(self.model.get_input_embeddings().weight)
         ids = torch.arange(min(24, self.context_length), device=self.device) * 7919 % size
         ends = sorted({max(len(ids) - 13, 1), max(len(ids) - 1, 1), len(ids)})
         last = torch.tensor(ends, device=self.device) - 1
-        said = self.model(input_ids=ids[None], use_cache=False).logits[0, last].float()
-        if not said.isfinite().all():
-            return "its logits are not finite, as those of damaged weights"
-        # Logits that hardly differ from each other, as of random weights, must agree all the more.
-        most = (1e-3 if self.model.dtype == torch.float32 else 0.5) * min(1.0, float(said.std()))
+        logits = self.model(input_ids=ids[None], use_cache=False).logits[0, last].float()
+        if not logits.isfinite().all():
+            return "its logits are not finite, which suggests damaged weights"
+        # Logits that hardly differ from each other, as with random weights, must agree more closely.
+        most = (1e-3 if self.model.dtype == torch.float32 else 0.5) * min(1.0, float(logits.std()))
         trained = next_token_logits(self.model, ids[None])[0, last]
-        if not (error := _largest_difference(trained, said)) <= most:
-            return f"its log-probabilities differ by {error:.2g} from those of its hidden states"
+        if not (error := _largest_difference(trained, logits)) <= most:
+            return f"its log-probabilities differ by {error:.2g} from those computed from its hidden states"
         parts = [self._forward([0], [a], [ids[a:b].tolist()])[0] for a, b in zip([0, *ends], ends, strict=False)]
         if not (error := _largest_difference(torch.stack(parts), trained)) <= most:
-            return f"its log-probabilities differ by {error:.2g} where its keys and values are kept"
+            return f"its log-probabilities differ by {error:.2g} when its keys and values are cached"
         return None
 
     # -- scoring ----------------------------------------------------------------------------------------------------
@@ -403,12 +403,12 @@ class LocalPolicy:
 
 
 def _largest_difference(logits: Tensor, others: Tensor) -> float:
-    """Of the log-probabilities, in nats; NaN where there is one."""
+    """The largest difference of log-probabilities, in nats; NaN if one of them is NaN."""
     return float((logits.log_softmax(-1) - others.log_softmax(-1)).abs().max())
 
 
 def in_place() -> Callable[[LocalPolicy], LocalPolicy]:
-    """Sample from the weights where they are: the policy itself."""
+    """Sample with the trained weights themselves: returns the policy unchanged."""
     return lambda policy: policy
 
 

@@ -1,7 +1,7 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685) through peft: trained in place of a model's own weights.
 
-The adapters are put into the model itself, which stays the class that it was. Folders of others may train more beside
-the low-rank matrices: whole modules (`modules_to_save`) and single tokens (`trainable_token_indices`).
+The adapters are inserted into the model itself, which keeps its class. Adapter folders made elsewhere may also train
+whole modules (`modules_to_save`) and single tokens (`trainable_token_indices`).
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from agents.policies.weights import LOW_RANK, check_tensors
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 ADAPTER = "default"
 PREFIX = "base_model.model."
-KINDS = ("LORA", "TRAINABLE_TOKENS")  # of peft's
-# In the names of tensors that stand beside a model's own.
+KINDS = ("LORA", "TRAINABLE_TOKENS")  # peft's names
+# Parts of the names of tensors that adapters add to a model.
 _BESIDE = (LOW_RANK, ".original_module.", ".trainable_tokens_")
 
 
 @dataclass(frozen=True)
 class Lora:
-    """The adapters' size: W + alpha / rank · B A, with A [rank, in] drawn at random and B [out, rank] zero at first."""
+    """The adapters' size. W + alpha / rank · B A, where A [rank, in] is random and B [out, rank] is zero at first."""
 
     rank: int = 32
     alpha: int = 64
@@ -45,52 +45,52 @@ class Lora:
 
 
 def add_adapters(model: Any, lora: Lora, name: str) -> None:
-    """Put fresh adapters, in float32, into `model`, and freeze everything else. `name` is what the model is called."""
+    """Insert new float32 adapters into `model` and freeze everything else. `name` is the name of the model."""
     from peft import LoraConfig
 
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
     config = LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0, bias="none", task_type="CAUSAL_LM"
     )
-    model.name_or_path = name  # is written beside the adapters, and finds the model again
+    model.name_or_path = name  # written with the adapters, to find the model again
     with torch.random.fork_rng():
         torch.manual_seed(lora.seed)
         try:
-            _add(model, config)
-        except Exception as error:  # of names, or of layers that take none
+            _insert(model, config)
+        except Exception as error:  # unknown names, or layers that cannot have adapters
             raise ValueError(f"policy.lora.targets={lora.targets}: {one_line(error)}") from error
 
 
 def add_adapters_of(model: Any, folder: Path) -> None:
-    """Put adapters as `folder` has them into `model`, to be trained further; `read_adapters` gives them its weights.
+    """Insert adapters of the shape in `folder` into `model`, for further training; `read_adapters` loads the weights.
 
-    Raises what peft raises, and `ValueError` for adapters of another kind, or of a model with fewer layers.
+    Raises peft's errors, and `ValueError` for adapters of another kind, or of a model with fewer layers.
     """
     from peft import PeftConfig
 
     config = PeftConfig.from_pretrained(str(folder))
     if config.peft_type not in KINDS:
         kind = getattr(config.peft_type, "value", config.peft_type)
-        raise ValueError(f"they are of the kind {kind}, expected one of {', '.join(KINDS)}")
-    config.inference_mode = False  # or peft would freeze them
+        raise ValueError(f"these adapters are of the kind {kind}; supported kinds: {', '.join(KINDS)}")
+    config.inference_mode = False  # otherwise peft would freeze them
     model.name_or_path = config.base_model_name_or_path
-    _add(model, config)
+    _insert(model, config)
 
 
-def _add(model: Any, config: Any) -> None:
-    """Of low-rank matrices in float32, which peft computes with beside weights of any dtype."""
+def _insert(model: Any, config: Any) -> None:
+    """Insert low-rank matrices in float32; peft computes with them next to weights of any dtype."""
     model.add_adapter(config, ADAPTER)
     for name, parameter in model.named_parameters():
         if LOW_RANK in name:
             parameter.data = parameter.data.float()
     _check_depth(model, config)
-    _give(model, _own(model))
+    _set_adapter_weights(model, _adapter_weights(model))
 
 
 def _check_depth(model: Any, config: Any) -> None:
-    """Raise `ValueError` where layers that are named one by one end before the model does: it is a deeper one.
+    """Raise `ValueError` if the layers in `config` end before the model's do: the adapters are of a smaller model.
 
-    peft writes "all-linear" as the names of all layers, and puts adapters into those of a deeper model in silence.
+    peft stores "all-linear" as the names of all layers, and would insert the adapters into a deeper model silently.
     """
     named = config.target_modules
     if not named or isinstance(named, str) or getattr(config, "layers_to_transform", None) is not None:
@@ -101,61 +101,61 @@ def _check_depth(model: Any, config: Any) -> None:
         depth = len(model.get_submodule(stack))
         if numbers == set(range(len(numbers))) and len(numbers) < depth:
             raise ValueError(
-                f"they are of the first {len(numbers)} of the {depth} layers in {stack}: of a model with fewer layers? "
-                "layers_to_transform says so where it is meant"
+                f"these adapters cover the first {len(numbers)} of the {depth} layers in {stack}, and seem to belong "
+                "to a model with fewer layers; if this is intended, set layers_to_transform in their configuration"
             )
 
 
-def _own(model: Any) -> dict[str, Tensor]:
-    """What is saved of the adapters of `model`, by its name in their folder without `PREFIX`."""
+def _adapter_weights(model: Any) -> dict[str, Tensor]:
+    """The saved weights of the adapters of `model`, by their names in the folder without `PREFIX`."""
     from peft import get_peft_model_state_dict
 
     own: dict[str, Tensor] = get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False)
     return own
 
 
-def _give(model: Any, weights: dict[str, Tensor]) -> None:
-    """Give the adapters of `model` their `weights`. Raises `ValueError` naming those that peft finds no place for."""
+def _set_adapter_weights(model: Any, weights: dict[str, Tensor]) -> None:
+    """Load `weights` into the adapters of `model`. Raises `ValueError` naming weights that peft has no place for."""
     from peft import set_peft_model_state_dict
 
     result: Any = set_peft_model_state_dict(model, weights, ADAPTER)
     lost = result.unexpected_keys
     if lost:
-        raise ValueError(f"peft cannot read back what is saved of {sorted(lost)[:3]}: name other layers")
+        raise ValueError(f"peft cannot read back the adapters of {sorted(lost)[:3]}: choose other layers")
 
 
 def save_adapters(folder: Path, model: Any) -> None:
-    """Write the adapters of `model` as peft does, without the embeddings that they may stand beside."""
-    weights = {PREFIX + name: tensor.detach().contiguous() for name, tensor in _own(model).items()}
+    """Write the adapters of `model` in peft's format, without the model's embeddings."""
+    weights = {PREFIX + name: tensor.detach().contiguous() for name, tensor in _adapter_weights(model).items()}
     folder.mkdir(parents=True, exist_ok=True)
     save_file(weights, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     model.peft_config[ADAPTER].save_pretrained(str(folder))
 
 
 def read_adapters(model: Any, folder: Path) -> None:
-    """Give the adapters of `model` the weights in `folder`. Raises `ValueError` naming the tensors that do not fit.
+    """Load the weights in `folder` into the adapters of `model`. Raises `ValueError` naming tensors that do not fit.
 
-    Weights of the model itself may stand there as well, as embeddings do in some folders, if they are those it has.
+    The folder may also hold weights of the model itself, as some hold its embeddings, if they equal the model's.
     """
-    # peft writes the prefix of a wrapper of its own, which is not there.
+    # peft writes the prefix of its own wrapper, which is absent here.
     weights = {name.removeprefix(PREFIX): tensor for name, tensor in load_file(folder / ADAPTER_WEIGHTS).items()}
-    own, whole = _own(model), model.state_dict()
+    own, whole = _adapter_weights(model), model.state_dict()
     reshaped = {name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape}
     extra = weights.keys() - own.keys()
     same = {n for n in extra & whole.keys() if torch.equal(whole[n], weights[n].to(whole[n]))}
     if other := sorted(extra & whole.keys() - same):
         raise ValueError(
-            f"{folder} brings whole weights beside its adapters, {other[:3]}: merge them into the model first"
+            f"{folder} holds full weights in addition to its adapters, {other[:3]}: merge them into the model first"
         )
     check_tensors(folder, own.keys() - weights.keys(), extra - same, reshaped)
-    _give(model, {name: weights[name] for name in own})
+    _set_adapter_weights(model, {name: weights[name] for name in own})
 
 
 def merged_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
-    """The weights as `save_pretrained` would write them if what adapters have learned were part of them.
+    """The weights that `save_pretrained` would write if the adapters were merged into them.
 
-    Tied tensors come once, under their first name. They come one at a time, except where transformers writes them
-    otherwise than it keeps them (experts, say). The model itself is left as it is.
+    Tied tensors come once, under their first name. They come one at a time, except where transformers stores them
+    differently from how it keeps them in memory (experts, for example). The model itself is not changed.
     """
     merged = _merged(model)
     if getattr(model, "_weight_conversions", None) or get_model_conversion_mapping(model, add_legacy=False):
@@ -165,7 +165,7 @@ def merged_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def _merged(model: Any) -> Iterator[tuple[str, Tensor]]:
-    """The same with the names and shapes that tensors have in the model."""
+    """The same, with the names and shapes of the model in memory."""
     layers = {
         name: module
         for name, module in model.named_modules()
@@ -185,14 +185,14 @@ def _merged(model: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def _merged_tensor(layer: Any, last: str, tensor: Tensor) -> Tensor:
-    """The weight or bias `tensor` of the layer that `layer` adapts, with what the adapters have learned."""
-    if hasattr(layer, "get_merged_weights"):  # of single tokens
+    """The weight or bias `tensor` of the layer under the adapter `layer`, merged with the adapter."""
+    if hasattr(layer, "get_merged_weights"):  # adapters of single tokens
         merged: Tensor = layer.get_merged_weights([ADAPTER]).detach()
     elif getattr(layer, "lora_variant", None) or any(getattr(layer, "lora_bias", {}).values()):  # DoRA, say
         whole = copy.deepcopy(layer).float()
         try:
             whole.merge(adapter_names=[ADAPTER])
-        except Exception as error:  # as of a bias that the layer itself has not
+        except Exception as error:  # for example a bias that the layer itself lacks
             raise ValueError(f"these adapters cannot be merged, use rollout=local: {one_line(error)}") from error
         merged = getattr(whole.base_layer, last).detach()
     elif last == "weight":

@@ -1,4 +1,4 @@
-"""What a causal language model of transformers says: its logits, log-probabilities, limits and shapes."""
+"""Compute logits and log-probabilities with a causal language model of transformers, and read its limits and shapes."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from agents.chat_templates import answer_end_id
 if TYPE_CHECKING:
     from agents.masking import Node
 
-# What configurations call the number of ids that a model reads; GPT-2's n_positions is an alias of the first.
+# Names in configurations of the number of ids that a model can read; GPT-2's n_positions is an alias of the first.
 CONTEXT_NAMES = ("max_position_embeddings", "max_seq_len", "max_sequence_length", "seq_length", "context_length")
 WINDOW_NAMES = ("attention_window_size", "sliding_window_size", "local_attention", "attention_chunk_size")
 _NONE = np.zeros(0, np.int64)
-MOST_LOGITS = 2**26  # at a time: 256 MB in float32, and as much again in the backward pass
+MOST_LOGITS = 2**26  # computed at a time: 256 MB in float32, and the same again in the backward pass
 
 
 def one_line(error: BaseException) -> str:
-    """What an error of a library says, for a message of one line."""
+    """A library's error message, in one line."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else f"{text[:300]}…"
 
 
 def find_device() -> torch.device:
-    """The best device there is: cuda, then mps, then cpu. Found, not asked for."""
+    """The best available device: cuda, then mps, then cpu."""
     if torch.cuda.is_available():
         return torch.device("cuda")
     if torch.backends.mps.is_available():
@@ -37,7 +37,7 @@ def find_device() -> torch.device:
 
 
 def head_logits(model: Any, hidden: Tensor) -> Tensor:
-    """Logits [..., V] in float32 of hidden states [..., E], with what some families do to them at the end."""
+    """Logits [..., V] in float32 of hidden states [..., E], with the final scaling that some families use."""
     logits = cast(Tensor, model.get_output_embeddings()(hidden)).float()
     config = model.config.get_text_config()
     if scale := getattr(config, "logit_scale", None):  # Cohere
@@ -60,7 +60,7 @@ def causal_states(model: Any, ids: Tensor) -> Tensor:
 
 
 def clamp_positions(model: Any, positions: Tensor) -> Tensor:
-    """The same within what the model reads: padding may stand behind its end."""
+    """The positions, limited to what the model can read: padding may go beyond its end."""
     limit = context_length(model.config)
     return positions if limit is None else positions.clamp(max=limit - 1)
 
@@ -77,13 +77,13 @@ def token_logprobs(model: Any, ids: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 def pad(sequences: Sequence[Sequence[int]], device: torch.device, fill: int = 0) -> Tensor:
-    """Ids padded on the right with `fill`, as a tensor [B, L]. Behind a causal mask the padding touches nothing."""
+    """Ids padded on the right with `fill`, as a tensor [B, L]. With a causal mask, padding has no effect."""
     width = max(len(s) for s in sequences)
     return torch.tensor([[*s, *([fill] * (width - len(s)))] for s in sequences], device=device)
 
 
 def masked_logits(logits: Tensor, nodes: Sequence[Node | None]) -> Tensor:
-    """`logits` [B, V] with -inf for what the mask's node of a row does not allow. None allows every id."""
+    """`logits` [B, V] with -inf for ids that the row's mask node does not allow. None allows every id."""
     allowed = torch.zeros(logits.shape, dtype=torch.bool)
     free: dict[int, list[int]] = {}  # the rows that share a set of free ids
     for row, node in enumerate(nodes):
@@ -93,7 +93,7 @@ def masked_logits(logits: Tensor, nodes: Sequence[Node | None]) -> Tensor:
             free.setdefault(id(node.free), []).append(row)
     for rows in free.values():
         ids = torch.from_numpy(cast("Node", nodes[rows[0]]).free)
-        allowed[rows, : len(ids)] = ids[: logits.shape[-1]]  # there may be special ids that no embedding has
+        allowed[rows, : len(ids)] = ids[: logits.shape[-1]]  # some special ids may have no embedding
     children = [node.ids if node is not None else _NONE for node in nodes]
     places = np.repeat(np.arange(len(nodes)), [len(ids) for ids in children]), np.concatenate(children)
     allowed[tuple(map(torch.from_numpy, places))] = True
@@ -101,7 +101,7 @@ def masked_logits(logits: Tensor, nodes: Sequence[Node | None]) -> Tensor:
 
 
 def sample(logits: Tensor, temperature: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """One of each row of `logits` [B, V], and its log-probability under what it was sampled from."""
+    """Sample one id from each row of `logits` [B, V]; also returns its log-probability under that distribution."""
     logprobs = torch.log_softmax(logits / (temperature or 1.0), dim=-1)
     if temperature == 0:
         chosen = logits.argmax(dim=-1)
@@ -112,15 +112,15 @@ def sample(logits: Tensor, temperature: float, generator: torch.Generator) -> tu
     return chosen, logprobs.gather(-1, chosen[:, None])[:, 0]
 
 
-# -- sequences that fork: a trunk and the branches that could follow it, side by side ----------------------------------
-# The branch [B, L] of each id is 0 on the trunk, k on the k-th branch from 1 and -1 on the padding.
+# -- forked sequences: a trunk and several branches, each a possible continuation, side by side ------------------------
+# `branch` [B, L] is 0 for ids of the trunk, k for ids of the k-th branch (from 1) and -1 for padding.
 def branches(trunk: int, lengths: Iterable[int]) -> list[int]:
-    """The branch of each id of a sequence whose trunk and branches have so many ids."""
+    """The branch number of each id, for a trunk and branches of these lengths."""
     return [number for number, length in enumerate([trunk, *lengths]) for _ in range(length)]
 
 
 def forked_states(model: Any, ids: Tensor, branch: Tensor) -> Tensor:
-    """Hidden states [B, L, E] of `ids` [B, L], where each branch sees the trunk and itself, and stands right behind."""
+    """Hidden states [B, L, E] of `ids` [B, L]. Each branch sees the trunk and itself, directly after the trunk."""
     seen = ((branch == 0)[:, None, :] | (branch[:, :, None] == branch[:, None, :])).tril()  # (B, Q, KV)
     mask = torch.zeros(seen.shape, dtype=model.dtype, device=ids.device).masked_fill_(~seen, -torch.inf)
     positions = clamp_positions(model, seen.sum(-1) - 1)
@@ -131,7 +131,7 @@ def forked_states(model: Any, ids: Tensor, branch: Tensor) -> Tensor:
 
 
 def forked_places(branch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of the M ids of branches, each [M]: their row, their column, and the column of the state that predicts them."""
+    """For the M ids of branches, each [M]: their row, their column, and the column of the state that predicts them."""
     rows, columns = (branch > 0).nonzero(as_tuple=True)
     opens = branch[rows, columns] != branch[rows, columns - 1]
     return rows, columns, torch.where(opens, (branch == 0).sum(-1)[rows] - 1, columns - 1)
@@ -145,7 +145,7 @@ def branch_sums(branch: Tensor, values: Tensor) -> Tensor:
 
 
 def cache_shape(config: Any) -> tuple[int, int, int]:
-    """Layers, heads and width of a head of the keys and values that a model of this configuration keeps."""
+    """Layers, heads and head width of the keys and values that a model of this configuration caches."""
     text = config.get_text_config()
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
@@ -153,10 +153,10 @@ def cache_shape(config: Any) -> tuple[int, int, int]:
 
 
 def context_length(config: Any) -> int | None:
-    """How many ids a model of this configuration reads, as far as it says: None where it does not.
+    """How many ids a model of this configuration can read, or None if it does not say.
 
-    No more than its narrowest window shows, or than its first rotary frequencies are for: beyond these, what was read
-    in parts, as turns are, would be rotated otherwise than what is read at once.
+    At most the narrowest attention window, and the range of the first rotary frequencies: beyond these, a text read in
+    parts, as turns are, would get other rotations than the same text read at once.
     """
     text = config.get_text_config()
     limits = [getattr(text, name, None) for name in (*CONTEXT_NAMES, *WINDOW_NAMES)]
@@ -164,14 +164,14 @@ def context_length(config: Any) -> int | None:
     if "sliding_attention" in kinds or "local" in kinds:
         limits += [getattr(text, name, None) for name in ("sliding_window", "window_size")]
     rope = getattr(text, "rope_parameters", None) or {}
-    for rotary in (rope, *rope.values()):  # of all layers, or of each kind of layer
+    for rotary in (rope, *rope.values()):  # for all layers, or for each kind of layer
         if isinstance(rotary, dict) and rotary.get("rope_type") == "longrope":
             limits.append(rotary.get("original_max_position_embeddings"))
     return min((limit for limit in limits if isinstance(limit, int) and limit > 0), default=None)
 
 
 def stop_ids(model: Any, tokenizer: Any) -> list[int]:
-    """The ids that end a completion: the tokenizer's, the chat template's, and those of the generation settings."""
+    """The ids that end a completion: from the tokenizer, the chat template, and the generation settings."""
     settings = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     listed = settings if isinstance(settings, list) else [settings]
     ends = [tokenizer.eos_token_id, answer_end_id(tokenizer) if tokenizer.chat_template else None]

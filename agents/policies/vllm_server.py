@@ -1,10 +1,10 @@
-"""Sampling by a `vllm serve` that is running, here or elsewhere, while the weights are trained: `rollout=vllm_server`.
+"""Sample with a running `vllm serve`, on this or another machine, while the weights are trained: `rollout=vllm_server`.
 
-Ids go in and come out through /v1/completions. Weights go through a file in a folder that the server reads too, or,
-between GPUs, over NCCL by vLLM's own weight transfer; the server needs the development mode for either. It has to be
-started as docs/agents.md says: the probe after each `sync` finds most of what can be otherwise.
+Ids are exchanged through /v1/completions. Weights are passed through a file in a folder that the server can read or,
+between GPUs, over NCCL with vLLM's own weight transfer; both need the server's development mode. Start the server as
+docs/agents.md says. A probe after each `sync` finds most wrong settings.
 
-Rests on the interface of vLLM 0.32; the transfer over NCCL follows its documentation and was not run.
+Written for the interface of vLLM 0.32. The transfer over NCCL follows its documentation and was not run.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from agents.policies.lora import merged_weights
 from agents.policies.vllm import Answer, Engine, SyncError, default_tolerance, import_vllm, sampled_dtype
 from envs.files import partial_path
 
-# A server takes what it is not told from the model's generation_config.json, which would bend the distribution.
-UNBENT = {
+# The server takes missing settings from the model's generation_config.json, which would change the distribution.
+NEUTRAL_SAMPLING = {
     "top_p": 1.0,
     "top_k": 0,
     "min_p": 0.0,
@@ -39,7 +39,7 @@ UNBENT = {
 
 
 class VllmServerPolicy(Engine):
-    """vLLM behind `base_url` (`http://HOST:PORT/v1`), asked for all completions of a batch at once."""
+    """A policy that samples with vLLM at `base_url` (`http://HOST:PORT/v1`), all completions of a batch at once."""
 
     def __init__(
         self,
@@ -54,10 +54,10 @@ class VllmServerPolicy(Engine):
         max_retries: int = 2,
         tolerance: float | None = None,
     ) -> None:
-        """Look up what is served. Raises `EndpointError` where nothing is.
+        """Look up the served model. Raises `EndpointError` if there is none.
 
-        Weights go through `folder`, by None over NCCL. `dtype` is the server's, by None that of the weights, which it
-        then has to be started with. `timeout` in seconds is for one try of one request.
+        Weights are passed through `folder`, or over NCCL if it is None. `dtype` must be the dtype that the server was
+        started with; None means that of the weights. `timeout` in seconds is for one try of one request.
         """
         self.url = base_url.rstrip("/").removesuffix("/v1")
         self.timeout = timeout
@@ -76,7 +76,7 @@ class VllmServerPolicy(Engine):
         return list(self._threads.map(self._complete, prompts, settings))
 
     def _complete(self, prompt: list[int], settings: dict[str, Any]) -> Answer:
-        extra = {**UNBENT, **settings, "logprobs": 0, "return_token_ids": True}
+        extra = {**NEUTRAL_SAMPLING, **settings, "logprobs": 0, "return_token_ids": True}
         with endpoint_errors(f"vllm serve at {self.url}"):
             reply = self._client.completions.create(model=self.model, prompt=prompt, extra_body=extra)
             choice: Any = reply.choices[0]
@@ -94,24 +94,22 @@ class VllmServerPolicy(Engine):
         else:
             self._write(self.folder)
         if self._post("reset_prefix_cache") != {"success": True}:
-            raise SyncError(
-                f"{self.url} keeps prefixes that were computed with old weights: requests are still running"
-            )
+            raise SyncError(f"{self.url} still caches prefixes computed with old weights: requests are still running")
 
     def _write(self, folder: Path) -> None:
-        """Through a file that the server reads."""
+        """Pass the weights through a file that the server reads."""
         path = folder / "model.safetensors"
         weights = {name: tensor.cpu().contiguous() for name, tensor in merged_weights(self.trained.model)}
-        with partial_path(path) as partial:  # read at once: nothing has to reach the disk
+        with partial_path(path) as partial:  # the server reads it at once, so it need not be flushed to disk
             save_file(weights, partial)
             partial.replace(path)
         self._post("collective_rpc", {"method": "load_trained_file", "args": [str(path)]})
 
     def _send(self) -> None:
-        """From this GPU to those of the server; the first time they meet."""
+        """Pass the weights from this GPU to the server's; the first call connects them."""
         if not torch.cuda.is_available():
             raise SyncError(
-                "weights go over NCCL between GPUs only; give a folder that the server reads: rollout.folder=…"
+                "NCCL needs GPUs on both sides; set a folder that the server can read instead: rollout.folder=…"
             )
         import_vllm()
         import requests
@@ -135,7 +133,7 @@ class VllmServerPolicy(Engine):
             raise EndpointError(f"vllm serve at {self.url}: {error}") from error
 
     def _own_address(self) -> str:
-        """That of this machine as the server sees it."""
+        """The address of this machine as the server sees it."""
         parts = urlsplit(self.url)
         with socket.create_connection((parts.hostname, parts.port or 80)) as connection:
             return str(connection.getsockname()[0])
@@ -146,7 +144,7 @@ class VllmServerPolicy(Engine):
 
 
 def _source(model: Any) -> Any:
-    """The trained weights as vLLM's transfer wants them: a stream that can be asked for again, and what is in it."""
+    """The trained weights as vLLM's transfer expects them: their metadata, and an iterator that can be restarted."""
     from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
 
     class Source(WeightSource):  # type: ignore[misc]

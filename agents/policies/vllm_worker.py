@@ -1,6 +1,6 @@
-"""What vLLM's workers are taught (`--worker-extension-cls`): to take the weights that are trained elsewhere.
+"""An extension of vLLM's workers (`--worker-extension-cls`) that loads weights trained elsewhere.
 
-Rests on the interface of vLLM 0.32. vLLM mixes the class into its own worker, in whatever process that runs.
+Written for the interface of vLLM 0.32. vLLM mixes this class into its own worker class, in the worker's process.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ class TrainedWeights:
     get_model: Any
 
     def load_trained(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Take `weights`, named as transformers names them. Prefixes that were cached are not forgotten here."""
+        """Load `weights` under transformers' names. Cached prefixes are not cleared here."""
         from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
         self.model_runner.reload_weights(weights_iterator=weights)
-        # Where it is tied to the embeddings, vLLM reloads those alone; on a CPU the head has a packed copy of its own,
-        # which would silently stay as it was.
+        # If the head is tied to the embeddings, vLLM reloads only the embeddings. On a CPU the head has a packed copy,
+        # which would silently keep the old weights.
         for module in self.get_model().modules():
             if isinstance(module, ParallelLMHead):
                 module.quant_method.process_weights_after_loading(module)
 
     def load_trained_file(self, path: str) -> None:
-        """`load_trained` of a safetensors file; HTTP carries texts only."""
+        """`load_trained` for a safetensors file, since HTTP requests carry only text."""
         self.load_trained(_read(path))
 
 

@@ -1,14 +1,14 @@
-"""CAPO: compare tokens, of which those of wrong turns earned less than the outcome of their episode.
+"""CAPO: compare tokens; the tokens of wrong turns get less than the outcome of their episode.
 
     A_t = (r_t - mean(r)) / (std(r) + epsilon)    over all sampled tokens of the attempts at a task, std with ddof 1
     r_t = outcome_weight · R + process_weight · p,   p: signal `prm` of the token's turn, 0 or -1
 
-With outcome_weight above process_weight the outcome comes first: a wrong turn of a success is still worth more than a
-right one of a failure. Long turns and long episodes weigh more in mean and std, since these run over tokens.
+If outcome_weight is above process_weight, the outcome comes first: a wrong turn of a success is still worth more than a
+right turn of a failure. Mean and std are over tokens, so long turns and long episodes weigh more.
 
-Paper: Xie et al., *CAPO: Towards Enhancing LLM Reasoning through Generative Credit Assignment*, arXiv 2508.02298, whose
-code was not published: this follows its description, and the weights of 2 and 1 are a choice within its rule that the
-outcome weighs more. The judge that names wrong turns is `algorithms.signals.judge`. Left out: nothing that is known.
+Paper: Xie et al., *CAPO: Towards Enhancing LLM Reasoning through Generative Credit Assignment*, arXiv 2508.02298. Its
+code was not published, so this follows the description; the weights 2 and 1 are a choice within its rule that the
+outcome weighs more. `algorithms.signals.judge` finds the wrong turns. Left out: nothing that is known.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ def capo(
 ) -> NDArray[np.float64]:
     """One advantage per token, [M]. Needs the signal `prm` and the count of tokens.
 
-    Where all of a group have earned the same and no turn is wrong, all advantages are exactly 0.
+    If all attempts of a group have the same reward and no turn is wrong, all advantages are exactly 0.
     """
     earned = outcome_weight * table.episode_rewards() + process_weight * table.signal("prm")
-    # Rows without tokens are nobody's group here.
+    # Rows without tokens belong to no group here.
     groups = np.unique(group_numbers(table)[table.token_rows], return_inverse=True)[1]
     return relative_values(earned[table.token_rows], groups, divide_by_std=True, epsilon=epsilon, keep_single=True)

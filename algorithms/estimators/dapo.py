@@ -1,16 +1,16 @@
-"""DAPO: GRPO with a penalty on answers that come near the limit of tokens.
+"""DAPO: GRPO with a penalty on answers that come near the token limit.
 
     A_i = (s_i - mean(s)) / (std(s) + epsilon),  s_i = R_i + overlong_penalty_i
     overlong_penalty = min(-(length - (limit - buffer)) / buffer · factor, 0)
 
-Paper: Yu et al., arXiv 2503.14476; the penalty is that of verl's `DAPORewardManager`. The rest of DAPO is chosen
-elsewhere: clip-higher (`eps_low` 0.2, `eps_high` 0.28), `aggregation: token-mean`, no KL, `dynamic_sampling: true`.
+Paper: Yu et al., arXiv 2503.14476; the penalty is that of verl's `DAPORewardManager`. The other parts of DAPO are
+settings: clip-higher (`eps_low` 0.2, `eps_high` 0.28), `aggregation: token-mean`, no KL, `dynamic_sampling: true`.
 
-The authors' length is that of a whole answer. Here every turn is an answer of its own, with the limit of the agent's
-`max_tokens`, and the penalty is taken from the score of its own row, as the invalid penalty is.
+The authors use the length of the whole answer. Here every turn is an answer with the agent's limit `max_tokens`, and
+the penalty is subtracted from the score of its row, like the invalid penalty.
 
-Published settings: limit 20480, buffer 4096, factor 1. Left out: overlong filtering, which the authors' code has not
-either.
+Published settings: limit 20480, buffer 4096, factor 1. Left out: overlong filtering, which the authors' code also
+lacks.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def dapo(
     invalid_penalty: float = 0.0,
     epsilon: float = 1e-6,
 ) -> NDArray[np.float64]:
-    """One advantage per turn, [N]. `limit` and `buffer` count the tokens of a turn; the others as in `grpo`."""
+    """One advantage per turn, [N]. `limit` and `buffer` count the tokens of a turn; for the others see `grpo`."""
     lengths = np.bincount(table.token_rows, minlength=len(table))
     return episode_advantages(
         table,
@@ -45,7 +45,7 @@ def dapo(
 
 
 def overlong_penalty(lengths: NDArray[np.int64], limit: int, buffer: int, factor: float) -> NDArray[np.float64]:
-    """[N] from 0 for up to `limit - buffer` tokens down to `-factor` at `limit`, in a line that goes on from there."""
+    """[N] 0 up to `limit - buffer` tokens, then linear to `-factor` at `limit` and on beyond it."""
     if not 0 < buffer <= limit:
-        raise ValueError(f"the buffer must lie between 1 and the limit of {limit} tokens, got {buffer}")
+        raise ValueError(f"the buffer must be between 1 and the limit of {limit} tokens, got {buffer}")
     return np.minimum((limit - buffer - lengths) / buffer * factor, 0.0)

@@ -1,4 +1,4 @@
-"""EMPG: learn more from turns the policy was sure of, and reward turns that lead to such turns.
+"""EMPG: learn more from turns that the policy was sure of, and reward turns that lead to such turns.
 
     A'_t = A · g(h_t) + clarity_weight · f(h_{t+1}),  less the mean of A' over all turns of the batch
     g(h) = exp(-scale · h) / mean(exp(-scale · h)),  f(h) = exp(-clarity_scale · h)
@@ -6,8 +6,8 @@
 
 A is GRPO's advantage. The last turn of an episode has no bonus.
 
-Paper: Wang et al., *Harnessing Uncertainty: Entropy-Modulated Policy Gradients*, arXiv 2509.09265. The formula is that
-of the authors' listing as ARLArena runs it on turns; the listing takes the mean over turns as well.
+Paper: Wang et al., *Harnessing Uncertainty: Entropy-Modulated Policy Gradients*, arXiv 2509.09265. The formula is the
+authors' listing, as ARLArena runs it on turns; the listing also takes the mean over turns.
 
 Published settings: both scales 1, clarity weight 0.05 (0.1 for search). Left out: nothing.
 """
@@ -34,7 +34,7 @@ def empg(
     invalid_penalty: float = 0.01,
     epsilon: float = 1e-6,
 ) -> NDArray[np.float64]:
-    """One advantage per turn, [N]. Needs the signal `entropy`; the last three parameters are those of `grpo`."""
+    """One advantage per turn, [N]. Needs the signal `entropy`; for the last three parameters see `grpo`."""
     entropy = table.signal("entropy").astype(np.float64)
     if not len(entropy):
         return np.zeros(0)

@@ -3,25 +3,25 @@
     delta_t = r_t + gamma · V_{t+1} - V_t
     A_t     = delta_t + gamma · lam · A_{t+1},   return_t = A_t + V_t
 
-V_t is the critic's value before token (turn) t. Observations are no tokens here: the sampled token before one is
-followed by the first one after it. Rewards of a turn are paid on its last token, with what the signal `token_reward`
-adds. An episode that ended is worth 0 afterwards, and one that was cut off what the signal `next_value` says, if there
-is one. Advantages are whitened over the batch; returns are not.
+V_t is the critic's value before token (turn) t. Observations are not tokens here: the sampled token before one is
+followed by the first sampled token after it. The reward of a turn, plus the signal `token_reward`, is put on its last
+token. After an episode that ended the value is 0; after one that was cut off it is the signal `next_value`, if that is
+measured. Advantages are whitened over the batch; returns are not.
 
 - `token_gae`: Schulman et al., arXiv 1506.02438, as in verl's `compute_gae_advantage_return` since its PR 2337. Older
-  copies run through observations and padding.
-- `turn_gae`: one advantage per turn. V is that of the signal `value` [N], before the turn, or that of its last token
-  (`anchor="last_token"`), as VAGEN's turn-wise advantage has it.
+  copies also accumulate over observations and padding.
+- `turn_gae`: one advantage per turn. V is the signal `value` [N] before the turn, or the value of the turn's last token
+  (`anchor="last_token"`), as in VAGEN's turn-wise advantage.
 - `bi_level_gae`: turns first, then the tokens of each turn (VAGEN, arXiv 2510.16907; RAGEN's
   `compute_bi_level_gae_advantage_return`):
 
       H_k = r_k + turn_gamma · V(e_{k+1}) - V(e_k) + turn_gamma · lam · H_{k+1}     e_k: last token of turn k
       A   = H_k at e_k, and delta + gamma · lam · A of the next token before it, with no reward but H_k + V(e_k) at e_k
 
-  The value that a turn is compared to is that of the next turn's last token, not its first. RAGEN finds turns by their
-  reward, so that one without a reward becomes a part of the next (`turn_ends="nonzero"`); here every turn is one.
+  A turn is compared with the value of the next turn's last token, not its first. RAGEN finds turns by their reward, so
+  a turn without reward becomes part of the next one (`turn_ends="nonzero"`); here every turn counts.
 
-Published settings: gamma 1 and lam 1 (verl, RAGEN), turn_gamma 0.95 (RAGEN). Left out: the KL penalty, which comes as
+Published settings: gamma 1 and lam 1 (verl, RAGEN), turn_gamma 0.95 (RAGEN). Left out: the KL penalty; use the signal
 `token_reward`.
 """
 
@@ -51,7 +51,7 @@ def turn_gae(
         raise UnknownNameError("anchor", anchor, ANCHORS)
     values = table.signal("value") if anchor == "turn" else last_token_values(table)
     line = turns(table)
-    delta = table.paid() + gamma * line.following(values, next_values(table)) - values
+    delta = table.total_rewards() + gamma * line.following(values, next_values(table)) - values
     advantages = line.accumulate(delta, gamma * lam)
     estimate = Estimate(advantages, advantages + values)
     return whitened(estimate) if whiten_turns else estimate
@@ -70,13 +70,13 @@ def bi_level_gae(
         raise UnknownNameError("turn_ends", turn_ends, TURN_ENDS)
     line, values, rewards = tokens(table), table.token_signal("value"), token_rewards(table)
     ends = line.last() | (last_tokens(table) if turn_ends == "explicit" else rewards != 0.0)
-    at = line.order[ends[line.order]]  # the tokens that end a turn, by time
+    at = line.order[ends[line.order]]  # the last tokens of the turns, in time order
     between = Timeline.of(np.arange(len(at)), table.episode[table.token_rows[at]])
     after = next_values(table)[table.token_rows[at]]
     delta = rewards[at] + turn_gamma * between.following(values[at], after) - values[at]
     advantages = between.accumulate(delta, turn_gamma * lam)
     inside = rewards + gamma * line.following(values) - values
-    inside[at] = advantages  # the return of the turn stands for all that follows it
+    inside[at] = advantages  # the turn's advantage stands for everything after it
     all_tokens = line.accumulate(inside, np.where(ends, 0.0, gamma * lam))
     return whitened(Estimate(all_tokens, all_tokens + values))
 
@@ -84,9 +84,9 @@ def bi_level_gae(
 def gae_over_tokens(
     table: TurnTable, *, gamma: float, token_gamma: float, lam: float, next_from_last_token: bool = False
 ) -> Estimate:
-    """Not whitened: discounted by `token_gamma` from token to token of a turn, and by `gamma` from turn to turn.
+    """Not whitened. Discounted by `token_gamma` between tokens of a turn, and by `gamma` between turns.
 
-    What follows a turn is worth the value of the next turn's first token, or of its last with `next_from_last_token`.
+    After a turn comes the value of the next turn's first token, or of its last one with `next_from_last_token`.
     """
     line, values, ends = tokens(table), table.token_signal("value"), last_tokens(table)
     rows = table.token_rows
@@ -100,12 +100,12 @@ def gae_over_tokens(
 
 
 def whitened(estimate: Estimate) -> Estimate:
-    """The same with whitened advantages."""
+    """The same estimate with whitened advantages."""
     return Estimate(whiten(estimate.advantages), estimate.returns)
 
 
 def next_values(table: TurnTable) -> NDArray[np.float64]:
-    """[N] what comes after each episode's last turn is worth; 0 for all where nobody measured it."""
+    """[N] the value of what comes after each episode's last turn; 0 if it was not measured."""
     values: NDArray[np.float64] = table.signals.get("next_value", np.zeros(len(table)))
     return values
 

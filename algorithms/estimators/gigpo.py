@@ -2,15 +2,15 @@
 
     A_i   = A^E_i + step_weight · A^S_i
     A^E_i = F(R_i - c·[invalid_i])   over the attempts at the same task
-    A^S_i = F(G_i - c·[invalid_i])   over the turns that stand in the same state of the same task
+    A^S_i = F(G_i - c·[invalid_i])   over the turns in the same state of the same task
     G_t   = r_t + gamma · G_{t+1}    from the raw rewards: the penalty c is not discounted backwards
     F(x)  = (x - mean) / (std + epsilon), ddof 1 (`mode="mean_std_norm"`), or x - mean (`mode="mean_norm"`)
 
-Turns with equal state keys form one anchor group, whichever attempt and time they come from, so that a state visited
-twice in one attempt is compared with itself. A state visited once has A^S = 0; a task attempted in a single row keeps
-its raw score as A^E. Both are as in the authors' code.
+Turns with equal state keys form one anchor group, whatever their attempt and time, so a state visited twice in one
+attempt is compared with itself. A state visited once has A^S = 0; a task attempted in a single row keeps its raw score
+as A^E. Both are as in the authors' code.
 
-Paper: Feng et al., arXiv 2505.10978 (NeurIPS 2025). The answers are those of verl-agent's `gigpo/core_gigpo.py`, with
+Paper: Feng et al., arXiv 2505.10978 (NeurIPS 2025). The results equal those of verl-agent's `gigpo/core_gigpo.py`, with
 returns in float64 instead of float32. The paper's equation 3 takes the statistics of A^E over attempts
 (`statistics="episodes"`); the authors' code takes them over rows (`statistics="turns"`).
 
@@ -18,8 +18,8 @@ Published settings: gamma 0.95, step weight 1, 16 tasks × 8 attempts, learning 
 entropy bonus 0.001; ALFWorld: "mean_std_norm", 50 turns, penalty 0.1 beside a success of 10; WebShop: "mean_norm", 15
 turns, penalty 0.1 beside 10; search: "mean_std_norm", 4 turns, penalty 0.01 beside 1, similarity 0.9, no entropy bonus.
 
-A KL penalty inside the reward counts in R alone, as in the authors' code. Left out: the duplicated rows with which
-their trainer fills its last batch and which then count in the statistics.
+A KL penalty in the reward affects only R, as in the authors' code. Left out: the duplicated rows with which their
+trainer fills its last batch, and which then count in the statistics.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def gigpo(
     """One advantage per turn, [N].
 
     `statistics` is "turns" or "episodes", `mode` "mean_std_norm" or "mean_norm", `invalid_penalty` in units of reward.
-    `similarity` in (0, 1) also puts states whose texts are that alike into one anchor group (`anchor_groups`).
+    With `similarity` in (0, 1), states with texts this similar share an anchor group (`anchor_groups`).
 
     Raises `UnknownNameError` for another `mode` or `statistics`, `ValueError` for numbers out of range.
     """
@@ -78,19 +78,19 @@ def gigpo(
 
 
 def step_values(table: TurnTable, gamma: float, invalid_penalty: float) -> NDArray[np.float64]:
-    """[N] the discounted return from each turn on, less the penalty where the turn's own action was invalid."""
+    """[N] the discounted return from each turn on, minus the penalty if the turn's own action was invalid."""
     return table.discounted_returns(gamma) - invalid_penalty * ~table.valid
 
 
 def anchor_groups(table: TurnTable, similarity: float | None = None) -> NDArray[np.int64]:
-    """[N] the number of each row's anchor group: the rows of one group that stand in equal states.
+    """[N] the number of each row's anchor group: the rows of one group with equal states.
 
-    With `similarity` a state joins the first anchor, in the order of the rows, whose first text it resembles at least
-    that much (`difflib` ratio), and becomes an anchor itself where there is none. The work grows with the number of
-    different states times the number of anchors of a group, and the answer depends on the order of the rows.
+    With `similarity` a state joins the first anchor, in row order, whose first text is at least this similar (`difflib`
+    ratio); if there is none, it becomes an anchor. The cost is the number of different states times the number of
+    anchors of a group, and the result depends on the order of the rows.
     """
     if similarity is not None and not 0 < similarity < 1:
-        raise ValueError(f"similarity must lie between 0 and 1, got {similarity}")
+        raise ValueError(f"similarity must be between 0 and 1, got {similarity}")
     known: dict[int, dict[Hashable, int]] = defaultdict(dict)  # of each group: state -> anchor
     texts: dict[int, list[tuple[int, SequenceMatcher[str]]]] = defaultdict(list)
     numbers = []
@@ -99,7 +99,7 @@ def anchor_groups(table: TurnTable, similarity: float | None = None) -> NDArray[
         anchors = known[group]
         number = anchors.get(state)
         if number is None:
-            # A state that appears again would meet the same anchors first, so what it joins here is settled.
+            # A repeated state would match the same anchor again, so its result is final.
             number = count if similarity is None else _join(texts[group], state, similarity, count)
             count += number == count
             anchors[state] = number
@@ -108,10 +108,10 @@ def anchor_groups(table: TurnTable, similarity: float | None = None) -> NDArray[
 
 
 def _join(texts: list[tuple[int, SequenceMatcher[str]]], text: str, similarity: float, number: int) -> int:
-    """The number of the first anchor that `text` resembles; where there is none, it becomes one under `number`."""
+    """The number of the first anchor that `text` resembles. If there is none, `text` becomes anchor `number`."""
     for anchor, matcher in texts:
         matcher.set_seq1(text)
-        # The quick ratios are upper bounds of the exact one, which takes the square of the length.
+        # The quick ratios are upper bounds of the exact one, whose cost is quadratic in the length.
         if all(r() >= similarity for r in (matcher.real_quick_ratio, matcher.quick_ratio, matcher.ratio)):
             return anchor
     texts.append((number, SequenceMatcher(None, "", text)))

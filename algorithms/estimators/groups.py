@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from algorithms.turn_table import TurnTable
 from envs.core import UnknownNameError
 
-RESOLUTION = float(np.finfo(np.float32).eps)  # what environments that pay in float32 can tell apart
+RESOLUTION = float(np.finfo(np.float32).eps)  # the relative precision of rewards in float32
 STATISTICS = ("turns", "episodes")
 SHARED_TURNS = ("each", "once")
 
@@ -19,7 +19,7 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def compares_attempts(estimator: Method) -> Method:
-    """Declare that an estimator compares attempts at a task, so that one attempt at each teaches it nothing."""
+    """Declare that an estimator compares attempts at a task, so it learns nothing from groups of one attempt."""
     vars(estimator)["compares_attempts"] = True
     return estimator
 
@@ -27,11 +27,11 @@ def compares_attempts(estimator: Method) -> Method:
 def uniform_groups(
     values: NDArray[np.float64], groups: NDArray[np.int64], sizes: NDArray[np.float64] | None = None
 ) -> NDArray[np.bool_]:
-    """[G] whether the `values` [N] of a group are all equal up to rounding, as 0.3 and 0.1 + 0.2 are.
+    """[G] whether the `values` [N] of each group are equal up to rounding, as 0.3 and 0.1 + 0.2 are.
 
-    `groups` [N] numbers the groups from 0. Values are equal where they differ by at most `RESOLUTION` times the
-    greatest of their `sizes` [N], by default their own. Sums have the size of their addends, as 0.1 + 0.2 - 0.3
-    is not quite 0.
+    `groups` [N] numbers the groups from 0. Values are equal if they differ by at most `RESOLUTION` times the largest of
+    their `sizes` [N], by default their own. For sums, pass the size of the addends, since 0.1 + 0.2 - 0.3 is not
+    exactly 0.
     """
     count = int(groups.max(initial=-1)) + 1
     lowest, highest, size = np.full(count, np.inf), np.full(count, -np.inf), np.zeros(count)
@@ -56,23 +56,23 @@ def relative_values(
 ) -> NDArray[np.float64]:
     """How much better each value is than its group: `v - mean`, or `(v - mean) / (std + epsilon)`. All are [N].
 
-    `groups` numbers the groups; mean and standard deviation are taken over the rows in `counted` (default: all), of
-    which every group has at least one; the variance has `variance_epsilon` added before the root. A group with a
-    single counted row has no spread to compare with: it takes std 1 and, with `keep_single`, mean 0, so that its
-    values stay as they are; without, they become differences from the single one.
+    `groups` numbers the groups. Mean and standard deviation are over the rows in `counted` (default: all), of which
+    every group has at least one; `variance_epsilon` is added to the variance before the root. A group with a single
+    counted row uses std 1. With `keep_single` it also uses mean 0, so its values stay unchanged; otherwise they become
+    differences from the single value.
 
-    A group of equal values (`uniform_groups`) gives exactly 0. Taken naively, the mean of three times 9.9 is not 9.9,
-    and epsilon turns the rounding into an advantage; so every group is first shifted by one of its own counted values.
-    (`shift=False` is for a caller who wants the rounding of a reference.)
+    A group of equal values (`uniform_groups`) gives exactly 0. Computed naively, the mean of three times 9.9 is not
+    9.9, and dividing by epsilon turns the rounding error into an advantage. So every group is first shifted by one of
+    its own counted values. (`shift=False` reproduces the rounding of a reference implementation.)
     """
     if epsilon <= 0:
-        raise ValueError(f"epsilon must be positive, got {epsilon}: a group of equal values has no spread")
+        raise ValueError(f"epsilon must be positive, got {epsilon}: a group of equal values has a std of 0")
     inside = np.ones(len(values)) if counted is None else counted.astype(np.float64)
     rows = np.flatnonzero(inside)
     count = np.bincount(groups, weights=inside)
     origin = np.zeros(len(count))
     if shift:
-        origin[groups[rows]] = values[rows]  # any counted value of the group will do
+        origin[groups[rows]] = values[rows]  # any counted value of the group works
     shifted = values - origin[groups]
     if shift:
         equal = uniform_groups(values[rows], groups[rows])[groups]
@@ -90,21 +90,21 @@ def relative_values(
 
 
 def episode_scores(table: TurnTable, invalid_penalty: float) -> NDArray[np.float64]:
-    """[N] the episode's total reward, less `invalid_penalty` on the rows whose own action was invalid."""
+    """[N] the episode's total reward, minus `invalid_penalty` on rows whose own action was invalid."""
     return table.episode_rewards() - invalid_penalty * ~table.valid
 
 
 def binary_scores(table: TurnTable, needs: str, reason: str) -> NDArray[np.float64]:
-    """[N] what the episode of the turn earned, for methods that tell a success by a reward of 1, a failure by 0.
+    """[N] the return of the turn's episode, for methods that need 1 for a success and 0 for a failure.
 
-    Raises `ValueError` for an episode that earned anything else; the message says who `needs` it, and the `reason`.
+    Raises `ValueError` for any other return; `needs` says in the message which method needs it, `reason` says why.
     """
     scores = table.episode_rewards()
     if len(odd := np.flatnonzero(~np.isin(scores, (0.0, 1.0)))):
         raise ValueError(
-            f"episode {table.episode[odd[0]]} earned {scores[odd[0]]:g}, and {needs} 1 for a success and 0 for a "
-            f"failure: {reason}. Have the environment pay 1 for a success and nothing else (a gymnasium.RewardWrapper "
-            "can)"
+            f"episode {table.episode[odd[0]]} has the return {scores[odd[0]]:g}, and {needs} 1 for a success and 0 for "
+            f"a failure: {reason}. Let the environment reward a success with 1 and give no other reward (for example "
+            "with a gymnasium.RewardWrapper)"
         )
     return scores
 
@@ -127,11 +127,11 @@ def counted_rows(table: TurnTable, statistics: str) -> NDArray[np.bool_]:
 def episode_advantages(
     table: TurnTable, scores: NDArray[np.float64], *, statistics: str, divide_by_std: bool, epsilon: float
 ) -> NDArray[np.float64]:
-    """[N] each row's episode score relative to its group, over what `counted_rows` says.
+    """[N] each row's episode score relative to its group, with statistics over `counted_rows`.
 
-    With "episodes" a later row can differ from first rows that are all equal, and dividing by their std of 0 then
-    leaves penalty / epsilon, as it does in the reference implementation; `divide_by_std=False` or a penalty of 0
-    avoids it. A group of one row (of one episode) keeps its raw score.
+    With "episodes", a later row can differ from first rows that are all equal. Dividing by their std of 0 then leaves
+    penalty / epsilon, as in the reference implementation; `divide_by_std=False` or a penalty of 0 avoids this. A group
+    of one row (of one episode) keeps its raw score.
     """
     return relative_values(
         scores,
@@ -146,9 +146,9 @@ def episode_advantages(
 def leave_one_out(
     values: NDArray[np.float64], groups: NDArray[np.int64], counted: NDArray[np.bool_], *, keep_single: bool
 ) -> NDArray[np.float64]:
-    """[N] `n / (n - 1) · (v - mean)`: for a counted row its difference from the mean of the n - 1 others.
+    """[N] `n / (n - 1) · (v - mean)`: for a counted row, its difference from the mean of the n - 1 others.
 
-    The value of a group with a single counted row stays as it is with `keep_single`, and becomes 0 without.
+    The value of a group with a single counted row is unchanged with `keep_single`, otherwise 0.
     """
     difference = relative_values(
         values, groups, counted=counted, divide_by_std=False, epsilon=1.0, keep_single=keep_single
@@ -159,10 +159,10 @@ def leave_one_out(
 
 
 def count_shared(table: TurnTable, advantages: NDArray[np.float64], shared_turns: str) -> NDArray[np.float64]:
-    """[N] what the rows of turns that several attempts share learn from, where a turn stands in n rows.
+    """[N] the advantages for turns that several attempts share, where a turn occurs in n rows.
 
-    "each" leaves `advantages` as they are, so that such a turn is trained n times; "once" divides them by n (signal
-    `node`), so that its gradients add up to that of their mean, as losses are linear in the advantage.
+    "each" leaves `advantages` unchanged, so such a turn is trained n times. "once" divides them by n (signal `node`),
+    so its gradients add up to that of their mean, as losses are linear in the advantage.
     """
     if shared_turns not in SHARED_TURNS:
         raise UnknownNameError("shared_turns", shared_turns, SHARED_TURNS)

@@ -1,10 +1,10 @@
-"""GRPO: an attempt is worth what it scored above the other attempts at the same task.
+"""GRPO: compare the score of an attempt with the other attempts at the same task.
 
     A_i = (R_i - mean(R)) / (std(R) + epsilon)        R: scores of the group, std with ddof 1
     A_i = R_i - mean(R)                               Dr.GRPO (`normalize_by_std=False`)
 
 Every turn of an episode gets the episode's advantage. Papers: GRPO, Shao et al., arXiv 2402.03300; Dr.GRPO, Liu et
-al., arXiv 2503.20783. The answers are those of verl's `compute_grpo_outcome_advantage` and, over turns, of verl-agent.
+al., arXiv 2503.20783. The results equal those of verl's `compute_grpo_outcome_advantage` and, over turns, verl-agent's.
 
 Published settings for ALFWorld (verl-agent): 16 tasks × 8 attempts, 50 turns, invalid penalty 0.1, statistics over
 turns, learning rate 1e-6, KL loss 0.01 (k3). Dr.GRPO goes with the aggregation "seq-mean-token-sum-norm" and no KL.
@@ -30,9 +30,9 @@ def grpo(
 ) -> NDArray[np.float64]:
     """One advantage per turn, [N].
 
-    `statistics` is "turns" (the mean and std of a group run over all its rows) or "episodes" (over its episodes,
-    each by its first row). `invalid_penalty` is taken, in units of reward, from the score of a row whose own action
-    was invalid. A group of one keeps its raw score; a group of equal scores gets exactly 0.
+    `statistics` is "turns" (mean and std of a group are over all its rows) or "episodes" (over its episodes, each by
+    its first row). `invalid_penalty`, in units of reward, is subtracted from the score of a row whose own action was
+    invalid. A group of one keeps its raw score; a group of equal scores gets exactly 0.
 
     Raises `UnknownNameError` for another `statistics`, `ValueError` for an `epsilon` that is not positive.
     """

@@ -1,20 +1,20 @@
-"""HGPO: compare turns in the same state, and the more so the longer their histories agree.
+"""HGPO: compare turns in the same state, with more weight the longer their histories agree.
 
     A_i   = sum over k of w_k · a_k,  w_k = (k + 1)^alpha / (sum of them + epsilon)
     a_k   = F(G_i - c·[invalid_i])   over the turns of the same task whose last k states are equal, k = 1 … history + 1
     a_0   = F(R_i - c·[invalid_i])   over the attempts at the same task, only with `base_group`
     F(x)  = (x - mean) / (std + epsilon) (`mode="mean_std_norm"`), or x - mean (`mode="mean_norm"`)
 
-The std of a_k is that of the population, the one of a_0 has ddof 1. Only comparisons that are not 0 take part in the
-weights, so that a state seen once does not thin out the others; a turn without any has A = 0.
+The std of a_k is that of the population; that of a_0 has ddof 1. Only comparisons that are not 0 enter the weights, so
+a state seen once does not dilute the others; a turn without any has A = 0.
 
-Paper: He et al., *Hierarchy-of-Groups Policy Optimization* (ICLR 2026); the answers are those of `recipe/hgpo` in
-verl-agent with `precision="float32"`. There the mean of three or more equal returns may differ from them by rounding,
-which is no exact zero, and which a std of 0 and epsilon make an advantage of up to 0.5. With "float64", the default,
-equal returns have none, and sizes below 1e-9 count as 0.
+Paper: He et al., *Hierarchy-of-Groups Policy Optimization* (ICLR 2026). With `precision="float32"` the results equal
+those of `recipe/hgpo` in verl-agent. There, rounding can make the mean of three or more equal returns differ from them,
+and a std of 0 plus epsilon turns this into an advantage of up to 0.5. With "float64", the default, equal returns get
+none, and sizes below 1e-9 count as 0.
 
 Published settings: history 2, alpha 1, mode "mean_std_norm", no base group; the others as GiGPO on ALFWorld. Left out:
-the KL penalty inside the reward.
+the KL penalty in the reward.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def hgpo(
     invalid_penalty: float = 0.01,
     epsilon: float = 1e-6,
 ) -> NDArray[np.float64]:
-    """One advantage per turn, [N]. `history` counts the states before the turn's own that are looked at.
+    """One advantage per turn, [N]. `history` is the number of earlier states that are compared.
 
     Raises `UnknownNameError` for another `mode` or `precision`.
     """
@@ -74,7 +74,7 @@ def hierarchical_advantages(
     precision: str,
     epsilon: float,
 ) -> NDArray[np.float64]:
-    """[N] the weighted comparisons of `values` [N] at every depth, and of `scores` [N] where they are given."""
+    """[N] the weighted comparisons of `values` [N] at every depth, and of `scores` [N] if given."""
     if precision not in PRECISIONS:
         raise UnknownNameError("precision", precision, PRECISIONS)
     as_authors = precision == "float32"
@@ -106,7 +106,7 @@ def hierarchical_advantages(
 def _relative_in_float32(
     values: NDArray[np.float64], groups: NDArray[np.int64], divide_by_std: bool, epsilon: float
 ) -> NDArray[np.float64]:
-    """[N] `relative_values` as torch rounds it: sums and differences in float32, the deviation in float64."""
+    """[N] `relative_values` with torch's rounding: sums and differences in float32, the deviation in float64."""
     rounded, count = values.astype(np.float32), np.maximum(np.bincount(groups), 1)
     sums = np.zeros(len(count), dtype=np.float32)
     np.add.at(sums, groups, rounded)
@@ -120,12 +120,12 @@ def _relative_in_float32(
 
 
 def history_groups(table: TurnTable, history: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """For k = 1 … history + 1 the rows with at least k states behind them, and the number of each one's last k states.
+    """For k = 1 … history + 1: the rows with at least k states behind them, and the number of their last k states.
 
-    The last k states are named by the pair of the last k - 1 and the one before them.
+    The last k states are identified by the pair of the last k - 1 and the state before them.
     """
     anchors = anchor_groups(table)[table.order]
-    age = turns(table).position()[table.order]  # [N] by time: the turns before it
+    age = turns(table).position()[table.order]  # [N] in time order: the number of turns before it
     names, levels = anchors, [(table.order, anchors)]
     for k in range(2, history + 2):
         places = np.flatnonzero(age >= k - 1)

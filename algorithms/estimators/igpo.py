@@ -1,23 +1,23 @@
-"""IGPO: a turn is worth how much likelier it made the right answer, and the last one what the answer scored.
+"""IGPO: reward a turn by how much likelier it made the right answer, and the last turn by the answer's score.
 
     A_t = z_t + gamma · A_{t+1}
     z   = (r - mean(r)) / (std(r) + epsilon)    std = sqrt(population variance + 1e-8)
-    r_t = v_{t+1} - v_t                         for all turns but the last; for the last the episode's reward
+    r_t = v_{t+1} - v_t                         for all turns but the last, which has the episode's reward
     v_t = l_t ("log_prob_diff") or exp(l_t) ("prob_diff"),  l_t: signal `answer_logprob`
 
-The statistics of a group run over outcomes and gains apart (`normalization="separate"`) or together ("joint"). The
+The statistics of a group are over outcomes and gains separately (`normalization="separate"`) or together ("joint"). The
 gains of an episode add up to v_T - v_1.
 
-Paper: Wang et al., *Information Gain-based Policy Optimization*, arXiv 2510.14967 (ICLR 2026), whose gain is that of
-probabilities. The answers are those of the authors' code of February 2026, which finds the ends of turns where z is
-not 0: a turn whose z is exactly 0 becomes a part of the next one and gets its advantage without the discount
-(`turn_ends="nonzero"`). Here every turn is one by itself (`turn_ends="explicit"`). A turn whose `answer_logprob` was
-not measured (NaN, before or after it) has no reward and shares the advantage of the next one that has, either way.
+Paper: Wang et al., *Information Gain-based Policy Optimization*, arXiv 2510.14967 (ICLR 2026), which uses the gain of
+probabilities. The results equal those of the authors' code of February 2026, which finds the ends of turns where z is
+not 0: a turn whose z is exactly 0 becomes part of the next one and gets its advantage without the discount
+(`turn_ends="nonzero"`). Here every turn counts (`turn_ends="explicit"`). A turn without `answer_logprob` (NaN, before
+or after it) has no reward, and in both cases gets the advantage of the next turn that has one.
 
 Published settings: log_prob_diff, separate, gamma 1, 16 attempts, 10 turns, learning rate 1e-6, KL loss 0.001 (k3),
-an outcome in [0, 1] or -2 for a malformed answer. Left out: weights that move from gains to outcomes in the course of
-training, for which `outcome_weight` and `gain_weight` can be set by hand; they act before the normalisation, which
-undoes them unless it is joint or without the std.
+an outcome in [0, 1] or -2 for a malformed answer. Left out: weights that shift from gains to outcomes during training;
+`outcome_weight` and `gain_weight` set them by hand. They apply before the normalisation, which undoes them unless it is
+joint or without the std.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ GAINS = ("log_prob_diff", "prob_diff")
 NORMALIZATIONS = ("separate", "joint")
 TURN_ENDS = ("explicit", "nonzero")
 VARIANCE_EPSILON = 1e-8
-STORED_ZERO = 1e-10  # how the authors store a gain of 0, which would otherwise not count as a reward
+STORED_ZERO = 1e-10  # the authors store a gain of 0 as this, since 0 would not count as a reward
 
 
 @compares_attempts
@@ -75,7 +75,7 @@ def igpo(
         keep_single=False,
         ddof=0,
         variance_epsilon=VARIANCE_EPSILON,
-        shift=not as_authors,  # whether a mean of equal gains is rounded decides there where a turn ends
+        shift=not as_authors,  # there, the rounding of a mean of equal gains decides where a turn ends
     )
     if as_authors:
         ends = z != 0.0
@@ -83,7 +83,7 @@ def igpo(
 
 
 def answer_gains(table: TurnTable, gain: str) -> NDArray[np.float64]:
-    """[N] how much the belief in the right answer grew from before each turn to before the next; NaN for the last."""
+    """[N] how much the belief in the right answer grew during each turn; NaN for the last turn."""
     if gain not in GAINS:
         raise UnknownNameError("gain", gain, GAINS)
     belief = table.signal("answer_logprob")

@@ -6,18 +6,18 @@
            whiten(x - mean)                 `mode="reinforce_pp_baseline"`, whitened over all tokens of the batch
     A_i = F(R_i - c·[invalid_i] + step_weight · s_i)    with `merged`, the authors' ablation
 
-s is beta · sum of log(pi_phi / pi_old) over the tokens of a turn, with the model pi_phi trained along
-(`algorithms.signals.implicit_prm`). It is divided by its greatest size in the batch, which is what the authors' scripts
-do (`scale_steps="batch"`), or taken as it is ("none"). Step rewards are not added up over time.
+s is beta · sum of log(pi_phi / pi_old) over the tokens of a turn; the model pi_phi is trained together with the policy
+(`algorithms.signals.implicit_prm`). s is divided by its largest size in the batch, as in the authors' scripts
+(`scale_steps="batch"`), or used unchanged ("none"). Step rewards are not summed over time.
 
-Paper: Liu et al., arXiv 2509.19199 (ICLR 2026), first called OPRL; the answers are those of the authors'
-`istar/core_istar.py`. Mean and n run over the first turn of each attempt for the step rewards too
+Paper: Liu et al., arXiv 2509.19199 (ICLR 2026), first called OPRL. The results equal those of the authors'
+`istar/core_istar.py`. For step rewards, too, mean and n are over the first turn of each attempt
 (`baseline="first_turns"`), and a group of one attempt keeps its raw values. Paper and docstring say all turns of the
-group (`baseline="all_turns"`), and a group of one turn then has a step part of 0.
+group (`baseline="all_turns"`); a group of one turn then has a step part of 0.
 
-Published settings (WebShop): rloo, step weight 1 and penalty 0.1 beside a success of 10, beta 0.05, 16 tasks × 8
+Published settings (WebShop): rloo, step weight 1 and penalty 0.1 with a success of 10, beta 0.05, 16 tasks × 8
 attempts, no KL, learning rates 5e-7 (policy) and 1e-6 (reward model). Left out: the paper's ratio of whole steps, which
-the authors' code has not either.
+the authors' code also lacks.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def istar(
 ) -> NDArray[np.float64]:
     """One advantage per turn, [N]. Needs the signal `prm`; `mode="reinforce_pp_baseline"` also counts tokens.
 
-    `episode_weight=0` leaves the process rewards alone. Raises `UnknownNameError` for another `mode`, `baseline` or
+    With `episode_weight=0` only the process rewards count. Raises `UnknownNameError` for another `mode`, `baseline` or
     `scale_steps`.
     """
     for name, value, known in [("mode", mode, MODES), ("baseline", baseline, BASELINES)]:
@@ -72,7 +72,7 @@ def istar(
 
 
 def step_rewards(table: TurnTable, scale: str) -> NDArray[np.float64]:
-    """[N] the signal `prm`, at most 1 in size with `scale="batch"`."""
+    """[N] the signal `prm`; with `scale="batch"` its size is at most 1."""
     if scale not in SCALES:
         raise UnknownNameError("scale_steps", scale, SCALES)
     steps: NDArray[np.float64] = table.signal("prm")

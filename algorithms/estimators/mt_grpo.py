@@ -1,23 +1,23 @@
-"""MT-GRPO: besides the outcome, compare attempts by what their calls of tools were worth.
+"""MT-GRPO: compare attempts by their outcome and by the rewards of their tool calls.
 
-    A_t = z(R^O) + turn_weight · z(R^T_s)    up to the s-th result of a tool, for the turns since the one before
+    A_t = z(R^O) + turn_weight · z(R^T_s)    for the turns up to the s-th result of a tool, after the one before it
     A_t = z(R^O)                             for the turns after the last result
     A_t = z(R^T + R^O)                       for all turns of an attempt without any result
     z(x) = (x - mean) / (std + epsilon)      over the attempts at the same task, ddof 1
 
-R^O is the episode's reward and R^T_s the sum of the signal `turn_reward` over the turns that belong to the s-th result;
-which turns brought a result back says the signal `tool_result`.
+R^O is the episode's reward and R^T_s the sum of the signal `turn_reward` over the turns that belong to the s-th result.
+The signal `tool_result` marks the turns that brought a result.
 
-Paper: Zeng et al., arXiv 2505.11821. The authors' code knows one search and one answer, so s = 1, and compares R^T_1
-over all attempts, those without a result too; its answers are these. For s > 1, which is new here, only attempts with
-an s-th result are compared. A rule of caution: a policy that chooses how many turns it takes is paid for every further
-one by the mean that is taken from each (verl issue 7244).
+Paper: Zeng et al., arXiv 2505.11821. The authors' code has one search and one answer, so s = 1, and it compares R^T_1
+over all attempts, including those without a result; the results here equal it. For s > 1, which is new here, only
+attempts with an s-th result are compared. Caution: where a policy chooses its
+number of turns, subtracting a mean from each turn also rewards or penalises that number (verl issue 7244).
 
-Mixed scales are the authors' own: an attempt without a result is compared by the sum of both rewards, the others by the
-parts.
+The mixed scales are the authors' own: an attempt without a result is compared by the sum of both rewards, the others by
+the parts.
 
 Published settings: turn weight 1, epsilon 1e-4, 21 attempts, 2 turns, two updates per batch, learning rate 1e-6. Left
-out: the authors' "cae" variant, and turn rewards that were paid after the last result, which count in R^T + R^O alone.
+out: the authors' "cae" variant, and turn rewards after the last result, which count only in R^T + R^O.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ class Parts(NamedTuple):
 
 
 def compared_parts(table: TurnTable, epsilon: float) -> Parts:
-    """What `mt_grpo` adds up, for every turn."""
+    """The terms that `mt_grpo` adds, for every turn."""
     result, paid = table.signal("tool_result").astype(np.float64), table.signal("turn_reward")
     groups, outcomes, results = group_numbers(table), table.episode_rewards(), table.episode_sums(result)
-    # The results still to come, the turn's own included, tell which one a turn belongs to.
+    # The number of results still to come, including the turn's own, identifies the result that a turn belongs to.
     number = (results - turns(table).accumulate(result, 1.0)).astype(np.int64)
     _, first, span = np.unique(table.episode_number * (len(table) + 1) + number, return_index=True, return_inverse=True)
     rewarded = (number < results) | (results == 0)
@@ -62,7 +62,7 @@ def compared_parts(table: TurnTable, epsilon: float) -> Parts:
 
     counted = np.zeros(len(table), dtype=np.bool_)
     counted[first] = True  # every span of an episode counts once
-    # The turns after the last result are compared among themselves, which is not used.
+    # This also compares the turns after the last result with each other; that part is not used.
     rivals = np.unique((groups * (len(table) + 1) + number) * 2 + rewarded, return_inverse=True)[1]
     sums = np.bincount(span, weights=paid).astype(np.float64)
     turn = np.where(rewarded, z(sums[span], rivals, counted), 0.0)

@@ -1,9 +1,9 @@
-"""NFT's advantages: how much better an attempt is than its group succeeds on average.
+"""NFT's advantages: the success of an attempt minus the success rate of its group.
 
     A_i = success_i - q,   q: the success rate of the group
 
-Chen et al., *Bridging Supervised Learning and Reinforcement Learning in Math Reasoning*, arXiv 2505.18116. They are
-Dr.GRPO's on rewards of 1 and 0; `algorithms.losses.nft_loss` reads both the success and q from them, which it can for
+Chen et al., *Bridging Supervised Learning and Reinforcement Learning in Math Reasoning*, arXiv 2505.18116. They equal
+Dr.GRPO's for rewards of 1 and 0. `algorithms.losses.nft_loss` derives both the success and q from them, which works for
 no other rewards. A group of one has nothing to compare and gets 0.
 """
 
@@ -18,12 +18,12 @@ from algorithms.turn_table import TurnTable
 
 @compares_attempts
 def nft(table: TurnTable) -> NDArray[np.float64]:
-    """One advantage per turn, [N]. Raises `ValueError` for an episode that earned neither 1 nor 0."""
+    """One advantage per turn, [N]. Raises `ValueError` for an episode whose return is neither 1 nor 0."""
     scores = binary_scores(
         table,
         "NFT needs",
-        "its loss reads the success rate of the group from the advantage, so that penalties and algo.kl_in=reward have "
-        "to stay out, too",
+        "its loss derives the success rate of the group from the advantage, so penalties and algo.kl_in=reward are not "
+        "possible either",
     )
     return relative_values(
         scores, group_numbers(table), counted=table.opens, divide_by_std=False, epsilon=1.0, keep_single=False

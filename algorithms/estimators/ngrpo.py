@@ -2,8 +2,8 @@
 
     A_i = (R_i - mean(R')) / (std(R') + epsilon),  R' = R and `virtual` attempts with the score `max_reward`; ddof 1
 
-An imagined success in every group makes a group of failures worse than its mean, by the same amount for all, while a
-group of successes gets 0. Paper: Nan et al., arXiv 2509.18851. The answers are those of the authors'
+A virtual success in every group makes a group of failures worse than its mean, by the same amount for all attempts,
+while a group of successes gets 0. Paper: Nan et al., arXiv 2509.18851. The results equal those of the authors'
 `compute_ngrpo_outcome_advantage`.
 
 Published settings: max_reward 1, one virtual attempt, 8 attempts, asymmetric clip 0.16 / 0.24, no KL, groups of
@@ -31,8 +31,8 @@ def ngrpo(
 ) -> NDArray[np.float64]:
     """One advantage per turn, [N]. `statistics` and `invalid_penalty` as in `grpo`.
 
-    With `statistics="turns"` a virtual attempt counts as one row. A group of one keeps its raw score: the authors
-    imagine nothing beside it.
+    With `statistics="turns"` a virtual attempt counts as one row. A group of one keeps its raw score, as in the
+    authors' code, which adds no virtual attempt to it.
     """
     scores, groups = episode_scores(table, invalid_penalty), group_numbers(table)
     counted = counted_rows(table, statistics)

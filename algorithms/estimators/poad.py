@@ -1,19 +1,19 @@
-"""POAD, NTPO and ARCHER: token advantages that know where an action ends.
+"""POAD, NTPO and ARCHER: token advantages that take the boundaries of actions into account.
 
     A = r_t + gamma · V(first token of action t+1) - V + gamma · lam · A'    at the last token of action t
     A = token_gamma · V' - V + token_gamma · lam · A'                        at the others;  ' is the next token
 
-POAD's token_gamma is 1 (Bellman backup with action decomposition, BAD): a long action is not
-discounted more than a short one, and the sum of its tokens' backups is the backup of the action. NTPO discounts every
-token by gamma. ARCHER, as the baseline of the same repository, does too and looks at the last token of the next action
-instead of its first. `turn_gae` is TWOSOME's action-level counterpart.
+POAD has token_gamma 1 (Bellman backup with action decomposition, BAD): a long action is not discounted more than a
+short one, and the backups of its tokens add up to the backup of the action. NTPO discounts every token by gamma. So
+does ARCHER, as the baseline of the same repository, and it uses the last token of the next action instead of its first.
+`turn_gae` is TWOSOME's action-level counterpart.
 
     A <- (A - mean(A)) / (std(A) + 1e-8)    over the tokens whose A is not exactly 0
 
 Paper: Wen et al., *Reinforcing Language Agents via Policy Optimization with Action Decomposition*, arXiv 2405.15821
-(NeurIPS 2024). The answers are those of the authors' `language_buffer.py` and of `llm_trainer_tppo.py`, which takes
-the population std of a minibatch (ddof 0); their `llm_trainer_appo.py` takes ddof 1. Zeros are dropped there because
-they mark padding, and true zeros with them. Here the statistics run over the whole batch.
+(NeurIPS 2024). The results equal those of the authors' `language_buffer.py` and `llm_trainer_tppo.py`, which takes the
+population std of a minibatch (ddof 0); their `llm_trainer_appo.py` takes ddof 1. They drop zeros because these mark
+padding, which also drops true zeros. Here the statistics are over the whole batch.
 
 Published settings: gamma 0.95 (Overcooked: 0.99), lam 0.95, clip 0.2, value clip 0.2, entropy 0.01, gradient norm 0.5,
 critic 5e-5. Left out: the early stop by KL.
@@ -55,7 +55,7 @@ def _normalized(estimate: Estimate, normalize: bool, ddof: int) -> Estimate:
 
 
 def normalize_nonzero(advantages: NDArray[np.float64], ddof: int) -> NDArray[np.float64]:
-    """All of `advantages`, by the mean and std of those that are not 0; as they are where fewer than 1 + ddof are."""
+    """Normalise `advantages` by the mean and std of the nonzero ones; unchanged if fewer than 1 + ddof are nonzero."""
     nonzero = advantages[advantages != 0.0]
     if len(nonzero) <= ddof:
         return advantages

@@ -1,11 +1,11 @@
-"""PRIME: token rewards of an implicit process reward model and the outcome, each against the other attempts.
+"""PRIME: token rewards of an implicit process reward model and the outcome, each minus a baseline of other attempts.
 
     A_t = whiten(G_t),  G_t = sum of r from token t of the episode on
     r_t = prm_weight · (n / (n - 1) · p_t - sum over attempts of mean(p) / (n - 1)),   p: token signal `prm`
         + outcome_weight · n / (n - 1) · (R - mean(R))      on the last token
 
-Paper: Cui et al., arXiv 2502.01456. The answers are those of `recipe/prime/prime_core_algos.py`. The baseline of p is
-made of means over tokens and then taken from every token, so that long attempts get larger sums. A group of one attempt
+Paper: Cui et al., arXiv 2502.01456. The results equal those of `recipe/prime/prime_core_algos.py`. The baseline of p is
+made of means over tokens, and is subtracted from every token, so long attempts get larger sums. A group of one attempt
 has no baseline and keeps its raw rewards; the authors' code divides by zero there.
 
 Published settings: both weights 5, beta 0.05 in p = beta · log(pi_phi / pi_ref), the reward model trained on the

@@ -1,4 +1,4 @@
-"""PSR, NSR and W-REINFORCE: learn from successes only, from failures only, or from both with unequal weight.
+"""PSR, NSR and W-REINFORCE: learn only from successes, only from failures, or from both with unequal weights.
 
     A_t = G_t                                              `learn_from="positive"`: 1 for a success, 0 for a failure
     A_t = G_t - 1                                          `learn_from="negative"`: 0 and -1
@@ -6,12 +6,12 @@
     G_t = r_t + gamma · G_{t+1}                            over the sampled tokens of an episode
 
 Rewards are 1 for a success and 0 for a failure; nothing is normalised. Paper: Zhu et al., *The Surprising
-Effectiveness of Negative Reinforcement*, arXiv 2506.01347 (NeurIPS 2025). The answers are those of the authors'
-`compute_psr_nsr_outcome_advantage`; as in `reinforce_pp`, `observations="reset"` is their recursion, which starts anew
-at every observation.
+Effectiveness of Negative Reinforcement*, arXiv 2506.01347 (NeurIPS 2025). The results equal those of the authors'
+`compute_psr_nsr_outcome_advantage`. As in `reinforce_pp`, `observations="reset"` is their recursion, which restarts at
+every observation.
 
-Published settings: gamma 1, positive weight 0.1. The authors' trainer drops the attempts that are not learnt from
-before the loss counts its tokens; `algo.drop_zero_episodes` does.
+Published settings: gamma 1, positive weight 0.1. The authors' trainer drops the attempts that do not teach anything
+before the loss counts its tokens; use `algo.drop_zero_episodes` for this.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def psr_nsr(
     if learn_from not in CHOICES:
         raise UnknownNameError("learn_from", learn_from, CHOICES)
     scores = binary_scores(
-        table, "PSR and NSR need", "with -1 for a failure PSR would learn from it, and NSR twice as much"
+        table, "PSR and NSR need", "with a reward of -1 for a failure, PSR would learn from it, and NSR twice as much"
     )
     returns = token_returns(table, gamma, observations)
     if learn_from == "positive":

@@ -1,18 +1,18 @@
-"""PURE: an attempt is as good as its worst turn.
+"""PURE: an attempt is only as good as its worst turn.
 
     A_t = sum of (p_k - b_k) over the turns k >= t, + outcome_weight · (R - mean of the other R)
     p_k = w_k · r_k,  w = softmax(-r / temperature) over the turns of the episode,  r: signal `prm`
     b_k = tokens_k · (sum of p over all turns of the other attempts) / (their tokens)     `baseline="token"`
     b_k = mean over the other attempts of (sum of p / turns)                              `baseline="turn"`
 
-With a small temperature nearly all weight falls on the turn with the lowest r, so that the sum of p is nearly the
-minimum of r. r is p(good) - p(bad) of a process reward model, in [-1, 1]. A group of one attempt has no baselines.
+With a small temperature nearly all weight falls on the turn with the lowest r, so the sum of p is close to the minimum
+of r. r is p(good) - p(bad) of a process reward model, in [-1, 1]. A group of one attempt has no baselines.
 
 Paper: Cheng et al., *Stop Summation: Min-Form Credit Assignment*, arXiv 2504.15275. The weights are those of the
-authors' `turn_process_reward_logits_to_reward`, the rest is that of their `process_experiences`. They recommend the
-baseline per token; one per turn favours few turns (their issue 2).
+authors' `turn_process_reward_logits_to_reward`; everything else follows their `process_experiences`. They recommend the
+baseline per token; one per turn favours attempts with few turns (their issue 2).
 
-Published settings: temperature 0.1, outcome 0 or -1 beside the process rewards. Left out: a further whitening.
+Published settings: temperature 0.1, outcome 0 or -1 added to the process rewards. Left out: a further whitening.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def pure(
     groups = group_numbers(table)
 
     def of_others(of_episodes: NDArray[np.float64]) -> NDArray[np.float64]:
-        """[N] the sum of what is one number for each episode over the other attempts at the task."""
+        """[N] the sum over the other attempts at the task; `of_episodes` has one number per episode."""
         others: NDArray[np.float64] = np.bincount(groups, weights=of_episodes * table.opens)[groups] - of_episodes
         return others
 
@@ -58,7 +58,7 @@ def pure(
 
 
 def min_form_rewards(table: TurnTable, temperature: float | None) -> NDArray[np.float64]:
-    """[N] softmax(-r / temperature) · r within each episode; without a temperature r / turns, whose sum is the mean."""
+    """[N] softmax(-r / temperature) · r within each episode; without temperature r / turns, whose sum is the mean."""
     scores = table.signal("prm").astype(np.float64)
     lowest = np.full(len(table), np.inf)
     np.minimum.at(lowest, table.episode_number, scores)

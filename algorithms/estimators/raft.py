@@ -1,10 +1,10 @@
-"""RAFT: imitate the attempts that were rewarded.
+"""RAFT: imitate the attempts with a positive return.
 
     A_i = max(R_i, 0)
 
-With `reinforce_loss` this is fine-tuning on one's own successes (RAFT, Dong et al., arXiv 2304.06767); with
-`clip_loss` it is RAFT++ (Xiong et al., *A Minimalist Approach to LLM Reasoning*, arXiv 2504.11343), whose repository
-Minimal-RL this follows. Nothing is compared within a group, so failures teach nothing.
+With `reinforce_loss` this is fine-tuning on the policy's own successes (RAFT, Dong et al., arXiv 2304.06767); with
+`clip_loss` it is RAFT++ (Xiong et al., *A Minimalist Approach to LLM Reasoning*, arXiv 2504.11343), as in its
+repository Minimal-RL. Nothing is compared within a group, and failures teach nothing.
 
 Published settings (RAFT++): clip 0.2, no KL. Left out: keeping only the best attempt at each task, as the first RAFT
 does.
@@ -19,5 +19,5 @@ from algorithms.turn_table import TurnTable
 
 
 def raft(table: TurnTable) -> NDArray[np.float64]:
-    """One advantage per turn, [N]: what its episode earned, or 0 where that is negative."""
+    """One advantage per turn, [N]: the return of its episode, or 0 if the return is negative."""
     return np.maximum(table.episode_rewards(), 0.0)

@@ -3,15 +3,14 @@
     A_t = whiten(G_t),  G_t = r_t + gamma · G_{t+1}             over the sampled tokens of an episode
     A_i = whiten(R_i - mean of its group)                       `reinforce_pp_baseline`
 
-`whiten` takes mean and standard deviation over all tokens of the batch, so that long turns weigh more. Paper: Hu et
-al., arXiv 2501.03262. The answers are those of verl's `compute_reinforce_plus_plus_outcome_advantage` and
-`…_baseline_…`, and over turns of verl-agent.
+`whiten` takes mean and standard deviation over all tokens of the batch, so long turns weigh more. Paper: Hu et al.,
+arXiv 2501.03262. The results equal those of verl's `compute_reinforce_plus_plus_outcome_advantage` and
+`…_baseline_…`, and over turns those of verl-agent.
 
-verl's code of 2025 starts the return anew at every observation (issue 7278), so that only the last turn learns from a
-reward at the end: `observations="reset"`. The fix carries the return over an observation, undecayed:
-`observations="skip"`.
+verl's code of 2025 restarts the return at every observation (issue 7278), so only the last turn learns from a reward at
+the end: `observations="reset"`. The fix carries the return over an observation without decay: `observations="skip"`.
 
-Published settings: gamma 1; the KL (k1) inside the reward, 1e-3 to 1e-2, for the first, in the loss for the second.
+Published settings: gamma 1; the KL (k1) in the reward, 1e-3 to 1e-2, for the first, and in the loss for the second.
 Left out: OpenRLHF's version, which whitens with the population variance.
 """
 
@@ -34,7 +33,7 @@ def reinforce_pp(table: TurnTable, *, gamma: float = 1.0, observations: str = "s
 
 
 def token_returns(table: TurnTable, gamma: float, observations: str) -> NDArray[np.float64]:
-    """[M] the discounted sum of the rewards from each token on, in its episode ("skip") or in its turn ("reset")."""
+    """[M] the discounted sum of rewards from each token on, within its episode ("skip") or its turn ("reset")."""
     if observations not in OBSERVATIONS:
         raise UnknownNameError("observations", observations, OBSERVATIONS)
     decay = np.where(last_tokens(table), 0.0, gamma) if observations == "reset" else gamma
@@ -47,8 +46,8 @@ def reinforce_pp_baseline(
 ) -> NDArray[np.float64]:
     """One advantage per turn, [N]; a group of one keeps its raw score before the whitening.
 
-    `statistics` is "turns" (the mean of a group runs over its rows) or "episodes" (over its episodes, each by its first
-    row). `invalid_penalty` is taken from the score of a row whose own action was invalid.
+    `statistics` is "turns" (the mean of a group is over its rows) or "episodes" (over its episodes, each by its first
+    row). `invalid_penalty` is subtracted from the score of a row whose own action was invalid.
     """
     scores = relative_values(
         episode_scores(table, invalid_penalty),

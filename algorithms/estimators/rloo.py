@@ -2,14 +2,14 @@
 
     A_i = R_i - mean of the other R_j = n / (n - 1) · (R_i - mean(R))
 
-Every turn of an episode gets the episode's advantage. Paper: Ahmadian et al., arXiv 2402.14740. The answers are those
-of verl's `compute_rloo_outcome_advantage`; over turns, of verl-agent.
+Every turn of an episode gets the episode's advantage. Paper: Ahmadian et al., arXiv 2402.14740. The results equal those
+of verl's `compute_rloo_outcome_advantage` and, over turns, verl-agent's.
 
-verl has two versions of it, which differ for a group of one: the plain one keeps its raw score (`single="score"`), the
+verl has two versions, which differ for a group of one: the plain one keeps its raw score (`single="score"`), the
 vectorised one gives 0 (`single="zero"`).
 
-Published settings for ALFWorld (verl-agent): as GRPO. The paper's KL is inside the
-reward. Left out: the ratio of whole sequences, with which the paper goes.
+Published settings for ALFWorld (verl-agent): as GRPO. The paper puts the KL into the reward. Left out: the ratio of
+whole sequences that the paper uses.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def rloo(
     """One advantage per turn, [N].
 
     `statistics` is "turns" (n counts the rows of the group, as in verl-agent) or "episodes" (its episodes, each by its
-    first row). `invalid_penalty` is taken, in units of reward, from the score of a row whose own action was invalid.
+    first row). `invalid_penalty`, in units of reward, is subtracted from the score of a row whose own action was
+    invalid.
 
     Raises `UnknownNameError` for another `statistics` or `single`.
     """

@@ -1,24 +1,24 @@
-"""SPO: credit to segments between two measurements of the value, along one attempt or in a tree of attempts.
+"""SPO: give credit to segments between two value measurements, along one attempt or in a tree of attempts.
 
     A = (rewards within the segment) + V(next segment) - V(segment)      `spo_chain`, V: token signal `mc_value`
     A = V(node) - V(parent)                                              `spo_tree`, signal `node`
     A = (V(node) - V(parent)) / (std of the parent's children + epsilon)    with `normalize_by_std`
 
-In a chain a segment starts where `mc_value` is measured; after the last one the value is 0, and tokens before the first
-one of an episode have the advantage 0. In a tree a leaf is worth the reward of its episode, and an inner node the mean
-of its children, each counted once however many attempts pass through it; the root of a task is the parent of first
-turns.
+In a chain a segment starts where `mc_value` is measured. After the last segment the value is 0, and tokens before the
+first one of an episode have the advantage 0. In a tree, the value of a leaf is the reward of its episode, and that of
+an inner node the mean of its children, each counted once however many attempts pass through it. The root of a task is
+the parent of first turns.
 
-With `whiten` advantages are whitened over the tokens that are trained, those that were sampled below the probability
-`probability_mask`; in a tree, turns whose advantage is 0 take no part and keep it.
+With `whiten`, advantages are whitened over the trained tokens, those sampled below the probability `probability_mask`.
+In a tree, turns whose advantage is 0 are left out and keep it.
 
 Paper: Guo et al., *Segment Policy Optimization*, arXiv 2505.23564. The authors cut a chain every 5 tokens of low
 probability, train only tokens below a probability of 0.9 (`algo.probability_mask`), and grow trees of 6, 6 and 6
-branches. The std of a node's children is that of the population, epsilon 1e-8. They whiten in both.
+branches. They use the population std of a node's children with epsilon 1e-8, and whiten in both cases.
 
-A turn that n attempts share stands in n rows here and has the same advantage in each; the authors train it once, so
-that its advantage is divided by n; with `shared_turns="each"` it is not. Left out: the replay of edges, cutting within
-a turn, since attempts go on from turns, and that the authors drop edges of advantage 0 from the loss's divisor, too.
+A turn that n attempts share occurs in n rows here, with the same advantage in each. The authors train it once, so its
+advantage is divided by n, unless `shared_turns="each"`. Left out: the replay of edges; cutting within a turn, since
+attempts branch at turns; and that the authors also drop edges of advantage 0 from the divisor of the loss.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from algorithms.estimators import timeline
 from algorithms.estimators.groups import RESOLUTION, compares_attempts, count_shared, group_numbers
 from algorithms.turn_table import TurnTable
 
-ROUNDING = 1e-4  # what a shared turn was paid may differ by so much: a KL penalty is measured in each row
+ROUNDING = 1e-4  # allowed difference between the rewards of a shared turn: a KL penalty is measured in each row
 
 
 def spo_chain(table: TurnTable, *, whiten: bool = False, probability_mask: float | None = None) -> NDArray[np.float64]:
@@ -54,11 +54,10 @@ def spo_tree(
 ) -> NDArray[np.float64]:
     """One advantage per turn, [N]. Needs the signal `node`: its numbers are unique over all tasks.
 
-    `shared_turns` is that of `algorithms.estimators.groups.count_shared`. To `whiten` takes the count of tokens, and
-    their token signal `logprob` with a `probability_mask`.
+    For `shared_turns` see `algorithms.estimators.groups.count_shared`. `whiten` needs the count of tokens, and with a
+    `probability_mask` their token signal `logprob`.
 
-    Raises `ValueError` where the attempts that share a node do not share the turn before it, or were not paid the same
-    for it.
+    Raises `ValueError` if attempts that share a node have different turns before it, or different rewards for it.
     """
     line, rows = timeline.turns(table), np.arange(len(table))
     nodes, first, node = np.unique(table.signal("node"), return_index=True, return_inverse=True)
@@ -70,12 +69,14 @@ def spo_tree(
     wrong = rows[parent_of_row != parent_of_row[first][node]]
     if len(wrong):
         raise ValueError(f"row {wrong[0]}: other attempts reach node {nodes[node[wrong[0]]]} from another turn")
-    paid = table.paid()
-    same = paid[first][node]
-    wrong = rows[np.abs(paid - same) > ROUNDING * (1 + np.abs(same))]
+    rewards = table.total_rewards()
+    same = rewards[first][node]
+    wrong = rows[np.abs(rewards - same) > ROUNDING * (1 + np.abs(same))]
     if len(wrong):
         row = wrong[0]
-        raise ValueError(f"row {row}: node {nodes[node[row]]} was paid {paid[row]:g}, and {same[row]:g} in another row")
+        raise ValueError(
+            f"row {row}: node {nodes[node[row]]} has the reward {rewards[row]:g}, and {same[row]:g} in another row"
+        )
     parent = parent_of_row[first]  # [nodes]
     depth = line.position()[first]
     values = np.zeros(len(nodes) + roots.max(initial=-1) + 1)

@@ -1,7 +1,7 @@
-"""What follows what: recursions over the turns or over the sampled tokens of each episode, segments, and whitening.
+"""Recursions over the turns or the sampled tokens of each episode, segments, and whitening.
 
-Observations are no items of a time line, so that a recursion over tokens carries on from the first token of a turn to
-the last one of the turn before, undecayed by whatever was read in between.
+Observations are not items of a timeline: a recursion over tokens continues from the first token of a turn to the last
+token of the previous turn, without decay for the observation in between.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from algorithms.turn_table import TurnTable
 
 @dataclass(frozen=True, eq=False)
 class Timeline:
-    """The K items of all episodes by time. Columns of items stand in the order of the table, not of time.
+    """The K items of all episodes in time order. Columns of items are in table order, not in time order.
 
     Three turns of episode 0 in rows 2, 0, 1 and one of episode 1 in row 3: `order=[2, 0, 1, 3]`,
     `closes=[F, F, T, T]`.
     """
 
-    order: NDArray[np.int64]  # [K] the items, episode after episode, by time
+    order: NDArray[np.int64]  # [K] the items in time order, episode after episode
     closes: NDArray[np.bool_]  # [K] in that order: whether the item is the last one of its episode
 
     @classmethod
@@ -33,7 +33,7 @@ class Timeline:
 
     @cached_property
     def in_order(self) -> bool:
-        """Whether the items stand in the order of time already, which saves looking them up."""
+        """Whether the items are in time order already, which saves indexing."""
         return bool(np.all(self.order == np.arange(len(self.order))))
 
     def last(self) -> NDArray[np.bool_]:
@@ -51,7 +51,7 @@ class Timeline:
         return position
 
     def following(self, values: NDArray[np.float64], after: NDArray[np.float64] | float = 0.0) -> NDArray[np.float64]:
-        """[K] the value of the item that comes next in the episode; where none does, the item's own `after`."""
+        """[K] the value of the next item in the episode; for the last item, its own `after`."""
         closing = self.order[self.closes]
         if self.in_order:
             out = np.append(values[1:], values[:1]).astype(np.float64)
@@ -64,7 +64,7 @@ class Timeline:
     def accumulate(self, values: NDArray[np.float64], decay: NDArray[np.float64] | float) -> NDArray[np.float64]:
         """[K] x_i = values_i + decay_i · x_next, where x_next is 0 after the last item of an episode.
 
-        The k-th items from the end of all episodes are done at once, so that the work is that of one pass.
+        The k-th items from the end of all episodes are processed together, so the cost is that of one pass.
         """
         ends = np.flatnonzero(self.closes)
         lengths = np.diff(ends, prepend=-1)
@@ -82,12 +82,12 @@ class Timeline:
 
 
 def turns(table: TurnTable) -> Timeline:
-    """The time line of the table's N rows."""
+    """The timeline of the table's N rows."""
     return Timeline.of(table.order, table.episode[table.order])
 
 
 def tokens(table: TurnTable) -> Timeline:
-    """The time line of the table's M tokens."""
+    """The timeline of the table's M tokens."""
     rows = table.token_rows
     count = np.bincount(rows, minlength=len(table))
     first = np.cumsum(count) - count  # [N] the first token of each row
@@ -99,16 +99,16 @@ def tokens(table: TurnTable) -> Timeline:
 def segment_differences(
     line: Timeline, rewards: NDArray[np.float64], values: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """[K] what the segment of each item gained: its rewards + V(the next segment) - V(the segment).
+    """[K] the advantage of each item's segment: its rewards + V(the next segment) - V(the segment).
 
-    A segment starts at each item whose value was measured, and ends before the next such item of the episode or with
-    the episode, after which the value is 0. All its items share the difference. NaN before the first measured item of
-    an episode, since nothing says what that segment started from.
+    A segment starts at each item whose value was measured. It ends before the next such item of the episode, or with
+    the episode, after which the value is 0. All its items share the advantage. NaN before the first measured item of an
+    episode, since the value at that segment's start is unknown.
     """
     starts = np.isfinite(values)
     next_starts = line.following(starts.astype(np.float64), after=1.0) == 1.0
     next_value = np.where(next_starts, line.following(np.where(starts, values, 0.0)), 0.0)
-    # From each item on: the rewards up to the next segment and that one's value, which cuts the sum off.
+    # From each item on: the sum of rewards up to the next segment, plus that segment's value, which ends the sum.
     ahead = line.accumulate(rewards + next_value, np.where(next_starts, 0.0, 1.0))
     heads = (starts | (line.position() == 0))[line.order]
     differences = np.empty(len(values))
@@ -125,9 +125,9 @@ def last_tokens(table: TurnTable) -> NDArray[np.bool_]:
 
 
 def token_rewards(table: TurnTable) -> NDArray[np.float64]:
-    """[M] the reward of each turn on its last token, and the signal `token_reward` where it was measured.
+    """[M] the reward of each turn on its last token, plus the signal `token_reward` if it was measured.
 
-    Raises `ValueError` for a turn that earned something and has no token to put it on.
+    Raises `ValueError` for a turn with a reward but without a token.
     """
     rows, last = table.token_rows, last_tokens(table)
     silent = np.flatnonzero((table.reward != 0) & (np.bincount(rows, minlength=len(table)) == 0))
@@ -142,9 +142,9 @@ def token_rewards(table: TurnTable) -> NDArray[np.float64]:
 def whiten(
     values: NDArray[np.float64], weights: NDArray[np.int64] | NDArray[np.float64] | None = None
 ) -> NDArray[np.float64]:
-    """`values` [K] at mean 0 and variance 1 (ddof 1); `weights` [K] counts how often each one stands for a token.
+    """Shift and scale `values` [K] to mean 0 and variance 1 (ddof 1); `weights` [K] is how many tokens each stands for.
 
-    As verl's `masked_whiten`, with 1e-8 added to the count and to the variance: equal values give 0 up to 1e-4 of
+    Like verl's `masked_whiten`, with 1e-8 added to the count and to the variance: equal values give 0 up to 1e-4 of
     their size. A single value, for which verl fails, gives 0. Values of weight 0, which may be NaN, become 0.
     """
     count = np.ones(len(values)) if weights is None else weights.astype(np.float64)

@@ -1,20 +1,19 @@
-"""Tree-GRPO: compare the attempts at a task, and then those that grew from the same tree.
+"""Tree-GRPO: compare the attempts at a task, then those of the same tree.
 
     A_i = F(z_i) within the tree,  z_i = F(R_i) within the group,  F(x) = (x - mean(x)) / (std(x) + epsilon), ddof 1
 
-Which tree an episode is a branch of says the signal `tree`, numbered over all tasks. A tree with a single branch keeps
-z, a group with a single attempt its raw score.
+The signal `tree` identifies the tree of an episode, numbered over all tasks. A tree with a single branch keeps z, a
+group with a single attempt its raw score.
 
 Paper: Ji et al., *Tree Search for LLM Agent Reinforcement Learning*, arXiv 2509.21240. The paper adds the two
-comparisons (`combine="add"`, each of the rewards); the released estimator, whose answers these are, composes them
-(`combine="compose"`).
+comparisons (`combine="add"`, each of the rewards). The released code composes them (`combine="compose"`), and the
+results equal it.
 
-A turn that n attempts share stands in n rows, has the advantage of each of them there, and is trained n times, as in
-the authors' code; with `shared_turns="once"` it is trained by their mean.
+A turn that n attempts share occurs in n rows with n advantages, and is trained n times, as in the authors' code. With
+`shared_turns="once"` it is trained with their mean.
 
 Published settings: epsilon 1e-6, trees of turns that are expanded at random nodes for some rounds
-(`algorithms.tree_expansion`).
-Left out: nothing.
+(`algorithms.tree_expansion`). Left out: nothing.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ COMBINATIONS = ("compose", "add")
 def tree_grpo(
     table: TurnTable, *, combine: str = "compose", epsilon: float = 1e-6, shared_turns: str = "each"
 ) -> NDArray[np.float64]:
-    """One advantage per turn, [N]. Needs the signal `tree`, and `node` where `shared_turns` (`count_shared`) is "once".
+    """One advantage per turn, [N]. Needs the signal `tree`, and with `shared_turns="once"` also `node`.
 
     Raises `UnknownNameError` for another `combine`.
     """

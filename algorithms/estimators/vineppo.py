@@ -1,11 +1,11 @@
-"""VinePPO: the value of a state is what fresh attempts from it earn.
+"""VinePPO: estimate the value of a state by fresh attempts from it.
 
     A = (rewards of the segment) + V(next segment) - V(segment),  V: signal `mc_value`; 0 after the last turn
 
-A segment starts at each turn whose state was measured; its turns share the advantage. Where every state is measured
-that is A_t = r_t + V_{t+1} - V_t. Turns before the first measured state of an episode have the advantage 0.
+A segment starts at each turn whose state was measured; its turns share the advantage. If every state is measured, this
+is A_t = r_t + V_{t+1} - V_t. Turns before the first measured state of an episode have the advantage 0.
 
-Paper: Kazemnejad et al., arXiv 2410.01679; where every state is measured the answers are those of the authors'
+Paper: Kazemnejad et al., arXiv 2410.01679. If every state is measured, the results equal those of the authors'
 `_compute_step_advantages`. The authors whiten the advantages over the tokens of a batch (`whiten`), with the same
 formula as `algorithms.estimators.timeline.whiten`.
 
@@ -23,8 +23,8 @@ from algorithms.turn_table import TurnTable
 
 
 def vineppo(table: TurnTable, *, whiten: bool = False) -> NDArray[np.float64]:
-    """One advantage per turn, [N]. Needs the signal `mc_value`, and the count of tokens to `whiten`."""
-    advantages = timeline.segment_differences(timeline.turns(table), table.paid(), table.signal("mc_value"))
+    """One advantage per turn, [N]. Needs the signal `mc_value`, and with `whiten` the count of tokens."""
+    advantages = timeline.segment_differences(timeline.turns(table), table.total_rewards(), table.signal("mc_value"))
     if not whiten:
         return np.nan_to_num(advantages)
     tokens = np.bincount(table.token_rows, minlength=len(table))

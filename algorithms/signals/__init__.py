@@ -1,1 +1,1 @@
-"""Signals: what is measured for the turns of a batch before an estimator assigns credit."""
+"""Signals: measurements of the turns of a batch, made before an estimator assigns credit."""

@@ -1,17 +1,17 @@
-"""How sure the policy is of the right answer before each turn, from which IGPO takes what the turn was worth.
+"""Measure how sure the policy is of the right answer before each turn. IGPO computes the reward of a turn from this.
 
-Where a turn begins, the policy is made to answer at once, with the right answer, and tells how likely that was: after
-the turn's prompt follow `thought` and an answer in the agent's form, such as
+The prompt of each turn is extended by `thought` and the right answer in the agent's form, and the policy computes how
+likely that answer is:
 
     <think>
     Now there's enough information to answer
     </think>
     <action>answer: green</action>
 
-and the belief is the mean log-probability of the tokens that hold a character of "green". Nothing is sampled.
+The signal is the mean log-probability of the tokens that hold a character of "green". Nothing is sampled.
 
 Wang et al., *Information Gain-based Policy Optimization*, arXiv 2510.14967 (ICLR 2026); sentence and spans are those of
-the authors' code of February 2026. It takes the first of several right answers, where the likeliest counts here.
+the authors' code of February 2026. It takes the first of several right answers; here the likeliest one counts.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from agents.parsing import THINK_CLOSE, THINK_OPEN
 from agents.policies.base import Policy
 from agents.quoting import encode_with_offsets, quote
 from agents.samples import Sample
-from algorithms.batches import Batch, read, sampled_logprobs
-from algorithms.signals.base import Measurement, Measures, RolloutBatch, SignalContext
+from algorithms.batches import Batch, map_samples, sampled_logprobs
+from algorithms.signals.base import Measurement, RolloutBatch, SignalContext, UntrainedSignal
 from envs.core import Need
 
 PLACE = "{answer}"
 THOUGHT = f"{THINK_OPEN}\nNow there's enough information to answer\n{THINK_CLOSE}\n"
 
 
-class AnswerGain(Measures):
+class AnswerGain(UntrainedSignal):
     """Signal `answer_logprob`: one forward pass over the prompts of all turns, each with every right answer.
 
-    NaN where an episode has no answers, and where prompt and answer exceed the policy's context.
+    NaN if an episode has no answers, or if prompt and answer exceed the policy's context.
     """
 
     needs = frozenset({Need.ANSWERS})
@@ -45,17 +45,17 @@ class AnswerGain(Measures):
     gives_tokens = ()
 
     def __init__(self, context: SignalContext, *, action: str = f"answer: {PLACE}", thought: str | None = None) -> None:
-        """`action` is how the environment is answered, `thought` what stands before it: None for IGPO's sentence where
-        the model has a chat template, and for nothing where it has none. Raises `ValueError`.
+        """`action` is the form of an answer in the environment, `thought` the text before it: None means IGPO's
+        sentence if the model has a chat template, otherwise no text. Raises `ValueError`.
         """
         tokenizer = context.agent.policy.tokenizer
         if thought is None:
             thought = THOUGHT if tokenizer.chat_template else ""
         form = thought + context.agent.prompter.write(action)
         if form.count(PLACE) != 1:
-            raise ValueError(f"the action and the thought need one place for the answer, {PLACE}; got {form!r}")
+            raise ValueError(f"action and thought together need exactly one {PLACE} for the answer; got {form!r}")
         if not tokenizer.is_fast:
-            raise ValueError(f"answer_gain needs a fast tokenizer, which gives offsets; got {type(tokenizer).__name__}")
+            raise ValueError(f"answer_gain needs a fast tokenizer, which has offsets; got {type(tokenizer).__name__}")
         self.context, self.tokenizer = context, tokenizer
         self.before, self.after = form.split(PLACE)
 
@@ -64,16 +64,16 @@ class AnswerGain(Measures):
         context = self.context
         if not any(episode.answers for episode in rollouts.episodes):
             env = rollouts.episodes[0].task.env
-            raise ValueError(f"{env} tells no right answers: this method needs info['answers'], as env=lookup gives it")
+            raise ValueError(f"{env} has no right answers: this method needs info['answers'], as in env=lookup")
         asked, rows = self._ask(rollouts, context.agent.policy)
 
         def logprobs(batch: Batch) -> Tensor:
             return sampled_logprobs(context.model, batch, 1.0, context.dtype)[0]
 
-        said = read(asked, context.micro_batch_tokens, context.device, logprobs)
+        logprobs_of_ids = map_samples(asked, context.micro_batch_tokens, context.device, logprobs)
         belief = np.full(len(rollouts.table), np.nan)
-        np.fmax.at(belief, rows, sample_means(asked, said))
-        tokens = sum(len(sample.ids) for sample in asked)  # that were read: what it costs
+        np.fmax.at(belief, rows, sample_means(asked, logprobs_of_ids))
+        tokens = sum(len(sample.ids) for sample in asked)  # tokens read, the cost of the signal
         known = belief[np.isfinite(belief)]
         metrics = {"signal/answer_measured": len(known) / len(belief), "signal/answer_tokens": float(tokens)}
         if len(known):
@@ -81,7 +81,7 @@ class AnswerGain(Measures):
         return Measurement({"answer_logprob": belief}, metrics=metrics)
 
     def _ask(self, rollouts: RolloutBatch, policy: Policy) -> tuple[list[Sample], NDArray[np.int64]]:
-        """A sequence for each turn and answer, whose "sampled" ids are the answer's, and the row of its turn."""
+        """A sequence for each turn and answer, with the answer's ids as "sampled" ids, and the row of its turn."""
         asked, rows = [], []
         row = 0
         for episode in rollouts.episodes:
@@ -95,10 +95,10 @@ class AnswerGain(Measures):
         return asked, np.array(rows, dtype=np.int64)
 
     def _answer(self, prompt: Sequence[int], answer: str) -> Sample:
-        """The ids up to the answer's end."""
+        """The ids up to the end of the answer."""
         before = self.before
         tail = self.tokenizer.decode(prompt[-8:])
-        if tail.rstrip().endswith(THINK_OPEN):  # the chat template has begun the reasoning
+        if tail.rstrip().endswith(THINK_OPEN):  # the chat template has opened the reasoning
             before = before.removeprefix(THINK_OPEN)
             before = before.removeprefix(tail[len(tail.rstrip()) :])
         ids, offsets = encode_with_offsets(self.tokenizer, before + quote(answer) + self.after)
@@ -110,18 +110,18 @@ class AnswerGain(Measures):
 
 
 def answer_span(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[int, int]:
-    """The first token that holds a character of text[start:end], and the one after the last. Raises `ValueError`.
+    """The first token that holds a character of text[start:end], and the token after the last. Raises `ValueError`.
 
-    A token that holds characters around it as well belongs to it: " green" is one token in "answer: green".
+    A token that also holds neighbouring characters counts: " green" is one token in "answer: green".
     """
     inside = [number for number, (a, b) in enumerate(offsets) if a < end and b > start]
     if not inside:
-        raise ValueError(f"no token holds the characters {start} to {end} of {offsets}: is there an empty answer?")
+        raise ValueError(f"no token holds the characters {start} to {end} of {offsets}; the answer may be empty")
     return inside[0], inside[-1] + 1
 
 
 def sample_means(samples: Sequence[Sample], values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[S] the mean of `values`, which are those of each sample's sampled ids in turn."""
+    """[S] the mean of `values` over each sample's sampled ids; `values` lists them sample after sample."""
     counts = np.array([sum(sample.mask) for sample in samples], dtype=np.int64)
     sums = np.bincount(np.repeat(np.arange(len(samples)), counts), weights=values, minlength=len(samples))
     means: NDArray[np.float64] = sums / counts

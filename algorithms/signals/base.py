@@ -1,7 +1,7 @@
-"""What a signal is: it measures the turns of a batch before an estimator assigns credit, and may learn after it.
+"""The contract of a signal: it measures the turns of a batch before an estimator assigns credit, and may learn from it.
 
-A method names its signals in its configuration, `signals: {critic: {_target_: …, _partial_: true, …}}`; each is made
-once with the `SignalContext` of the run. `algorithms.turn_table.SIGNALS` lists what it may put into the `TurnTable`.
+A method lists its signals in its configuration, `signals: {critic: {_target_: …, _partial_: true, …}}`. Each is created
+once with the `SignalContext` of the run. `algorithms.turn_table.SIGNALS` lists what it may add to the `TurnTable`.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from envs.pool import EnvPool
 
 @dataclass(frozen=True)
 class SignalContext:
-    """What signals work with: the parts of the run."""
+    """The parts of the run that signals work with."""
 
-    model: Any  # the trained one
-    agent: PolicyAgent  # of the rollouts
+    model: Any  # the trained model
+    agent: PolicyAgent  # the agent of the rollouts
     pool: EnvPool
-    dtype: torch.dtype  # to compute in
+    dtype: torch.dtype  # for computations
     micro_batch_tokens: int
     grad_clip: float
     max_turns: int
@@ -37,7 +37,7 @@ class SignalContext:
 
     @property
     def device(self) -> torch.device:
-        """Of the trained model."""
+        """The device of the trained model."""
         device: torch.device = next(self.model.parameters()).device
         return device
 
@@ -56,11 +56,11 @@ class RolloutBatch:
         return cls(episodes, TurnTable.from_episodes(episodes), build_samples(episodes))
 
     def success(self) -> NDArray[np.float64]:
-        """[N] 1 where the turn's episode solved its task, else 0."""
+        """[N] 1 if the turn's episode solved its task, else 0."""
         return np.array([float(e.success) for e in self.episodes for _ in e.turns])
 
     def measured(self, measurement: Measurement) -> RolloutBatch:
-        """The same with what a signal has measured in its table."""
+        """The same batch with the measured columns added to its table."""
         table = replace(
             self.table,
             signals={**self.table.signals, **measurement.signals},
@@ -71,7 +71,7 @@ class RolloutBatch:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a signal found: columns for the table, and numbers for the logs."""
+    """The result of a signal: columns for the table, and numbers for the logs."""
 
     signals: dict[str, NDArray[Any]] = field(default_factory=dict)  # each [N, …]
     token_signals: dict[str, NDArray[Any]] = field(default_factory=dict)  # each [M, …]
@@ -81,29 +81,29 @@ class Measurement:
 class Signal(Protocol):
     """One signal of a run."""
 
-    needs: frozenset[Need]  # of the environment; with `Need.SNAPSHOTS` each turn of a batch has its `start`
-    gives: Sequence[str] | None  # the names of what it measures: of turns
-    gives_tokens: Sequence[str] | None  # and of tokens; None: not known before it has measured
+    needs: frozenset[Need]  # from the environment; with `Need.SNAPSHOTS` each turn of a batch has its `start`
+    gives: Sequence[str] | None  # names of the signals of turns that it measures
+    gives_tokens: Sequence[str] | None  # and of tokens; None: unknown before it has measured
     learns_returns: bool  # whether it learns from the returns of an `Estimate`
 
     def check(self) -> None:
-        """Raise where what it works with cannot be reached. Called once, before anything starts."""
+        """Raise if something that the signal uses cannot be reached. Called once, before anything starts."""
 
     def measure(self, rollouts: RolloutBatch) -> Measurement:
-        """Look at a batch. Signals that were named before have put their columns into its table."""
+        """Measure a batch. Its table has the columns of all signals that are listed earlier."""
 
     def learn(self, rollouts: RolloutBatch, estimate: NDArray[np.float64] | Estimate) -> dict[str, float]:
-        """Learn from the batch, after the estimator; metrics of that."""
+        """Learn from the batch, after the estimator; returns metrics."""
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint needs to go on: tensors and plain data."""
+        """Tensors and plain data for a checkpoint."""
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take what `state` gave."""
+        """Restore what `state` returned."""
 
 
 class SignalBase:
-    """What most signals have in common: they need nothing of the environment and can always be reached."""
+    """Defaults of most signals: no needs from the environment, and nothing that could be unreachable."""
 
     needs: frozenset[Need] = frozenset()
     gives: Sequence[str] | None = None
@@ -111,11 +111,11 @@ class SignalBase:
     learns_returns = False
 
     def check(self) -> None:
-        """Nothing has to be there."""
+        """Nothing to check."""
 
 
-class Measures(SignalBase):
-    """A `Signal` that has nothing to learn and nothing to keep."""
+class UntrainedSignal(SignalBase):
+    """A `Signal` that learns nothing and has no state."""
 
     def learn(self, rollouts: RolloutBatch, estimate: NDArray[np.float64] | Estimate) -> dict[str, float]:  # noqa: ARG002
         return {}
@@ -124,7 +124,7 @@ class Measures(SignalBase):
         return {}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """There is nothing to take."""
+        """There is no state."""
 
 
 MakeSignal = Callable[[SignalContext], Signal]
@@ -143,7 +143,7 @@ def turn_sums(table: TurnTable, values: NDArray[np.float64]) -> NDArray[np.float
 
 
 def first_tokens(table: TurnTable, values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[N] of token `values` [M] those of the first token of each turn."""
+    """[N] the token `values` [M] at the first token of each turn."""
     assert table.tokens is not None
     first: NDArray[np.float64] = values[np.cumsum(table.tokens) - table.tokens]
     return first

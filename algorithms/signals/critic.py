@@ -1,4 +1,4 @@
-"""A learned value of the state before each turn and each token, trained along by regression to the returns.
+"""A learned value of the state before each turn and each token, trained by regression to the returns.
 
 PPO: Schulman et al., arXiv 1707.06347; the value loss is clipped as in verl (`algorithms.losses.value_loss`).
 """
@@ -17,8 +17,8 @@ from torch import Tensor
 
 from agents.policies.weights import copy_trained, train_in_float32
 from agents.samples import Sample
-from algorithms.batches import Batch, by_sample, hidden_states, make_batch, micro_batches, read, turn_of
-from algorithms.finite import FiniteSteps, Suspect, first_not_finite
+from algorithms.batches import Batch, by_sample, hidden_states, make_batch, map_samples, micro_batches, turn_of
+from algorithms.finite import FiniteSteps, LossPart, first_not_finite
 from algorithms.losses import value_loss
 from algorithms.signals.base import Measurement, RolloutBatch, SignalBase, SignalContext, first_tokens
 from algorithms.turn_table import Estimate, TurnTable
@@ -27,8 +27,8 @@ from envs.core import StopReason, UnknownNameError
 BODIES = ("separate", "policy")
 
 
-class Goal(NamedTuple):
-    """A sample, and for each of its sampled ids what its value is fitted to (NaN: nothing) and what it was."""
+class ValueTarget(NamedTuple):
+    """A sample, and for each of its sampled ids the target of its value (NaN: none) and the old value."""
 
     sample: Sample
     targets: NDArray[np.float64]
@@ -36,10 +36,10 @@ class Goal(NamedTuple):
 
 
 class Critic(SignalBase):
-    """Signals `value`, of turns and of tokens: what is still to be earned, told before the turn or token is known.
+    """Signals `value`, for turns and tokens: the expected return from here on, before the turn or token is known.
 
-    `body="separate"` is a copy of the policy's first weights with a head of its own, all of it trained;
-    `body="policy"` a head on the policy's hidden states, which the head does not train.
+    `body="separate"` is a copy of the policy's initial weights with its own head, all of it trained; `body="policy"` is
+    a head on the policy's hidden states, which the head does not train.
     """
 
     gives = ("value", "next_value")
@@ -56,15 +56,15 @@ class Critic(SignalBase):
         minibatches: int = 1,
         clip: float | None = 0.5,
     ) -> None:
-        """`epochs` is of passes over each batch, of which each takes `minibatches` optimiser steps over disjoint parts;
-        `clip` in units of value bounds a step of the value.
+        """An update makes `epochs` passes over a batch, each with `minibatches` optimiser steps over disjoint parts.
+        `clip`, in units of value, limits the change of a value.
         """
         if body not in BODIES:
             raise UnknownNameError("body", body, BODIES)
         if epochs < 1 or minibatches < 1:
             raise ValueError(f"a critic's epochs and minibatches must be at least 1, got {epochs} and {minibatches}")
         self.context, self.epochs, self.minibatches, self.clip = context, epochs, minibatches, clip
-        self.rng = np.random.default_rng(context.seed)  # the order of samples in a pass
+        self.rng = np.random.default_rng(context.seed)  # for the order of samples in a pass
         self.steps = FiniteSteps("critic")
         self.owns_body = body == "separate"
         self.body = copy_trained(context.model) if self.owns_body else context.model
@@ -93,13 +93,13 @@ class Critic(SignalBase):
         return Measurement({"value": by_turn, "next_value": after}, {"value": values}, metrics)
 
     def _read(self, samples: Sequence[Sample]) -> NDArray[np.float64]:
-        return read(samples, self.context.micro_batch_tokens, self.context.device, self._values)
+        return map_samples(samples, self.context.micro_batch_tokens, self.context.device, self._values)
 
     def _next_values(self, rollouts: RolloutBatch) -> NDArray[np.float64]:
-        """[N] on the last turn of an episode that the limit of turns cut off, the value of the state after it; else 0.
+        """[N] for the last turn of an episode that the turn limit cut off, the value of the next state; otherwise 0.
 
-        0 too where the next prompt would not have fitted: there the episode would have ended. One that was ended by a
-        fault says nothing of what would have come.
+        Also 0 if the next prompt would not fit, since the episode would end there. After a fault, the next state is
+        unknown.
         """
         agent = self.context.agent
         prompts, rows = [], []
@@ -111,20 +111,20 @@ class Critic(SignalBase):
                 if prompt is not None:
                     prompts.append(Sample())
                     prompts[-1].extend(prompt)
-                    prompts[-1].extend(prompt[-1:], [0.0])  # the value is that before this id, whatever it is
+                    prompts[-1].extend(prompt[-1:], [0.0])  # the value before this id does not depend on the id
                     rows.append(row)
         values = np.zeros(len(rollouts.table))
         values[rows] = self._read(prompts)
         return values
 
     def learn(self, rollouts: RolloutBatch, estimate: NDArray[np.float64] | Estimate) -> dict[str, float]:
-        """Fit the values to the estimate's returns: at the first token of each turn where they are of turns.
+        """Fit the values to the estimate's returns; returns of turns are fitted at the first token of each turn.
 
-        Steps that are not finite are skipped and counted in `signal/value_skipped_steps`, all of them with a return
-        that is not. Raises `NotFiniteError` after too many.
+        Steps that are not finite are skipped and counted in `signal/value_skipped_steps`. If a return is not finite,
+        all steps are skipped. Raises `NotFiniteError` after too many in a row.
         """
         if not isinstance(estimate, Estimate):
-            raise TypeError("a critic learns from returns, and this estimator gives advantages alone; see `Estimate`")
+            raise TypeError("a critic learns from returns, but this estimator returns only advantages; see `Estimate`")
         table, samples = rollouts.table, rollouts.samples
         minibatches = min(self.minibatches, len(samples))
         returns = table.per_token(estimate.returns)
@@ -133,11 +133,16 @@ class Critic(SignalBase):
             self.steps.skip(f"a return is {returns[place]}", turn_of(samples, table, place))
             return {"signal/value_skipped_steps": float(self.epochs * minibatches)}
         targets, old = per_token_targets(table, estimate.returns), table.token_signal("value")
-        goals = [Goal(*row) for row in zip(samples, by_sample(samples, targets), by_sample(samples, old), strict=True)]
-        losses: list[float | None] = []  # of each step
+        targets_of_samples = [
+            ValueTarget(*row) for row in zip(samples, by_sample(samples, targets), by_sample(samples, old), strict=True)
+        ]
+        losses: list[float | None] = []  # one per step
         for _ in range(self.epochs):
-            order = self.rng.permutation(len(goals))
-            losses += [self._step([goals[i] for i in np.sort(part)]) for part in np.array_split(order, minibatches)]
+            order = self.rng.permutation(len(targets_of_samples))
+            losses += [
+                self._step([targets_of_samples[i] for i in np.sort(part)])
+                for part in np.array_split(order, minibatches)
+            ]
         known = np.isfinite(targets)
         unexplained = float(np.var((targets - old)[known])) / max(float(np.var(targets[known])), 1e-12)
         metrics = {"signal/explained_variance": 1.0 - unexplained}
@@ -148,22 +153,29 @@ class Critic(SignalBase):
             metrics["signal/value_skipped_steps"] = float(losses.count(None))
         return metrics
 
-    def _step(self, goals: Sequence[Goal]) -> float | None:
-        """One optimiser step. Returns its loss, None where it was skipped."""
-        known = sum(int(np.isfinite(goal.targets).sum()) for goal in goals)
+    def _step(self, targets_of_samples: Sequence[ValueTarget]) -> float | None:
+        """One optimiser step. Returns its loss, or None if it was skipped."""
+        known = sum(int(np.isfinite(target.targets).sum()) for target in targets_of_samples)
         total = 0.0
-        for part in micro_batches([len(goal.sample.ids) for goal in goals], self.context.micro_batch_tokens):
-            loss = self._loss([goals[i] for i in part], known)
+        for part in micro_batches(
+            [len(target.sample.ids) for target in targets_of_samples], self.context.micro_batch_tokens
+        ):
+            loss = self._loss([targets_of_samples[i] for i in part], known)
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
-        suspects: list[Suspect] = [(goal.sample.origin, partial(self._loss, [goal], known)) for goal in goals]
+        loss_parts: list[LossPart] = [
+            (target.sample.origin, partial(self._loss, [target], known)) for target in targets_of_samples
+        ]
         trained = self.optimizer.param_groups[0]["params"]
-        norm = self.steps.take(trained, [self.optimizer], self.context.grad_clip, total, suspects)
+        norm = self.steps.take(trained, [self.optimizer], self.context.grad_clip, total, loss_parts)
         return None if norm is None else total
 
-    def _loss(self, goals: Sequence[Goal], known: int) -> Tensor:
-        batch = make_batch([goal.sample for goal in goals], self.context.device)
-        target, before = batch.spread([goal.targets for goal in goals]), batch.spread([goal.old for goal in goals])
+    def _loss(self, targets_of_samples: Sequence[ValueTarget], known: int) -> Tensor:
+        batch = make_batch([target.sample for target in targets_of_samples], self.context.device)
+        target, before = (
+            batch.spread([target.targets for target in targets_of_samples]),
+            batch.spread([target.old for target in targets_of_samples]),
+        )
         at = batch.mask & target.isfinite()
         return value_loss(self._values(batch)[at], before[at], target[at], clip=self.clip).sum() / max(known, 1)
 
@@ -183,7 +195,7 @@ class Critic(SignalBase):
 
 
 def per_token_targets(table: TurnTable, returns: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[M] what each token's value is fitted to: its own return, or the turn's on its first token and NaN elsewhere."""
+    """[M] the target of each token's value: its own return, or the turn's at its first token and NaN elsewhere."""
     if len(returns) == len(table.token_rows):
         return returns
     assert table.tokens is not None

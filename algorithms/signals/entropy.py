@@ -1,15 +1,15 @@
-"""How unsure the policy was: the entropy of the distributions that a turn's tokens were sampled from, its mean."""
+"""Measure how unsure the policy was: the mean entropy of the distributions that a turn's tokens were sampled from."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from algorithms.batches import Batch, read, sampled_logprobs
-from algorithms.signals.base import Measurement, Measures, RolloutBatch, SignalContext, turn_means
+from algorithms.batches import Batch, map_samples, sampled_logprobs
+from algorithms.signals.base import Measurement, RolloutBatch, SignalContext, UntrainedSignal, turn_means
 
 
-class Entropy(Measures):
+class Entropy(UntrainedSignal):
     """Signal `entropy`, in nats: a forward pass over the batch."""
 
     gives = ("entropy",)
@@ -25,6 +25,6 @@ class Entropy(Measures):
             _, values = sampled_logprobs(context.model, batch, temperature, context.dtype)
             return torch.zeros_like(batch.old_logprobs).masked_scatter(batch.mask, values)
 
-        values = read(rollouts.samples, context.micro_batch_tokens, context.device, entropies)
+        values = map_samples(rollouts.samples, context.micro_batch_tokens, context.device, entropies)
         means = turn_means(rollouts.table, values)
         return Measurement({"entropy": means}, metrics={"signal/entropy": float(means.mean())})

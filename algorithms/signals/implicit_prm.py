@@ -1,10 +1,10 @@
 """The implicit process reward model: a language model whose log-ratio to a reference is a reward, and its losses.
 
-    q_t = log pi_phi(token t) - log pi_ref(token t),   the reward of a token beta · q_t, of a turn beta · sum of q_t
+    q_t = log pi_phi(token t) - log pi_ref(token t);   the reward of a token is beta · q_t, of a turn beta · sum of q_t
 
-Nobody labels turns: pi_phi learns from outcomes alone, by pairs of attempts (`pairwise_loss`, iStar, arXiv 2509.19199)
-or each attempt by itself (`outcome_loss`, PRIME, arXiv 2502.01456), and what it has learnt falls apart into its tokens.
-iStar's reference is the policy that sampled, PRIME's a fixed model; beta is 0.05 in both. The answers are those of
+No turn is labelled. pi_phi learns only from outcomes, by pairs of attempts (`pairwise_loss`, iStar, arXiv 2509.19199)
+or from each attempt separately (`outcome_loss`, PRIME, arXiv 2502.01456); its log-ratio then assigns rewards to tokens.
+iStar's reference is the policy that sampled, PRIME's a fixed model; beta is 0.05 in both. The results equal those of
 iStar's `dp_rm.py` and `rm_utils.py`.
 """
 
@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 from agents.policies.weights import copy_trained, train_in_float32
-from algorithms.batches import Batch, by_sample, make_batch, micro_batches, read, sampled_logprobs, turn_of
-from algorithms.finite import FiniteSteps, Suspect, first_not_finite
+from algorithms.batches import Batch, by_sample, make_batch, map_samples, micro_batches, sampled_logprobs, turn_of
+from algorithms.finite import FiniteSteps, LossPart, first_not_finite
 from algorithms.signals.base import Measurement, RolloutBatch, SignalBase, SignalContext, turn_sums
 from algorithms.turn_table import Estimate
 from envs.core import UnknownNameError
@@ -33,19 +33,19 @@ WHEN = ("before", "after")
 
 
 def turn_rewards(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, beta: float = 0.05) -> Tensor:
-    """[N] the reward of each turn from log-probabilities of its T tokens; all arguments are [N, T], `mask` of bools."""
+    """[N] the reward of each turn, from the log-probabilities of its T tokens; all arguments are [N, T]."""
     return beta * (logprobs - ref_logprobs).masked_fill(~mask, 0.0).sum(-1)
 
 
 def pairwise_loss(rewards: Tensor, episode: Tensor, group: Tensor, success: Tensor) -> Tensor:
-    """-log sigmoid(Q⁺ - Q⁻), the mean over all pairs of a success and a failure at the same task; 0 without any pair.
+    """The mean of -log sigmoid(Q⁺ - Q⁻) over all pairs of a success and a failure at the same task; 0 without pairs.
 
     `rewards`, `episode`, `group` and `success` are [N], one per turn; Q is the mean of an episode's `rewards`. (The
-    paper has the sum, and the docstring of the authors' code pairs one to one.)
+    paper has the sum, and the docstring of the authors' code describes one-to-one pairs.)
     """
     names, inverse, count = torch.unique(episode, return_inverse=True, return_counts=True)
     q = rewards.new_zeros(len(names)).index_add(0, inverse, rewards) / count
-    # Every turn of an episode says the same about it, so any of them may.
+    # All turns of an episode have the same outcome, so any of them will do.
     groups = group.new_zeros(len(names)).index_copy(0, inverse, group)
     won = torch.zeros_like(names, dtype=torch.bool).index_copy(0, inverse, success.bool())
     pairs = (groups[:, None] == groups[None, :]) & won[:, None] & ~won[None, :]
@@ -55,12 +55,12 @@ def pairwise_loss(rewards: Tensor, episode: Tensor, group: Tensor, success: Tens
 
 
 def outcome_loss(rewards: Tensor, success: Tensor) -> Tensor:
-    """PRIME's cross-entropy of sigmoid(reward) against success, the mean over sequences; both [N]."""
+    """PRIME's mean cross-entropy of sigmoid(reward) against success over sequences; both are [N]."""
     return binary_cross_entropy_with_logits(rewards, success.to(rewards.dtype))
 
 
 class ImplicitPRM(SignalBase):
-    """Signals `prm`, of turns and of tokens: a copy of the policy that is trained to tell successes from failures."""
+    """Signals `prm`, for turns and tokens: a copy of the policy, trained to distinguish successes from failures."""
 
     gives = gives_tokens = ("prm",)
 
@@ -74,9 +74,9 @@ class ImplicitPRM(SignalBase):
         learning_rate: float = 1e-6,
         update: str = "after",
     ) -> None:
-        """`loss` is "pairwise" (iStar) or "outcome" (PRIME); `reference` "sampler", the policy that played, or "first",
-        the weights at the start of the run; `update` says when it learns from a batch, "before" it measures that batch
-        or "after".
+        """`loss` is "pairwise" (iStar) or "outcome" (PRIME). `reference` is "sampler", the policy that sampled, or
+        "first", the weights at the start of the run. `update` says whether it learns from a batch "before" it measures
+        that batch or "after".
         """
         for name, value, known in (
             ("loss", loss, LOSSES),
@@ -105,18 +105,19 @@ class ImplicitPRM(SignalBase):
         return Measurement({"prm": sums}, {"prm": tokens}, metrics)
 
     def learn(self, rollouts: RolloutBatch, estimate: NDArray[np.float64] | Estimate) -> dict[str, float]:  # noqa: ARG002
-        """Learn from the batch that was measured last, where that was not done before."""
+        """Learn from the batch that was measured last, unless this was done before measuring it."""
         return self._learn(rollouts, self._reference) if self.update == "after" else {}
 
     def _read(self, model: Any, rollouts: RolloutBatch) -> NDArray[np.float64]:
-        def ask(batch: Batch) -> Tensor:
+        def compute(batch: Batch) -> Tensor:
             return sampled_logprobs(model, batch, 1.0, self.context.dtype)[0]
 
-        return read(rollouts.samples, self.context.micro_batch_tokens, self.context.device, ask)
+        return map_samples(rollouts.samples, self.context.micro_batch_tokens, self.context.device, compute)
 
     def _learn(self, rollouts: RolloutBatch, reference: NDArray[np.float64]) -> dict[str, float]:
-        """One step. The loss looks at whole episodes, so it says first what each turn's reward should become; the model
-        then gets that as weights of its log-probabilities, in micro-batches. The gradient is exactly the loss's.
+        """One step. The loss is over whole episodes, so it first computes its gradient for each turn's reward. The
+        model then gets this as weights of its log-probabilities, in micro-batches. The gradient equals that of the
+        loss.
 
         A step that is not finite is skipped and counted in `signal/prm_skipped_steps`.
         """
@@ -145,11 +146,11 @@ class ImplicitPRM(SignalBase):
 
         for part in micro_batches([len(s.ids) for s in samples], context.micro_batch_tokens):
             weighted(part).backward()  # type: ignore[no-untyped-call]
-        suspects: list[Suspect] = [(sample.origin, partial(weighted, [i])) for i, sample in enumerate(samples)]
-        told, trained = float(loss.detach()), self.optimizer.param_groups[0]["params"]
-        if self.steps.take(trained, [self.optimizer], context.grad_clip, told, suspects) is None:
+        loss_parts: list[LossPart] = [(sample.origin, partial(weighted, [i])) for i, sample in enumerate(samples)]
+        loss_value, trained = float(loss.detach()), self.optimizer.param_groups[0]["params"]
+        if self.steps.take(trained, [self.optimizer], context.grad_clip, loss_value, loss_parts) is None:
             return {"signal/prm_skipped_steps": 1.0}
-        return {"signal/prm_loss": told}
+        return {"signal/prm_loss": loss_value}
 
     def state(self) -> dict[str, Any]:
         first = self.first.state_dict() if self.first is not None else {}

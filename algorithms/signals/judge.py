@@ -1,7 +1,7 @@
-"""A language model reads whole episodes and says which turns were wrong (CAPO: Xie et al., arXiv 2508.02298).
+"""A language model reads whole episodes and lists the wrong turns (CAPO: Xie et al., arXiv 2508.02298).
 
-It reads an episode in one pass, several times over, and the critiques vote. Nobody trains it: it is a model behind an
-endpoint (`agents.endpoint.Endpoint`) or one on this machine (`LocalModel`).
+It reads each episode several times, and the critiques vote. It is not trained: it is a model behind an endpoint
+(`agents.endpoint.Endpoint`) or on this machine (`LocalModel`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from agents.policies.base import Request, Sampling, Usage
 from agents.policies.pretrained import Pretrained
 from agents.prompts import message_ids, read_template
 from agents.quoting import quote
-from algorithms.signals.base import Measurement, Measures, RolloutBatch, SignalContext
+from algorithms.signals.base import Measurement, RolloutBatch, SignalContext, UntrainedSignal
 from envs.core import UnknownNameError
 
 logger = logging.getLogger(__name__)
@@ -32,32 +32,32 @@ VOTES = ("majority", "intersection", "average")
 
 
 class Model(Protocol):
-    """Whom a judge asks."""
+    """The model that a judge uses."""
 
     usage: Usage
 
     def check(self) -> None:
-        """Raise where nobody would answer."""
+        """Raise if the model would not answer."""
 
     def answers(self, prompts: Sequence[str], sampling: Sampling, seed: int) -> list[str | None]:
-        """The text that answers each prompt, None where it was cut off, or where the prompt was too long."""
+        """The answer to each prompt, or None if it was cut off or the prompt was too long."""
 
 
 class LocalModel:
-    """The model called `name` (see `agents.policies.pretrained`), asked `batch_size` prompts at a time."""
+    """The model called `name` (see `agents.policies.pretrained`), with `batch_size` prompts at a time."""
 
     def __init__(self, name: str, *, batch_size: int = 8, pretrained: Pretrained | None = None) -> None:
-        """`pretrained` says how it is loaded."""
+        """`pretrained` says how the model is loaded."""
         self.policy = (pretrained or Pretrained()).load(name)
         self.name, self.batch_size, self.usage = name, batch_size, Usage()
 
     def check(self) -> None:
-        """It is there: it was loaded."""
+        """Nothing to check: the model was loaded."""
 
     def answers(self, prompts: Sequence[str], sampling: Sampling, seed: int) -> list[str | None]:
-        """See `Model`. The same seed gives the same answers. A prompt that leaves no room has none, which is logged.
+        """See `Model`. The same seed gives the same answers. A prompt that leaves no room gets None, which is logged.
 
-        Raises `ValueError` where that is true of all prompts.
+        Raises `ValueError` if this is true for all prompts.
         """
         generator = torch.Generator(self.policy.device).manual_seed(seed)
         tokenizer = self.policy.tokenizer
@@ -66,25 +66,25 @@ class LocalModel:
         ]
         if prompts and not requests:
             raise ValueError(
-                f"none of {len(prompts)} prompts of the judge leaves room for an answer in the "
-                f"{self.policy.context_length} ids of {self.name}: it needs a model that reads more"
+                f"none of the judge's {len(prompts)} prompts leaves room for an answer in the "
+                f"{self.policy.context_length} ids of {self.name}; use a model with a longer context"
             )
         if len(requests) < len(prompts):
             logger.warning(
-                "%d of %d prompts of the judge do not fit into the %d ids of %s: they have no answer",
+                "%d of the judge's %d prompts do not fit into the %d ids of %s, so they have no answer",
                 len(prompts) - len(requests), len(prompts), self.policy.context_length, self.name,
             )  # fmt: skip
-        said: list[str | None] = [None] * len(prompts)
+        answers: list[str | None] = [None] * len(prompts)
         for start in range(0, len(requests), self.batch_size):
             part = requests[start : start + self.batch_size]
             for request, done in zip(part, self.policy.generate(part, sampling, generator), strict=True):
-                said[request.session] = tokenizer.decode(done.text_ids) if done.finished else None
+                answers[request.session] = tokenizer.decode(done.text_ids) if done.finished else None
                 self.usage.requests += 1
                 self.usage.prompt_tokens += len(request.prompt_ids)
                 self.usage.completion_tokens += len(done.ids)
                 self.policy.release(request.session)
         self.policy.pause()
-        return said
+        return answers
 
     def _encode(self, prompt: str) -> list[int] | None:
         tokenizer, limit = self.policy.tokenizer, self.policy.context_length - 1
@@ -94,17 +94,17 @@ class LocalModel:
         return ids if len(ids) <= limit else None
 
 
-class Judge(Measures):
-    """Signal `prm` [N]: `right`, or `wrong` for the turns that the critiques of their episode agree to be wrong.
+class Judge(UntrainedSignal):
+    """Signal `prm` [N]: `right`, or `wrong` for turns that the critiques of their episode vote to be wrong.
 
-    With the vote "majority" more than half of the critiques that can be read name a wrong turn, with "intersection" all
-    of them do, and with "average" a turn gets the share of `wrong` that names it. CAPO's values are 0 and -1, PURE
-    takes 1 and -1 with "average".
+    With the vote "majority" a turn is wrong if more than half of the readable critiques name it, with "intersection" if
+    all of them do. With "average" it gets the share of `wrong` of the critiques that name it. CAPO's values are 0 and
+    -1; PURE uses 1 and -1 with "average".
 
-    A critique that cannot be read, because it was cut off, had no room, has no list of turns in it or names one that
-    was not played, is counted (`signal/judge_malformed`) and has no vote. The turns of an episode without any that can
-    be read are all `right`, so that they share their outcome's credit, and it is counted too (`signal/judge_unread`).
-    An endpoint that does not answer ends the run.
+    A critique is unreadable if it was cut off, had no room, contains no list of turns, or names a turn that was not
+    played. It is counted (`signal/judge_malformed`) and has no vote. An episode without any readable critique has only
+    `right` turns, so they share the credit of its outcome; it is counted too (`signal/judge_unread`). If an endpoint
+    does not answer, the run ends.
     """
 
     gives = ("prm",)
@@ -122,8 +122,8 @@ class Judge(Measures):
         wrong: float = -1.0,
         template: str = "judge",
     ) -> None:
-        """`template` names a file of `algorithms/signals/templates`, which sees `goal`, `turns` (each with its
-        `observation` and `action`), `final_observation` and `success`. `critiques` are of each episode.
+        """`template` names a file of `algorithms/signals/templates`; the file sees `goal`, `turns` (each with its
+        `observation` and `action`), `final_observation` and `success`. `critiques` is the number for each episode.
         """
         if vote not in VOTES:
             raise UnknownNameError("vote", vote, VOTES)
@@ -134,10 +134,10 @@ class Judge(Measures):
         )
         self.model, self.sampling, self.critiques, self.vote = model, sampling, critiques, vote
         self.right, self.wrong, self.seed = right, wrong, context.seed
-        self.batches = 0  # judged so far, each with draws of its own
+        self.batches = 0  # number of batches so far; each has its own random draws
 
     def check(self) -> None:
-        """Raises what the model raises where it cannot be asked."""
+        """Raises the model's error if it cannot be used."""
         self.model.check()
 
     def measure(self, rollouts: RolloutBatch) -> Measurement:
@@ -148,11 +148,11 @@ class Judge(Measures):
         self.batches += 1
         shares, malformed, unread = [], 0, 0
         for number, episode in enumerate(episodes):
-            said = answers[number * self.critiques : (number + 1) * self.critiques]
-            read = [turns for text in said if (turns := wrong_turns(text, len(episode.turns))) is not None]
-            malformed += self.critiques - len(read)
-            unread += not read
-            shares.append(voted(read, len(episode.turns), self.vote))
+            critiques = answers[number * self.critiques : (number + 1) * self.critiques]
+            readable = [turns for text in critiques if (turns := wrong_turns(text, len(episode.turns))) is not None]
+            malformed += self.critiques - len(readable)
+            unread += not readable
+            shares.append(voted(readable, len(episode.turns), self.vote))
         share = np.concatenate(shares)
         metrics = {
             "signal/judge_wrong": float(share.mean()),
@@ -178,9 +178,9 @@ class Judge(Measures):
 
 
 def wrong_turns(text: str | None, count: int) -> set[int] | None:
-    """The turns, from 0, that a critique names wrong, of an episode of `count`; None where it cannot be read.
+    """The turns, from 0, that a critique calls wrong in an episode of `count` turns; None if it is unreadable.
 
-    They stand in the last JSON object with the key "wrong" after the reasoning, as a list of numbers from 1.
+    They are a list of numbers from 1 in the last JSON object with the key "wrong" after the reasoning.
     """
     answer = None if text is None else answer_part(text)
     lists = [found["wrong"] for found in json_objects(answer or "") if "wrong" in found]
@@ -192,7 +192,7 @@ def wrong_turns(text: str | None, count: int) -> set[int] | None:
 
 
 def voted(critiques: Sequence[set[int]], count: int, vote: str) -> NDArray[np.float64]:
-    """[count] how wrong each turn is, from 0 to 1, by the turns that each of the critiques names; 0 without any."""
+    """[count] how wrong each turn is, from 0 to 1, given the turns that each critique names; 0 without critiques."""
     votes = np.zeros(count)
     for named in critiques:
         votes[sorted(named)] += 1
@@ -203,7 +203,7 @@ def voted(critiques: Sequence[set[int]], count: int, vote: str) -> NDArray[np.fl
 
 
 def _spent(before: Usage, after: Usage) -> dict[str, float]:
-    """What one batch took."""
+    """The usage of one batch."""
     spent = {
         "signal/judge_requests": float(after.requests - before.requests),
         "signal/judge_prompt_tokens": float(after.prompt_tokens - before.prompt_tokens),

@@ -1,4 +1,4 @@
-"""What a state is worth, by playing on from it: the mean return of fresh attempts with the policy as it is.
+"""Estimate the value of a state by playing on from it: the mean return of fresh attempts with the current policy.
 
 VinePPO: Kazemnejad et al., arXiv 2410.01679; SPO: Guo et al., arXiv 2505.23564. Both play 9 attempts from each state.
 """
@@ -13,18 +13,18 @@ from numpy.typing import NDArray
 from agents.episode import Episode, Start
 from agents.rollout import Job, rollout
 from algorithms.estimators.timeline import turns
-from algorithms.signals.base import Measurement, Measures, RolloutBatch, SignalContext
+from algorithms.signals.base import Measurement, RolloutBatch, SignalContext, UntrainedSignal
 from algorithms.turn_table import TurnTable
 from envs.core import Need
 
 
-class MonteCarlo(Measures):
-    """Signals `mc_value`, of turns and of tokens, where it stands at the first token of the turn.
+class MonteCarlo(UntrainedSignal):
+    """Signals `mc_value`, for turns, and for tokens at the first token of the turn.
 
-    Attempts start from the snapshot before the turn and are played by the run's own agent, under the limit of turns of
-    the episodes that are trained; their return is what they earn from there on. One that a fault of the environment
-    ended says nothing of the state and is left out. Where none is left, and between segments, the value is NaN; the
-    last states of an episode, where none is left, are worth what the episode itself earned from there (`fill_ends`).
+    Attempts start from the snapshot before the turn. The run's own agent plays them under the turn limit of training,
+    and their return is counted from the snapshot on. Attempts ended by a fault of the environment are left out. The
+    value is NaN if none is left, and between segments. If none is left for the last states of an episode, their value
+    is the episode's own return from there (`fill_ends`).
     """
 
     needs = frozenset({Need.SNAPSHOTS})
@@ -33,10 +33,10 @@ class MonteCarlo(Measures):
     def __init__(
         self, context: SignalContext, *, attempts: int = 9, segment_turns: int = 1, share_states: bool = False
     ) -> None:
-        """`segment_turns` measures before every so many turns of an episode, from the first one on.
+        """`segment_turns` is the number of turns between measurements, starting at the first turn of an episode.
 
-        `share_states` plays from one of the states of a task that have the same key, for all of them: cheaper, and
-        wrong by as much as the value depends on the turns that are left or on what the policy remembers.
+        `share_states` plays from only one of the states of a task that have the same key and uses the value for all of
+        them. This is cheaper, but ignores how the value depends on the turns left and on what the policy remembers.
         """
         if attempts < 1 or segment_turns < 1:
             raise ValueError(
@@ -83,14 +83,14 @@ class MonteCarlo(Measures):
         return Measurement({"mc_value": values}, {"mc_value": self._at_first_tokens(rollouts, values)}, metrics)
 
     def _states(self, rollouts: RolloutBatch) -> dict[Hashable, tuple[Episode, Start, list[int]]]:
-        """The states to play from, each with an episode that came through it and all the rows that it is for."""
+        """The states to play from, each with an episode that passed through it and all rows that share its value."""
         states: dict[Hashable, tuple[Episode, Start, list[int]]] = {}
         row = 0
         for episode in rollouts.episodes:
             for number, turn in enumerate(episode.turns):
                 if number % self.segment_turns == 0:
                     assert turn.start is not None, "the trainer keeps starts for signals that need them"
-                    # A turn that attempts share is the same object in each.
+                    # A turn that several attempts share is the same object in each.
                     key: Hashable = (episode.group, turn.state_key) if self.share_states else id(turn)
                     states.setdefault(key, (episode, turn.start, []))[2].append(row)
                 row += 1
@@ -106,11 +106,11 @@ class MonteCarlo(Measures):
 
 
 def fill_ends(table: TurnTable, values: NDArray[np.float64], starts: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """[N] `values`; unmeasured states in `starts` [N] after the last measured one of an episode get its own return.
+    """[N] `values`, where unmeasured states in `starts` [N] at the end of an episode get the episode's own return.
 
-    V_k = r_k + V_{k+1}, as in VinePPO's `_compute_step_advantages`: their turns then gain nothing.
+    V_k = r_k + V_{k+1}, as in VinePPO's `_compute_step_advantages`, so the advantages of their turns are 0.
     """
     line = turns(table)
     at_end = line.accumulate(np.isfinite(values).astype(np.float64), 1.0) == 0
-    filled: NDArray[np.float64] = np.where(starts & at_end, line.accumulate(table.paid(), 1.0), values)
+    filled: NDArray[np.float64] = np.where(starts & at_end, line.accumulate(table.total_rewards(), 1.0), values)
     return filled

@@ -1,26 +1,26 @@
-"""Where the turns of attempts that branched off from each other stand in their tree."""
+"""Number the nodes and trees of attempts that branch off from each other."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from algorithms.signals.base import Measurement, Measures, RolloutBatch, SignalContext
+from algorithms.signals.base import Measurement, RolloutBatch, SignalContext, UntrainedSignal
 
 
-class Tree(Measures):
-    """Signals `node` and `tree`: which of the turns are the same one, and which episodes began with the same turn.
+class Tree(UntrainedSignal):
+    """Signals `node` and `tree`: equal for the same turn, and for episodes that begin with the same turn.
 
-    Both are numbered from 0 over all tasks. They can be told of any attempts; those that share nothing are a tree each.
+    Both are numbered from 0 over all tasks. They work for any attempts; attempts that share nothing are separate trees.
     """
 
     gives = ("node", "tree")
     gives_tokens = ()
 
     def __init__(self, context: SignalContext) -> None:
-        """There is nothing to keep of `context`."""
+        """`context` is not used."""
 
     def measure(self, rollouts: RolloutBatch) -> Measurement:
-        numbers: dict[int, int] = {}  # a turn that attempts share is the same object in each
+        numbers: dict[int, int] = {}  # a turn that several attempts share is the same object in each
         nodes = [[numbers.setdefault(id(turn), len(numbers)) for turn in e.turns] for e in rollouts.episodes]
         node = np.array([number for path in nodes for number in path], dtype=np.int64)
         roots = np.array([path[0] for path in nodes for _ in path], dtype=np.int64)

@@ -1,15 +1,15 @@
-"""What rules of the environment paid for single turns, and which turns brought a tool's result back."""
+"""Read the environment's rewards for single turns, and which turns brought a tool's result."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from algorithms.signals.base import Measurement, Measures, RolloutBatch, SignalContext
+from algorithms.signals.base import Measurement, RolloutBatch, SignalContext, UntrainedSignal
 from envs.core import TURN_KEYS, Need
 
 
-class TurnRewards(Measures):
-    """Signals `turn_reward` and `tool_result`: what `step` put into `info` under these names.
+class TurnRewards(UntrainedSignal):
+    """Signals `turn_reward` and `tool_result`: the entries of `info` with these names.
 
     A turn whose step failed (a timeout, an error) has neither, and counts as 0 and no result.
     """
@@ -19,20 +19,20 @@ class TurnRewards(Measures):
     gives_tokens = ()
 
     def __init__(self, context: SignalContext) -> None:
-        """Nothing of the run is needed."""
+        """`context` is not used."""
 
     def measure(self, rollouts: RolloutBatch) -> Measurement:
-        """Raises `ValueError` naming the environment that does not say."""
+        """Raises `ValueError` naming the environment if it has no such entries."""
         columns = {}
         for key, kind in TURN_KEYS.items():
             values = []
             for episode in rollouts.episodes:
-                told = [getattr(turn, key) for turn in episode.turns]
-                if any(value is None for value in (told[:-1] if episode.error else told)):
+                entries = [getattr(turn, key) for turn in episode.turns]
+                if any(value is None for value in (entries[:-1] if episode.error else entries)):
                     raise ValueError(
-                        f"{episode.task.env} says nothing of single turns: this method needs info[{key!r}] of every "
-                        "step, as env=lookup gives it"
+                        f"{episode.task.env} has no rewards for single turns: this method needs info[{key!r}] in every "
+                        "step, as in env=lookup"
                     )
-                values += [value or 0 for value in told]
+                values += [value or 0 for value in entries]
             columns[key] = np.array(values, dtype=kind)
         return Measurement(columns, metrics={f"signal/{key}": float(column.mean()) for key, column in columns.items()})

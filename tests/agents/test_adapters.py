@@ -170,7 +170,7 @@ def test_adapters_of_another_kind_are_named(kind: str, tmp_path: Path) -> None:
     config = getattr(peft, f"{kind}Config")(task_type="CAUSAL_LM", **settings[kind])
     base = saved(tmp_path / "base")
     peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(tmp_path / "adapters")
-    refused(tmp_path / "adapters", "they are of the kind .*, expected one of LORA")
+    refused(tmp_path / "adapters", "these adapters are of the kind .*; supported kinds: LORA")
 
 
 def changed(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
@@ -210,7 +210,7 @@ def test_embeddings_that_are_those_of_the_model_may_stand_beside(tmp_path: Path)
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"base_model_name_or_path": None}, "does not say to which model its adapters belong"),
+        ({"base_model_name_or_path": None}, "does not name the model of its adapters"),
         ({"peft_type": "SUPER"}, "cannot be loaded: .*SUPER"),
         ({"target_modules": ["W_pack"]}, "W_pack.* not found"),
     ],

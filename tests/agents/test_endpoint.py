@@ -1,4 +1,4 @@
-"""An endpoint that answers, stalls, refuses or talks nonsense: the real client, a real server on this machine."""
+"""An endpoint that answers, stalls, refuses or sends unreadable answers, with the real client and a local server."""
 
 import threading
 
@@ -212,15 +212,15 @@ def test_a_busy_server_is_asked_again(serve) -> None:
         ((429, {"Retry-After": "3600"}, "{}"), "RateLimitError.*wait 3600 s"),
         (refused("upstream", 502), "upstream"),
         ((500, {}, "oops"), "InternalServerError"),
-        ((200, {}, "<html>hello</html>"), "nonsense|without a message"),
+        ((200, {}, "<html>hello</html>"), "answered unreadably|without a message"),
         ((200, {}, '{"hello": 1}'), "without a message"),
         ((200, {}, '{"choices": []}'), "without a message"),
-        ((200, {}, "[1]"), "nonsense"),
+        ((200, {}, "[1]"), "answered unreadably"),
         ((200, {}, '{"choices": [{"message": null}]}'), "without a message"),
         (said("go left", "error"), "without a message"),
         (refused("unsupported parameter: foo"), "foo"),
         (refused("no such model; see our usage policy on safety"), "usage policy"),  # said to all conversations
-        ((200, {}, "[" * 200_000), "nonsense"),
+        ((200, {}, "[" * 200_000), "answered unreadably"),
     ],
 )
 def test_what_is_no_answer_is_an_error_with_a_name(serve, reply: Reply, error: str) -> None:

@@ -34,7 +34,7 @@ def test_a_model_that_cannot_be_kept_is_refused_by_name_in_one_line(family: str)
     model = tiny_model(family)
     with pytest.raises(ValueError, match=type(model).__name__) as refused:
         LocalPolicy(model, random_policy().tokenizer, context=256).check()
-    assert "; it cannot be played and trained here" in one_line(refused.value)
+    assert "; it cannot be sampled and trained here" in one_line(refused.value)
 
 
 def test_a_folder_of_a_refused_kind_is_refused_as_it_loads(tmp_path) -> None:
@@ -42,7 +42,7 @@ def test_a_folder_of_a_refused_kind_is_refused_as_it_loads(tmp_path) -> None:
     with pytest.raises(ModelError, match=r"mamba cannot be loaded: policy\.attention=eager may do: Mamba") as refused:
         Pretrained().load(tmp_path / "mamba")
     one_line(refused.value)
-    with pytest.raises(ValueError, match=r"MambaForCausalLM: its .* cannot be played and trained here") as refused:
+    with pytest.raises(ValueError, match=r"MambaForCausalLM: its .* cannot be sampled and trained here") as refused:
         Pretrained(attention="eager", context=256).load(tmp_path / "mamba")
     one_line(refused.value)
 

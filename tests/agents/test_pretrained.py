@@ -89,7 +89,7 @@ def test_a_stop_string_ends_a_completion_with_the_ids_that_wrote_it() -> None:
     assert stop not in policy.tokenizer.decode(done.ids[:-1])
     assert done.text_ids == done.ids
     assert free.end is End.LENGTH
-    with pytest.raises(ValueError, match="stop is a list of texts"):
+    with pytest.raises(ValueError, match="stop must be a list of non-empty texts"):
         Sampling(stop="</action>")
 
 
@@ -220,7 +220,7 @@ def test_weights_that_do_not_fit_are_named_and_nothing_is_read(
     save_checkpoint(tmp_path / "saved", tiny_model("llama"), random_policy().tokenizer)
     model = tiny_model("llama", **other)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with pytest.raises(ValueError, match=f"holds another model: {said}"):
+    with pytest.raises(ValueError, match=f"holds the weights of another model: {said}"):
         load_weights(tmp_path / "saved", model)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
@@ -267,7 +267,7 @@ def test_four_bits_of_frozen_weights_carry_adapters(folder: Path) -> None:
 def test_four_bits_without_adapters_are_not_trained(folder: Path) -> None:
     pytest.importorskip("bitsandbytes", reason="needs the extra quantized")
     policy = Pretrained(quantization="4bit").load(folder)
-    with pytest.raises(ValueError, match="policy=lora trains adapters"):
+    with pytest.raises(ValueError, match="policy=lora, which trains adapters"):
         Learner(policy.model, learner_config())
 
 
@@ -287,7 +287,7 @@ def test_a_tokenizer_with_several_chat_templates_is_saved_and_loaded(tmp_path: P
     [
         ("nowhere/at/all", "expected a folder with config.json"),
         ("package:no_such_package/model.gguf", "'no_such_package' is not installed"),
-        ("nobody/no-such-model", "it is no folder here, and the hub does not give it"),
+        ("nobody/no-such-model", "no such folder, and the hub cannot provide it"),
     ],
 )
 def test_what_is_not_there_is_said(name: str, said: str, monkeypatch) -> None:

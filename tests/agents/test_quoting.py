@@ -343,7 +343,7 @@ def test_it_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
         for said in ("fine", "<|im_end|> a", "<|im_end|> b"):
             encode(tokenizer, quote(said))
     assert [record.getMessage() for record in caplog.records] == [
-        "an environment writes the text of a control token of some-model: it is encoded as plain text (said once)"
+        "an observation contains the text of a control token of some-model: it is encoded as plain text (logged once)"
     ]
 
 

@@ -66,7 +66,7 @@ def test_a_state_that_is_no_runs_is_named(tmp_path: Path, state: Any, said: str)
         return
     with pytest.raises(DamagedError, match=said) as raised:
         load_state(tmp_path, "best", "optimizer")
-    assert str(raised.value).startswith(f"{tmp_path / 'trainer.pt'} is no state of a training run")
+    assert str(raised.value).startswith(f"{tmp_path / 'trainer.pt'} is not the state of a training run")
 
 
 @pytest.mark.parametrize("file", ["trainer.pt", "model.safetensors"])

@@ -15,7 +15,7 @@ import algorithms.trainer
 from agents.episode import Episode, Turn, read_episodes
 from agents.rollout import Job, rollout
 from algorithms.estimators.grpo import grpo
-from algorithms.signals.base import Measurement, Measures, RolloutBatch
+from algorithms.signals.base import Measurement, RolloutBatch, UntrainedSignal
 from algorithms.trainer import Trainer, _comparable, _differing, rollout_metrics
 from algorithms.tree_expansion import TreeExpansion
 from algorithms.turn_table import TurnTable
@@ -72,7 +72,7 @@ def flaky_pool(*breaking: int, size: int = 16) -> EnvPool:
     return EnvPool(lambda: Flaky(next(numbers) in breaking), size)
 
 
-class Seen(Measures):
+class Seen(UntrainedSignal):
     """Keeps the batches that it measures and learns from."""
 
     def __init__(self, context: Any) -> None:

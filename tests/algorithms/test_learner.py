@@ -374,7 +374,7 @@ def test_a_probability_mask_leaves_tokens_out_of_sum_and_divisor(aggregation: st
         ({"kl_estimator": "k4"}, "algo.kl_estimator"),
         ({"kl_in": "rewards"}, "did you mean 'reward'"),
         ({"aggregation": "seq-mean-token-sum-norm"}, "needs a constant"),
-        ({"loss_divisor": 10.0}, "no other takes one"),
+        ({"loss_divisor": 10.0}, "no other uses one"),
         ({"probability_mask": 1.5}, "between 0 and 1"),
     ],
 )

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from agents.endpoint import EndpointError
 from algorithms.estimators.grpo import grpo
 from algorithms.needs import Needs, check_environment, check_parts
-from algorithms.signals.base import Measurement, Measures, RolloutBatch, SignalContext
+from algorithms.signals.base import Measurement, RolloutBatch, SignalContext, UntrainedSignal
 from algorithms.turn_table import MissingSignalError, TurnTable
 from envs.core import Info, Need, UnknownNameError
 from envs.lookup.env import LookupTasks
@@ -58,7 +58,7 @@ def test_a_method_that_compares_attempts_refuses_single_ones(name: str, serve: S
         check(config)
         return
     with pytest.raises(
-        ValueError, match=r"group_size=1 (leaves nothing to compare|that is every group|attempts are not)"
+        ValueError, match=r"group_size=1 (there is nothing to compare|this is every group|does not fit)"
     ):
         check(config)
 
@@ -94,7 +94,7 @@ def test_a_critic_beside_an_estimator_without_returns_is_refused() -> None:
         ("gigpo", "algo.loss.dual_clip=0.5", "dual_clip bounds ratios above 1"),
         ("ppo", "algo.signals.critic.body=own", "unknown body 'own'"),
         ("vineppo", "algo.signals.monte_carlo.attempts=0", "attempts and segment_turns must be at least 1"),
-        ("igpo", "algo.signals.answer_gain.action=answer", "need one place for the answer"),
+        ("igpo", "algo.signals.answer_gain.action=answer", "need exactly one .* for the answer"),
         ("istar", "algo.signals.implicit_prm.update=never", "unknown update 'never'"),
         ("capo", "algo.signals.judge.vote=most", "unknown vote 'most'"),
         ("twosome", "agent.player.normalization=letter", "unknown normalization 'letter'"),
@@ -112,7 +112,7 @@ def test_a_judge_that_cannot_be_reached_is_told_at_once(name: str) -> None:
         check(configured(name, judge="http://127.0.0.1:1/v1"))
 
 
-class Unspoken(Measures):
+class Unspoken(UntrainedSignal):
     """A signal that does not say what it gives."""
 
     def __init__(self, context: SignalContext) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from algorithms.checkpoint import checkpoints
-from algorithms.signals.base import Measurement, Measures, RolloutBatch, SignalContext
+from algorithms.signals.base import Measurement, RolloutBatch, SignalContext, UntrainedSignal
 from algorithms.signals.critic import Critic
 from algorithms.signals.entropy import Entropy
 from algorithms.signals.implicit_prm import ImplicitPRM
@@ -22,7 +22,7 @@ from tests.algorithms.test_signals import context_of, play, won_by_half
 from tests.algorithms.test_trainer import make_trainer, without_times
 
 
-class Counter(Measures):
+class Counter(UntrainedSignal):
     """Counts the batches it has seen."""
 
     def __init__(self, context: SignalContext) -> None:

@@ -92,7 +92,7 @@ def test_a_critic_without_returns_says_so(pool: EnvPool) -> None:
     context = context_of(random_policy(), pool)
     rollouts = RolloutBatch.of(play(context))
     critic = Critic(context)
-    with pytest.raises(TypeError, match="gives advantages alone"):
+    with pytest.raises(TypeError, match="returns only advantages"):
         critic.learn(rollouts.measured(critic.measure(rollouts)), np.zeros(len(rollouts.table)))
 
 

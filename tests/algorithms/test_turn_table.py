@@ -105,6 +105,6 @@ def test_what_was_paid_for_tokens_counts_in_turns_and_episodes() -> None:
         tokens=np.array([2, 1, 1, 1]),
         token_signals={"token_reward": np.array([-1.0, -2.0, -4.0, -8.0, -16.0])},
     )
-    np.testing.assert_array_equal(table.paid(), [-3.0, -4.0, -8.0, -6.0])
+    np.testing.assert_array_equal(table.total_rewards(), [-3.0, -4.0, -8.0, -6.0])
     np.testing.assert_array_equal(table.episode_rewards(), [-7.0, -7.0, -14.0, -14.0])
     np.testing.assert_array_equal(table.discounted_returns(0.5), EXAMPLE.discounted_returns(0.5))
