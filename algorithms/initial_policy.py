@@ -27,7 +27,7 @@ from algorithms.warm_start import Progress, WarmStart, teacher_of, warm_start
 from envs.checksums import found_whole
 from envs.core import BRIEF, Manifest, Task, TaskSet, cache_root
 from envs.facts import code_hash, environment_facts, key_of, without
-from envs.files import alone
+from envs.files import locked
 from envs.pool import EnvPool
 
 logger = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ def tiny_policy(
     """
     config = config if config.seed is not None else replace(config, seed=seed)
     folder = cache_root() / "warm_starts" / _key(config, task_set, manifest, prompter, configured, masked)
-    with alone(
+    with locked(
         folder.with_suffix(".lock"),
         f"the warm start {folder}",
         lambda: progress.phase("wait for another run that makes this warm start"),

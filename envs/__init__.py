@@ -1,11 +1,11 @@
-"""Text environments for agents. Importing this package makes them known to Gymnasium:
+"""Text environments for agents. Importing this package registers them with Gymnasium:
 
     import gymnasium, envs
     env = gymnasium.make("polyturn/ALFWorld-v0")
 
-Other packages add theirs through entry points of the group `polyturn.envs`. An entry point names a module, which
-registers its environments when it is imported, or a callable, which registers them when it is called. One that fails
-is warned of, and `plugin_errors` keeps what it said for whoever asks for its environments.
+Other packages add environments through entry points of the group `polyturn.envs`. An entry point names a module, which
+registers its environments when it is imported, or a callable, which registers them when it is called. If one fails, a
+warning is given and `plugin_errors` keeps its traceback.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from importlib import metadata
 import gymnasium as gym
 
 PLUGIN_GROUP = "polyturn.envs"
-# Gymnasium's own checks are left out: they know numbers, and the house's environments keep the contract of `core`.
+# Gymnasium's own checks are off: they expect numbers, and the environments here keep the contract of `envs.core`.
 _HOUSE = {
     "polyturn/ALFWorld-v0": "envs.alfworld.env:ALFWorldEnv",
     "polyturn/KeyCorridor-v0": "envs.key_corridor.env:KeyCorridorEnv",
@@ -39,7 +39,7 @@ def plugin_errors() -> list[str]:
 
 
 def _being_imported(module: str) -> bool:
-    """Whether we are being imported from within that very module, which is not ready to be asked yet."""
+    """Whether that very module is importing this package, so it is not ready yet."""
     return bool(getattr(getattr(sys.modules.get(module), "__spec__", None), "_initializing", False))
 
 

@@ -1,44 +1,44 @@
-"""The contract of `envs.core` as checks: for the house's environments, and for anyone's.
+"""The contract of `envs.core` as checks, for polyturn's environments and for any other.
 
-In a test file, either of
+In a test file, write one of these:
 
     class TestMyEnv(TextEnvConformance):            class TestMyTasks(TaskSetConformance):
         def make_env(self): return MyEnv()              def make_task_set(self): return MyTasks()
         def tasks(self): return [Task("a", "My-v0")]
 
-gives one test a rule. `check_text_env` and `check_task_set` are the same as functions. A broken rule raises
+to get one test per rule. `check_text_env` and `check_task_set` are the same as functions. A broken rule raises
 `ConformanceError` with its number and name.
 
-Rules for environments, played with seeded random actions out of `info["admissible"]` (or some English where there is
-none), and once by the expert where there is one:
+Rules for environments. They are played with seeded random actions from `info["admissible"]` (or some English if there
+is none), and once by the expert if there is one:
 
- 1. observations_are_text: `reset` and `step` return strings that lie in `observation_space`.
- 2. info_is_complete: every one of `INFO_KEYS` is there, with its type.
+ 1. observations_are_text: `reset` and `step` return strings in `observation_space`.
+ 2. info_is_complete: every one of `INFO_KEYS` is present, with its type.
  3. rewards_are_finite: every reward converts to a finite float.
- 4. score_is_in_range: the score lies in [0, 1].
+ 4. score_is_in_range: the score is in [0, 1].
  5. success_ends_the_episode: a success terminates, with the score 1 and the stop reason `success`.
- 6. endings_have_reasons: terminated is `success` or `failure`, truncated is `turn_limit`, and nothing else has a
-    reason, or is both.
- 7. turn_limit_is_exact: an episode that nothing else ends is truncated at turn `max_turns` (where it is known).
+ 6. endings_have_reasons: terminated means `success` or `failure`, truncated means `turn_limit`; other turns have no
+    reason, and no turn is both.
+ 7. turn_limit_is_exact: an episode that nothing else ends is truncated at turn `max_turns` (if it is known).
  8. no_step_outside_episodes: `step` before the first reset or after an end raises `EpisodeOverError`.
- 9. replay_is_equal: equal task, seed and actions give an equal transcript, in another instance.
-10. reset_starts_afresh: … and in an instance that was left in the middle of another episode.
-11. instances_are_independent: … and in instances that are stepped in turns.
-12. global_randomness_is_left_alone: … and with other seeds in `random` and `numpy.random`, which are not touched.
+ 9. replay_is_equal: the same task, seed and actions give the same transcript in another instance.
+10. reset_starts_afresh: … and in an instance that was in the middle of another episode.
+11. instances_are_independent: … and in instances that are stepped alternately.
+12. global_randomness_is_left_alone: … and with other seeds in `random` and `numpy.random`, whose state does not change.
 13. any_text_is_an_action: empty, huge (1 MB), Unicode and control characters never raise.
-14. info_is_the_callers: a returned info is not changed by later steps, and changing it changes no later step.
-15. results_can_be_sent: observations and infos can be pickled, so that workers can send them.
-16. snapshots_restore: a restored episode goes on identically, twice and in a new instance. `NotImplementedError` is
+14. info_is_the_callers: later steps do not change a returned info, and changing it does not change later steps.
+15. results_can_be_sent: observations and infos can be pickled, so workers can send them.
+16. snapshots_restore: a restored episode continues identically, twice and in a new instance. `NotImplementedError` is
     accepted, and so is an environment without these methods.
-17. close_may_be_repeated: `close` twice, in the middle of an episode, and before any.
+17. close_may_be_repeated: `close` works twice, in the middle of an episode, and before any.
 
 Rules for task sets:
 
-18. splits_are_disjoint: there is a split, and no task id is in two of them.
-19. ids_are_sorted_and_unique: … in every manifest, of which none is empty.
+18. splits_are_disjoint: there is at least one split, and no task id is in two of them.
+19. ids_are_sorted_and_unique: … in every manifest, and no manifest is empty.
 20. manifests_are_stable: a second instance has equal manifests.
-21. tasks_are_data: `task` gives the named task, equal in a second instance and after pickling.
-22. unknown_names_are_told: `UnknownNameError` for a split or a task that does not exist.
+21. tasks_are_data: `task` returns the named task, equal in a second instance and after pickling.
+22. unknown_names_raise: a split or a task that does not exist raises `UnknownNameError`.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ from envs.core import INFO_KEYS, TURN_KEYS, EpisodeOverError, Expert, Info, Stop
 
 Env: TypeAlias = gym.Env[str, str]
 
-# What is tried where the environment does not list its actions, and what no environment needs to understand.
+# Actions for environments that do not list theirs. No environment needs to understand them.
 PLAIN_ACTIONS = ("look", "inventory", "go north", "open door", "yes", "1")
 ODD_ACTIONS = {
     "empty": "",
@@ -71,12 +71,12 @@ ODD_ACTIONS = {
     "control characters": "".join(chr(c) for c in range(32)) + "\x7f\x1b[31m",
     "all of ASCII's punctuation": string.punctuation,
 }
-TURNS = 12  # how long the episodes are in which the length does not matter
-TASKS_PER_SPLIT = 2  # how many tasks of each split `check_task_set` plays: the first and the last
+TURNS = 12  # length of episodes in rules where the length does not matter
+TASKS_PER_SPLIT = 2  # tasks of each split that `check_task_set` plays: the first and the last
 
 
 class ConformanceError(AssertionError):
-    """A rule of the contract is broken. `rule` is its name, `number` its place in the module's list."""
+    """A rule of the contract is broken. `rule` is its name, `number` its number in the module's list."""
 
     def __init__(self, rule: str, message: str) -> None:
         self.rule = rule
@@ -86,11 +86,11 @@ class ConformanceError(AssertionError):
 
 @dataclass(frozen=True)
 class Subject:
-    """What the rules for environments are checked on."""
+    """The environments that the rules are checked on."""
 
     make: Callable[[], Env]
     tasks: Sequence[Task]
-    max_turns: int | None = None  # None: rule 7 does not know when to expect the end
+    max_turns: int | None = None  # None: rule 7 is not checked
     expert: Callable[[], Expert | None] = lambda: None
 
 
@@ -129,7 +129,7 @@ def check_task_set_rule(rule: str, make: Callable[[], TaskSet]) -> None:
 
 
 def subject_of(task_set: TaskSet) -> Subject:
-    """The environments of a task set, to be played with the first and the last task of every split."""
+    """The environments of a task set, with the first and the last task of every split."""
     tasks = []
     for split in task_set.splits:
         ids = task_set.manifest(split).ids
@@ -149,7 +149,7 @@ class TextEnvConformance:
         raise NotImplementedError
 
     def subject(self) -> Subject:
-        """What is checked; override it to add a turn limit or an expert."""
+        """The subject of the checks; override it to add a turn limit or an expert."""
         return Subject(self.make_env, self.tasks())
 
 
@@ -190,7 +190,7 @@ def _step(env: Env, action: str) -> _Event:
 
 
 def _play(env: Env, task: Task, turns: int = TURNS, salt: int = 0) -> list[_Event]:
-    """Random admissible actions. Infos are copies, so that an aliased one fails its own rule and no other."""
+    """Random admissible actions. Infos are copied, so an aliased info breaks only its own rule."""
     rng = random.Random(f"{task.id} {salt}")
     events = [_copied(_start(env, task))]
     while not events[-1].over and len(events) <= turns:
@@ -212,7 +212,7 @@ def _replay(env: Env, task: Task, events: Sequence[_Event]) -> list[_Event]:
 
 
 def _steps(env: Env, events: Sequence[_Event]) -> list[_Event]:
-    """The same actions again, as long as the episode goes on."""
+    """The same actions again, until the episode ends."""
     got: list[_Event] = []
     for event in events:
         got.append(_copied(_step(env, event.action or "")))
@@ -226,7 +226,7 @@ def _copied(event: _Event) -> _Event:
 
 
 def _episodes(subject: Subject) -> Iterator[tuple[Env, list[_Event]]]:
-    """Whole episodes, so far as they end: of every task by chance, and of the first by the expert."""
+    """Whole episodes, if they end: of every task with random actions, and of the first task by the expert."""
     turns = 1 + (subject.max_turns or 100)
     for task in subject.tasks:
         with closing(subject.make()) as env:
@@ -241,9 +241,9 @@ def _events(subject: Subject) -> Iterator[_Event]:
         yield from events
 
 
-# -- judging ----------------------------------------------------------------------------------------------------------
+# -- comparisons ------------------------------------------------------------------------------------------------------
 class _BreachError(Exception):
-    """What `_run` tells with the name of the rule."""
+    """A broken rule; `_run` adds the rule's name."""
 
 
 def _demand(holds: bool, otherwise: str) -> None:
@@ -260,7 +260,7 @@ def _demand_raises(kind: type[Exception], call: Callable[[], Any], what: str) ->
 
 
 def _demand_equal(expected: Sequence[_Event], got: Sequence[_Event], where: str) -> None:
-    for turn, (a, b) in enumerate(zip(expected, got, strict=False)):  # one that ends earlier shows it there
+    for turn, (a, b) in enumerate(zip(expected, got, strict=False)):  # an earlier end shows up in its last event
         for name in ("observation", "reward", "terminated", "truncated"):
             old, new = getattr(a, name), getattr(b, name)
             _demand(old == new, f"{where}, {name} of turn {turn} is {new!r:.200}, not {old!r:.200} as before")
@@ -518,7 +518,7 @@ def _tasks_are_data(make: Callable[[], TaskSet]) -> None:
             _demand(task == pickle.loads(pickle.dumps(task)), f"the task {task_id!r} changes when it is pickled")
 
 
-def _unknown_names_are_told(make: Callable[[], TaskSet]) -> None:
+def _unknown_names_raise(make: Callable[[], TaskSet]) -> None:
     task_set = make()
     _demand_raises(UnknownNameError, partial(task_set.manifest, "no such split"), "an unknown split")
     split = task_set.splits[0]
@@ -553,12 +553,12 @@ TASK_SET_RULES = _by_name(
     _ids_are_sorted_and_unique,
     _manifests_are_stable,
     _tasks_are_data,
-    _unknown_names_are_told,
+    _unknown_names_raise,
 )
 
 
 def _add_tests() -> None:
-    """Write one test method for each rule into the two pytest classes, in the order of the rules."""
+    """Add one test method for each rule to the two pytest classes, in the order of the rules."""
 
     def env_test(rule: str) -> Callable[[TextEnvConformance], None]:
         return lambda self: check_env_rule(rule, self.subject())

@@ -1,11 +1,11 @@
-"""The contract between tasks, environments and whoever acts in them.
+"""The contract between tasks, environments and agents.
 
     Task ──► env.reset(options={"task": …}) ──text──► agent ──text──► env.step(action) ──► …
 
-An environment is a Gymnasium environment whose observations and actions are strings. What it has to say beside
-the text stands in `info` (the keys are `INFO_KEYS`). Tasks are data: a split is a *manifest* of sorted ids with a
-content hash, so that two people who name the same split have played the same games. Nothing here ever draws "the
-next random task"; whoever wants a random order shuffles the ids, with a seed of their own.
+An environment is a Gymnasium environment whose observations and actions are strings. Everything else that it provides
+is in `info` (the keys are `INFO_KEYS`). Tasks are data: a split is a *manifest* of sorted ids with a content hash, so
+two people who name the same split have played the same games. Nothing here ever draws "the next random task". For a
+random order, shuffle the ids with your own seed.
 
 This module imports neither torch nor transformers.
 """
@@ -26,17 +26,17 @@ import gymnasium as gym
 import numpy as np
 
 Info: TypeAlias = dict[str, Any]
-# What `reset` and `step` of every text environment put into `info`. Where an action of "admissible" ends with angle
-# brackets in brackets, as "search[<your query>]" does, any text may stand for them: that is its slot.
+# Keys of `info` from `reset` and `step` of every text environment. An action of "admissible" may end with angle brackets
+# in brackets, as in "search[<your query>]": this is its slot, where any text may stand.
 INFO_KEYS = ("goal", "admissible", "score", "success", "state_key", "answers", "stop_reason")
-# What `step` may add of its turn: what a rule pays for it beside the reward, and whether a tool gave a result.
+# Keys that `step` may add: a separate reward for the turn, and whether a tool gave a result.
 TURN_KEYS = {"turn_reward": float, "tool_result": bool}
-# What they may add for a policy that is shown a whole episode as one text: what is new in an observation, a str.
+# A key that both may add, for policies that see a whole episode as one text: the new part of an observation, a str.
 BRIEF = "brief"
 
 
 class Need(StrEnum):
-    """What an agent or a method may need of an environment beside observations and rewards."""
+    """What an agent or a method may need from an environment, in addition to observations and rewards."""
 
     ADMISSIBLE = "admissible actions"  # info["admissible"], at every turn
     ANSWERS = "right answers"  # info["answers"]
@@ -49,27 +49,27 @@ class StopReason(StrEnum):
 
     SUCCESS = "success"  # the environment ended the episode and the task is solved
     FAILURE = "failure"  # the environment ended the episode and the task is not solved
-    TURN_LIMIT = "turn_limit"  # the episode used all the turns that it was given
-    CONTEXT_LIMIT = "context_limit"  # the next prompt no longer fits into the policy's context
-    REFUSED = "refused"  # the model's server gave this conversation no answer; what it said is kept with the episode
-    STEP_TIMEOUT = "step_timeout"  # one step of the environment outlived its deadline
-    EPISODE_TIMEOUT = "episode_timeout"  # its environment took too long in all
+    TURN_LIMIT = "turn_limit"  # the episode used all of its turns
+    CONTEXT_LIMIT = "context_limit"  # the next prompt does not fit into the policy's context
+    REFUSED = "refused"  # the model's server refused this conversation; its message is kept with the episode
+    STEP_TIMEOUT = "step_timeout"  # one step of the environment exceeded its time limit
+    EPISODE_TIMEOUT = "episode_timeout"  # the environment exceeded the time limit of the episode
     ENV_ERROR = "env_error"  # the environment raised; the traceback is kept with the episode
 
     @property
     def is_fault(self) -> bool:
-        """Whether it says something of the environment and nothing of the policy.
+        """Whether this ending says something about the environment and nothing about the policy.
 
-        All limits of time are faults: they depend on how fast a machine is. Turns are what limits a policy.
+        All time limits are faults, since they depend on the speed of the machine. The limit of a policy is its turns.
         """
         return self in (StopReason.STEP_TIMEOUT, StopReason.EPISODE_TIMEOUT, StopReason.ENV_ERROR)
 
 
 class UnknownNameError(LookupError):
-    """A name that does not exist, told with the nearest ones that do."""
+    """A name that does not exist. The message lists the nearest names that do."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
-        """`kind` is what was looked up ("split", "task", …), `known` the names that exist."""
+        """`kind` is the kind of name ("split", "task", …), `known` are the names that exist."""
         names = sorted(known)
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
         parts = [f"unknown {kind} {name!r}"]
@@ -87,13 +87,13 @@ class EpisodeOverError(RuntimeError):
 
 
 class FreeText(gym.Space[str]):
-    """Any string. (`gymnasium.spaces.Text` wants a length and an alphabet, and rejects ordinary sentences.)"""
+    """Any string. (`gymnasium.spaces.Text` needs a length and an alphabet, and rejects ordinary sentences.)"""
 
     def __init__(self, seed: int | np.random.Generator | None = None) -> None:
         super().__init__(shape=(), dtype=str, seed=seed)
 
     def sample(self, mask: Any = None, probability: Any = None) -> str:
-        """A short random lower-case word; text has no useful uniform distribution, so masks are refused."""
+        """A short random lower-case word. Text has no useful uniform distribution, so masks are rejected."""
         if mask is not None or probability is not None:
             raise ValueError("FreeText cannot sample under a mask: it has no finite set of values")
         letters = self.np_random.integers(ord("a"), ord("z") + 1, size=int(self.np_random.integers(1, 9)))
@@ -115,12 +115,12 @@ class FreeText(gym.Space[str]):
 
 @dataclass(frozen=True)
 class Task:
-    """One thing to do, as data: an equal task played with equal actions gives an equal transcript.
+    """One task, as data: an equal task with equal actions gives an equal transcript.
 
     Example: `Task(id="look_at_obj_in_light-Mug-None-DeskLamp-302/trial_T2019", env="polyturn/ALFWorld-v0",
     split="valid_seen", seed=0, payload={"path": "/data/…/game.tw-pddl", "type": "look_at_obj_in_light"})`.
-    `payload` is what the environment needs to play it; `payload["type"]`, where there is one, is the kind of task
-    that evaluations report by.
+    `payload` is what the environment needs to play it; `payload["type"]`, if present, is the type of task by which
+    evaluations report.
     """
 
     id: str
@@ -132,10 +132,10 @@ class Task:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The tasks of a split: sorted unique ids, and a hash of what they contain.
+    """The tasks of a split: sorted unique ids, and a hash of their contents.
 
-    `official_count` is how many tasks the published split has, where there is such a number; a split with fewer
-    says so wherever it is shown (`describe`).
+    `official_count` is the number of tasks in the published split, if there is one; `describe` says when a split has
+    fewer.
     """
 
     env: str
@@ -149,11 +149,11 @@ class Manifest:
             raise ValueError(f"manifest {self.env}/{self.split}: ids must be sorted and unique")
 
     def facts(self) -> dict[str, Any]:
-        """What identifies the tasks, as plain data for the record of a run."""
+        """What identifies the tasks, as plain data for a run's record."""
         return {"sha256": self.content_hash, "tasks": len(self.ids), "official_tasks": self.official_count}
 
     def part(self, ids: Iterable[str]) -> Manifest:
-        """Some tasks of the split, with a hash of their own; all of them are the manifest itself."""
+        """Some tasks of the split, with their own hash; for all tasks, the manifest itself."""
         chosen = tuple(sorted(ids))
         if chosen == self.ids:
             return self
@@ -161,7 +161,7 @@ class Manifest:
         return Manifest(self.env, self.split, chosen, digest)
 
     def describe(self) -> str:
-        """One line for people: the count, beside the official one where they differ, and the hash."""
+        """One line for people: the count, the official count if it differs, and the hash."""
         count = f"{len(self.ids)} tasks"
         if self.official_count is not None and self.official_count != len(self.ids):
             count = f"{len(self.ids)} of the official {self.official_count} tasks (incomplete)"
@@ -169,21 +169,21 @@ class Manifest:
 
 
 def cache_root() -> Path:
-    """Where everything goes that can be made again: `$POLYTURN_CACHE`, else `~/.cache/polyturn`."""
+    """The folder for everything that can be made again: `$POLYTURN_CACHE`, otherwise `~/.cache/polyturn`."""
     try:
         return Path(os.environ.get("POLYTURN_CACHE") or "~/.cache/polyturn").expanduser()
     except RuntimeError as error:
-        raise ValueError(f"there is no folder for what is made once ({error}): export POLYTURN_CACHE=DIR") from error
+        raise ValueError(f"there is no cache folder ({error}); set one: export POLYTURN_CACHE=DIR") from error
 
 
 def data_root() -> Path:
-    """Where downloaded data is, which may be read-only: `$POLYTURN_DATA`, else `data` in the cache folder."""
+    """The folder of downloaded data, which may be read-only: `$POLYTURN_DATA`, otherwise `data` in the cache folder."""
     chosen = os.environ.get("POLYTURN_DATA")
     return Path(chosen).expanduser() if chosen else cache_root() / "data"
 
 
 def hash_tasks(contents: Iterable[tuple[str, bytes]]) -> str:
-    """Hex sha256 over (task id, content) pairs in the order of their ids: the identity of a split."""
+    """Hex sha256 over (task id, content) pairs in the order of their ids; it identifies a split."""
     digest = hashlib.sha256()
     for task_id, content_digest in sorted((task_id, hashlib.sha256(content).digest()) for task_id, content in contents):
         digest.update(task_id.encode())
@@ -195,22 +195,22 @@ def hash_tasks(contents: Iterable[tuple[str, bytes]]) -> str:
 class Expert(Protocol):
     """A scripted player that knows only what an agent could know: the text that it was shown.
 
-    It can be asked at any point of any episode, also of one that another agent plays: `observe` takes whatever
-    action was played, and `act` says what the expert would do next.
+    It can be asked at any point of any episode, even one that another agent plays: `observe` takes the action that was
+    played, and `act` returns what the expert would do next.
     """
 
     def reset(self, observation: str, info: Info) -> None:
-        """A new episode begins with the first observation of `env.reset`."""
+        """Start a new episode with the first observation of `env.reset`."""
 
     def act(self) -> str:
-        """The next action. Asking changes nothing: asked twice, it answers the same."""
+        """The next action. Calling it changes nothing: a second call returns the same."""
 
     def observe(self, action: str, observation: str, info: Info) -> None:
-        """`action` was played, by whomever, and `observation` came back."""
+        """`action` was played, by any agent, and `observation` came back."""
 
 
 class TaskSet(Protocol):
-    """What an environment brings to the suite: its splits, its tasks, and instances to play them in.
+    """An environment's splits, its tasks, and a factory of environments to play them in.
 
     A Hydra file `conf/env/<name>.yaml` names the class in `_target_`; the other keys are its arguments.
     """
@@ -237,37 +237,37 @@ class TaskSet(Protocol):
         """A new environment that plays any task of this set: `reset(options={"task": task})`."""
 
     def expert(self) -> Expert | None:
-        """A scripted expert for warm starts and as a baseline, where the environment has one."""
+        """A scripted expert for warm starts and as a baseline; None if there is none."""
 
     def describe(self) -> str:
-        """One line said at the start of a run: where the tasks come from, and which defaults were chosen."""
+        """One line for the start of a run: where the tasks come from, and which defaults were chosen."""
 
 
 def evaluation_splits(task_set: TaskSet) -> list[str]:
-    """The splits to evaluate on where nobody names any: `task_set.eval_splits`, or all but the one to train on."""
+    """The default splits for evaluation: `task_set.eval_splits`, otherwise all but the training split."""
     return list(getattr(task_set, "eval_splits", None) or task_set.splits[1:] or task_set.splits)
 
 
 def hold_out(manifest: Manifest, count: int) -> tuple[Manifest, Manifest]:
-    """Divide the training split: the tasks to learn from, and `count` tasks that rank the checkpoints of a run.
+    """Divide the training split into the tasks to learn from, and `count` tasks that rank the checkpoints of a run.
 
-    Those are evenly spaced over the sorted ids, so that all types of tasks are among them, and the same for every seed.
+    The latter are evenly spaced over the sorted ids, so they include all types of tasks and do not depend on the seed.
     Raises `ValueError` for more than a quarter of the split: training must keep most of its tasks.
     """
     total = len(manifest.ids)
     if not isinstance(count, int) or not 0 <= count <= total // 4:
         raise ValueError(
-            f"eval.selection_tasks={count} cannot be held out of the {total} tasks of {manifest.split}: expected 0 to "
-            f"{total // 4}, a quarter of them; 0 holds out none, and evaluations of the run take its newest checkpoint"
+            f"eval.selection_tasks={count} cannot be held out of the {total} tasks of {manifest.split}: expected 0 "
+            f"to {total // 4}, a quarter of them; 0 holds out none, and evaluations of the run use the newest one"
         )
     held_out = {manifest.ids[(2 * i + 1) * total // (2 * count)] for i in range(count)}
     return manifest.part(set(manifest.ids) - held_out), manifest.part(held_out)
 
 
 class TextEnv(gym.Env[str, str], ABC):
-    """Base of the house's own environments: it counts turns, names endings, and fills `info`.
+    """Base class of polyturn's own environments: it counts turns, names endings, and fills `info`.
 
-    A subclass writes `_begin`, `_act` and, where it can, `_save` / `_load`; it never sees a finished episode.
+    A subclass implements `_begin`, `_act` and, if possible, `_save` and `_load`. These are never called after the end.
     `max_turns` counts calls of `step`; the last one truncates with `turn_limit` unless the task ended there.
     """
 
@@ -281,34 +281,34 @@ class TextEnv(gym.Env[str, str], ABC):
         self.max_turns = max_turns
         self.render_mode = render_mode
         self._turns = 0
-        self._over = True  # until the first reset there is nothing to step
+        self._over = True  # `step` is not allowed before the first reset
         self._last_text = ""
 
     @abstractmethod
     def _begin(self, task: Any, seed: int | None) -> tuple[str, Info]:
-        """Start `task` (`options["task"]`, None when absent). Returns the first observation and info to add."""
+        """Start `task` (`options["task"]`, or None). Returns the first observation and info to add."""
 
     @abstractmethod
     def _act(self, action: str) -> tuple[str, float, bool, Info]:
         """Play one action. Returns observation, reward, whether the task ended, and info to add."""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, Info]:
-        """Start an episode. `options={"task": …}` says which; an unknown option is an error."""
+        """Start the episode of `options={"task": …}`. An unknown option is an error."""
         super().reset(seed=seed)
         unknown = set(options or ()) - {"task"}
         if unknown:
             raise UnknownNameError("reset option", sorted(unknown)[0], ["task"])
-        self._over = True  # a reset that raises leaves nothing to step
+        self._over = True  # after a reset that raises, `step` is not allowed
         observation, extra = self._begin((options or {}).get("task"), seed)
         self._turns, self._over, self._last_text = 0, False, observation
         return observation, self._info(observation, extra, None)
 
     def step(self, action: str) -> tuple[str, SupportsFloat, bool, bool, Info]:
-        """Play one action. Raises `EpisodeOverError` after the end and `TypeError` for anything but a string."""
+        """Play one action. Raises `EpisodeOverError` after the end and `TypeError` if it is not a string."""
         if self._over:
             raise EpisodeOverError(f"{type(self).__name__}: the episode is over (or never began); call reset() first")
         if not isinstance(action, str):
-            raise TypeError(f"an action is a string, got {type(action).__name__}: {action!r:.80}")
+            raise TypeError(f"an action must be a string, got {type(action).__name__}: {action!r:.80}")
         observation, reward, terminated, extra = self._act(action)
         self._turns += 1
         truncated = not terminated and self._turns >= self.max_turns
@@ -344,7 +344,7 @@ class TextEnv(gym.Env[str, str], ABC):
         return (self._turns, self._over, self._last_text, self._save())
 
     def restore(self, state: Any) -> None:
-        """Go back to a snapshot, also one taken in another instance of the same environment."""
+        """Go back to a snapshot, which may come from another instance of the same environment."""
         self._turns, self._over, self._last_text, saved = state
         self._load(saved)
 

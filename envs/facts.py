@@ -1,7 +1,7 @@
-"""What the numbers of a run depend on, as plain data: written beside them, compared, and hashed into keys of caches.
+"""Everything that the numbers of a run depend on, as plain data: stored with them, compared, and hashed into keys.
 
-Comparisons and keys start with everything that is configured. What does not matter is listed (`without`), so that a
-new setting counts until somebody says that it does not.
+Comparisons and keys include the whole configuration except listed keys (`without`). So a new setting counts until it is
+explicitly excluded.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import Any, TypeAlias
 
 from envs.core import TaskSet
 
-Facts: TypeAlias = dict[str, Any]  # what `json` writes and reads back unchanged
+Facts: TypeAlias = dict[str, Any]  # plain data, unchanged by a round trip through `json`
 
 
 def environment_facts(task_set: TaskSet, configured: Mapping[str, Any] | None = None) -> Facts:
-    """What episodes depend on beside their task: `configured`, and what the task set has made of it.
+    """What episodes depend on besides their task: `configured`, and what the task set derived from it.
 
-    A task set may have a method `facts()`, which gives as plain data what it has chosen: the official games where
-    `auto` was configured, or a version of what it generates. `code` is the hash of its source, which changes more
-    often than the version in its id.
+    A task set may have a method `facts()` that returns its choices as plain data, such as the official games for
+    `auto`, or the version of generated data. `code` is the hash of its source, which changes more often than the
+    version in its id.
     """
     own: Facts = getattr(task_set, "facts", dict)()
     code = code_hash(type(task_set))
@@ -31,9 +31,9 @@ def environment_facts(task_set: TaskSet, configured: Mapping[str, Any] | None = 
 
 
 def code_hash(kind: type) -> str:
-    """Hex sha256 over the modules of the package that a class is defined in; outside a package, over its module alone.
+    """Hex sha256 over the modules of the package that a class is defined in; outside a package, over its module.
 
-    Over the name of the class where Python has no file of it, as for one typed into an interpreter.
+    If Python has no file for it, as for a class typed into an interpreter, over its name.
     """
     module = sys.modules.get(kind.__module__)
     file = getattr(module, "__file__", None)
@@ -44,7 +44,7 @@ def code_hash(kind: type) -> str:
 
 
 def hash_files(paths: Iterable[Path]) -> str:
-    """Hex sha256 over the names and the content of files; folders among `paths` are left out."""
+    """Hex sha256 over the names and contents of files; folders among `paths` are skipped."""
     digest = hashlib.sha256()
     for path in sorted(path for path in paths if path.is_file()):
         digest.update(f"{path.name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
@@ -52,7 +52,7 @@ def hash_files(paths: Iterable[Path]) -> str:
 
 
 def without(facts: Mapping[str, Any], left_out: Iterable[str]) -> Facts:
-    """A copy without the keys `left_out`: dotted names, of values or of whole branches; other names are ignored."""
+    """A copy without the dotted keys `left_out`, which are values or whole branches; unknown keys are ignored."""
     names = set(left_out)
     return {
         key: without(value, _below(key, names)) if isinstance(value, Mapping) else value
@@ -66,12 +66,12 @@ def _below(key: str, names: set[str]) -> Iterator[str]:
 
 
 def key_of(facts: Mapping[str, Any]) -> str:
-    """16 hex digits that change with every fact."""
+    """16 hex digits that change with any fact."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
-    """What differs, by dotted name, in words: `{"env.protocol": "was 'official' and is 'verl_agent'"}`."""
+    """The differences by dotted name, in words: `{"env.protocol": "was 'official' and is 'verl_agent'"}`."""
     old, new = dict(_leaves(before)), dict(_leaves(json.loads(json.dumps(now))))
     names = [*new, *(name for name in old if name not in new)]
     changed = [name for name in names if name not in old or name not in new or old[name] != new[name]]

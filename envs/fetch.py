@@ -1,4 +1,4 @@
-"""Fetching published files: resumed where they broke off, checked, put in place whole."""
+"""Download published files: resumable, checked, and complete before they get their name."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from envs.files import alone, flush
+from envs.files import flush, locked
 
 _TIMEOUT_S = 30.0  # without a byte from the server
-_FAILURES = 5  # in a row without a byte, until the download is given up
+_FAILURES = 5  # attempts in a row without a byte before giving up
 _CHUNK = 1 << 18
 
 
 class DownloadError(OSError):
-    """Something could not be fetched; the message says why and what to do."""
+    """A file could not be downloaded; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
 class Remote:
-    """A published file. Size (bytes) and hash are None where nobody has published them."""
+    """A published file. Size (bytes) and hash are None if they are not published."""
 
     url: str
     size: int | None
@@ -40,12 +40,12 @@ class Remote:
 
 
 def fetch(remote: Remote, folder: Path, console: Console) -> Path:
-    """The file in `folder`, unchecked. What an earlier run left of it is gone on with; one that fetches it now is
-    waited for. Raises `DownloadError`.
+    """Download the file into `folder`, unchecked. Continues an interrupted download, and waits for another process
+    that downloads the same file. Raises `DownloadError`.
     """
     path = folder / remote.name
     if not path.is_file():
-        with alone(
+        with locked(
             folder / f".{remote.name}.lock",
             str(path),
             lambda: console.print(f"another process is fetching {path}; waiting for it", soft_wrap=True),
@@ -66,13 +66,13 @@ def _fetch_whole(remote: Remote, path: Path, console: Console) -> None:
             have = size_of(part)
             try:
                 size = _fetch(remote, part, lambda done, size: progress.update(bar, completed=done, total=size))
-                reason = "the server ended it"
+                reason = "the server closed the connection"
             except urllib.error.HTTPError as error:
                 if error.code < 500:
                     raise DownloadError(f"{remote.url}: {error}; {_BY_HAND}") from error
                 reason = str(error)
             except urllib.error.URLError as error:
-                if size_of(part) == first and failures == 0:  # nobody was reached so far: waiting will not help
+                if size_of(part) == first and failures == 0:  # no connection at all: waiting will not help
                     raise DownloadError(f"{remote.url}: no connection ({error.reason}); {_BY_HAND}") from error
                 reason = str(error.reason)
             except (TimeoutError, ConnectionError, http.client.HTTPException) as error:
@@ -82,41 +82,41 @@ def _fetch_whole(remote: Remote, path: Path, console: Console) -> None:
                 of = f"{size:,}" if size is not None else "unknown"
                 raise DownloadError(
                     f"{remote.url}: the download stopped at {size_of(part):,} of {of} bytes ({reason}). "
-                    f"Run the command again to go on from there, or {_BY_HAND}"
+                    f"Run the command again to continue, or {_BY_HAND}"
                 )
             if size is None or size_of(part) < size:
                 progress.console.print(
                     f"{remote.name}: stopped at {size_of(part):,} bytes ({reason}); trying again in {failures} s",
                     markup=False, highlight=False, soft_wrap=True,
                 )  # fmt: skip
-            time.sleep(failures)  # a server that is not ready gets a moment longer each time
+            time.sleep(failures)  # wait longer after each failure
     flush(part)
     part.replace(path)
 
 
-_BY_HAND = "fetch the file by other means and give its folder with --from"
+_BY_HAND = "download the file by other means and pass its folder with --from"
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file, 0 where there is none."""
+    """Bytes of a file, 0 if it does not exist."""
     return path.stat().st_size if path.exists() else 0
 
 
 def _fetch(remote: Remote, part: Path, on_progress: Callable[[int, int | None], None]) -> int:
-    """Append to `part` until the server ends or there is as much as there should be. Returns how much that is."""
+    """Append to `part` until the server ends or the size is reached. Returns the size."""
     done = size_of(part)
     request = urllib.request.Request(remote.url, headers={"Range": f"bytes={done}-"} if done else {})
     try:
         response = urllib.request.urlopen(request, timeout=_TIMEOUT_S)
     except urllib.error.HTTPError as error:
         if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and remote.size is None:
-            return done  # there was no more than what an earlier run left
+            return done  # the earlier download was complete
         raise
     with response:
         if response.headers.get_content_type() == "text/html":
             raise DownloadError(f"{remote.url}: the server sent a page instead of the file; {_BY_HAND}")
         if response.status != http.HTTPStatus.PARTIAL_CONTENT:
-            done = 0  # the server does not know ranges and begins anew
+            done = 0  # the server does not support ranges and sends the whole file
         length = response.headers["Content-Length"]
         size = remote.size if remote.size is not None else done + int(length) if length else None
         with part.open("ab" if done else "wb") as file:
@@ -127,11 +127,11 @@ def _fetch(remote: Remote, part: Path, on_progress: Callable[[int, int | None], 
 
 
 def check(path: Path, sha256: str, source: str) -> None:
-    """Raises `DownloadError` unless the file has this hash; `source` is what it should be."""
+    """Raises `DownloadError` unless the file has this hash; `source` describes the expected file."""
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != sha256:
         raise DownloadError(
-            f"{path} is not {source}: its SHA-256 is {found}, expected {sha256}. It was damaged on its way, or is "
-            "another release; delete it and run the command again"
+            f"{path} is not {source}: its SHA-256 is {found}, expected {sha256}. It is damaged or from another "
+            "release; delete it and run the command again"
         )

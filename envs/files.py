@@ -1,11 +1,10 @@
-"""Files and folders that are there whole or not at all, however a process ends and whoever else writes them.
+"""Write files and folders completely or not at all, however a process ends and whoever else writes them.
 
-Everything is written under a name of its own, `.NAME.OWNER.partial`, flushed to the disk, and then renamed. A folder
-that is replaced is first renamed to `.NAME.OWNER.old`, and removed when the new one is in its place.
+Everything is written under a temporary name, `.NAME.OWNER.partial`, flushed to disk, and then renamed. A folder to be
+replaced is first renamed to `.NAME.OWNER.old`, and removed when the new one is in place.
 
-A process that is killed leaves such names behind. Whoever writes next in that folder clears them (`tidy`): partial
-ones are removed, and an old folder is put back where no new one took its place. The owner in a name tells whether its
-process still lives.
+A killed process leaves such names behind. The next writer in that folder cleans up (`tidy`): partial names are removed,
+and an old folder is restored if no new one replaced it. The owner in a name shows whether its process is still alive.
 """
 
 from __future__ import annotations
@@ -26,17 +25,17 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-LONGEST_WAIT = 4 * 3600.0  # seconds for another process to make the same
-_ABANDONED_S = 24 * 3600.0  # after which nobody still writes, on whatever machine
+LONGEST_WAIT = 4 * 3600.0  # seconds to wait for another process that makes the same
+_ABANDONED_S = 24 * 3600.0  # a name older than this is abandoned, on whatever machine it was written
 _LEFT = re.compile(r"\.(.+)\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.(partial|old)", re.DOTALL)
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------
 @contextmanager
 def partial_path(target: Path) -> Iterator[Path]:
-    """A path beside `target` for what is not whole yet, of this call alone. What is still there at the end is removed.
+    """A temporary path next to `target`, used by this call only. Anything left there at the end is removed.
 
-    Nothing is at the path yet. To be renamed by the caller; `whole_file`, `whole_folder` and `made_once` do that.
+    The path does not exist yet. The caller renames it; `whole_file`, `whole_folder` and `made_once` do this.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     tidy(target.parent)
@@ -49,7 +48,7 @@ def partial_path(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A path to write a file to, which takes the place of `path` at the end. An error leaves `path` as it was."""
+    """A path to write a file to; at the end it replaces `path`. After an error `path` is unchanged."""
     with partial_path(path) as partial, naming(path):
         yield partial
         flush(partial)
@@ -58,14 +57,14 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file that is there whole or not at all."""
+    """Write a file completely or not at all."""
     with whole_file(path) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A path to make a folder at, which takes the place of `folder` at the end. An error leaves `folder` as it was."""
+    """A path to make a folder at; at the end it replaces `folder`. After an error `folder` is unchanged."""
     with partial_path(folder) as partial, naming(folder):
         yield partial
         _flush_tree(partial)
@@ -75,9 +74,10 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def made_once(folder: Path, proof: str = ".") -> Iterator[Path]:
-    """An empty folder to fill, which becomes `folder` at the end; nothing is left of it when something fails.
+    """An empty folder to fill, which becomes `folder` at the end; after an error nothing of it is left.
 
-    Where two make the same folder, whoever is second keeps the first one's, told by the `proof` that it holds.
+    If two processes make the same folder, the second one keeps the first one's, recognised by the `proof` that it
+    holds.
     """
     with partial_path(folder) as partial, naming(folder):
         partial.mkdir()
@@ -92,13 +92,13 @@ def made_once(folder: Path, proof: str = ".") -> Iterator[Path]:
 
 
 def remove_whole(path: Path) -> None:
-    """Remove a file or folder: out of sight at once, then away. It may be gone already."""
+    """Remove a file or folder: rename it first, then delete it. It may be gone already."""
     with partial_path(path) as partial, suppress(FileNotFoundError):
         path.rename(partial)
 
 
 def tidy(folder: Path, everything: bool = False) -> None:
-    """Clear what killed processes left in `folder`; with `everything`, what any did: for whoever has it locked."""
+    """Remove leftovers of killed processes in `folder`; with `everything`, of all processes: for the lock's owner."""
     try:
         names = os.listdir(folder)
     except FileNotFoundError:
@@ -107,13 +107,13 @@ def tidy(folder: Path, everything: bool = False) -> None:
         left = _LEFT.fullmatch(name)
         if left is None:
             continue
-        with suppress(OSError):  # another process tidies, too, or the folder may only be read
+        with suppress(OSError):  # another process may tidy too, or the folder is read-only
             if everything or _is_abandoned(folder / name, machine=left[2], pid=int(left[3])):
                 _settle(folder / name, folder / left[1]) if left[4] == "old" else _remove(folder / name)
 
 
 def _put_in_place(new: Path, folder: Path) -> None:
-    """Rename `new` to `folder`. What is there is renamed aside first, so that there is always one of the two."""
+    """Rename `new` to `folder`. An existing folder is renamed aside first, so one of the two always exists."""
     asides: list[Path] = []
     try:
         while True:
@@ -125,7 +125,7 @@ def _put_in_place(new: Path, folder: Path) -> None:
                 new.rename(folder)
                 return
             except OSError:
-                if not folder.exists():  # else another process has just put its own there
+                if not folder.exists():  # otherwise another process has just put its own there
                     raise
     finally:
         for aside in reversed(asides):
@@ -133,7 +133,7 @@ def _put_in_place(new: Path, folder: Path) -> None:
 
 
 def _settle(old: Path, folder: Path) -> None:
-    """Put a folder that was renamed aside back, or remove it where another one is in its place."""
+    """Restore a folder that was renamed aside, or remove it if another one has replaced it."""
     if folder.exists():
         _remove(old)
     else:
@@ -149,19 +149,19 @@ def _remove(path: Path) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Errors of the disk name what was written: Python names a file when it opens it, and not when it writes to it."""
+    """Add the path to disk errors: Python names a file when it fails to open it, but not when it fails to write."""
     try:
         yield
     except OSError as error:
-        if error.errno is not None and error.filename is None:  # an error of our own says what it is about
+        if error.errno is not None and error.filename is None:  # our own errors already name their subject
             error.filename = str(path)
         raise
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file with one a line; a last line that was not finished is left out.
+    """The JSON objects of a file, one per line; an unfinished last line is skipped.
 
-    Raises `ValueError` naming the first line that is none.
+    Raises `ValueError` naming the first damaged line.
     """
     rows = []
     for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
@@ -174,9 +174,9 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-# -- on the disk ------------------------------------------------------------------------------------------------------
+# -- flushing ---------------------------------------------------------------------------------------------------------
 def flush(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
+    """Wait until a file or folder is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -196,7 +196,7 @@ def _own_name(path: Path, kind: str) -> Path:
 
 
 def _machine() -> str:
-    """Names where process ids mean the same: a machine, or a container on it."""
+    """A name for the scope of process ids: a machine, or a container on it."""
     namespace = ""
     with suppress(OSError):
         namespace = os.readlink("/proc/self/ns/pid")
@@ -209,18 +209,18 @@ def _is_abandoned(path: Path, machine: str, pid: int) -> bool:
             os.kill(pid, 0)
         except ProcessLookupError:
             return True
-        except PermissionError:  # it lives, and is another user's
+        except PermissionError:  # it is alive and belongs to another user
             pass
     return time.time() - path.lstat().st_mtime > _ABANDONED_S
 
 
-# -- one at a time ----------------------------------------------------------------------------------------------------
+# -- locks ------------------------------------------------------------------------------------------------------------
 @contextmanager
-def alone(lock_file: Path, what: str, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Held by one process at a time; the others call `on_wait` once, and wait. A killed process holds it no more.
-    Nobody holds it in a folder that can only be read.
+def locked(lock_file: Path, what: str, on_wait: Callable[[], None]) -> Iterator[None]:
+    """Hold a lock that one process at a time can hold; others call `on_wait` once and wait. A killed process releases
+    it. In a read-only folder there is no lock.
 
-    Raises `TimeoutError`, saying `what` was waited for.
+    Raises `TimeoutError`; `what` says what was waited for.
     """
     lock = FileLock(lock_file)
     try:
@@ -233,13 +233,13 @@ def alone(lock_file: Path, what: str, on_wait: Callable[[], None]) -> Iterator[N
         except Timeout:
             raise TimeoutError(
                 f"another process has been making {what} for {LONGEST_WAIT / 3600:.0f} hours; "
-                f"if there is none, remove {lock_file}"
+                f"if there is no such process, remove {lock_file}"
             ) from None
     except OSError as error:
         if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise
-        # What can only be read may hold all that is needed. Where something has to be made after all, writing it says
-        # that it cannot be written.
+        # A read-only folder may contain everything that is needed. If something is missing, the attempt to write it
+        # raises.
     try:
         yield
     finally:

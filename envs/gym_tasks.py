@@ -1,10 +1,9 @@
-"""Anyone's Gymnasium environment that speaks text, as a set of tasks. It need not know this project.
+"""Use any Gymnasium environment with text observations and actions as a set of tasks. It need not know polyturn.
 
     python -m scripts.train env=gym env.id=their_module:TheirEnv-v0
 
-A task is a seed, and `reset(seed=…)` is what makes an episode of it. `TextAdapter` fills in what the contract of
-`envs.core` asks for beside the text; an environment says more by putting the keys of `INFO_KEYS` and `TURN_KEYS` into
-its `info`.
+A task is a seed; `reset(seed=…)` makes its episode. `TextAdapter` supplies what the contract of `envs.core` needs
+besides the text. An environment can provide more by putting the keys of `INFO_KEYS` and `TURN_KEYS` into its `info`.
 """
 
 from __future__ import annotations
@@ -39,24 +38,24 @@ DEFAULT_MAX_TURNS = 50
 
 
 class TextAdapter(gym.Wrapper[str, str, str, str]):
-    """Gives a Gymnasium environment of strings the info, the endings and the turn limit of `envs.core`.
+    """Adds the info, the endings and the turn limit of `envs.core` to a Gymnasium environment of strings.
 
-    What the environment's `info` holds of `INFO_KEYS` and `TURN_KEYS` is passed on, other keys are not. What it does
-    not hold of the first:
+    Keys of `INFO_KEYS` and `TURN_KEYS` in the environment's `info` are passed on, other keys are not. Defaults of
+    missing `INFO_KEYS`:
 
     - `goal`: the first observation; `state_key`: the observation; `admissible` and `answers`: None;
-    - `success`: the environment has terminated with a positive reward. A success ends the episode, and its score is 1;
-    - `score`: 0 until then; the environment's own is kept within [0, 1].
+    - `success`: the environment terminated with a positive reward. A success ends the episode with the score 1;
+    - `score`: 0 until then. The environment's own score is clipped to [0, 1].
 
-    What the environment returns is read by `envs.checks`, which raises `TypeError` or `ValueError` where it cannot be.
-    Its own truncation counts as its turn limit.
+    `envs.checks` reads what the environment returns, and raises `TypeError` or `ValueError` if it cannot. If the
+    environment truncates, this counts as its turn limit.
     """
 
     def __init__(self, env: gym.Env[str, str], max_turns: int) -> None:
         super().__init__(env)
         if env.action_space is not None and not _takes_text(env.action_space):
             raise TypeError(
-                f"{env.unwrapped}: expected an environment whose actions are text, but they are {env.action_space}"
+                f"{env.unwrapped}: expected an environment with text actions, got the action space {env.action_space}"
             )
         self.observation_space = FreeText()
         self.action_space = FreeText()
@@ -66,7 +65,7 @@ class TextAdapter(gym.Wrapper[str, str, str, str]):
         self._over = True
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, Info]:
-        """Start the episode of `options["task"]`, whose seed counts; without a task, that of `seed`."""
+        """Start the episode of `options["task"]`, with the task's seed; without a task, that of `seed`."""
         unknown = set(options or ()) - {"task"}
         if unknown:
             raise UnknownNameError("reset option", sorted(unknown)[0], ["task"])
@@ -78,11 +77,11 @@ class TextAdapter(gym.Wrapper[str, str, str, str]):
         return observation, self._info(observation, info, success=False, stop=None)
 
     def step(self, action: str) -> tuple[str, SupportsFloat, bool, bool, Info]:
-        """Play one action. Raises `EpisodeOverError` after the end and `TypeError` for anything but a string."""
+        """Play one action. Raises `EpisodeOverError` after the end and `TypeError` if it is not a string."""
         if self._over:
             raise EpisodeOverError(f"{self.unwrapped}: the episode is over (or never began); call reset() first")
         if not isinstance(action, str):
-            raise TypeError(f"an action is a string, got {type(action).__name__}: {action!r:.80}")
+            raise TypeError(f"an action must be a string, got {type(action).__name__}: {action!r:.80}")
         observation, reward, terminated, truncated, info = checked_step(self.env.step(action))
         self._turns += 1
         success: bool = info.get("success", terminated and reward > 0)
@@ -97,7 +96,7 @@ class TextAdapter(gym.Wrapper[str, str, str, str]):
         return observation, reward, terminated, truncated, self._info(observation, info, success, stop)
 
     def snapshot(self) -> Any:
-        """The state of the running episode, from an environment that has `snapshot` and `restore`."""
+        """The state of the running episode, if the environment has `snapshot` and `restore`."""
         return self._goal, self._turns, self._over, self._own("snapshot")()
 
     def restore(self, state: Any) -> None:
@@ -130,9 +129,9 @@ def _takes_text(space: gym.Space[Any]) -> bool:
 class GymTasks(SeedTasks):
     """Seeds of a Gymnasium environment as tasks.
 
-    `id` is a Gymnasium id, `Env-v0`, with the module that registers it before a colon where it is not registered
-    yet: `their_module:Env-v0`. `kwargs` go to the environment's constructor. `max_turns` None takes the id's
-    `max_episode_steps`. Raises `UnknownNameError` for an id that nobody registers.
+    `id` is a Gymnasium id, `Env-v0`. If it is not registered yet, its module comes first: `their_module:Env-v0`.
+    `kwargs` are the arguments of the environment. With `max_turns` None, the id's `max_episode_steps` is used. Raises
+    `UnknownNameError` for an id that is not registered.
     """
 
     def __init__(
@@ -154,16 +153,16 @@ class GymTasks(SeedTasks):
         super().__init__(self._spec.id, limit, train_tasks, valid_tasks)
 
     def manifest(self, split: str) -> Manifest:
-        """The hash is over the ids and what the environment is made from."""
+        """The hash is over the ids and everything that the environment is made from."""
         kwargs = json.dumps(self._spec.kwargs | self._kwargs, sort_keys=True, default=_type_name)
         made_from = f"{self.env_id} {kwargs}\n{self._source()}".encode()
         ids = self.ids(split)
         return Manifest(self.env_id, split, ids, hash_tasks((task_id, made_from) for task_id in ids))
 
     def _source(self) -> str:
-        """The code that the environment comes from: authors at work change it more often than its version.
+        """The source code of the environment, since authors change it more often than its version.
 
-        Only its name where Python has no source of it, as for a class typed into an interpreter.
+        Only its name if Python has no source, as for a class typed into an interpreter.
         """
         entry = self._spec.entry_point
         creator = load_env_creator(entry) if isinstance(entry, str) else entry
@@ -175,17 +174,17 @@ class GymTasks(SeedTasks):
         return f"{_type_name(creator)}\n{source}"
 
     def make(self) -> gym.Env[str, str]:
-        """A new environment. Gymnasium's wrappers are left out: the adapter keeps order and counts turns itself."""
+        """A new environment, without Gymnasium's wrappers: the adapter checks the order of calls and counts turns."""
         bare = replace(self._spec, max_episode_steps=None, order_enforce=False, disable_env_checker=True)
         return TextAdapter(gym.make(bare, **self._kwargs), self.max_turns)
 
     def describe(self) -> str:
-        """With the arguments of the environment, and where the limit comes from."""
+        """Includes the environment's arguments, and where the turn limit comes from."""
         kwargs = f" with {self._kwargs}" if self._kwargs else ""
         return f"{super().describe()} ({self._limit_from}){kwargs}"
 
     def facts(self) -> dict[str, Any]:
-        """See `envs.facts.environment_facts`; the code of the environment is in the manifest's hash."""
+        """See `envs.facts.environment_facts`; the manifest's hash covers the environment's code."""
         kwargs = json.dumps(self._spec.kwargs | self._kwargs, sort_keys=True, default=_type_name)
         return {**super().facts(), "kwargs": json.loads(kwargs)}
 
@@ -202,14 +201,14 @@ def _find_spec(env_id: str) -> EnvSpec:
             importlib.import_module(module)
         except ModuleNotFoundError as error:
             if not f"{module}.".startswith(f"{error.name}."):
-                raise  # the module is there, and misses something itself
+                raise  # the module exists, but an import inside it fails
             raise ModuleNotFoundError(
-                f"{env_id!r} is to be registered by the module {module!r}, which is not found; "
+                f"the module {module!r}, which should register {env_id!r}, was not found; "
                 f"looked in {', '.join(repr(folder) for folder in sys.path)}",
                 name=error.name,
             ) from error
     errors = envs.plugin_errors()
     if name not in gym.registry:
-        hint = "an id that is not registered yet is written with its module, their_module:TheirEnv-v0"
+        hint = "write an id that is not registered yet with its module, as in their_module:TheirEnv-v0"
         raise UnknownNameError("environment", name, gym.registry, "\n".join([hint, *errors]))
     return gym.spec(name)

@@ -1,4 +1,4 @@
-"""Tasks that are made from seeds: those of train from 0 on, of valid from 1,000,000 on."""
+"""Tasks made from seeds: training seeds start at 0, validation seeds at 1,000,000."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ FIRST_SEEDS = {"train": 0, "valid": 1_000_000}
 
 
 class SeedTasks(ABC):
-    """A `TaskSet` whose tasks are seeds, and what `payload` makes of them. Ids are `seed-0000000` and so on."""
+    """A `TaskSet` whose tasks are seeds with their `payload`. Ids are `seed-0000000` and so on."""
 
     splits: Sequence[str] = tuple(FIRST_SEEDS)
 
     def __init__(self, env_id: str, max_turns: int, train_tasks: int, valid_tasks: int) -> None:
-        """Raises `ValueError` for a limit or a size that cannot be."""
+        """Raises `ValueError` for an impossible limit or size."""
         if not 0 < train_tasks <= FIRST_SEEDS["valid"] or valid_tasks < 1:
             raise ValueError(
                 f"train_tasks must be in 1 to {FIRST_SEEDS['valid']}, where the seeds of valid begin, and valid_tasks "
@@ -34,7 +34,7 @@ class SeedTasks(ABC):
         self._manifests: dict[str, Manifest] = {}
 
     def payload(self, split: str, seed: int) -> dict[str, Any]:  # noqa: ARG002
-        """What the environment needs beside the seed, as plain data; the same for the same arguments."""
+        """What the environment needs besides the seed, as plain data; the same for the same arguments."""
         return {}
 
     @abstractmethod
@@ -46,7 +46,7 @@ class SeedTasks(ABC):
         return None
 
     def manifest(self, split: str) -> Manifest:
-        """Hashed over what `payload` gives. Raises `UnknownNameError`; `TypeError` for a payload that is no data."""
+        """Hashed over the payloads. Raises `UnknownNameError`, and `TypeError` for a payload that is not plain data."""
         if split not in self._manifests:
             ids = self.ids(split)
             payloads = (plain(self.payload(split, seed), "payload") for seed in self.seeds(split))
@@ -72,7 +72,7 @@ class SeedTasks(ABC):
         return {f"{name}_tasks": size for name, size in self.sizes.items()}
 
     def ids(self, split: str) -> tuple[str, ...]:
-        """The names of the seeds of a split, in their order."""
+        """The ids of a split's seeds, in order."""
         return tuple(_task_id(seed) for seed in self.seeds(split))
 
     def seeds(self, split: str) -> range:

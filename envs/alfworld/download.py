@@ -1,12 +1,12 @@
-"""Fetches the official games of ALFWorld once, or takes them from a local mirror.
+"""Download the official games of ALFWorld once, or copy them from a local mirror.
 
     install(Path("~/data").expanduser())         # fills ~/data/alfworld/json_2.1.1
 
-What is pinned, and why. An archive is checked against its size and SHA-256, which several public projects have
-recorded independently for the files of these two releases; `alfworld` (https://github.com/alfworld/alfworld, MIT
-licence) publishes none itself. A mirror that holds unpacked games has no archive to check: there, what counts is that
-the games of a split are as many as published, and that their content (`Manifest.content_hash`) is as known. Both are
-said for every split and neither is an error, since an incomplete or older copy can be played as well.
+An archive is checked against its size and SHA-256. Several public projects have recorded these independently for the
+files of the two releases; `alfworld` (https://github.com/alfworld/alfworld, MIT licence) publishes none itself. A
+mirror with unpacked games has no archive to check. There, the number of games in a split is compared with the published
+one, and their content (`Manifest.content_hash`) with the known one. Both are reported for every split. Neither is an
+error, since an incomplete or older copy also works.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from envs.files import flush, partial_path
 
 @dataclass(frozen=True)
 class Archive(Remote):
-    """A published zip file, and the one file of each game that it brings."""
+    """A published zip file, and the one file of each game that it contains."""
 
     size: int
     sha256: str
@@ -55,8 +55,8 @@ GAMES = Archive(
     "5df77ea759f2211a4106082839ddbbb790f1ba4e7d097ed732cf453f72aa36cf",
     GAME_FILE,
 )
-# What people were shown and what ALFRED's planner did. Nothing here reads it, but the `alfworld` package takes a folder
-# without it for no game.
+# What people saw and what ALFRED's planner did. Nothing here reads it, but the `alfworld` package does not accept a
+# folder without it as a game.
 TRAJECTORIES = Archive(
     f"{_RELEASES}/0.2.2/json_2.1.1_json.zip",
     72_018_818,
@@ -71,9 +71,9 @@ def install(
     archives: Sequence[Archive] = (GAMES,),
     console: Console | None = None,
 ) -> None:
-    """Put the official games into `official_folder(data)`. What is there already stays, so that it can be run again.
+    """Put the official games into `official_folder(data)`. Existing files stay, so it can be run again.
 
-    `mirror` is a folder with the archives, or one with `json_2.1.1/<split>` below it or below its `alfworld`.
+    `mirror` is a folder with the archives, or one that contains `json_2.1.1/<split>` or `alfworld/json_2.1.1/<split>`.
     Raises `DownloadError`, and `OSError` for a disk that is full or read-only.
     """
     console = console or Console(markup=False)
@@ -82,7 +82,7 @@ def install(
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / SUMS).is_file():
         for path in damaged_files(folder):
-            say(f"{path} is damaged: it is fetched again")
+            say(f"{path} is damaged and will be downloaded again")
             path.unlink()
     placed = False
     for archive in archives:
@@ -100,7 +100,7 @@ def install(
         with _open_zip(path, archive) as opened:
             placed = _place(_files_of_zip(opened, archive.brings, folder), folder, console) or placed
         if not mirror:
-            path.unlink()  # what it brought is in its place
+            path.unlink()  # its files have been extracted
     if placed:
         write_checksums(folder)
     _report(folder, say)
@@ -120,9 +120,7 @@ def _report(folder: Path, say: Callable[[str], None]) -> None:
         except GamesNotFoundError:
             say(f"{split}: none of the official {count} tasks")
             continue
-        note = (
-            f"; its content is not that of the known copy, {KNOWN_CONTENT[split][:12]}" if is_unknown(manifest) else ""
-        )
+        note = f"; its content differs from the known copy, {KNOWN_CONTENT[split][:12]}" if is_unknown(manifest) else ""
         say(manifest.describe() + note)
     say(f"the games are in {folder}")
 
@@ -130,11 +128,11 @@ def _report(folder: Path, say: Callable[[str], None]) -> None:
 # -- from files -------------------------------------------------------------------------------------------------------
 @contextmanager
 def _open_zip(path: Path, archive: Archive) -> Iterator[zipfile.ZipFile]:
-    """The archive, once it is known to be the published one. Raises `DownloadError`."""
+    """Open the archive after checking that it is the published one. Raises `DownloadError`."""
     try:
         check(path, archive.sha256, archive.url)
     except FileNotFoundError as error:
-        raise DownloadError(f"no {archive.name} and no json_2.1.1 in {path.parent}") from error
+        raise DownloadError(f"neither {archive.name} nor json_2.1.1 is in {path.parent}") from error
     with zipfile.ZipFile(path) as opened:
         yield opened
 
@@ -147,11 +145,11 @@ class _File:
 
 
 def _files_of_zip(opened: zipfile.ZipFile, brings: str, folder: Path) -> Iterator[_File]:
-    """What an archive brings for the splits. Members of any other shape are left where they are, "../" among them."""
+    """The files of the splits in an archive. Members of any other shape are skipped, including "../" paths."""
     shape = re.compile(rf"json_2\.1\.1/((?:{'|'.join(OFFICIAL_COUNTS)})/\w[\w.-]*/\w[\w.-]*/{re.escape(brings)})")
     for member in opened.infolist():
         found = shape.fullmatch(member.filename)
-        # The archive of trajectories has those of trials that were made into no game.
+        # The archive of trajectories also has those of trials that became no game.
         if found and (brings == GAME_FILE or (folder / found[1]).with_name(GAME_FILE).is_file()):
             yield _File(found[1], member.file_size, partial(opened.open, member))
 
@@ -167,14 +165,14 @@ def _files_of_tree(tree: Path, brings: str) -> Iterator[_File]:
 
 
 def _place(files: Iterable[_File], folder: Path, console: Console) -> bool:
-    """Write the files that are missing or of another size: all of them beside `folder`, then each to its place.
+    """Write the files that are missing or have another size: first all of them next to `folder`, then rename each.
 
     Returns whether there were any.
     """
     new = [file for file in files if size_of(folder / file.name) != file.size]
     needed, free = sum(file.size for file in new), shutil.disk_usage(folder).free
     if needed > free:
-        raise DownloadError(f"{len(new)} files need {needed:,} bytes in {folder}, where {free:,} are free")
+        raise DownloadError(f"{len(new)} files need {needed:,} bytes in {folder}, but only {free:,} are free")
     with partial_path(folder) as beside:
         for file in track(new, "unpacking", console=console, disable=not console.is_terminal):
             target = beside / file.name

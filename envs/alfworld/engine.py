@@ -1,23 +1,22 @@
-"""Plays a game of ALFWorld, with the transcript that TextWorld gives, several thousand times as fast.
+"""Plays a game of ALFWorld with exactly TextWorld's transcript, but several thousand times as fast.
 
     engine = Engine(load_game(path))
     text = engine.reset()
     text, score, done = engine.step(engine.admissible[0])
 
-What happens at a place depends on that place alone, and on what the agent holds: a `_Spot` is a place in one
-condition (what is open, what lies where). A spot remembers the commands that it admits, the texts that it shows and
-the spots that commands lead to, so that most steps are two lookups. Spots belong to a game and are shared by its
-engines; they are forgotten when they get many.
+What happens at a place depends only on that place and on what the agent holds. A `_Spot` is a place in one condition
+(what is open, what lies where). It caches its admissible commands, its texts, and the spots that commands lead to, so
+most steps are two lookups. Spots belong to a game and are shared by its engines; they are dropped when they are many.
 
 The rules are those of ALFWorld's PDDL domain as TextWorld 1.7 plays it (https://github.com/alfworld/alfworld,
-https://github.com/microsoft/TextWorld, both MIT licence). What a reader of the domain would not expect:
+https://github.com/microsoft/TextWorld, both MIT licence). Some are surprising:
 
-- `go to` leads to other places only: an action that would change nothing does not exist.
-- `examine` shows receptacles here and the held object, no object that merely lies here.
-- `use` only ever turns on, `heat`, `cool` and `clean` ask for no open door, `slice` and `use` for no visible object.
-- "Next to it" there are the objects that were taken from a receptacle here and put into another one here; one that
-  lies next to two such receptacles is named twice.
-- After winning the game goes on, and what was won can be undone.
+- `go to` leads only to other places: an action that would change nothing does not exist.
+- `examine` works on receptacles here and the held object, but not on other objects here.
+- `use` only turns things on; `heat`, `cool` and `clean` need no open door; `slice` and `use` need no visible object.
+- "Next to it" lists objects that were taken from a receptacle here and put into another one here. An object next to two
+  such receptacles is listed twice.
+- After winning the game continues, and the winning state can be undone.
 """
 
 from __future__ import annotations
@@ -48,16 +47,16 @@ HELP = """Available commands:
 _MIDDLE = "You are in the middle of a room. Looking quickly around you, you see "
 _EMPTY_HANDED = -1
 _STATES = ("clean", "hot", "cool", "sliced", "toggled")
-# What the goal's object has to be, beside being in the right place.
+# What the goal's object must be, in addition to being in the right place.
 _GOAL_STATES = {
     f"pick_{verb}_then_place_in_recep": state for verb, state in (("clean", "clean"), ("heat", "hot"), ("cool", "cool"))
 }
-_MAX_WORLDS = 64  # games whose spots are remembered
-_MAX_SPOTS = 500  # and how many of each; one takes some 5 kB
+_MAX_WORLDS = 64  # games whose spots are cached
+_MAX_SPOTS = 500  # spots cached for each game; one takes about 5 kB
 
 
 def _bits(mask: int) -> Iterator[int]:
-    """The numbers in a mask, rising."""
+    """The indices of the set bits in a mask, ascending."""
     while mask:
         low = mask & -mask
         yield low.bit_length() - 1
@@ -65,18 +64,18 @@ def _bits(mask: int) -> Iterator[int]:
 
 
 def _listed(names: list[str]) -> str:
-    """The grammar's way: `a, and b`, `a, b, and c`, `nothing`."""
+    """A list in the grammar's style: `a, and b`, `a, b, and c`, `nothing`."""
     *rest, last = names or ["nothing"]
     return f"{', '.join(rest)}, and {last}" if rest else last
 
 
 class _Condition(NamedTuple):
-    """What can change at a place. Receptacles are told by their slot: 0 is the place's first."""
+    """What can change at a place. Receptacles are identified by their slot: 0 is the place's first."""
 
     opened: int  # mask of slots
     contents: tuple[int, ...]  # by slot
     lying: int  # `objectAtLocation`
-    taken: tuple[int, ...]  # by slot: what was taken out and not put back
+    taken: tuple[int, ...]  # by slot: objects taken out and not put back
 
     def without(self, item: int, slot: int) -> _Condition:
         bit = 1 << item
@@ -96,12 +95,12 @@ def _replaced(values: tuple[int, ...], slot: int, value: int) -> tuple[int, ...]
     return (*values[:slot], value, *values[slot + 1 :])
 
 
-# What a command does: a method of `Engine`, the object and the slot that it is about.
+# What a command does: a method of `Engine`, and its object and slot.
 _Action: TypeAlias = "tuple[Callable[[Engine, str, int, int], str], int, int]"
 
 
 class _View(NamedTuple):
-    """What can be done at a spot by an agent that holds a certain thing, or nothing."""
+    """What an agent can do at a spot, depending on what it holds."""
 
     admissible: list[str]  # sorted
     actions: dict[str, _Action]  # without `go to`
@@ -115,13 +114,13 @@ class _Spot:
     def __init__(self, place: int, condition: _Condition) -> None:
         self.place = place
         self.condition = condition
-        self.views: dict[int, _View] = {}  # by what is held
-        self.texts: dict[int, str] = {}  # what is seen at a slot
+        self.views: dict[int, _View] = {}  # by held object
+        self.texts: dict[int, str] = {}  # by slot: what is visible there
         self.after: dict[str, _Spot] = {}  # by command
 
 
 class _World:
-    """What the engines of one game share."""
+    """Data shared by the engines of one game."""
 
     def __init__(self, game: Game) -> None:
         self.game = game
@@ -145,7 +144,7 @@ class _World:
         return ways
 
     def start(self, place: int) -> _Spot:
-        """A place as it is when the game starts."""
+        """The place in its initial condition."""
         spot = self._start.get(place)
         if spot is None:
             game, receptacles = self.game, self.game.places[place]
@@ -165,8 +164,8 @@ class _World:
         return spot
 
     def _forget(self) -> None:
-        """Drop all spots; engines go on from those that they stand on, without what these lead to."""
-        for spot in list(self._spots.values()):  # other threads may play on
+        """Drop all spots. Engines continue from their current spots, whose cached successors are dropped too."""
+        for spot in list(self._spots.values()):  # other threads may continue to play
             spot.after.clear()
         self._spots.clear()
         self._start.clear()
@@ -182,28 +181,28 @@ class Snapshot(NamedTuple):
 
     place: int
     held: int
-    changed: dict[int, _Condition]  # the places where something was done
+    changed: dict[int, _Condition]  # places that were changed
     states: dict[str, int]  # masks of the objects that are clean, hot, …
 
 
 class Engine:
-    """One play of a game. `admissible` and `won` tell of the state after the last `reset` or `step`."""
+    """One play of a game. `admissible` and `won` describe the state after the last `reset` or `step`."""
 
     def __init__(self, game: Game) -> None:
-        """Raises `ValueError` for a foreign game, which only TextWorld plays."""
+        """Raises `ValueError` for a foreign game, which only TextWorld can play."""
         if game.foreign:
-            raise ValueError(f"{game.path}: the native engine does not play this game: {game.foreign}")
+            raise ValueError(f"{game.path}: the native engine cannot play this game: {game.foreign}")
         self.game = game
         self._world = _world(game)
         self._routes = self._world.routes
         self.reset()
 
     def reset(self) -> str:
-        """Back to the start. Returns the first observation: what the room has, and the task."""
+        """Back to the start. Returns the first observation: what is in the room, and the task."""
         game = self.game
         self._held = _EMPTY_HANDED
         self._is = {state: getattr(game, state) for state in _STATES}  # masks of objects
-        self._changed: dict[int, _Spot] = {}  # the places where something was done
+        self._changed: dict[int, _Spot] = {}  # places that were changed
         self._spot = self._world.start(game.start)
         self._view = self._find_view()
         self.won = self._goal_reached()
@@ -214,7 +213,7 @@ class Engine:
         return f"-= Welcome to TextWorld, ALFRED! =-\n\n{around}\n\nYour task is to: {game.task}"
 
     def step(self, command: str) -> tuple[str, float, bool]:
-        """Play a command. Returns feedback, score and whether the goal is reached now; the game goes on after that."""
+        """Play a command. Returns feedback, score, and whether the goal is reached; the game can continue."""
         command = command.strip()
         route = self._routes.get(command)
         if route is not None and route[0] != self._spot.place:
@@ -234,11 +233,11 @@ class Engine:
 
     @property
     def admissible(self) -> list[str]:
-        """The commands that do something, sorted."""
+        """The commands that have an effect, sorted."""
         return self._view.admissible.copy()
 
     def snapshot(self) -> Snapshot:
-        """The state, which later steps do not change."""
+        """The state; later steps do not change it."""
         changed = {place: spot.condition for place, spot in self._changed.items()}
         return Snapshot(self._spot.place, self._held, changed, self._is.copy())
 
@@ -270,7 +269,7 @@ class Engine:
 
     # -- what can be done ---------------------------------------------------------------------------------------------
     def _find_view(self) -> _View:
-        """The view of the agent's spot with what it holds, remembered there."""
+        """The view of the agent's spot for what it holds; cached there."""
         view = self._spot.views.get(self._held)
         if view is None:
             actions: dict[str, _Action] = {
@@ -316,14 +315,14 @@ class Engine:
                 actions[f"{verb} {thing} with {name}"] = (act, held, slot)
 
     def _add_held_actions(self, actions: dict[str, _Action]) -> None:
-        """What can be done with the held object alone."""
+        """What can be done with the held object anywhere."""
         game, held = self.game, self._held
         actions[f"examine {game.objects[held]}"] = (Engine._examine_held, held, 0)
         if game.knives >> held & 1:
             for item in _bits(self._spot.condition.lying & game.sliceable):
                 actions[f"slice {game.objects[item]} with {game.objects[held]}"] = (Engine._slice, item, 0)
 
-    # -- what commands do ---------------------------------------------------------------------------------------------
+    # -- effects of commands ------------------------------------------------------------------------------------------
     # Each takes the command, an object and a slot at the agent's place, and returns the feedback.
     def _look(self, _command: str = "look", _item: int = 0, _slot: int = 0) -> str:
         receptacles = self.game.places[self._spot.place]
@@ -380,35 +379,35 @@ class Engine:
     def _take(self, command: str, item: int, slot: int) -> str:
         self._change(command, _Condition.without, item, slot)
         self._held = item
-        self._judge(item)
+        self._update_won(item)
         return f"You pick up the {self.game.objects[item]} from the {self._name(slot)}."
 
     def _move(self, command: str, item: int, slot: int) -> str:
         self._change(command, _Condition.having, item, slot)
         self._held = _EMPTY_HANDED
-        self._judge(item)
+        self._update_won(item)
         return f"You move the {self.game.objects[item]} to the {self._name(slot)}."
 
     def _clean(self, _command: str, item: int, slot: int) -> str:
         self._is["clean"] |= 1 << item
-        self._judge(item)
+        self._update_won(item)
         return f"You clean the {self.game.objects[item]} using the {self._name(slot)}."
 
     def _heat(self, _command: str, item: int, slot: int) -> str:
         self._is["hot"] |= 1 << item
         self._is["cool"] &= ~(1 << item)
-        self._judge(item)
+        self._update_won(item)
         return f"You heat the {self.game.objects[item]} using the {self._name(slot)}."
 
     def _cool(self, _command: str, item: int, slot: int) -> str:
         self._is["cool"] |= 1 << item
         self._is["hot"] &= ~(1 << item)
-        self._judge(item)
+        self._update_won(item)
         return f"You cool the {self.game.objects[item]} using the {self._name(slot)}."
 
     def _use(self, _command: str, item: int, _slot: int) -> str:
         self._is["toggled"] |= 1 << item
-        self._judge(item)
+        self._update_won(item)
         return f"You turn on the {self.game.objects[item]}."
 
     def _slice(self, _command: str, item: int, _slot: int) -> str:
@@ -420,7 +419,7 @@ class Engine:
         return self.game.receptacles[self.game.places[self._spot.place][slot]]
 
     def _seen(self, slot: int) -> str:
-        """What there is to see at a receptacle."""
+        """What is visible at a receptacle."""
         text = self._spot.texts.get(slot)
         if text is None:
             receptacle = self.game.places[self._spot.place][slot]
@@ -436,14 +435,14 @@ class Engine:
         return text
 
     def _change(self, command: str, change: Callable[[_Condition, int, int], _Condition], item: int, slot: int) -> None:
-        """The agent's place turns into another condition."""
+        """Change the condition of the agent's place."""
         spot = self._spot.after.get(command)
         if spot is None:
             spot = self._world.spot(self._spot.place, change(self._spot.condition, item, slot))
             self._spot.after[command] = spot
         self._spot = self._changed[spot.place] = spot
 
-    def _judge(self, item: int) -> None:
+    def _update_won(self, item: int) -> None:
         """See whether the goal is reached, after something was done with an object."""
         if (self.game.goal_objects | self.game.goal_lamps) >> item & 1:
             self.won = self._goal_reached()

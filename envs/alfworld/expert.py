@@ -1,10 +1,10 @@
 """A scripted player of ALFWorld that knows only the text it was shown.
 
 It searches the receptacles in the order of a prior, P(object type | receptacle type), remembers what it saw, and acts
-on it. The goal is read from "Your task is to: …"; neither the admissible actions nor anything else that is hidden
-from an agent is read. What it does next depends on its memory alone, and the memory on actions and observations
-alone, so that it can label the states of anybody's episode (DAgger): a wrong object in hand is put away, an object
-that was carried elsewhere is fetched from there, an action that was refused is not proposed again.
+on it. It reads the goal from "Your task is to: …", and neither the admissible actions nor anything else that is hidden
+from an agent. Its next action depends only on its memory, and the memory only on actions and observations. So it can
+label the states of any agent's episode (DAgger): it puts a wrong object in hand away, fetches an object from where
+another agent carried it, and does not repeat a refused action.
 
 `prior.json` is `count_prior` of the 3,553 official training games; a test counts them again.
 """
@@ -28,9 +28,9 @@ _APPLIANCES = {"clean": "sinkbasin", "heat": "microwave", "cool": "fridge"}
 _UNDOES = {"heat": "cool", "cool": "heat"}
 
 
-# -- what the training games say --------------------------------------------------------------------------------------
+# -- statistics of the training games ---------------------------------------------------------------------------------
 class Receptacles(TypedDict):
-    """What the training games say about one type of receptacle."""
+    """Statistics of one type of receptacle in the training games."""
 
     count: int  # how many there are
     openable: int  # how many of them have a door
@@ -73,7 +73,7 @@ def load_prior() -> Prior:
     return prior
 
 
-# -- what is asked for ------------------------------------------------------------------------------------------------
+# -- the goal ---------------------------------------------------------------------------------------------------------
 _TASK = "Your task is to: "
 _PLACE = re.compile(
     rf"{_TASK}(?:(?:put|find) (?P<two>two)|put (?:a|some)(?: (?P<state>clean|hot|cool))?|(?P<verb>clean|heat|cool) some"
@@ -84,17 +84,17 @@ _LIGHT = re.compile(rf"{_TASK}(?:look at|examine the) (?P<object>[a-z]+) (?:unde
 
 @dataclass(frozen=True)
 class Goal:
-    """What a task asks for: so many objects of a type, treated, in one receptacle; or one held beside a lit lamp."""
+    """The goal of a task: a number of objects of a type, treated, in one receptacle; or one held beside a lit lamp."""
 
     object: str  # a type, "mug"
-    receptacle: str = ""  # a type; empty where a lamp is asked for
+    receptacle: str = ""  # a type; empty if a lamp is asked for
     lamp: str = ""  # a type, "desklamp"
     treatment: str = ""  # "clean", "heat", "cool", or nothing
     count: int = 1
 
     @classmethod
     def parse(cls, text: str) -> Goal:
-        """Read the goal from an introduction. Raises `ValueError` where it is in none of ALFWorld's sentences."""
+        """Read the goal from an introduction. Raises `ValueError` if it is none of ALFWorld's sentences."""
         if light := _LIGHT.search(text):
             return cls(light["object"], lamp=light["lamp"])
         if place := _PLACE.search(text):
@@ -111,7 +111,7 @@ class Goal:
         )
 
 
-# -- what was seen ----------------------------------------------------------------------------------------------------
+# -- memory -----------------------------------------------------------------------------------------------------------
 _THING = r"[a-z]+ \d+"
 _INTRODUCED = re.compile(r"Looking quickly around you, you see ([^.]*)\.")
 _ARRIVED = re.compile(rf"You arrive at ({_THING})\.")
@@ -124,33 +124,33 @@ _ACTION = re.compile(rf"(go to|open|use|take|move|clean|heat|cool) ({_THING})(?:
 
 
 class Memory:
-    """What a player can know: where everything was when last seen, and which actions are of no use."""
+    """What a player can know: where everything was when last seen, and which actions are useless."""
 
     def __init__(self, introduction: str) -> None:
-        """Raises `ValueError` where `introduction` does not list the receptacles."""
+        """Raises `ValueError` if `introduction` does not list the receptacles."""
         listed = _INTRODUCED.search(introduction)
         if not listed:
             raise ValueError(f"no list of receptacles in {introduction!r}; expected 'Looking quickly around you, …'")
         self.receptacles: list[str] = re.findall(_THING, listed[1])
         self.contents = defaultdict[str, list[str]](list, {r: [] for r in self.receptacles})
         self.looked: dict[str, int] = {}  # receptacle -> when its contents were last seen in full
-        self.open: dict[str, bool] = {}  # receptacle -> whether one can reach into it; without a door, always
-        self.here: set[str] = set()  # receptacles that are known to be at hand
+        self.open: dict[str, bool] = {}  # receptacle -> whether it is accessible; always, if it has no door
+        self.here: set[str] = set()  # receptacles known to be at the player's place
         self.held = ""
         self.treated: set[tuple[str, str]] = set()  # ("heat", "mug 1")
-        self.refused: set[str] = set()  # actions that had all they need: this object cannot be taken, heated, …
-        self._beside: dict[str, set[str]] = {}  # receptacle -> those known to be at the same place, itself included
+        self.refused: set[str] = set()  # actions refused although possible: this object cannot be taken, heated, …
+        self._beside: dict[str, set[str]] = {}  # receptacle -> those known to be at the same place, including itself
         self._clock = 0
 
     def observe(self, action: str, observation: str) -> None:
-        """Learn from what an action brought."""
+        """Learn from an action and its observation."""
         self._clock += 1
         if observation.strip() == _REFUSED:
             self._learn_refusal(action)
             return
         if arrived := _ARRIVED.search(observation):
             self.here = self._beside.get(arrived[1], set())
-        # Apart from the introduction, nothing ever names a receptacle that is not at hand.
+        # Apart from the introduction, a text names only receptacles at the player's place.
         self._join(thing for thing in re.findall(_THING, observation) if thing in self.contents)
         for receptacle in _CLOSED.findall(observation):
             self.open[receptacle] = False
@@ -178,7 +178,7 @@ class Memory:
         verb, thing, place = command.groups()
         if verb == "go to":
             if thing in self.contents:
-                self._join([thing])  # one cannot go where one is
+                self._join([thing])  # going to the current place is refused
         elif verb == "open":
             if thing in self.here:
                 self.open.setdefault(thing, True)  # it is open, or has no door
@@ -195,24 +195,24 @@ class Memory:
         return self.held == thing and (verb != "move" or self.open.get(place, False))
 
     def _join(self, receptacles: Iterable[str]) -> None:
-        """These receptacles are at the place where the player is."""
+        """Note that these receptacles are at the player's place."""
         new = set(receptacles) - self.here
         if new:
             self.here = self.here.union(new, *(self._beside.get(r, ()) for r in new))
             self._beside.update(dict.fromkeys(self.here, self.here))
 
 
-# -- what to do -------------------------------------------------------------------------------------------------------
+# -- the player -------------------------------------------------------------------------------------------------------
 class Expert:
     """Plays any game of ALFWorld from its text; see `envs.core.Expert`."""
 
     def __init__(self, prior: Prior | None = None) -> None:
-        """`prior` is what `count_prior` gives; the one that ships with the package when None."""
+        """`prior` is a result of `count_prior`; None means the one that ships with the package."""
         self._prior = load_prior() if prior is None else prior
         self._seen_kinds = {kind for row in self._prior.values() for kind in row["objects"]}
 
-    def reset(self, observation: str, info: Info) -> None:  # noqa: ARG002 - the text says it all
-        """A new episode. Raises `ValueError` where `observation` asks for something that is not ALFWorld's."""
+    def reset(self, observation: str, info: Info) -> None:  # noqa: ARG002 - the text contains everything
+        """A new episode. Raises `ValueError` if `observation` is not an introduction of ALFWorld."""
         self._goal = Goal.parse(observation)
         self._memory = Memory(observation)
 
@@ -220,7 +220,7 @@ class Expert:
         self._memory.observe(action, observation)
 
     def act(self) -> str:
-        """Use what is held, fetch what was seen, or look where the object most likely is."""
+        """Use the held object, fetch one that was seen, or look where the object most likely is."""
         held = self._memory.held
         if held and self._serves(held):
             return self._finish(held)
@@ -249,7 +249,7 @@ class Expert:
         return self._reach(target) or f"move {thing} to {target}"
 
     def _light(self) -> str:
-        """Bring what is held to a lamp, and turn the lamp on."""
+        """Bring the held object to a lamp, and turn the lamp on."""
         memory = self._memory
         lamps = {
             receptacle: thing
@@ -263,14 +263,14 @@ class Expert:
         return self._go(receptacle) or f"use {lamps[receptacle]}"
 
     def _target(self) -> str:
-        """The receptacle to fill: for two objects the one that already has one, then the one that is nearest."""
+        """The receptacle to fill: for two objects the one that already has one, otherwise the nearest."""
         memory, goal = self._memory, self._goal
         wanted = [r for r in memory.receptacles if _kind(r) == goal.receptacle]
         there = {r: sum(_kind(o) == goal.object for o in memory.contents[r]) if goal.count > 1 else 0 for r in wanted}
         return min(wanted, key=lambda r: (-there[r], self._steps(r)), default="")
 
     def _source(self) -> tuple[str, str] | None:
-        """The nearest object that was seen and serves, with its receptacle; a treated one first."""
+        """The nearest suitable object that was seen, with its receptacle; a treated one first."""
         goal, memory = self._goal, self._memory
         settled = memory.contents.get(self._target(), []) if not goal.treatment else []
         known = [
@@ -284,11 +284,11 @@ class Expert:
         )
 
     def _put_away(self, thing: str, source: tuple[str, str] | None) -> str:
-        """Get rid of an object of no use; "" where it may stay in hand for now.
+        """Put down a useless object; "" if it may stay in hand for now.
 
-        It goes down as soon as an open receptacle at hand takes it. A way of its own is due only when the hand has to
-        be empty at a place that does not take it. Some things (a teddy bear, a roll of paper towels) can be picked up
-        but never put down again; such a game is lost, and all that is left to do is to look around.
+        It is put down as soon as an open receptacle here accepts it. The player goes elsewhere only if its hand must be
+        empty at a place that does not accept the object. Some things (a teddy bear, a roll of paper towels) can be
+        picked up but never put down; such a game is lost, and the player can only look around.
         """
         memory = self._memory
         places = [r for r in memory.receptacles if self._accepts(r, thing)]
@@ -300,7 +300,7 @@ class Expert:
         return ""
 
     def _search(self, kind: str) -> str:
-        """Look into the receptacle with the best chance for each step; when all were seen, the longest unseen again."""
+        """Look into the receptacle with the best chance per step; if all were seen, the one seen longest ago."""
         memory = self._memory
         unseen = [r for r in memory.receptacles if r not in memory.looked]
         if unseen:
@@ -314,24 +314,24 @@ class Expert:
         return min(receptacles, key=self._steps, default="")
 
     def _steps(self, receptacle: str) -> float:
-        """How many actions it is expected to take until one can reach into a receptacle."""
+        """The expected number of actions until a receptacle is accessible."""
         memory = self._memory
         closed = not memory.open[receptacle] if receptacle in memory.open else self._has_door(receptacle)
         return (receptacle not in memory.here) + closed
 
     def _go(self, receptacle: str) -> str:
-        """The way to a receptacle; "" where one is there."""
+        """The action that leads to a receptacle; "" if the player is there."""
         if not receptacle:
-            return "look"  # the game has no such receptacle: there is nothing to be done
+            return "look"  # the game has no such receptacle, so nothing can be done
         return "" if receptacle in self._memory.here else f"go to {receptacle}"
 
     def _reach(self, receptacle: str) -> str:
-        """The next action until one can reach into a receptacle; "" where one can."""
+        """The next action towards a receptacle that is accessible; "" if it is."""
         if action := self._go(receptacle):
             return action
         if self._memory.open.get(receptacle):
             return ""
-        # One that stands beside where one went to has not been described yet.
+        # A receptacle next to the one that the player went to has not been described yet.
         unknown = receptacle not in self._memory.open
         return f"examine {receptacle}" if unknown and self._has_door(receptacle) < 0.5 else f"open {receptacle}"
 

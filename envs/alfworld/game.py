@@ -2,15 +2,16 @@
 
     game = load_game("…/valid_seen/look_at_obj_in_light-Box-…/trial_…/game.tw-pddl")
     game.task        # "look at box under the desklamp."
-    games = load_games(paths)       # thousands; what was read is kept in one file a folder, see `load_games`
+    games = load_games(paths)       # thousands; they are cached in one file per folder, see `load_games`
 
 A game file is JSON with a PDDL domain, a grammar that turns facts into text, a PDDL problem and a walkthrough. All
-official files share one domain and one grammar (apart from the task sentence), as do files made with the `alfworld`
-package, so that the rules are code (`engine.py`) and a game is its facts. What that code does not cover – another
-domain, another kind of goal – is recognised here and told in `Game.foreign`; TextWorld plays such a game.
+official files share one domain and one grammar (apart from the task sentence), and so do files made with the `alfworld`
+package. The rules are therefore code (`engine.py`), and a game is its facts. Anything that this code does not support
+(a different domain, a different kind of goal) is detected here and described in `Game.foreign`; TextWorld plays such
+games.
 
 Objects and receptacles are numbered in the order of their PDDL names, which is the order of every list that a player
-sees; sets of them are bit masks over these numbers. Names that a player sees ("drawer 3") follow `alfworld`'s
+sees. Sets of them are bit masks over these numbers. Names that a player sees ("drawer 3") follow `alfworld`'s
 `Demangler` (https://github.com/alfworld/alfworld, MIT licence).
 """
 
@@ -38,21 +39,21 @@ _log = logging.getLogger(__name__)
 
 
 class GameFileError(ValueError):
-    """A file that is no game. The message names the file and says what is wrong with it."""
+    """A file that is not a game. The message names the file and the problem."""
 
     def __init__(self, path: str | Path, problem: str) -> None:
         super().__init__(f"{path}: {problem}")
 
 
 class _ForeignError(Exception):
-    """A game that the native engine does not cover; the message says why."""
+    """A game that the native engine does not support; the message says why."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Game:
-    """One game. "Mask" is an int whose bit i stands for object i, or for receptacle i where that is said.
+    """One game. A "mask" is an int whose bit i stands for object i (or receptacle i, where noted).
 
-    A place is where the agent can stand. Each receptacle is reached from one of them; some are shared by several.
+    A place is where the agent can stand. Each receptacle is reached from one place; a place may reach several.
 
     Example: `Game(path="…/game.tw-pddl", task="put a clean mug in shelf.", type="pick_clean_then_place_in_recep",
     goal=("mug", "shelf"), objects=("mug 2", "mug 1"), receptacles=("shelf 1", "sinkbasin 1"), places=((0,), (1,), ()),
@@ -60,17 +61,17 @@ class Game:
     """
 
     path: str
-    task: str  # what follows "Your task is to: "
-    type: str = ""  # one of `TASK_TYPES`; "" where foreign
-    foreign: str = ""  # why the native engine cannot play it; "" where it can, and only then the facts below are there
+    task: str  # the text after "Your task is to: "
+    type: str = ""  # one of `TASK_TYPES`; "" if foreign
+    foreign: str = ""  # why the native engine cannot play it; "" if it can, and only then the fields below are set
     goal: tuple[str, str] = ("", "")  # types of object, and of receptacle or lamp: ("mug", "shelf")
-    objects: tuple[str, ...] = ()  # what players see: "mug 2"
+    objects: tuple[str, ...] = ()  # names that players see: "mug 2"
     receptacles: tuple[str, ...] = ()
     places: tuple[tuple[int, ...], ...] = ()  # the receptacles of each place; the start may have none
     start: int = 0  # where the agent begins, an index into places
-    contents: tuple[int, ...] = ()  # per receptacle: what is in it; an object may be in two
-    accepts: tuple[int, ...] = ()  # per receptacle: what may be put there
-    lying: tuple[int, ...] = ()  # per place: what PDDL says to be there (`objectAtLocation`), seen or not
+    contents: tuple[int, ...] = ()  # per receptacle: its objects; an object may be in two
+    accepts: tuple[int, ...] = ()  # per receptacle: objects that may be put there
+    lying: tuple[int, ...] = ()  # per place: what PDDL says is there (`objectAtLocation`), visible or not
     inside: tuple[tuple[int, int], ...] = ()  # each object that can contain others, and the mask of what is in it
     pickupable: int = 0
     cleanable: int = 0
@@ -94,21 +95,21 @@ class Game:
     goal_receptacles: int = 0
 
 
-# -- what the native engine covers ------------------------------------------------------------------------------------
+# -- what the native engine supports ----------------------------------------------------------------------------------
 # SHA-256 of the domain without comments and layout -> the types of receptacle where things are cleaned: official
 # files, and files made with the alfworld package 0.4.
 _DOMAINS = {
     "e733dcfa5154f9d53cbe57f3a9538fac6258eb371abd658b6a15de4c28faa85f": ("sinktype", "sinkbasintype"),
     "915e118f4f32b4d826bf53c99e860dd85831afffb1a31ad333f063ce005b7122": ("sinkbasintype",),
 }
-# SHA-256 of the grammar without task sentence and layout: the same two sources, which read the same when played.
+# SHA-256 of the grammar without task sentence and layout, from the same two sources; both read the same when played.
 _GRAMMARS = frozenset(
     {
         "fc0c208e5d25d2ac8ad057e51ce56d58dbfdc60f29e4c2abb79879e24cff6dff",
         "a504bbac45fa09a4ab7a281979b66518ac260a472644c535975422a9ef2b0ff0",
     }
 )
-# A sentence that the grammar prints as it stands: none of its own signs (#, {, [, …) and no escapes.
+# A sentence that the grammar prints unchanged: none of its own signs (#, {, [, …) and no escapes.
 _TASK = re.compile(r'"rhs": "Your task is to: ([^"]*)"')
 _PLAIN_TASK = re.compile(r"[\w ,.'()/&%*=!?:-]*")
 
@@ -152,7 +153,7 @@ _GOALS = {
     ),
 }
 TASK_TYPES = tuple(_GOALS)
-# What the goal's object must allow, beside being of its type.
+# What the goal's object must allow, in addition to being of its type.
 _GOAL_TRAITS = {f"pick_{verb}_then_place_in_recep": f"{verb}able" for verb in ("clean", "heat", "cool")}
 
 
@@ -183,8 +184,8 @@ def _cleaner_types(domain: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=8)
 def _check_grammar(grammar: str) -> None:
-    """Raise `_ForeignError` for a grammar (without its task sentence) that is not known."""
-    tokens = re.findall(r'"""|"[^"]*"|[^\s"]+', grammar)  # blanks count inside of strings only
+    """Raise `_ForeignError` for an unknown grammar (without its task sentence)."""
+    tokens = re.findall(r'"""|"[^"]*"|[^\s"]+', grammar)  # blanks count only inside strings
     if hashlib.sha256("\0".join(tokens).encode()).hexdigest() not in _GRAMMARS:
         raise _ForeignError("its grammar is neither that of the official games nor that of the alfworld package")
 
@@ -192,7 +193,7 @@ def _check_grammar(grammar: str) -> None:
 # -- from PDDL to masks -----------------------------------------------------------------------------------------------
 @dataclass
 class _Problem:
-    objects: list[str]  # PDDL names of what the facts speak of, sorted
+    objects: list[str]  # PDDL names in the facts, sorted
     receptacles: list[str]
     facts: dict[str, list[tuple[str, ...]]]  # predicate -> arguments of each fact
     goal: str  # in one line
@@ -235,7 +236,7 @@ def _read_goal(goal: str) -> tuple[str, str, str]:
 
 
 def display_names(ids: Iterable[str]) -> dict[str, str]:
-    """What players read for each PDDL name: "mug_bar__plus_1" -> "mug 2", numbers falling in the order of the names."""
+    """The names that players read, by PDDL name: "mug_bar__plus_1" -> "mug 2"; the order of numbers is reversed."""
     names = {}
     left: Counter[str] = Counter()
     for name in sorted(ids, reverse=True):
@@ -246,7 +247,7 @@ def display_names(ids: Iterable[str]) -> dict[str, str]:
 
 
 def _masks(pairs: Iterable[tuple[str, ...]], bits: Mapping[str, int]) -> defaultdict[str, int]:
-    """For each second argument the mask of all its first ones."""
+    """For each second argument the mask of its first arguments."""
     masks: defaultdict[str, int] = defaultdict(int)
     for first, second in pairs:
         masks[second] |= bits.get(first, 0)
@@ -254,7 +255,7 @@ def _masks(pairs: Iterable[tuple[str, ...]], bits: Mapping[str, int]) -> default
 
 
 def _read_facts(text: str, cleaner_types: tuple[str, ...]) -> dict[str, Any]:
-    """The fields of `Game` from `type` on, but `foreign`."""
+    """The fields of `Game` from `type` on, except `foreign`."""
     problem = _read_problem(text)
     objects, receptacles, facts = problem.objects, problem.receptacles, problem.facts
     task_type, goal_type, target_type = _read_goal(problem.goal)
@@ -304,7 +305,7 @@ def _read_facts(text: str, cleaner_types: tuple[str, ...]) -> dict[str, Any]:
 
 
 def parse_game(path: str, content: Any) -> Game:
-    """The game in what a game file holds. Raises `GameFileError`; `path` only names the game."""
+    """The game in a file's JSON content. Raises `GameFileError`; `path` only names the game."""
     if not isinstance(content, dict):
         raise GameFileError(path, f"not a game: expected a JSON object with {', '.join(_KEYS)}")
     for key, kind in _KEYS.items():
@@ -330,7 +331,7 @@ def parse_game(path: str, content: Any) -> Game:
 
 
 # -- files ------------------------------------------------------------------------------------------------------------
-# What this process has read: path -> (time of change in ns, size) of the file, and its game.
+# Games read by this process: path -> (time of change in ns, size) of the file, and its game.
 _Stamp = tuple[int, int]
 _read_games: dict[str, tuple[_Stamp, Game]] = {}
 
@@ -338,7 +339,7 @@ _read_games: dict[str, tuple[_Stamp, Game]] = {}
 def load_game(path: str | Path) -> Game:
     """The game of a file, or of a folder that holds a `game.tw-pddl`. Raises `GameFileError`.
 
-    A file that this process has read is not read again until its size or time of change differ.
+    A file is read again only if its size or time of change differ.
     """
     name, stamp = _find(path)
     kept = _read_games.get(name)
@@ -367,11 +368,12 @@ def _read_file(path: str) -> Game:
 
 
 def load_games(paths: Iterable[str | Path], cache_dir: str | Path | None = None) -> list[Game]:
-    """The games of many files, in their order. Raises `GameFileError` at the first file that is none.
+    """The games of many files, in order. Raises `GameFileError` at the first file that is not a game.
 
-    What was read is kept in `cache_dir` (default: `alfworld` in `envs.core.cache_root()`), in one file for the folder
-    that the games share. An entry counts while its game file keeps size and time of change, the whole file while this
-    module stays the same. A damaged one is made again and one that cannot be written is done without; both are logged.
+    Games are cached in `cache_dir` (default: `alfworld` in `envs.core.cache_root()`), in one file for the folder that
+    they share. An entry is valid while its game file keeps its size and time of change, and the whole cache while this
+    module's source stays the same. A damaged cache is made again. If it cannot be written, it is not used. Both are
+    logged.
     """
     found = [_find(path) for path in paths]
     missing = [(name, stamp) for name, stamp in found if _read_games.get(name, (None,))[0] != stamp]
@@ -381,7 +383,7 @@ def load_games(paths: Iterable[str | Path], cache_dir: str | Path | None = None)
     directory = Path(cache_dir) if cache_dir is not None else cache_root() / "alfworld"
     cache = directory / f"games-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]}.json"
     rows = _read_cache(cache)
-    shared: dict[Any, Any] = {}  # games of one room have equal parts, which are kept once
+    shared: dict[Any, Any] = {}  # games of one room have equal parts, which are stored once
     fresh = False
     for name, stamp in missing:
         key = os.path.relpath(name, folder)
@@ -404,7 +406,7 @@ _Rows = dict[str, list[Any]]  # path below the common folder -> [stamp, *values 
 
 
 def _immutable(value: Any) -> Any:
-    """JSON lists, at most two deep, as tuples; strings as interned ones."""
+    """JSON lists, at most two levels deep, as tuples; strings interned."""
     if isinstance(value, str):
         return sys.intern(value)
     if not isinstance(value, list):
@@ -419,7 +421,7 @@ def _module_hash() -> str:
 
 
 def _read_cache(path: Path) -> _Rows:
-    """The first line says what made the rest, and its hash; the rest is JSON."""
+    """The first line identifies the code that made the file, and the hash of the rest, which is JSON."""
     try:
         head, _, body = path.read_bytes().partition(b"\n")
         header = json.loads(head)
@@ -431,7 +433,7 @@ def _read_cache(path: Path) -> _Rows:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        _log.warning("the cache of games %s is damaged (%s) and will be made again", path, error)
+        _log.warning("the cache of games %s is damaged (%s); it will be made again", path, error)
         return {}
     return rows
 

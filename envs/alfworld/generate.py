@@ -1,17 +1,16 @@
-"""ALFWorld games made on the spot, so that the environment runs with nothing downloaded.
+"""Generated ALFWorld games, so that the environment runs without a download.
 
     game = generate_game(seed=4)       # the same seed gives the same bytes, in any process
     game.id                            # 'look_at_obj_in_light-Watch-None-DeskLamp-205/seed-000004'
     game.content["walkthrough"]        # ['go to diningtable 1', 'take watch 1 from diningtable 1', …]: it wins
 
-The rooms are the 120 floor plans of the `alfworld` package, the objects lie where ALFRED's own containment rules let
-them lie, and the goals, task sentences, domain and grammar are the package's
-(https://github.com/alfworld/alfworld, MIT licence). `content` is what an official `game.tw-pddl` file holds, so
-TextWorld plays it too.
+The rooms are the 120 floor plans of the `alfworld` package. Objects are placed by ALFRED's own containment rules.
+Goals, task sentences, domain and grammar are the package's (https://github.com/alfworld/alfworld, MIT licence).
+`content` has the format of an official `game.tw-pddl` file, so TextWorld can play it too.
 
-How often things happen (task types by room, how many objects of a type, which receptacles fill up) follows counts
-over the 3,553 official training games. What was left out: objects inside other objects, and things that no
-receptacle holds, which the text of a game never shows.
+Frequencies (of task types by room, of objects of a type, of filled receptacles) follow counts over the 3,553 official
+training games. Left out: objects inside other objects, and things that no receptacle holds, which a game's text never
+shows.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ import numpy as np
 from envs.alfworld.game import display_names
 from envs.core import UnknownNameError
 
-# Part of the identity of generated games: it changes whenever a seed would give another game.
+# Part of the identity of generated games. Raise it whenever a seed would give another game.
 GENERATOR_VERSION = "1"
 
 # Numbers of the floor plans, by room.
@@ -42,12 +41,12 @@ FLOOR_PLANS: dict[str, tuple[int, ...]] = {
     "Bedroom": tuple(range(301, 331)),
     "Bathroom": tuple(range(401, 431)),
 }
-# The rooms that ALFRED itself keeps for its unseen splits: whoever learns on the others may be judged on the official
-# "unseen" games as well.
+# The rooms that ALFRED reserves for its unseen splits, so that an agent trained on the others can also be evaluated on
+# the official "unseen" games.
 HELD_OUT_FLOOR_PLANS = (9, 10, 29, 215, 219, 226, 308, 315, 325, 404, 424, 425)
 TRAIN_FLOOR_PLANS = tuple(n for plans in FLOOR_PLANS.values() for n in plans if n not in HELD_OUT_FLOOR_PLANS)
 
-# Where the task types happen, and how often: official training games by room.
+# Frequencies of the task types, by room, in the official training games.
 _ROOMS_OF_TASK = {
     "pick_and_place_simple": {"Kitchen": 79, "LivingRoom": 210, "Bedroom": 237, "Bathroom": 264},
     "look_at_obj_in_light": {"LivingRoom": 51, "Bedroom": 257},
@@ -61,7 +60,7 @@ TASK_TYPES = tuple(_ROOMS_OF_TASK)
 
 @dataclass(frozen=True)
 class _Treatment:
-    treatable: str  # key in ALFRED's table of what can be done to which objects
+    treatable: str  # key in ALFRED's table of treatable objects
     tool: str  # type of receptacle
     command: str
 
@@ -72,22 +71,22 @@ _TREATMENTS = {
     "pick_cool_then_place_in_recep": _Treatment("Coolable", "Fridge", "cool"),
 }
 _LAMP = "DeskLamp"
-# Objects that stay where they stand, and what they stand on.
+# Objects that never move, and what they stand on.
 _FURNISHINGS = {
     _LAMP: ("CoffeeTable", "Desk", "Dresser", "Shelf", "SideTable"),
     "HousePlant": ("CoffeeTable", "CounterTop", "Desk", "DiningTable", "Dresser", "Shelf", "SideTable"),
     "Television": ("Dresser", "TVStand"),
 }
-# Objects that lie on the floor in ALFRED's rooms, where no command reaches them, and those that come in ones and twos.
+# Objects on the floor of ALFRED's rooms, which no command reaches, and objects that come in ones and twos.
 _ON_THE_FLOOR = frozenset({"BaseballBat", "BasketBall", "Plunger", "TennisRacket"})
 _FEW = frozenset({"Box", "Bread", "HandTowel", "Laptop", "Pan", "Pillow", "Pot", "Towel", "WateringCan"})
-# Receptacles that hold one object at the start, and those that no official goal names.
+# Receptacles that hold one object at the start, and those that no official goal uses.
 _HOLDS_ONE = frozenset(
     {"CoffeeMachine", "HandTowelHolder", "StoveBurner", "Toaster", "ToiletPaperHanger", "TowelHolder"}
 )
 _NO_TARGET = frozenset({"BathtubBasin", "HandTowelHolder", "LaundryHamper", "SinkBasin", "Toaster", "TowelHolder"})
-# How much a type of receptacle draws an object that it may hold, beside the others that may (1 where not named).
-# Fitted to where the objects of the official training games lie.
+# How strongly a type of receptacle attracts an object type relative to others that may hold it (1 if not listed).
+# Fitted to the positions of objects in the official training games.
 _DRAW = {
     "ArmChair": 0.3,
     "Bed": 2.0,
@@ -106,12 +105,12 @@ _DRAW = {
     "Toilet": 0.5,
     "ToiletPaperHanger": 0.4,
 }
-_COUNT_WEIGHTS = (5, 4, 3, 2)  # of 1, 2, 3, 4 objects of the goal's type; of any other type there are 1 to 3
+_COUNT_WEIGHTS = (5, 4, 3, 2)  # for 1, 2, 3, 4 objects of the goal's type; other types have 1 to 3
 
 
 @dataclass(frozen=True)
 class GeneratedGame:
-    """A game: `id` names it among those made with the same arguments, `content` is what `game.tw-pddl` would hold.
+    """A game: `id` identifies it among games made with the same arguments, `content` is that of a `game.tw-pddl`.
 
     Example: `GeneratedGame(id="pick_heat_then_place_in_recep-Potato-None-Fridge-12/seed-000123",
     type="pick_heat_then_place_in_recep", content={"pddl_domain": "…", "grammar": "…", "pddl_problem": "…",
@@ -132,17 +131,17 @@ def generate_game(
 ) -> GeneratedGame:
     """Make one solvable game; equal arguments give an equal game.
 
-    `floor_plans` are the rooms to choose from (all 120 when None) and `task_type` one of `TASK_TYPES` (drawn when
-    None). `size` in (0, 1] is the share of the room's receptacles and kinds of objects that are kept; when None it is
-    drawn: a third of the games have the whole room, the others anything from a fifth of it.
+    `floor_plans` are the rooms to choose from (None: all 120) and `task_type` is one of `TASK_TYPES` (None: drawn).
+    `size` in (0, 1] is the share of the room's receptacles and kinds of objects that are kept. None means drawn: a
+    third of the games have the whole room, the others any share from a fifth.
 
-    Raises `UnknownNameError` for a floor plan or task type that does not exist, `ValueError` for a size or seed out
-    of range or where no given floor plan can host the task, and `ModuleNotFoundError` without the `alfworld` package.
+    Raises `UnknownNameError` for a floor plan or task type that does not exist, `ValueError` for a size or seed out of
+    range or if no given floor plan can host the task, and `ModuleNotFoundError` without the `alfworld` package.
     """
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}")
     if size is not None and not 0 < size <= 1:
-        raise ValueError(f"size is a share of the room in (0, 1], got {size}")
+        raise ValueError(f"size is a share of the room and must be in (0, 1], got {size}")
     if task_type is not None and task_type not in TASK_TYPES:
         raise UnknownNameError("task type", task_type, TASK_TYPES)
     rng = random.Random(seed)
@@ -163,24 +162,24 @@ def generate_game(
     return GeneratedGame(game_id, goal.task, content)
 
 
-# -- what the alfworld package brings -------------------------------------------------------------------------------
+# -- data of the alfworld package -----------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class _Package:
     layouts: Path
     domain: str
     grammar: str
-    declarations: tuple[str, ...]  # every type of object and receptacle, as PDDL objects: the domain names some of them
+    declarations: tuple[str, ...]  # every type of object and receptacle as a PDDL object; the domain names some of them
     goals: Mapping[str, Any]  # task type -> {"pddl": goal with {obj}, {recep}, {toggle} and # for -, "templates": […]}
     holds: Mapping[str, frozenset[str]]  # receptacle type -> object types that it may hold
     treatable: Mapping[str, frozenset[str]]  # "Cleanable", "Heatable", … -> object types
     receptacle_types: frozenset[str]
-    container_types: frozenset[str]  # objects that can have others in them
+    container_types: frozenset[str]  # objects that can contain others
     openable_types: frozenset[str]
 
 
 @cache
 def _package() -> _Package:
-    # The files are found and run without importing `alfworld`, which would make a folder in the user's home.
+    # The files are found and run without importing `alfworld`, which would create a folder in the user's home.
     spec = importlib.util.find_spec("alfworld")
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(
@@ -239,7 +238,7 @@ def _floor_plan(number: int) -> _FloorPlan:
         position = (float(parts[1]), float(parts[2]), float(parts[3]))
         kind = parts[4] if len(parts) > 4 else parts[0]
         receptacles.append(_Receptacle(_pddl_name(key), kind, _place(x, z, turn, tilt), position))
-    # The package gives no place to some receptacles of a room (burners, garbage cans, …): they get one by lot.
+        # The package gives some receptacles of a room (burners, garbage cans, …) no place: they get a random one.
     rng = random.Random(number)
     for kind in sorted((package.receptacle_types & types) - {r.type for r in receptacles}):
         x, z = rng.choice(points)
@@ -260,7 +259,7 @@ def _pddl_name(raw: str) -> str:
 
 
 def _place(x: float, z: float, turn: float, tilt: float) -> str:
-    """The PDDL name of a place to stand: metres in steps of 0.25, degrees of the body in quarter turns, of the head."""
+    """The PDDL name of a place to stand: metres in steps of 0.25, body and head angles in degrees."""
     return _pddl_name(f"loc|{round(x / 0.25)}|{round(z / 0.25)}|{round(turn / 90)}|{round(tilt)}")
 
 
@@ -277,17 +276,17 @@ def _known_plans(floor_plans: tuple[int, ...] | None) -> tuple[int, ...]:
     return tuple(known) if floor_plans is None else floor_plans
 
 
-# -- what to do -------------------------------------------------------------------------------------------------------
+# -- the goal ---------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class _Goal:
     task: str
     plan: _FloorPlan
-    object: str  # type of the objects in question
+    object: str  # type of the objects to bring
     target: str  # type of the receptacle to fill, or the lamp
 
     @property
     def tool(self) -> str:
-        """The type of receptacle that treats the object, "" where none does."""
+        """The type of receptacle that treats the object; "" if none does."""
         return _TREATMENTS[self.task].tool if self.task in _TREATMENTS else ""
 
     @property
@@ -297,14 +296,14 @@ class _Goal:
 
     @property
     def never_at(self) -> frozenset[str]:
-        """Receptacle types that hold no object of the goal's type at the start, so that nothing is done already."""
+        """Receptacle types that hold no object of the goal's type at the start, so nothing is solved already."""
         if self.task in _TREATMENTS:
-            return frozenset({"Fridge"} & {self.tool})  # what lies in the fridge is cool
+            return frozenset({"Fridge"} & {self.tool})  # objects in the fridge are cool
         return frozenset({self.target})
 
     @property
     def possible(self) -> bool:
-        """Whether the floor plan has what the task needs and enough places where the objects can wait."""
+        """Whether the floor plan has what the task needs and enough places for the objects at the start."""
         receptacles = self.plan.receptacle_types
         waiting = (receptacles & _homes(self.object)) - self.never_at
         if self.target == _LAMP:
@@ -344,14 +343,14 @@ def _draw_goal(rng: random.Random, floor_plans: tuple[int, ...], task_type: str 
         rooms = _ROOMS_OF_TASK[task_type] if task_type else FLOOR_PLANS
         raise ValueError(
             f"none of the floor plans {list(floor_plans)} can host {task_type or 'a game'}; "
-            f"it needs a {' or '.join(rooms)} with all that the task asks for"
+            f"it needs a {' or '.join(rooms)} with everything that the task asks for"
         )
     task, room = rng.choices(list(plans), [_ROOMS_OF_TASK[task][room] for task, room in plans])[0]
     goals = _goals(rng.choice(plans[task, room]), task)
     return rng.choice(goals[rng.choice(list(goals))])
 
 
-# -- where things are -------------------------------------------------------------------------------------------------
+# -- positions --------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class _Object:
     id: str
@@ -375,7 +374,7 @@ def _homes(kind: str) -> frozenset[str]:
 
 
 class _Placer:
-    """Puts objects where the rules allow and there is room."""
+    """Puts objects where the rules allow it and there is room."""
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
@@ -384,7 +383,7 @@ class _Placer:
         self.objects: list[_Object] = []
 
     def put(self, kind: str, receptacles: Sequence[_Receptacle], never_at: frozenset[str] = frozenset()) -> bool:
-        """Put one object of a type into one of the receptacles; False where none can take it."""
+        """Put one object of a type into one of the receptacles; False if none can take it."""
         homes = _homes(kind) - never_at
         free: dict[str, list[_Receptacle]] = {}
         for receptacle in receptacles:
@@ -408,7 +407,7 @@ class _Placer:
 
 
 def _furnish(rng: random.Random, goal: _Goal, size: float) -> _Room:
-    """Keep a share of the floor plan with all that the goal needs, and put the objects in their places."""
+    """Keep a share of the floor plan with everything that the goal needs, and place the objects."""
     plan, placer = goal.plan, _Placer(rng)
     for _ in range(goal.count):
         placer.put(goal.object, plan.receptacles, goal.never_at)
@@ -432,7 +431,7 @@ def _furnish(rng: random.Random, goal: _Goal, size: float) -> _Room:
     return _Room(receptacles, placer.objects, rng.choice(plan.starts))
 
 
-# -- how it is written ------------------------------------------------------------------------------------------------
+# -- the files --------------------------------------------------------------------------------------------------------
 def _problem(seed: int, goal: _Goal, room: _Room, goal_pddl: str) -> str:
     """The PDDL problem, with the facts in the order of the official files."""
     package = _package()
@@ -448,7 +447,7 @@ def _problem(seed: int, goal: _Goal, room: _Room, goal_pddl: str) -> str:
     facts += [f"atLocation agent1 {room.start}"]
     for treatable in ("Cleanable", "Heatable", "Coolable", "Toggleable", "Sliceable"):
         facts += [f"{treatable.lower()} {o.id}" for o in room.objects if o.type in package.treatable[treatable]]
-    # ALFRED counts what the fridge cools for the type of the goal only.
+    # ALFRED writes what the fridge cools only for the goal's type.
     facts += [f"isCool {o.id}" for o in room.objects if o.type == goal.object and o.at.type == "Fridge"]
     facts += [f"inReceptacle {o.id} {o.at.id}" for o in room.objects]
     facts += [f"receptacleAtLocation {r.id} {r.place}" for r in room.receptacles]
@@ -465,7 +464,7 @@ def _problem(seed: int, goal: _Goal, room: _Room, goal_pddl: str) -> str:
 
 
 def _walkthrough(goal: _Goal, room: _Room) -> list[str]:
-    """Commands that win: fetch each object, treat it where the task says so, bring it to the target."""
+    """Commands that win: fetch each object, treat it if the task says so, bring it to the target."""
     names = display_names([r.id.lower() for r in room.receptacles] + [o.id.lower() for o in room.objects])
     openable = _package().openable_types
     first = {r.type: r for r in reversed(room.receptacles)}
@@ -475,7 +474,7 @@ def _walkthrough(goal: _Goal, room: _Room) -> list[str]:
     def visit(receptacle: _Receptacle, reach_in: bool) -> str:
         nonlocal place
         name = names[receptacle.id.lower()]
-        if receptacle.place != place:  # the game refuses to go where one stands
+        if receptacle.place != place:  # the game refuses to go to the current place
             commands.append(f"go to {name}")
             place = receptacle.place
         if reach_in and receptacle.type in openable and f"open {name}" not in commands:

@@ -1,6 +1,6 @@
-"""The same plays through TextWorld itself, as ALFWorld's own text environment sets it up: exact by definition, slow.
+"""Plays games with TextWorld itself, set up as in ALFWorld's own text environment: exact by definition, but slow.
 
-It plays the games that the native engine does not cover, and it is what the native engine is compared with
+It plays the games that the native engine does not support, and the native engine is tested against it
 (`benchmarks/alfworld.py`).
 """
 
@@ -13,13 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-# TextWorld's environments that no engine uses any more. Each holds a copy of the planner's library, 34 MB that it
-# cannot give back safely, so that they are used again.
+# TextWorld environments that no engine uses any more, kept for reuse. Each holds a copy of the planner's library, 34 MB
+# that cannot be freed safely.
 _idle: list[Any] = []
 
 
 class ReferenceEngine:
-    """What `engine.Engine` is for the native rules, for any game file, without snapshots."""
+    """The interface of `engine.Engine` for any game file, without snapshots."""
 
     def __init__(self, path: str) -> None:
         """Load a game. Raises `ModuleNotFoundError`, which says what to install, without TextWorld or ALFWorld."""
@@ -28,7 +28,7 @@ class ReferenceEngine:
             from alfworld.agents.environment.alfred_tw_env import AlfredDemangler, AlfredInfos
         except ImportError as error:
             raise ModuleNotFoundError(
-                f"TextWorld plays ALFWorld with two more packages ({error}): pip install polyturn[alfworld]"
+                f"TextWorld needs two more packages to play ALFWorld ({error}): pip install polyturn[alfworld]"
             ) from error
         with _translating():
             if _idle:
@@ -47,13 +47,13 @@ class ReferenceEngine:
         return str(self._state.feedback)
 
     def step(self, command: str) -> tuple[str, float, bool]:
-        """Play a command. Returns feedback, score and whether TextWorld calls the game done; it goes on after that."""
+        """Play a command. Returns feedback, score, and whether TextWorld calls the game done; it may continue."""
         self._state, score, done = self._game.step(command)
         return str(self._state.feedback), float(score), bool(done)
 
     @property
     def admissible(self) -> list[str]:
-        """The commands that do something, sorted."""
+        """The commands that have an effect, sorted."""
         return list(self._state.admissible_commands)
 
     @property
@@ -67,7 +67,7 @@ _lock = threading.Lock()
 
 @contextmanager
 def _translating() -> Iterator[None]:
-    """One at a time: the planner's translator replaces `sys.argv` for good and `sys.stdout` for a while."""
+    """Runs one at a time: the planner's translator replaces `sys.argv` for good and `sys.stdout` for a while."""
     with _lock:
         arguments = sys.argv
         try:

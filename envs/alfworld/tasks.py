@@ -1,12 +1,12 @@
-"""The tasks of ALFWorld: the official games where they were downloaded, else games made on the spot.
+"""The tasks of ALFWorld: the official games if they were downloaded, otherwise generated games.
 
-    tasks = ALFWorldTasks()                      # "auto": says in `describe()` which of the two it chose
-    manifest = tasks.manifest("valid_seen")      # 140 ids, sorted, with the hash of what the files contain
+    tasks = ALFWorldTasks()                      # "auto": `describe()` says which of the two it chose
+    manifest = tasks.manifest("valid_seen")      # 140 ids, sorted, with a hash of the files' contents
     env = tasks.make(); env.reset(options={"task": tasks.task("valid_seen", manifest.ids[0])})
 
-Official games lie in `<data>/alfworld/json_2.1.1/<split>/<task>/<trial>/game.tw-pddl`; which of them count is the
-rule of `alfworld`'s own loader (`AlfredTWEnv.collect_game_files`). Embedded games are those of `generate.py`, written
-once as ordinary game files below `envs.core.cache_root()`. A task's id is `<task>/<trial>`.
+Official games are in `<data>/alfworld/json_2.1.1/<split>/<task>/<trial>/game.tw-pddl`, filtered by the rule of
+`alfworld`'s own loader (`AlfredTWEnv.collect_game_files`). Embedded games come from `generate.py` and are written once
+as ordinary game files below `envs.core.cache_root()`. A task's id is `<task>/<trial>`.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ from envs.files import made_once, remove_whole, write_whole
 ENV_ID = "polyturn/ALFWorld-v0"
 SOURCES = ("auto", "official", "embedded")
 DOWNLOAD = "python -m scripts.download alfworld"
-# How many games the published splits have (https://github.com/alfworld/alfworld, `data/README.md`). `valid_train`, of
-# which little is said, comes in the same archive; no game of it is in another split.
+# The number of games in the published splits (https://github.com/alfworld/alfworld, `data/README.md`). `valid_train` is
+# hardly documented and comes in the same archive; none of its games is in another split.
 OFFICIAL_COUNTS = {"train": 3553, "valid_train": 200, "valid_seen": 140, "valid_unseen": 134}
-# Of complete splits; those of `read_manifest`.
+# Hashes of complete splits, as `read_manifest` computes them.
 KNOWN_CONTENT = {
     "train": "15b24a319faf2d0a354f2ed89a708b81ed249e3e995048a8e3f820a1bd170dfd",
     "valid_train": "db9c9efecc3b4417da94e86b971d4fc005b7c01ec5e895ff9c748799c08319ce",
     "valid_seen": "4e8a92f4ba13158d6547da89f1e74373177669fd75d7d910cfcf7153c2faf7a9",
 }
-_HASH = "content.sha256"  # of embedded games: their manifest's hash, as they were made
+_HASH = "content.sha256"  # of embedded games: the hash of their manifest when they were made
 _GAMES = f"*/*/{GAME_FILE}"  # below the folder of a split
-_RACY_NS = 2_000_000_000  # a file changed this recently may change again without its time of change showing it
+_RACY_NS = 2_000_000_000  # a file changed this recently may change again with the same time of change
 _log = logging.getLogger(__name__)
 
 
 class GamesNotFoundError(FileNotFoundError):
-    """There are no games where they should be. The message says where that is and how to get them."""
+    """There are no games where they should be. The message names the folder and how to get them."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class _Split:
 
 @dataclass(frozen=True)
 class _Recipe:
-    """How the games of an embedded split are made. Splits are told apart by their seeds."""
+    """How the games of an embedded split are made. The splits use different seeds."""
 
     first_seed: int
     floor_plans: tuple[int, ...]
@@ -77,7 +77,7 @@ _EMBEDDED = {
 
 
 class ALFWorldTasks:
-    """ALFWorld as a `TaskSet`. What is on disk is looked at once for each split and then kept."""
+    """ALFWorld as a `TaskSet`. Each split's files are checked once."""
 
     def __init__(
         self,
@@ -89,13 +89,13 @@ class ALFWorldTasks:
         embedded_valid_seen: int = 140,
         embedded_valid_unseen: int = 134,
     ) -> None:
-        """Nothing is made or read here, beyond a look for official games.
+        """Only looks for official games; nothing is made or read yet.
 
-        `games` is one of `SOURCES`: "auto" takes the official games if there are any, of whichever split, else embedded
-        ones: the same split is never official games here and embedded ones there because another split is missing.
-        `data` is the folder above `alfworld/json_2.1.1` (`envs.core.data_root()` when None), `engine` one of
-        `ENGINES`; the last three are the sizes of the embedded splits. Raises `UnknownNameError`, `ValueError` and
-        `GamesNotFoundError` for a folder `data` that is not there.
+        `games` is one of `SOURCES`. "auto" uses official games if there are any, of any split, otherwise embedded ones.
+        So a split never switches between the two because another split is missing. `data` is the folder above
+        `alfworld/json_2.1.1` (None: `envs.core.data_root()`), `engine` one of `ENGINES`; the last three are the sizes
+        of the embedded splits. Raises `UnknownNameError`, `ValueError`, and `GamesNotFoundError` if the folder `data`
+        does not exist.
         """
         sizes = {"train": embedded_train, "valid_seen": embedded_valid_seen, "valid_unseen": embedded_valid_unseen}
         if games not in SOURCES:
@@ -105,7 +105,7 @@ class ALFWorldTasks:
         if max_turns < 1 or min(sizes.values()) < 1:
             raise ValueError(f"max_turns and the sizes of splits must be at least 1, got {max_turns} and {sizes}")
         if data is not None and not Path(data).expanduser().is_dir():
-            raise GamesNotFoundError(f"no folder {data}: data is the folder above alfworld/json_2.1.1")
+            raise GamesNotFoundError(f"no folder {data}: env.data must be the folder above alfworld/json_2.1.1")
         self._asked, self._engine, self._max_turns, self._sizes = games, engine, max_turns, sizes
         self._folder = official_folder(data_root() if data is None else Path(data).expanduser())
         self._official = games == "official" or (games == "auto" and _has_games(self._folder))
@@ -128,9 +128,9 @@ class ALFWorldTasks:
         return self._max_turns
 
     def manifest(self, split: str) -> Manifest:
-        """The tasks of a split. Embedded ones are made now if they are not there yet.
+        """The tasks of a split. Embedded games are made if they do not exist yet.
 
-        Raises `UnknownNameError`, and `GamesNotFoundError` where an official split has not been downloaded.
+        Raises `UnknownNameError`, and `GamesNotFoundError` if an official split has not been downloaded.
         """
         return self._load(split).manifest
 
@@ -142,7 +142,7 @@ class ALFWorldTasks:
         return Task(id=task_id, env=ENV_ID, split=split, payload=payload)
 
     def make(self) -> ALFWorldEnv:
-        """A new environment. Games are parsed once in a process, whichever environment plays them."""
+        """A new environment. Each game is parsed once per process, for all environments."""
         return ALFWorldEnv(max_turns=self._max_turns, engine=self._engine)
 
     def expert(self) -> Expert:
@@ -170,7 +170,7 @@ class ALFWorldTasks:
                 folder = self._folder / split
                 manifest = read_manifest(folder, split, OFFICIAL_COUNTS[split])
                 if is_unknown(manifest):
-                    _log.warning("the games in %s are not those of the known copy: another release, or damaged", folder)
+                    _log.warning("the games in %s differ from the known copy: another release, or damaged", folder)
             else:
                 folder = _embed(split, self._sizes[split])
                 manifest = read_manifest(folder, split)
@@ -178,9 +178,9 @@ class ALFWorldTasks:
         return self._loaded[split]
 
 
-# -- what is on disk --------------------------------------------------------------------------------------------------
+# -- files ------------------------------------------------------------------------------------------------------------
 def official_folder(data: Path) -> Path:
-    """Where the official games are below a data folder; its subfolders are the splits."""
+    """The folder of the official games below a data folder; its subfolders are the splits."""
     return data / "alfworld" / "json_2.1.1"
 
 
@@ -190,7 +190,7 @@ def _has_games(folder: Path) -> bool:
 
 
 def _type_of(task_id: str) -> str:
-    """The type of task, by which its folder begins: "look_at_obj_in_light-Box-None-DeskLamp-205/trial_…"."""
+    """The type of task, with which the id begins: "look_at_obj_in_light-Box-None-DeskLamp-205/trial_…"."""
     return task_id.partition("-")[0]
 
 
@@ -201,7 +201,7 @@ def _find_games(folder: Path) -> dict[str, os.stat_result]:
 
 
 def _counts(folder: Path, task_id: str) -> bool:
-    """The rule of `alfworld`'s loader: no movable receptacles, no slices, the six types of task, solvable."""
+    """The rule of `alfworld`'s loader: no movable receptacles, no slices, one of the six task types, solvable."""
     if "movable" in task_id or "Sliced" in task_id or _type_of(task_id) not in TASK_TYPES:
         return False
     path = folder / task_id / GAME_FILE
@@ -212,11 +212,11 @@ def _counts(folder: Path, task_id: str) -> bool:
 
 
 def read_manifest(folder: Path, split: str, official_count: int | None = None) -> Manifest:
-    """The games below a folder of `<task>/<trial>`, hashed.
+    """The games in a folder of `<task>/<trial>`, hashed.
 
-    What was read is kept in `envs.core.cache_root()` and counts for as long as every file keeps its times and size.
-    Raises `GamesNotFoundError` where there is no game, `GameFileError` for a file that is none, and `DamagedError`
-    for one that is not as it was downloaded.
+    The result is cached in `envs.core.cache_root()` and valid while every file keeps its times and size. Raises
+    `GamesNotFoundError` if there is no game, `GameFileError` for a file that is not a game, and `DamagedError` for one
+    that differs from its download.
     """
     files = _find_games(folder)
     stamps = [(task_id, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size) for task_id, stat in files.items()]
@@ -232,8 +232,8 @@ def read_manifest(folder: Path, split: str, official_count: int | None = None) -
             _write_cache(cache, kept)
     if not kept["ids"]:
         raise GamesNotFoundError(
-            f"no games of ALFWorld's split {split!r} in {folder}; `{DOWNLOAD}` fetches the official ones, and "
-            "env.games=embedded plays generated ones"
+            f"no games of ALFWorld's split {split!r} in {folder}; `{DOWNLOAD}` fetches the official games, and "
+            "env.games=embedded uses generated ones"
         )
     return Manifest(ENV_ID, split, tuple(kept["ids"]), kept["content_hash"], official_count)
 
@@ -243,7 +243,7 @@ def _hash_games(folder: Path, ids: Iterable[str]) -> str:
 
 
 def is_unknown(manifest: Manifest) -> bool:
-    """Whether all games of an official split are there, with another content than that of the known copy."""
+    """Whether an official split is complete, but its content differs from the known copy."""
     known = KNOWN_CONTENT.get(manifest.split, manifest.content_hash)
     return len(manifest.ids) == manifest.official_count and manifest.content_hash != known
 
@@ -258,7 +258,7 @@ def _read_cache(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        _log.warning("%s is damaged (%s); the games are hashed again", path, error)
+        _log.warning("%s is damaged (%s); the games will be hashed again", path, error)
         return {}
     return kept
 
@@ -273,13 +273,13 @@ def _write_cache(path: Path, kept: dict[str, Any]) -> None:
 
 # -- embedded games ---------------------------------------------------------------------------------------------------
 def _embed(split: str, size: int) -> Path:
-    """The folder of an embedded split. It is made where it is not there yet, or is damaged."""
+    """The folder of an embedded split. It is made if it is missing or damaged."""
     folder = cache_root() / "alfworld" / f"embedded-{GENERATOR_VERSION}" / f"{split}-{size}"
     if folder.is_dir():
         damage = _damage(folder, split)
         if not damage:
             return folder
-        _log.warning("%s; the games are made again", damage)
+        _log.warning("%s; the games will be made again", damage)
         remove_whole(folder)
     recipe = _EMBEDDED[split]
     seeds = range(recipe.first_seed, recipe.first_seed + size)
@@ -296,9 +296,9 @@ def _embed(split: str, size: int) -> Path:
 
 
 def _damage(folder: Path, split: str) -> str:
-    """What is wrong with embedded games; nothing where their hash is that of the games that were made."""
+    """The problem with embedded games, or "" if their hash is the one written when they were made."""
     try:
         same = read_manifest(folder, split).content_hash == (folder / _HASH).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:  # no game, or none any more, or no hash
+    except (OSError, ValueError) as error:  # no game, or no games any more, or no hash
         return f"{folder} is damaged: {error}"
-    return "" if same else f"{folder} is damaged: its games are not those that were made"
+    return "" if same else f"{folder} is damaged: its games have changed since they were made"

@@ -1,11 +1,11 @@
 """Find the key, then the locked door: `polyturn/KeyCorridor-v0`.
 
-Rooms stand in a row, from where the walk starts to the room with the locked door; others are dead ends beside it, and
-some doors make short ways round. The key lies in one of the rooms between. The one reward, 1.0, is for unlocking the
-door. Rooms are numbered anew for each task, and all there is to see is the room one is in.
+Rooms form a row from the start to the room with the locked door. Others are dead ends beside it, and some doors make
+shortcuts. The key lies in one of the rooms between. The only reward, 1.0, is for unlocking the door. Rooms are numbered
+anew for each task, and an observation shows only the current room.
 
 `info["state_key"]` is the true state: the room, and whether the key is held. States repeat, within an attempt that
-walks round and across attempts at the same task, which is what anchor-state methods learn from.
+walks in circles and across attempts at the same task; anchor-state methods learn from this.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ FEWEST_ROOMS = 4
 
 
 def make_rooms(seed: int, rooms: int, loops: int) -> dict[str, Any]:
-    """The payload of a task: `doors` are pairs of rooms, `start`, `key` and `exit` rooms. Two rooms of three are in
-    the row. Raises `ValueError` for sizes that cannot be.
+    """The payload of a task: `doors` are pairs of rooms; `start`, `key` and `exit` are rooms. Two thirds of the rooms
+    form the row. Raises `ValueError` for impossible sizes.
     """
     row_length = rooms - rooms // 3
     most_loops = (row_length - 1) * (row_length - 2) // 2
@@ -55,7 +55,7 @@ class KeyCorridorEnv(TextEnv):
         self._room, self._holding = 0, False
 
     def _begin(self, task: Any, seed: int | None) -> tuple[str, Info]:
-        del seed  # which is in `np_random`
+        del seed  # it is in `np_random`
         if task is None:
             task = Task("", ENV_ID, payload=make_rooms(int(self.np_random.integers(2**31)), rooms=8, loops=1))
         if not isinstance(task, Task) or "doors" not in task.payload:
@@ -64,28 +64,28 @@ class KeyCorridorEnv(TextEnv):
             )
         self._task = dict(task.payload)
         self._room, self._holding = self._task["start"], False
-        return f"{GOAL} {self._look()}", self._tell()
+        return f"{GOAL} {self._look()}", self._make_info()
 
     def _act(self, action: str) -> tuple[str, float, bool, Info]:
         if action not in self._admissible():
-            return "Nothing happens.", 0.0, False, self._tell()
+            return "Nothing happens.", 0.0, False, self._make_info()
         if action == UNLOCK:
-            return "The door opens.", 1.0, True, self._tell(score=1.0, success=True)
+            return "The door opens.", 1.0, True, self._make_info(score=1.0, success=True)
         if action == TAKE:
             self._holding = True
         else:
             self._room = int(action.rpartition(" ")[2])
-        return self._look(), 0.0, False, self._tell()
+        return self._look(), 0.0, False, self._make_info()
 
     def _look(self) -> str:
-        told = [
+        parts = [
             f"You are in room {self._room}.",
             f"You can go to {', '.join(f'room {room}' for room in self._next_rooms())}.",
             KEY_HERE if self._room == self._task["key"] and not self._holding else "",
             DOOR_HERE if self._room == self._task["exit"] else "",
             HOLDING if self._holding else "",
         ]
-        return " ".join(filter(None, told))
+        return " ".join(filter(None, parts))
 
     def _next_rooms(self) -> list[int]:
         doors = self._task["doors"]
@@ -99,7 +99,7 @@ class KeyCorridorEnv(TextEnv):
             actions.append(UNLOCK)
         return actions
 
-    def _tell(self, **more: Any) -> Info:
+    def _make_info(self, **more: Any) -> Info:
         return {
             "goal": GOAL,
             "type": self._task["type"],
@@ -116,10 +116,10 @@ class KeyCorridorEnv(TextEnv):
 
 
 class KeyCorridorExpert:
-    """Walks to the nearest room that it has not seen until it has the key, and then to the door."""
+    """Walks to the nearest unseen room until it has the key, then to the door."""
 
     def reset(self, observation: str, info: Info) -> None:  # noqa: ARG002
-        self.exits: dict[str, list[str]] = {}  # of each room that was seen
+        self.exits: dict[str, list[str]] = {}  # of each room seen so far
         self.door: str | None = None
         self._see(observation)
 
@@ -141,7 +141,7 @@ class KeyCorridorExpert:
         return f"go to {self._step_towards([self.door] if self.holding and self.door else None)}"
 
     def _step_towards(self, targets: Iterable[str] | None) -> str:
-        """The first room on a shortest way to one of `targets`, or to any room that was not seen yet."""
+        """The first room on a shortest path to one of `targets`, or to any unseen room."""
         first = {room: room for room in self.exits[self.here]}
         for room in (queue := list(first)):
             if room in targets if targets else room not in self.exits:
@@ -150,18 +150,18 @@ class KeyCorridorExpert:
                 if beyond not in first and beyond != self.here:
                     first[beyond] = first[room]
                     queue.append(beyond)
-        raise AssertionError("every room was seen, and there was no key or no door")
+        raise AssertionError("every room was seen, but there was no key or no door")
 
 
 class KeyCorridorTasks(SeedTasks):
-    """Corridors made from seeds; `loops` is how many doors make ways round."""
+    """Corridors made from seeds; `loops` is the number of doors that make shortcuts."""
 
     def __init__(
         self, rooms: int = 8, loops: int = 1, max_turns: int = 30, train_tasks: int = 1000, valid_tasks: int = 100
     ) -> None:
         super().__init__(ENV_ID, max_turns, train_tasks, valid_tasks)
         self.rooms, self.loops = rooms, loops
-        make_rooms(0, rooms, loops)  # refuses sizes that cannot be
+        make_rooms(0, rooms, loops)  # raises for impossible sizes
 
     def payload(self, split: str, seed: int) -> dict[str, Any]:  # noqa: ARG002
         return make_rooms(seed, self.rooms, self.loops)

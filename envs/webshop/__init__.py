@@ -1,1 +1,1 @@
-"""WebShop (Yao et al. 2022, arXiv:2207.01206): shopping by search and click, step for step as the official one."""
+"""WebShop (Yao et al. 2022, arXiv:2207.01206): shopping by search and click, equal to the official one step by step."""

@@ -3,10 +3,10 @@
     analyze("Women's X-Large shirts, 3.5 oz™") == ["women", "x", "larg", "shirt", "3.5", "oz", "™"]
 
 StandardTokenizer → possessive 's off → lower case → stop words out → Porter stemmer. The tokenizer's grammar is that of
-`StandardTokenizerImpl.jflex` over Unicode 9 and the emoji of Unicode 11, and that is why its character classes are
-shipped (`word_break.json`, derived from https://www.unicode.org/Public/9.0.0 and /emoji/11.0): today's tables, those
-of the package `regex` say, differ for a hundred characters that existed then. The stemmer is Martin Porter's release 3,
-which is a mode of `nltk`'s; Snowball's is another ("trekking").
+`StandardTokenizerImpl.jflex` with Unicode 9 and the emoji of Unicode 11. Its character classes are shipped
+(`word_break.json`, derived from https://www.unicode.org/Public/9.0.0 and /emoji/11.0), because today's tables, such as
+those of the package `regex`, differ for a hundred characters that existed then. The stemmer is Martin Porter's release
+3, a mode of `nltk`'s stemmer; Snowball's differs ("trekking").
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from pathlib import Path
 
 from nltk.stem.porter import PorterStemmer
 
-VERSION = 1  # of what `analyze` gives, in the names of what is cached of it
-_MAX_TOKEN = 255  # UTF-16 code units; what is longer is cut
-_LONGEST_KEPT = 100  # characters without white space whose terms are remembered
+VERSION = 1  # of the results of `analyze`; in the names of cached data
+_MAX_TOKEN = 255  # UTF-16 code units; longer tokens are cut
+_LONGEST_KEPT = 100  # cache the terms of texts without white space up to this many characters
 _STOP_WORDS = re.compile(
     "an?|and|are|as|at|be|but|by|for|if|in|into|is|it|no|not|of|on|or|such|that|the|their|then|there|these|they|this|"
     "to|was|will|with"
@@ -32,7 +32,7 @@ _POSSESSIVES = ("'s", "’s", "＇s", "'S", "’S", "＇S")
 
 
 def analyze(text: str) -> list[str]:
-    """The terms of a text in their order, repetitions kept."""
+    """The terms of a text in order, including repetitions."""
     terms: list[str] = []
     for chunk in text.split():  # no token reaches across white space
         terms += _terms(chunk) if len(chunk) <= _LONGEST_KEPT else _terms.__wrapped__(chunk)
@@ -46,12 +46,12 @@ def _terms(chunk: str) -> tuple[str, ...]:
 
 
 def _lower(token: str) -> str:
-    """Lower case as Java's, code point by code point: Python's knows final sigmas and gives İ a second character."""
+    """Lower case as in Java, code point by code point: Python treats final sigmas and İ differently."""
     return token.lower() if token.isascii() else token.replace("İ", "i").replace("Σ", "σ").lower()
 
 
 # -- tokens -----------------------------------------------------------------------------------------------------------
-# One letter for each class of characters in word_break.json, so that the rules read letters instead of Unicode.
+# One letter for each class of characters in word_break.json, so the rules can be written with letters.
 _SYMBOLS = {
     "letter": "L",
     "letter_han": "l",
@@ -86,8 +86,8 @@ _SYMBOLS = {
 
 
 def _words() -> str:
-    """Letters, digits and what may stand between them (UAX #29, WB4 to WB13)."""
-    x = "[XJteCTZs]*+"  # what extends the character before it
+    """Letters, digits and what may be between them (UAX #29, WB4 to WB13)."""
+    x = "[XJteCTZs]*+"  # characters that extend the one before them
     letter, digit, hebrew, join = f"(?:[LlmH]{x})", f"(?:[0D]{x})", f"(?:H{x})", f"(?:_{x})"
     word = f"(?:{digit}(?:(?:[.,']{x})?{digit})*|{hebrew}(?:\"{x}{hebrew}|'{x})|{letter}(?:[.:']{x}{letter})*)+"
     part = f"(?:(?:K{x})+|{word})"
@@ -95,13 +95,13 @@ def _words() -> str:
 
 
 def _emoji() -> str:
-    """Sequences of emoji (UTS #51): the joiner may stand within what extends one, presentation selectors may not."""
+    """Sequences of emoji (UTS #51). The joiner may occur among extending characters, presentation selectors may not."""
     x, plain, modified = "[XJCTZs]*", "J*[EBm]", "(?:J*B[XJCTZs]*)?M"
     joined = f"(?:{modified}{x}J(?=J*[EBmM])|{plain}(?:{x}eJ+|{x}J)(?=J*[EBmM]))*"
     return f"{plain}{x}eT+Z|{joined}(?:{modified}{x}|{plain}{x}e?)|[0#]{x}e?C{x}|F[XJteCTZs]*+F[XJteCTZs]*+"
 
 
-# The rules that can match at a character, by its symbol; where there are two, the longer match counts.
+# The rules that can match at a character, by its symbol; the longest match counts.
 _WORD, _EMOJI = re.compile(_words()), re.compile(_emoji())
 _RULES = {
     **dict.fromkeys("LlH0DK_", (_WORD,)),
@@ -114,14 +114,14 @@ _RUN = re.compile(r"(.)\1*")
 
 
 def tokenize(text: str) -> list[str]:
-    """What StandardTokenizer finds in a text: at each place the longest match of any of its rules."""
+    """The tokens that StandardTokenizer finds: at each place the longest match of its rules."""
     symbols = text.translate(_symbol_table())
     units = [0]  # UTF-16 code units before each character, where they are needed
     if len(text) * 2 > _MAX_TOKEN and max(text) > "\uffff":
         units += accumulate(1 + (character > "\uffff") for character in text)
     tokens, at = [], 0
     while at < len(text):
-        end = at + _MAX_TOKEN  # of the scanner's buffer
+        end = at + _MAX_TOKEN  # the end of the scanner's buffer
         if len(units) > 1:
             end = bisect.bisect_right(units, units[at] + _MAX_TOKEN) - 1
         stop = at
@@ -131,14 +131,14 @@ def tokenize(text: str) -> list[str]:
         if stop > at:
             tokens.append(text[at:stop])
             at = stop
-        else:  # in a long run of the same, all fail that do not see its end
+        else:  # in a long run of one class, all rules fail that cannot see its end
             run = _RUN.match(symbols, at)
             at = max(at + 1, run.end() - _MAX_TOKEN if run else 0)
     return tokens
 
 
 class _SymbolTable(dict[int, str]):
-    """Code points to symbols, for `str.translate`; those that were met are remembered."""
+    """Code points to symbols, for `str.translate`; caches the code points that occurred."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -168,6 +168,6 @@ def stem(word: str) -> str:
     """The stem of a lower-case word: Porter 1980, with the two departures (bli, logi) of the author's release 3."""
     if word.isascii():
         return str(_STEMMER.stem(word, to_lowercase=False))
-    units = array("H", word.encode("utf-16-le", "surrogatepass"))  # the characters that Java counts
+    units = array("H", word.encode("utf-16-le", "surrogatepass"))  # Java counts UTF-16 units
     stemmed = str(_STEMMER.stem("".join(map(chr, units)), to_lowercase=False))
     return stemmed.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")

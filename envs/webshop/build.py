@@ -1,4 +1,4 @@
-"""Reads the files of a catalogue, once, and writes what `Catalogue` and `SearchIndex` open."""
+"""Reads the files of a catalogue once, and writes the files that `Catalogue` and `SearchIndex` open."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from envs.webshop.postings import PostingsWriter
 from envs.webshop.products import Product, ProductError, document, pack, parse_product
 from envs.webshop.store import Rows, RowWriter, remove_rows, save_array, written_whole
 
-LONGEST_ASIN = 10  # products with a longer one are left out, as officially
+LONGEST_ASIN = 10  # products with a longer asin are left out, as in the official code
 
 
 class CatalogueError(JSONFileError):
-    """JSON files that are no catalogue. The message names the file, the product and what is wrong with it."""
+    """JSON files that are not a catalogue. The message names the file, the product and the problem."""
 
 
 def build(files: CatalogueFiles, content_hash: str, kept: Path) -> None:
-    """Write into `kept`, which is there whole or not at all. Raises `JSONFileError`."""
+    """Write into `kept`, completely or not at all. Raises `JSONFileError`."""
     meta: dict[str, Any] = {"content_hash": content_hash}
     with written_whole(kept, meta) as folder, _progress(files.products) as on_progress:
         attributes, human = _Members(files.attributes, dict, folder), _read_human(files.human)
@@ -62,10 +62,10 @@ def build(files: CatalogueFiles, content_hash: str, kept: Path) -> None:
 
 
 class _Members:
-    """The members of a JSON object too large to have in memory, by name."""
+    """The members of a JSON object that is too large for memory, by name."""
 
     def __init__(self, path: Path, kind: type, folder: Path) -> None:
-        """`kind` is what each member must be. `folder` is for what has to be written meanwhile."""
+        """`kind` is the type of each member. `folder` is for temporary files."""
         self._folder, self._name = folder, path.stem
         self.asins: dict[str, int] = {}
         with contextlib.closing(RowWriter(folder, self._name)) as writer:
@@ -77,12 +77,12 @@ class _Members:
         self._rows = Rows(folder, self._name)
 
     def get(self, asin: str) -> Any:
-        """The member; None where there is none."""
+        """The member, or None."""
         number = self.asins.get(asin)
         return None if number is None else json.loads(self._rows[number])
 
     def close(self) -> None:
-        """Remove what was written."""
+        """Remove the temporary files."""
         remove_rows(self._folder, self._name)
 
 
@@ -97,7 +97,7 @@ def _read_human(path: Path | None) -> dict[str, list[Any]]:
 
 
 class _Columns:
-    """Writes what `Catalogue` opens, one product after the other."""
+    """Writes the files that `Catalogue` opens, product by product."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -111,7 +111,7 @@ class _Columns:
         self._all_nouns = True
 
     def add(self, product: Product, nouns: list[str] | None) -> None:
-        """The next product; the nouns of its name where they are known."""
+        """Add the next product; `nouns` are those of its name, if known."""
         self.seen.add(product.asin)
         self._asins.append(product.asin)
         self._prices.extend((*product.prices, float("nan"))[:2])
@@ -124,7 +124,7 @@ class _Columns:
         self._nouns.append(json.dumps(nouns).encode())
 
     def close(self) -> dict[str, Any]:
-        """Write the columns. Returns what stands beside them."""
+        """Write the columns. Returns the other data of the catalogue."""
         self._records.close()
         self._nouns.close()
         if not self._all_nouns:
@@ -151,12 +151,12 @@ class _Columns:
 
 @contextlib.contextmanager
 def _progress(path: Path) -> Iterator[Callable[[int], None] | None]:
-    """What shows how much of a large file has been read."""
+    """Shows a progress bar for reading a large file."""
     size = path.stat().st_size
     if size < ALWAYS_HASHED:
         yield None
         return
-    columns = (TextColumn("reading the catalogue, once"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    columns = (TextColumn("reading the catalogue (once)"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task("", total=size)
         yield lambda done: progress.update(bar, completed=done)

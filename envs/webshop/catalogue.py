@@ -3,9 +3,9 @@
     catalogue = load_catalogue(data_root() / "webshop")     # items_shuffle*.json, items_ins_v2*.json, …
     product = catalogue.product(catalogue.index("B06Y3VLDFB"))
 
-The files are read once and kept, with the index of the search, below `cache_root()/webshop` under the hash of their
-content: columns and rows that are mapped into memory, so that a million products start as quickly as a thousand. What
-is a product, and how prices and options read, is as in `load_products` of https://github.com/princeton-nlp/WebShop.
+The files are read once. Their content and the search index are cached below `cache_root()/webshop` under the hash of
+the files: columns and rows that are mapped into memory, so a million products start as quickly as a thousand. Products,
+prices and options are read as in `load_products` of https://github.com/princeton-nlp/WebShop.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ from envs.webshop.products import document as document
 from envs.webshop.products import unpack
 from envs.webshop.store import Rows, load_array, read_meta
 
-VERSION = 2  # of what is kept
+VERSION = 2  # of the cached files
 
 
 class Catalogue:
     """Products by number, in the order of the file."""
 
     def __init__(self, folder: Path) -> None:
-        """Open what was kept in `folder`. Raises `DamagedError`."""
+        """Open the cached files in `folder`. Raises `DamagedError`."""
         meta = read_meta(folder)
         self.folder = folder
         self.content_hash: str = meta["content_hash"]
         self.asins: Sequence[str] = _Strings(load_array(folder, "asins"))
-        self.prices = load_array(folder, "prices")  # [N, 2] float64; the second is NaN where there is one only
+        self.prices = load_array(folder, "prices")  # [N, 2] float64; the second is NaN if there is only one
         self.instructed = load_array(folder, "instructed")  # [N] bool: has a synthetic instruction
         self.human_instructed = load_array(folder, "human_instructed")  # [N] bool
-        self.asin_ranks = load_array(folder, "asin_ranks")  # [N] int32: the place of each asin in their order
+        self.asin_ranks = load_array(folder, "asin_ranks")  # [N] int32: the rank of each asin in sorted order
         self._sorted_asins = load_array(folder, "sorted_asins")
         self._by_rank = load_array(folder, "by_rank")
         self._groups = {name: load_array(folder, name) for name in ("category", "query")}  # [N] int32
@@ -67,7 +67,7 @@ class Catalogue:
         return len(self._records)
 
     def _product(self, index: int) -> Product:
-        """The product; built when asked for, and the last few thousand kept. Raises `IndexError`."""
+        """The product; the last few thousand are cached. Raises `IndexError`."""
         return unpack(self._records[index])
 
     def index(self, asin: str) -> int:
@@ -78,17 +78,17 @@ class Catalogue:
                 return int(self._by_rank[rank])
         place = int(np.searchsorted(self._sorted_asins, asin[:LONGEST_ASIN]))
         near = self._sorted_asins[max(0, place - 3) : place + 3].tolist()
-        raise UnknownNameError("product", asin, near, f"those are its neighbours, the catalogue has {len(self):,}")
+        raise UnknownNameError("product", asin, near, f"these are its neighbours; the catalogue has {len(self):,}")
 
     def nouns(self, index: int) -> tuple[str, ...]:
-        """The nouns of a product's name, in order, duplicates kept. Raises `NounsNotFoundError`."""
+        """The nouns of a product's name, in order, with duplicates. Raises `NounsNotFoundError`."""
         if self._nouns is None:
             raise NounsNotFoundError(self.content_hash)
         return tuple(json.loads(self._nouns[index]))
 
     @property
     def has_nouns(self) -> bool:
-        """Whether the nouns of the names are known: shipped, brought by the catalogue, or found by the tagger."""
+        """Whether the nouns of the names are known: shipped, part of the catalogue, or found by the tagger."""
         return self._nouns is not None
 
     def of_category(self, category: str) -> list[int]:
@@ -120,14 +120,14 @@ class _Strings(Sequence[str]):
 
 
 def load_catalogue(folder: Path, size: str | None = None) -> Catalogue:
-    """The catalogue in a folder with the official files; `size` is "small" or "full" where it holds both.
+    """The catalogue in a folder with the official files; `size` is "small" or "full" if the folder has both.
 
-    The first time the files are read whole and what is needed of them is kept; afterwards that is opened.
-    Raises `CatalogueNotFoundError`, and `CatalogueError` for files that are no catalogue.
+    The first call reads the whole files and caches the content; later calls open the cache. Raises
+    `CatalogueNotFoundError`, and `CatalogueError` for files that are not a catalogue.
     """
     files = CatalogueFiles.find(folder, size)
     content_hash = files.content_hash()
     kept = cache_root() / "webshop" / f"{content_hash[:16]}-{VERSION}.{analysis.VERSION}"
-    if not found_whole(kept, "what is kept of the catalogue"):
+    if not found_whole(kept, "the cached catalogue"):
         build(files, content_hash, kept)
     return Catalogue(kept)

@@ -1,11 +1,11 @@
-"""Fetches the official catalogues of WebShop once, or takes them from a local mirror.
+"""Download the official catalogues of WebShop once, or copy them from a local mirror.
 
     install(data_root(), "small")          # fills data_root()/webshop with the 1,000 products; "full" has 1.18 million
 
-The files are where the official `setup.sh` has them from (https://github.com/princeton-nlp/WebShop), on Google Drive.
-Nobody has published their sizes or hashes. So they are verified against a `SHA256SUMS`, as `sha256sum` writes it, where
-the mirror or the data folder has one; the hash of every file that arrived is added to that of the data folder, and the
-next copy is held to it. Whatever arrives is read whole before it counts, as a catalogue.
+The files come from Google Drive, as in the official `setup.sh` (https://github.com/princeton-nlp/WebShop). Their sizes
+and hashes are not published. So they are verified against a `SHA256SUMS` file (in the format of `sha256sum`) if the
+mirror or the data folder has one. The hash of every new file is added to the data folder's own, and later copies are
+verified against it. Every file is read completely, as part of a catalogue, before it is accepted.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _HUMAN = "items_human_ins.json"
 
 @dataclass(frozen=True)
 class DriveFile(Remote):
-    """A file on Google Drive, which does not have its name in its address."""
+    """A file on Google Drive, whose address does not contain its name."""
 
     file_name: str
 
@@ -67,11 +67,11 @@ def install(
     files: tuple[Remote, ...] | None = None,
     console: Console | None = None,
 ) -> Catalogue:
-    """Put a catalogue into `data/webshop` and read it. What is there already stays, so that it can be run again.
+    """Put a catalogue into `data/webshop` and read it. Existing files stay, so it can be run again.
 
-    `mirror` is a folder with the files, or one with a `webshop` or `data` that has them. With `nouns`, the nouns of the
-    names are found where they are not known. `files` are those of the size unless others are given. Raises
-    `DownloadError`, `JSONFileError` for files that are no catalogue, and `ImportError` where the tagger is missing.
+    `mirror` is a folder with the files, or one whose `webshop` or `data` subfolder has them. With `nouns`, the nouns of
+    the names are found if they are not known. `files` defaults to the files of the size. Raises `DownloadError`,
+    `JSONFileError` for files that are not a catalogue, and `ImportError` if the tagger is missing.
     """
     console = console or Console(markup=False)
     say = partial(console.print, highlight=False, soft_wrap=True)
@@ -104,7 +104,7 @@ def install(
     if catalogue.has_nouns:
         say("the nouns of its names are known")
     else:
-        say("the nouns of its names are not known, which rewards need: add --nouns")
+        say("the nouns of its names are not known, but rewards need them: add --nouns")
     return catalogue
 
 
@@ -113,11 +113,11 @@ def _find(mirror: Path, size: str) -> Path:
     for folder in (mirror, mirror / "webshop", mirror / "data"):
         if (folder / wanted).is_file():
             return folder
-    raise DownloadError(f"no {wanted} in {mirror}, nor in its webshop or data")
+    raise DownloadError(f"no {wanted} in {mirror}, nor in its subfolders webshop and data")
 
 
 def _present(folder: Path, name: str, size: str) -> str | None:
-    """The file that serves for `name`: human instructions may stand under the catalogue's size."""
+    """The existing file for `name`; human instructions may have the catalogue's size in their name."""
     names = (f"items_human_ins{SIZES[size]}.json", name) if name == _HUMAN else (name,)
     return next((found for found in names if (folder / found).is_file()), None)
 
@@ -125,12 +125,12 @@ def _present(folder: Path, name: str, size: str) -> str | None:
 def _copy(
     source: Path, folder: Path, name: str, size: str, sums: dict[str, str], say: Callable[[str], None]
 ) -> list[Path]:
-    """The file that was put into `folder`, none for human instructions that are not there."""
+    """Copy a file into `folder`. Returns it, or None if there are no human instructions."""
     found = _present(source, name, size)
     if not found:
         if name != _HUMAN:
             raise DownloadError(f"no {name} in {source}")
-        say(f"no {name} in {source}: there will be no human instructions")
+        say(f"no {name} in {source}: the catalogue will have no human instructions")
         return []
     with whole_file(folder / found) as part:
         shutil.copyfile(source / found, part)
@@ -139,7 +139,7 @@ def _copy(
 
 
 def _verify(path: Path, sums: dict[str, str], say: Callable[[str], None], name: str = "", remove: bool = False) -> None:
-    """Against what is known of the file. Raises `DownloadError`; with `remove`, one that is wrong is removed."""
+    """Verify the file's hash if it is known. Raises `DownloadError`; with `remove`, a wrong file is removed."""
     name = name or path.name
     if name in sums:
         try:
@@ -152,7 +152,7 @@ def _verify(path: Path, sums: dict[str, str], say: Callable[[str], None], name: 
         return
     with path.open("rb") as file:
         sums[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    say(f"{name}: SHA-256 {sums[name]}; there is no published one to compare it with")
+    say(f"{name}: SHA-256 {sums[name]}; no published hash exists to compare it with")
 
 
 def _write_sums(folder: Path, sums: dict[str, str]) -> None:

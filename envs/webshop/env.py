@@ -1,15 +1,15 @@
 """WebShop as a Gymnasium environment: `polyturn/WebShop-v0`.
 
-Actions are `search[words]` and `click[what is listed]`; anything else changes nothing. Buying ends the episode, a
-success where it scores 1. With the protocol `official` the reward is the score of the purchase; with `verl_agent` it
-is 10 for the score 1 and else 0, as that project trains.
+Actions are `search[words]` and `click[a listed text]`; anything else changes nothing. Buying ends the episode; it is a
+success if its score is 1. With the protocol `official` the reward is the score of the purchase. With `verl_agent` it is
+10 for the score 1 and otherwise 0, as in that project's training.
 
-`info["state_key"]` names all that a page comes from: its kind, the search, the product and the chosen options, which
-the observation in text mode does not show. With `verl_agent` it is that project's anchor, the observation after the
-task. `info["type"]` is the category of what is wanted, and `info["admissible"]` lists what can be done here, a search
-as `search[<your query>]`. `info["brief"]` is what is new: the page in lower case, a line for each text, with the
-instruction on the first page only, so that what can be clicked stands there as it is written in the click; and of a
-page that was shown before in the episode one button that tells its kind.
+`info["state_key"]` contains everything that determines a page: its kind, the search, the product and the chosen options
+(which observations in text mode do not show). With `verl_agent` it is that project's anchor, the observation after the
+task. `info["type"]` is the category of the wanted product. `info["admissible"]` lists the possible actions, with a
+search as `search[<your query>]`. `info["brief"]` is the new part: the page in lower case, one line per text, with the
+instruction only on the first page, so that clickable texts appear as they are written in a click. For a page that was
+shown before in the episode, it is only one button that identifies the kind of page.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ OBSERVATIONS = ("text", "text_rich")
 PROTOCOLS = ("official", "verl_agent")
 ANY_SEARCH = "search[<your query>]"
 _WON = 10.0  # verl-agent's reward
-_SIGN = {"search": SEARCH, "results": NEXT, "item": BUY, "sub": PREVIOUS}  # a button by which a kind of page is told
+_SIGN = {"search": SEARCH, "results": NEXT, "item": BUY, "sub": PREVIOUS}  # a button that identifies the kind of page
 
 
 @lru_cache(maxsize=2)
 def open_shop(folder: Path, size: str | None = None, show_attributes: bool = False) -> Shop:
-    """The shop over a folder's catalogue, opened once in a process. `size` is as for `load_catalogue`.
+    """The shop for a folder's catalogue, opened once per process. For `size` see `load_catalogue`.
 
-    Raises what `load_catalogue` does, and `NounsNotFoundError` where purchases could not be judged.
+    Raises the errors of `load_catalogue`, and `NounsNotFoundError` if purchases could not be scored.
     """
     catalogue = load_catalogue(folder, size)
     if not catalogue.has_nouns:
@@ -55,7 +55,7 @@ def _prices(shop: Shop, seed: int) -> npt.NDArray[np.float64]:
 
 
 class _Place(NamedTuple):
-    """Where an episode plays."""
+    """The shop and prices of an episode."""
 
     folder: str
     size: str | None
@@ -66,8 +66,8 @@ class WebShopEnv(TextEnv):
     """Shops in the catalogue that a task names.
 
     The payload of a task has `catalogue`, the folder of the catalogue; `price_seed`, from which prices are drawn as in
-    `envs.webshop.goals.sample_prices`; `goal`, what `Goal.to_json` gives; and where a folder holds two catalogues,
-    `size`, which of them.
+    `envs.webshop.goals.sample_prices`; `goal`, in the form of `Goal.to_json`; and `size`, if the folder has two
+    catalogues.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class WebShopEnv(TextEnv):
         missing = sorted({"catalogue", "price_seed", "goal"} - set(payload))
         if missing:
             raise ValueError(
-                "WebShop needs something to buy: reset(options={'task': …}) with a Task whose payload has a "
+                "WebShop needs a goal: reset(options={'task': …}) with a Task whose payload has a "
                 f"'catalogue', a 'price_seed' and a 'goal'; got {task!r:.200}, without {', '.join(missing)}"
             )
         goal = Goal.from_json(payload["goal"])
@@ -112,9 +112,9 @@ class WebShopEnv(TextEnv):
             self._place = place
 
     def _act(self, action: str) -> tuple[str, float, bool, Info]:
-        assert self._page is not None  # there is no step before a reset
+        assert self._page is not None  # `step` is not called before a reset
         page = self._page
-        with suppress(UnansweredError):  # where the official environment breaks, nothing happens
+        with suppress(UnansweredError):  # where the official environment fails, nothing happens
             page = self._shop.step(self._page, action, self._prices, self._rng)
         observation, info = self._show(page)
         if page.reward is None:
@@ -129,8 +129,8 @@ class WebShopEnv(TextEnv):
         if text in self._shown:
             news = _SIGN[page.kind]
         else:
-            _, told, rest = text.partition(f"{SEPARATOR}{goal.strip()}{SEPARATOR}")
-            news = f"{goal}{SEPARATOR}{rest}" if page.kind == "search" else rest if told else text
+            _, found, rest = text.partition(f"{SEPARATOR}{goal.strip()}{SEPARATOR}")
+            news = f"{goal}{SEPARATOR}{rest}" if page.kind == "search" else rest if found else text
             self._shown |= {text}
         clicks = [f"click[{name}]" for name in shop.clickables(page)]
         score = page.reward.total if page.reward else 0.0

@@ -1,8 +1,8 @@
 """A scripted shopper that knows only what it was shown.
 
-It searches for the words of the instruction, opens the first result that may be affordable, goes back where an option
-that was asked for is missing, chooses the options and buys. What it does not do is weigh one product against another by
-everything that their pages tell; what it misses is left for others to learn.
+It searches for the words of the instruction, opens the first result that may be affordable, goes back if a requested
+option is missing, chooses the options and buys. It does not compare products by everything on their pages, which leaves
+room for a trained agent to do better.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ _MOST_WORDS = 40  # of a query
 
 @dataclass(frozen=True)
 class Wish:
-    """What an instruction asks for, as far as its form tells."""
+    """What an instruction asks for, as far as its form shows."""
 
     text: str  # without the price
-    options: Mapping[str, str]  # by name, where they are named
+    options: Mapping[str, str]  # by name, if they are named
     limit: float
 
     @classmethod
     def parse(cls, instruction: str) -> Wish:
-        """Read an instruction: a synthetic one by its form, any other as words."""
+        """Read an instruction: a synthetic one by its form, any other one as words."""
         limit = _PRICE_LIMIT.search(instruction)
         text = _PRICE_LIMIT.sub("", instruction)
         named = _FIRST_OPTION.split(text, maxsplit=1)[1:]
@@ -49,32 +49,32 @@ class Wish:
         return " ".join([w for w in words if w not in names and not _EMPTY_WORDS.fullmatch(w)][:_MOST_WORDS])
 
     def choose(self, group: str, values: Sequence[str]) -> str | None:
-        """The value that is wanted of a group of options; None where none is, "" where it is not there."""
+        """The requested value of a group of options; None if none is requested, "" if it is not available."""
         if group in self.options:
             return self.options[group] if self.options[group] in values else ""
         if self.options:
             return None
-        told = [value for value in values if re.search(rf"(?<!\w){re.escape(value)}(?!\w)", self.text)]
-        return max(told, key=len, default=None)
+        matches = [value for value in values if re.search(rf"(?<!\w){re.escape(value)}(?!\w)", self.text)]
+        return max(matches, key=len, default=None)
 
 
 class Shopper:
     """Shops from the pages' text, in `text` mode; see `envs.core.Expert`."""
 
     def __init__(self, max_turns: int = 15) -> None:
-        """With `max_turns` near its end the shopper buys what it has."""
+        """When the turns run out (`max_turns`), the shopper buys the current product."""
         self.max_turns = max_turns
 
     def reset(self, observation: str, info: Info) -> None:
-        """A new episode. Raises `ValueError` where `observation` is not the first page of the shop."""
+        """A new episode. Raises `ValueError` if `observation` is not the first page of the shop."""
         parts = observation.split(SEPARATOR)
         if len(parts) < 4 or parts[1].strip() != "Instruction:":
             raise ValueError(f"expected the first page of WebShop in text mode, got {observation!r:.200}")
         self._wish = Wish.parse(SEPARATOR.join(parts[2:-1]))
         self._rejected: set[str] = set()
         self._turns = 0
-        self._opened = ""  # the product that was looked at last
-        self._chosen: set[str] = set()  # options, on its page
+        self._opened = ""  # the product opened last
+        self._chosen: set[str] = set()  # options chosen on its page
         self._see(observation, info)
 
     def observe(self, action: str, observation: str, info: Info) -> None:
@@ -126,11 +126,11 @@ class Shopper:
 
     @property
     def _hurried(self) -> bool:
-        """Whether what is left of the turns is needed for options and the purchase."""
+        """Whether the remaining turns are needed for options and the purchase."""
         return self._turns >= self.max_turns - 5
 
     def _shop(self) -> str:
-        """On the page of a product: reject it, choose, or buy."""
+        """On the page of a product: reject it, choose an option, or buy."""
         chosen = {group: self._wish.choose(group, values) for group, values in self._options.items()}
         missing = "" in chosen.values() or set(self._wish.options) - set(self._options)
         if missing and not self._hurried:

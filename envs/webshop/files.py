@@ -1,4 +1,4 @@
-"""The files of a catalogue, as the official WebShop names them, and a hash of what is in them."""
+"""The files of a catalogue, under the names of the official WebShop, and a hash of their content."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from envs.checksums import DamagedError
 from envs.core import UnknownNameError, cache_root
 from envs.files import write_whole
 
-_AGAIN = "delete it, and `python -m scripts.download webshop` fetches it again"
+_AGAIN = "delete it, and `python -m scripts.download webshop` downloads it again"
 _log = logging.getLogger(__name__)
-SIZES = {"small": "_1000", "full": ""}  # what the official files have in their names
-SUMS = "SHA256SUMS"  # of files that were fetched, beside them
-TITLE_NOUNS = "title_nouns.json"  # {asin: [noun, …]}, in the folder of a catalogue that brings its own
-ALWAYS_HASHED = 1 << 26  # bytes; the hash of a larger file is remembered by its size and time
+SIZES = {"small": "_1000", "full": ""}  # suffix in the official files' names
+SUMS = "SHA256SUMS"  # hashes of downloaded files, next to them
+TITLE_NOUNS = "title_nouns.json"  # {asin: [noun, …]}, in the folder of a catalogue that has its own
+ALWAYS_HASHED = 1 << 26  # bytes; the hash of a larger file is cached with its size and time
 
 
 class CatalogueNotFoundError(FileNotFoundError):
-    """A folder without the files of a catalogue; the message says which, and how to get them."""
+    """A folder without the files of a catalogue. The message names them and how to get them."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,13 @@ class CatalogueFiles:
     """The files of one catalogue."""
 
     products: Path
-    attributes: Path  # and synthetic instructions
+    attributes: Path  # also has the synthetic instructions
     human: Path | None
     nouns: Path | None
 
     @classmethod
     def find(cls, folder: Path, size: str | None = None) -> CatalogueFiles:
-        """Those in a folder; `size`, one of `SIZES`, says which where there are several.
+        """The catalogue in a folder; `size`, one of `SIZES`, is needed if there are several.
 
         Raises `CatalogueNotFoundError` and `UnknownNameError`.
         """
@@ -47,15 +47,15 @@ class CatalogueFiles:
             which = f" {size}" if size else ""
             raise CatalogueNotFoundError(
                 f"no{which} catalogue in {folder}: expected items_shuffle{SIZES.get(size or '', '*')}.json; "
-                f"`python -m scripts.download webshop` fetches the official ones"
+                f"`python -m scripts.download webshop` downloads the official ones"
             )
         if len(found) > 1:
             names = ", ".join(path.name for path in found)
-            raise CatalogueNotFoundError(f"several catalogues in {folder} ({names}): say which, one of {sorted(SIZES)}")
+            raise CatalogueNotFoundError(f"several catalogues in {folder} ({names}): choose one of {sorted(SIZES)}")
         suffix = found[0].stem.removeprefix("items_shuffle")
         attributes = folder / f"items_ins_v2{suffix}.json"
         if not attributes.is_file():
-            raise CatalogueNotFoundError(f"no {attributes.name} beside {found[0]}: it has the products' attributes")
+            raise CatalogueNotFoundError(f"no {attributes.name} next to {found[0]}, which needs it for attributes")
         human = [folder / f"items_human_ins{s}.json" for s in (suffix, "")]
         nouns = folder / TITLE_NOUNS
         return cls(
@@ -68,38 +68,38 @@ class CatalogueFiles:
     def content_hash(self) -> str:
         """Hex sha256 over the content of all files.
 
-        Raises `DamagedError` for a file that is not as it arrived, where a `SHA256SUMS` beside it tells.
+        Raises `DamagedError` for a file whose hash differs from the one in `SHA256SUMS`.
         """
         digest = hashlib.sha256()
         sums = read_sums(self.products.with_name(SUMS))
         for path in (self.products, self.attributes, self.human, self.nouns):
             found = _hash_file(path) if path else b"-"
             if path and sums.get(path.name, found.hex()) != found.hex():
-                raise DamagedError(f"{path} is damaged: {SUMS} has another hash of it; {_AGAIN}")
+                raise DamagedError(f"{path} is damaged: its hash differs from the one in {SUMS}; {_AGAIN}")
             digest.update(found)
         return digest.hexdigest()
 
 
 def read_sums(path: Path) -> dict[str, str]:
-    """The SHA-256 of files by name, as `sha256sum` writes them; no file, no sums. Raises `DamagedError`."""
+    """The SHA-256 of files by name, in the format of `sha256sum`; empty if there is no file. Raises `DamagedError`."""
     if not path.is_file():
         return {}
     sums = {}
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         digest, _, name = line.partition(" ")
         if not re.fullmatch("[0-9a-fA-F]{64}", digest) or not name.strip(" *"):
-            raise DamagedError(f"{path}: {line!r:.80} is no line of sha256sum")
+            raise DamagedError(f"{path}: {line!r:.80} is not a line of sha256sum")
         sums[name.strip(" *")] = digest.lower()
     return sums
 
 
 def _check(digest: bytes) -> bytes:
-    """What stands behind a remembered hash, to tell a damaged one."""
+    """A checksum of a cached hash, which shows whether it is damaged."""
     return hashlib.sha256(digest).digest()
 
 
 def _hash_file(path: Path) -> bytes:
-    """Of its content; that of a large file is remembered as long as the file looks the same."""
+    """The hash of a file's content; for a large file it is cached until size or time change."""
     state = path.stat()
     note = None
     if state.st_size > ALWAYS_HASHED:

@@ -1,13 +1,13 @@
-"""A catalogue made from a vocabulary, so that WebShop runs with nothing downloaded.
+"""A catalogue generated from a vocabulary, so that WebShop runs without a download.
 
-It has the official files' names and schema, and goes through the same loader: five departments, kinds of products with
-brands, attributes, options and prices, and instructions in the official style. The products of a kind draw their
-attributes from one short list, and some differ from another in a single attribute, in options or price, so that a
-search finds the right kind at once and the right product only with care. A title tells some of the attributes; the
-description and the features tell the others.
+It has the official files' names and schema and uses the same loader: five departments, kinds of products with brands,
+attributes, options and prices, and instructions in the official style. The products of a kind draw their attributes
+from one short list, and some differ from another only in one attribute, in options or in price. A search therefore
+finds the right kind at once, but the right product only with care. A title states some of the attributes; description
+and features state the others.
 
 The same version and size give the same files, byte for byte. The nouns of titles, by which rewards compare products,
-are known from the vocabulary: no tagger is needed.
+are known from the vocabulary, so no tagger is needed.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from envs.checksums import found_whole, write_checksums
 from envs.core import cache_root
 from envs.files import made_once
 
-GENERATOR_VERSION = 1  # to be raised when the same size would give other files
+GENERATOR_VERSION = 1  # raise it when the same size would give other files
 ITEMS, INSTRUCTIONS, HUMAN = "items_shuffle.json", "items_ins_v2.json", "items_human_ins.json"
 NOUNS = "title_nouns.json"
 INSTRUCTED = 0.5  # share of products with an instruction
-VARIANTS = 0.35  # share of products that differ little from another of their kind
+VARIANTS = 0.35  # share of products that differ only slightly from another of their kind
 _ASIN = string.ascii_uppercase + string.digits
 
 
@@ -41,9 +41,9 @@ class Kind:
     query: str
     path: str  # of departments
     names: list[str]
-    before: list[str]  # attributes that stand before the name: "waterproof"
-    with_: list[str]  # … that follow "with"
-    for_: list[str]  # … that follow "for"
+    before: list[str]  # attributes before the name: "waterproof"
+    with_: list[str]  # … after "with"
+    for_: list[str]  # … after "for"
     options: dict[str, str]  # name -> list of values
     prices: tuple[float, float]
 
@@ -56,7 +56,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class Draft:
-    """What is drawn for a product; the rest is written from it."""
+    """The random choices for a product, from which its texts are written."""
 
     kind: Kind
     brand: str
@@ -84,7 +84,7 @@ def vocabulary() -> dict[str, Any]:
 
 
 def embedded_catalogue(size: int = 1000) -> Path:
-    """The folder of the embedded catalogue of `size` products. It is made where it is not there yet."""
+    """The folder of the embedded catalogue of `size` products. It is made if it does not exist."""
     folder = cache_root() / "webshop" / f"embedded-{GENERATOR_VERSION}-{size}"
     if found_whole(folder, "the embedded catalogue"):
         return folder
@@ -96,10 +96,10 @@ def embedded_catalogue(size: int = 1000) -> Path:
 
 
 def make_files(size: int, seed: int = 0) -> dict[str, Any]:
-    """The content of the files by name. Raises `ValueError` where there would be no product of some kind."""
+    """The contents of the files by name. Raises `ValueError` if some kind would have no product."""
     kinds: list[Kind] = vocabulary()["kinds"]
     if size < len(kinds):
-        raise ValueError(f"an embedded catalogue has at least {len(kinds)} products, got {size}")
+        raise ValueError(f"an embedded catalogue needs at least {len(kinds)} products, got {size}")
     rng = random.Random(seed)
     drafts: list[Draft] = []
     for number in range(size):
@@ -124,7 +124,7 @@ def make_files(size: int, seed: int = 0) -> dict[str, Any]:
     return files
 
 
-# -- what a product is ------------------------------------------------------------------------------------------------
+# -- products ---------------------------------------------------------------------------------------------------------
 def _draw(kind: Kind, rng: random.Random) -> Draft:
     return Draft(
         kind=kind,
@@ -139,7 +139,7 @@ def _draw(kind: Kind, rng: random.Random) -> Draft:
 
 
 def _vary(draft: Draft, rng: random.Random) -> Draft:
-    """Another product of the same name: one attribute, or the options, and the price are different."""
+    """Another product of the same name, with another price and either one other attribute or other options."""
     kind = draft.kind
     changed = replace(draft, brand=rng.choice(vocabulary()["brands"]), prices=_prices(kind, rng))
     match rng.choice(["before", "with", "options"] if kind.options else ["before", "with"]):
@@ -157,7 +157,7 @@ def _some(choices: Sequence[str], least: int, most: int, rng: random.Random) -> 
 
 
 def _swap(have: tuple[str, ...], choices: Sequence[str], rng: random.Random) -> tuple[str, ...]:
-    """One of `have` is replaced by one that is not there."""
+    """Replace one of `have` by another choice."""
     gone, come = rng.choice(have), rng.choice([choice for choice in choices if choice not in have])
     return tuple(choice for choice in choices if choice == come or (choice in have and choice != gone))
 
@@ -173,7 +173,7 @@ def _values(name: str, values: str, rng: random.Random) -> tuple[str, ...]:
 
 
 def _prices(kind: Kind, rng: random.Random) -> tuple[float, ...]:
-    """One price; now and then two, for the options, or none that is known."""
+    """One price; sometimes two, which depend on options, or none."""
     low, high = kind.prices
     price = int(low * (high / low) ** rng.random()) + rng.choice([0.0, 0.49, 0.95, 0.99, 0.99])
     kinds_of_tags = rng.random()
@@ -182,9 +182,9 @@ def _prices(kind: Kind, rng: random.Random) -> tuple[float, ...]:
     return (price, round(price * rng.uniform(1.1, 1.6), 2)) if kinds_of_tags < 0.12 else (price,)
 
 
-# -- how a goal is worded ---------------------------------------------------------------------------------------------
+# -- texts ------------------------------------------------------------------------------------------------------------
 def _title(draft: Draft, rng: random.Random) -> tuple[str, list[str]]:
-    """The title, and its nouns: the brand, the words of the name, those that follow "with" and "for"."""
+    """The title, and its nouns: the brand, the words of the name, and those after "with" and "for"."""
     before, with_ = rng.choice(draft.before), rng.choice(draft.with_)
     for_ = rng.choice(draft.for_) if draft.for_ else ""
     brand, name = draft.brand, draft.kind.wearer + draft.name
@@ -203,15 +203,17 @@ def _title(draft: Draft, rng: random.Random) -> tuple[str, list[str]]:
 def _record(draft: Draft, asin: str, title: str, rng: random.Random) -> dict[str, Any]:
     """A record of the catalogue's file."""
     name = f"{draft.kind.wearer}{draft.name}".lower()
-    told = [*draft.before, *(f"with {attribute}" for attribute in draft.with_)]
-    rng.shuffle(told)
+    phrases = [*draft.before, *(f"with {attribute}" for attribute in draft.with_)]
+    rng.shuffle(phrases)
     uses = "".join(f" Made for {use}." for use in draft.for_)
-    half = max(1, len(told) // 2)
+    half = max(1, len(phrases) // 2)
     return {
         "asin": asin,
         "name": title,
-        "full_description": f"{draft.brand} {name}: {', '.join(told[:half])}.{uses} {rng.choice(_CLOSINGS)}",
-        "small_description": [rng.choice(_BULLETS).format(t.capitalize(), name) for t in told[half:] + told[:half]],
+        "full_description": f"{draft.brand} {name}: {', '.join(phrases[:half])}.{uses} {rng.choice(_CLOSINGS)}",
+        "small_description": [
+            rng.choice(_BULLETS).format(t.capitalize(), name) for t in phrases[half:] + phrases[:half]
+        ],
         "pricing": "".join(f"${price:.2f}" for price in draft.prices),
         "product_category": draft.kind.path,
         "category": draft.kind.category,
@@ -238,7 +240,7 @@ _BULLETS = (
 
 
 def _instruction(draft: Draft, rng: random.Random) -> dict[str, Any]:
-    """A synthetic instruction in the official form: the query among two to four of the attributes."""
+    """A synthetic instruction in the official form: the query, with two to four of the attributes."""
     asked = set(rng.sample(draft.attributes, min(len(draft.attributes), rng.choice([2, 2, 3, 3, 4]))))
     before, with_, for_ = ([a for a in group if a in asked] for group in (draft.before, draft.with_, draft.for_))
     text = " ".join(["Find me", *([", ".join(before)] if before else []), draft.kind.query])
@@ -248,7 +250,7 @@ def _instruction(draft: Draft, rng: random.Random) -> dict[str, Any]:
 
 
 def _human(draft: Draft, asin: str, rng: random.Random) -> dict[str, Any]:
-    """An instruction as a person would type it: some attributes and options, in a sentence."""
+    """An instruction as a person would type it: some attributes and options in a sentence."""
     with_ = rng.choice(draft.with_)
     asked = [with_]
     name = f"{draft.kind.wearer}{draft.name}".lower()

@@ -1,12 +1,12 @@
-"""What shoppers are asked to buy: goals and prices, drawn from a catalogue exactly as the official server draws them.
+"""Goals and prices of WebShop, drawn from a catalogue exactly as the official server draws them.
 
     goals = build_goals(catalogue, seed=0)      # synthetic: one for each combination of an instructed product's options
     goals[17].instruction_text                  # "Find me … with color: black, and price lower than 50.00 dollars"
 
-The official server draws prices and price limits from Python's global generator, whose state nobody set, and then
-shuffles with the seed 233: its order of goals is the same in every run, its prices are not. Here both follow from
-`seed`, as they do there after `random.seed(seed)`. verl-agent's fork shuffles with the seed of the worker, too.
-Goals are made when they are asked for: a million products have millions.
+The official server draws prices and price limits from Python's global generator without a seed, and then shuffles with
+the seed 233: its order of goals is the same in every run, its prices are not. Here both follow from `seed`, as they do
+there after `random.seed(seed)`. verl-agent's fork also shuffles with the seed of the worker. Goals are made on demand:
+a catalogue of a million products has millions.
 """
 
 from __future__ import annotations
@@ -26,18 +26,19 @@ import numpy.typing as npt
 from envs.webshop.catalogue import Catalogue, Product
 
 OFFICIAL_SHUFFLE = 233
-NO_LIMIT = 1_000_000  # the price limit of goals that name none
-_STEPS = [10.0 * i for i in range(1, 100)]  # what price limits are drawn from
+NO_LIMIT = 1_000_000  # price limit of goals without one
+_STEPS = [10.0 * i for i in range(1, 100)]  # the possible price limits
 
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """One instruction and what it asks for, under the official names.
+    """One instruction and its requirements, under the official names.
 
-    `goal_options` maps names to values in a synthetic goal and lists values in a human one; rewards tell them apart.
+    `goal_options` maps names to values in a synthetic goal, and is a list of values in a human one; rewards treat the
+    two differently.
     """
 
-    asin: str  # the product that the instruction was made from
+    asin: str  # the product that the instruction describes
     category: str
     query: str
     name: str
@@ -46,10 +47,10 @@ class Goal:
     attributes: tuple[str, ...]
     price_upper: float
     goal_options: Mapping[str, str] | tuple[str, ...]
-    weight: float  # the official server draws sessions' goals by it
+    weight: float  # the official server draws goals with these weights
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data: `from_json` gives the goal back."""
+        """Plain data; `from_json` is the inverse."""
         options = self.goal_options
         return {name: getattr(self, name) for name in self.__slots__} | {
             "attributes": list(self.attributes),
@@ -58,7 +59,7 @@ class Goal:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Goal:
-        """Raises `ValueError` naming what is missing or too much."""
+        """Raises `ValueError` naming missing and unknown fields."""
         if set(data) != set(cls.__slots__):
             odd = sorted(set(data) ^ set(cls.__slots__))
             raise ValueError(f"a goal has the fields {', '.join(cls.__slots__)}; missing or unknown: {', '.join(odd)}")
@@ -75,7 +76,7 @@ class Goal:
 
 
 def sample_prices(catalogue: Catalogue, seed: int) -> npt.NDArray[np.float64]:
-    """What every product costs, [N]: its price, or one drawn between its two. Never shown, but what rewards look at."""
+    """The price of every product, [N]: its price, or one drawn between its two. It is never shown; rewards use it."""
     return _sample_prices(catalogue, random.Random(seed))
 
 
@@ -87,7 +88,7 @@ def _sample_prices(catalogue: Catalogue, rng: random.Random) -> npt.NDArray[np.f
 
 
 class Goals(Sequence[Goal]):
-    """All goals of a catalogue in their order. `weights` [G] are those of the goals, in the same order."""
+    """All goals of a catalogue in order. `weights` [G] are their weights in the same order."""
 
     def __init__(
         self,
@@ -117,7 +118,7 @@ class Goals(Sequence[Goal]):
         return self._make(self._order[index])
 
     def _make(self, number: int) -> Goal:
-        """The goal that stands at `number` before the shuffle."""
+        """The goal at `number` before the shuffle."""
         source = int(np.searchsorted(self._ends, number, side="right"))
         product = self._catalogue.product(int(self._sources.products[source]))
         limit = float(self._limits[source])
@@ -159,13 +160,13 @@ def build_goals(catalogue: Catalogue, seed: int, *, human: bool = False, shuffle
 
 
 def _draw_limit(price: float, rng: random.Random) -> float:
-    """The larger of two of the four steps above `price`; NaN where there are not two."""
+    """The larger of two of the four steps above `price`; NaN if there are fewer than two."""
     above = _STEPS[bisect_right(_STEPS, price) :][:4]
     return max(rng.sample(above, 2)) if len(above) >= 2 else nan
 
 
 def _combination(product: Product, number: int) -> dict[str, str]:
-    """The `number`th choice of options: names in sorted order, of which the last changes fastest."""
+    """The `number`th combination of options: names in sorted order, the last changes fastest."""
     chosen = {}
     for name in sorted(product.options, reverse=True):
         number, place = divmod(number, len(product.options[name]))
@@ -174,12 +175,12 @@ def _combination(product: Product, number: int) -> dict[str, str]:
 
 
 class _Sources(NamedTuple):
-    """What goals are made from: instructions, in the order of the catalogue. Nothing here depends on a seed."""
+    """The instructions that goals are made from, in the order of the catalogue. Independent of seeds."""
 
     products: npt.NDArray[np.int64]  # [S]
-    instructions: npt.NDArray[np.int64]  # [S]: which of the product's human ones; -1 for the synthetic one
-    counts: npt.NDArray[np.int64]  # [S]: how many goals it makes
-    weights: npt.NDArray[np.float64]  # [S]: of each of them
+    instructions: npt.NDArray[np.int64]  # [S]: index of the product's human instruction; -1 for the synthetic one
+    counts: npt.NDArray[np.int64]  # [S]: number of goals made from it
+    weights: npt.NDArray[np.float64]  # [S]: weight of each of these goals
 
 
 @lru_cache(maxsize=2)
@@ -187,7 +188,7 @@ def _synthetic_sources(catalogue: Catalogue) -> _Sources:
     products = np.flatnonzero(catalogue.instructed)
     counts, attributes = array("q"), []
     ids: dict[str, int] = {}
-    asked = array("q")  # of each attribute, by how many goals
+    asked = array("q")  # by attribute: the number of goals that ask for it
     for index in products.tolist():
         product = catalogue.product(index)
         if not product.instruction_attributes:
@@ -197,7 +198,7 @@ def _synthetic_sources(catalogue: Catalogue) -> _Sources:
         asked.extend([0] * (len(ids) - len(asked)))
         for attribute in attributes[-1]:
             asked[attribute] += counts[-1]
-    # Where an option has no values there is no goal, and a weight would divide by nothing.
+    # If an option has no values there is no goal, and the weight would divide by zero.
     weights = [
         sum(1.0 / asked[attribute] for attribute in wanted) / len(wanted) if count else 0.0
         for wanted, count in zip(attributes, counts, strict=True)
@@ -207,7 +208,7 @@ def _synthetic_sources(catalogue: Catalogue) -> _Sources:
 
 @lru_cache(maxsize=2)
 def _human_sources(catalogue: Catalogue) -> _Sources:
-    """Instructions without attributes make no goal."""
+    """Instructions without attributes are skipped."""
     found = [
         (index, number)
         for index in np.flatnonzero(catalogue.human_instructed).tolist()

@@ -1,6 +1,6 @@
-"""JSON files of gigabytes, one member at a time: `json.load` would take ten times their size.
+"""Read JSON files of gigabytes one member at a time: `json.load` would need ten times their size in memory.
 
-Each member is read by `json` itself, so that it is what `json.load` gives: the parser of `ijson` refuses NaN and long
+`json` itself reads each member, so the result equals that of `json.load`: the parser of `ijson` rejects NaN and long
 integers, and replaces lone surrogates.
 """
 
@@ -13,23 +13,23 @@ from pathlib import Path
 from typing import IO, Any
 
 _CHUNK = 1 << 20  # characters
-_LARGEST = 1 << 26  # characters of one member: what is longer is not worth waiting for
+_LARGEST = 1 << 26  # characters of one member; a longer one is an error
 
 
 class JSONFileError(ValueError):
-    """A file that is not the JSON it should be. The message names it and says what is wrong."""
+    """A file that is not the expected JSON. The message names the file and the problem."""
 
     def __init__(self, path: Path, problem: str) -> None:
         super().__init__(f"{path}: {problem}")
 
 
 def stream_list(path: Path, on_progress: Callable[[int], None] | None = None) -> Iterator[Any]:
-    """The elements of the list that the file holds. `on_progress` gets the bytes read. Raises `JSONFileError`."""
+    """The elements of the list in the file. `on_progress` gets the bytes read. Raises `JSONFileError`."""
     return (value for _, value in _stream(path, "[", "]", on_progress))
 
 
 def stream_object(path: Path) -> Iterator[tuple[str, Any]]:
-    """The members of the object that the file holds. Raises `JSONFileError`."""
+    """The members of the object in the file. Raises `JSONFileError`."""
     return _stream(path, "{", "}", None)
 
 
@@ -68,7 +68,7 @@ class _Reader:
         self._decode = json.JSONDecoder().raw_decode
 
     def peek(self) -> str:
-        """The next character that is no white space; "" at the end."""
+        """The next character that is not white space; "" at the end."""
         while True:
             while self._at < len(self._text):
                 if self._text[self._at] not in " \t\n\r":
@@ -78,7 +78,7 @@ class _Reader:
                 return ""
 
     def take(self, expected: str) -> str:
-        """The next character, one of the expected."""
+        """The next character, which must be one of the expected."""
         found = self.peek()
         if not found or found not in expected:
             raise ValueError(f"expected one of {expected!r}, found {found or 'the end of the file'!r}")
@@ -86,7 +86,7 @@ class _Reader:
         return found
 
     def value(self) -> Any:
-        """The next value, whole."""
+        """The next value."""
         self.peek()
         while True:
             try:
@@ -95,7 +95,7 @@ class _Reader:
                 if len(self._text) - self._at > _LARGEST or not self._more():
                     raise
             else:
-                if end < len(self._text) or not self._more():  # a number might go on
+                if end < len(self._text) or not self._more():  # otherwise a number might continue
                     self._at = min(end, len(self._text))
                     return value
 

@@ -1,12 +1,12 @@
-"""The shop as a state machine: which page follows a page and an action, and how pages read.
+"""The shop as a state machine: the page after a page and an action, and the texts of pages.
 
     page = shop.start(goal)
-    page = shop.step(page, "search[black shoes]", prices, rng)      # the very same page where nothing happens
+    page = shop.step(page, "search[black shoes]", prices, rng)      # the same page object if nothing happens
     shop.text(page); shop.clickables(page); page.reward             # None before a purchase
 
-A page holds all there is to an episode and never changes: a snapshot is the page itself. Everything here is what the
-official server and its text environment do (https://github.com/princeton-nlp/WebShop, `web_agent_text_env.py`),
-accidents included; what a few of them are is said where they are kept.
+A page contains the whole state of an episode and never changes: a snapshot is the page itself. Everything here follows
+the official server and its text environment (https://github.com/princeton-nlp/WebShop, `web_agent_text_env.py`),
+including its accidents; comments mark some of them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from envs.webshop.catalogue import Catalogue
 from envs.webshop.goals import Goal
-from envs.webshop.reward import Reward, judge
+from envs.webshop.reward import Reward, score_purchase
 from envs.webshop.search import SearchIndex
 
 SEPARATOR = " [SEP] "
@@ -31,14 +31,14 @@ MOST_RESULTS, PER_PAGE = 50, 10
 SUB_PAGES = ("Description", "Features", "Reviews", "Attributes")
 SEARCH, BACK, NEXT, PREVIOUS, BUY = "Search", "Back to Search", "Next >", "< Prev", "Buy Now"
 _BASE_URL = "http://127.0.0.1:3000"
-# In this order they are looked for in a URL, keywords included, to find out where `< Prev` leads.
+# The order in which these are searched in a URL, including its keywords, to find where `< Prev` leads.
 _PLACES = ("search_results", "item_page", "item_sub_page", "done")
-_LONGEST_KEPT = 1000  # characters of a query whose results are kept
+_LONGEST_KEPT = 1000  # results are cached for queries of up to this many characters
 _NOTHING: Mapping[str, str] = {}
 
 
 class UnansweredError(Exception):
-    """A search that the official server fails at; `official` is the name of the exception that it raises."""
+    """A search at which the official server fails; `official` is the name of the exception that it raises."""
 
     def __init__(self, official: str) -> None:
         super().__init__(f"the official server raises {official}")
@@ -49,28 +49,28 @@ class Page(NamedTuple):
     """What the shopper sees, and what the server remembers of the session."""
 
     goal: Goal
-    session: str  # a name, which stands in URLs
+    session: str  # a name that is part of URLs
     kind: str = "search"  # or "results", "item", "sub", "done"
     keywords: tuple[str, ...] = ()
-    number: int = 1  # of the page of results
-    hits: Sequence[int] = ()  # products found, on all pages of results
+    number: int = 1  # of the results page
+    hits: Sequence[int] = ()  # products found, on all results pages
     product: int = -1
     sub: str = ""  # one of SUB_PAGES
     options: Mapping[str, str] = _NOTHING  # chosen: name -> value; never changed in place
-    visited: frozenset[int] = frozenset()  # products looked at since the search page
+    visited: frozenset[int] = frozenset()  # products opened since the search page
     reward: Reward | None = None  # on the page after a purchase
 
     @property
     def shown(self) -> Sequence[int]:
-        """The products on this page of results."""
+        """The products on this results page."""
         return self.hits[(self.number - 1) * PER_PAGE : self.number * PER_PAGE]
 
 
 def parse_action(action: str) -> tuple[str, str]:
-    r"""Name and lower-cased argument of `name[argument]`; two empty strings where it is no such thing.
+    r"""Name and lower-cased argument of `name[argument]`; two empty strings if it has another form.
 
-    As the official greedy `(.+)\[(.+)\]`: in the first line, from the last bracket that opens before the last one that
-    closes. That expression itself takes quadratic time on a million brackets.
+    Equals the official greedy `(.+)\[(.+)\]`: in the first line, from the last bracket that opens before the last one
+    that closes. That expression itself takes quadratic time on a million brackets.
     """
     line = action.partition("\n")[0]
     end = line.rfind("]")
@@ -79,20 +79,20 @@ def parse_action(action: str) -> tuple[str, str]:
 
 
 def quoted(observation: str, task: str) -> str:
-    """The observation as verl-agent shows it: what follows the task, each part in quotes; as it is without the task."""
+    """The observation as verl-agent shows it: the parts after the task, in quotes; unchanged if the task is absent."""
     parts = observation.split(SEPARATOR)
     if task not in parts:
         return observation
     return SEPARATOR.join(f"'{part}'" for part in parts[parts.index(task) + 1 :])
 
 
-# A visible text of the page's HTML, and what it is: "" or one of these.
+# A visible text of the page's HTML, and its kind: "" or one of these.
 _Node: TypeAlias = tuple[str, str]
 _BUTTON, _LINK, _OPTION = "button", "link", "option"  # a link is a product
 
 
 class _Part(NamedTuple):
-    """Some of a page, rendered as far as it does not depend on the rest."""
+    """A part of a page, rendered as far as it does not depend on the other parts."""
 
     nodes: tuple[_Node, ...]
     text: str  # in text mode
@@ -100,9 +100,9 @@ class _Part(NamedTuple):
 
 
 def _part(nodes: Iterable[_Node], values: Iterable[str] = ()) -> _Part:
-    """Nodes as BeautifulSoup finds them: none for an empty text, blanks alone as one blank, or none with a newline.
+    """Nodes as BeautifulSoup finds them: an empty text gives none, blanks give one blank, or none with a newline.
 
-    `values` are those of options, which can be clicked even where there is no text to be seen.
+    `values` are those of options, which can be clicked even if they have no visible text.
     """
     kept, texts = [], []
     for text, kind in nodes:
@@ -126,17 +126,17 @@ def _buttons(*texts: str) -> list[_Node]:
 
 
 class Shop:
-    """A catalogue behind a search. One serves any number of episodes; what it keeps are renderings that are in use."""
+    """A catalogue with a search. It serves any number of episodes and caches only renderings."""
 
     def __init__(self, catalogue: Catalogue, index: SearchIndex, show_attributes: bool = False) -> None:
-        """`show_attributes` adds the official sub page that tells a product's attributes."""
+        """`show_attributes` adds the official sub page that shows a product's attributes."""
         self.catalogue, self.index, self.show_attributes = catalogue, index, show_attributes
         self._ranked = lru_cache(maxsize=2048)(self._rank)
         self._listed = lru_cache(maxsize=16)(self._list)
         self._entry = lru_cache(maxsize=4096)(self._make_entry)
         self._item = lru_cache(maxsize=512)(self._make_item)
         self._sub = lru_cache(maxsize=512)(self._make_sub)
-        self._last: tuple[Page, list[_Part]] | None = None  # a page is asked for several things in turn
+        self._last: tuple[Page, list[_Part]] | None = None  # the same page is rendered several times in a row
 
     def start(self, goal: Goal, session: str = "") -> Page:
         """The search page of a new session."""
@@ -144,10 +144,10 @@ class Shop:
 
     # -- moving -------------------------------------------------------------------------------------------------------
     def step(self, page: Page, action: str, prices: npt.NDArray[np.float64], rng: random.Random) -> Page:
-        """The page after `action`: `page` itself where the action is none, or not possible here.
+        """The page after `action`; `page` itself if the action is invalid or impossible here.
 
-        `prices` [N] are what products cost, `rng` draws for the search `<r>`. A search is possible on every page, also
-        where there is no search bar and after a purchase. Raises `UnansweredError`.
+        `prices` [N] are the products' prices, `rng` draws for the search `<r>`. A search is possible on every page,
+        even without a search bar and after a purchase. Raises `UnansweredError`.
         """
         name, argument = parse_action(action)
         if name == "search":
@@ -161,10 +161,10 @@ class Shop:
         return Page(page.goal, page.session, "results", keywords, number, hits, visited=page.visited)
 
     def _find(self, keywords: tuple[str, ...], rng: random.Random) -> Sequence[int]:
-        """The products for a query; a first keyword in angle brackets asks for something else than a ranking."""
+        """The products for a query. A first keyword in angle brackets asks for something other than a ranking."""
         rest = " ".join(keywords[1:]).strip()
         match keywords[0]:
-            case "<r>":  # drawn anew for every page of results
+            case "<r>":  # drawn again for every results page
                 return rng.sample(range(len(self.catalogue)), min(MOST_RESULTS, len(self.catalogue)))
             case "<a>":
                 raise UnansweredError("TypeError")
@@ -184,7 +184,7 @@ class Shop:
         return self.catalogue.of_category(text) if field == "category" else self.catalogue.of_query(text)
 
     def _click(self, page: Page, name: str, prices: npt.NDArray[np.float64], rng: random.Random) -> Page:
-        """What a clickable does goes by its name, before it is asked whether it is a product or an option."""
+        """The name of a clickable is compared with those of buttons first, then with products and options."""
         if name == BUY.lower():
             return page._replace(kind="done", reward=self._buy(page, prices))
         if name == BACK.lower():
@@ -202,14 +202,14 @@ class Shop:
         if page.kind == "results":
             product = next(i for i in page.shown if self.catalogue.asins[i].lower() == name)
             return page._replace(kind="item", hits=(), product=product, visited=page.visited | {product})
-        # Where two groups of options share a value, it is that of the last one.
+        # If two groups of options share a value, it belongs to the last one.
         options = self.catalogue.product(page.product).options
         group = next(group for group in reversed(list(options)) if name in options[group])
         return page._replace(options={**page.options, group: name})
 
     def _buy(self, page: Page, prices: npt.NDArray[np.float64]) -> Reward:
         product, catalogue = page.product, self.catalogue
-        return judge(
+        return score_purchase(
             catalogue.product(product),
             page.goal,
             float(prices[product]),
@@ -220,15 +220,15 @@ class Shop:
 
     # -- reading ------------------------------------------------------------------------------------------------------
     def clickables(self, page: Page) -> tuple[str, ...]:
-        """What can be clicked: buttons, then products, then options. `search` is listed, but clicking it is nothing."""
+        """The clickable texts: buttons, products, options. `search` is listed, but clicking it does nothing."""
         return tuple(dict.fromkeys(chain.from_iterable(part.clickables for part in self._parts(page))))
 
     def text(self, page: Page) -> str:
-        """The official observation in `text` mode. It does not show which options were chosen."""
+        """The official observation in `text` mode. It does not show the chosen options."""
         return SEPARATOR.join(part.text for part in self._parts(page) if part.nodes)
 
     def text_rich(self, page: Page) -> str:
-        """The official observation in `text_rich` mode: a line for each text, with buttons marked."""
+        """The official observation in `text_rich` mode: one line per text, with buttons marked."""
         url = self.url(page)
         asins = {self.catalogue.asins[i] for i in page.visited}
         lines: list[str] = []
@@ -241,7 +241,7 @@ class Shop:
                     f"\n[clicked button] {text} [clicked button_]" if text in asins else f"\n[button] {text} [button_]"
                 )
             elif kind == _OPTION:
-                # Chosen ones are found in the JSON of the URL: not those with a quote, or with a letter beyond ASCII.
+                # Chosen options are found in the URL's JSON, except those with a quote or a character beyond ASCII.
                 if f'"{text}"' in url:
                     clicked.append(f"You have clicked {text}.")
                     text = f"  [clicked button] {text} [clicked button_]"
@@ -266,7 +266,7 @@ class Shop:
         return f"{_BASE_URL}/item_sub_page/{page.session}/{asin}/{words}/{page.number}/{page.sub}/{dict(page.options)}"
 
     def key(self, page: Page) -> str:
-        """All that the page comes from, and all that matters later, as a text; the session's name is no part of it."""
+        """Everything that determines the page and its future, as a text without the session's name."""
         lines = [page.kind, "+".join(page.keywords), str(page.number), page.sub]
         if page.product >= 0:
             lines.append(self.catalogue.asins[page.product])
@@ -276,7 +276,7 @@ class Shop:
         return "\n".join(lines)
 
     def _parts(self, page: Page) -> list[_Part]:
-        last = self._last  # read once: an episode that was given up may still play in another thread
+        last = self._last  # read once: an abandoned episode may still play in another thread
         if last is None or last[0] is not page:
             self._last = last = page, self._make_parts(page)
         return last[1]
@@ -298,15 +298,15 @@ class Shop:
         return _part([(product.asin, _LINK), *_plain(product.name, product.price_tag)])
 
     def _make_item(self, index: int) -> _Part:
-        """A product's page below its head."""
+        """A product's page without its head."""
         product = self.catalogue.product(index)
         options: list[_Node] = []
         for name, values in product.options.items():
             options.append((name, ""))
             options += [(value, _OPTION) for value in values]
         subs = SUB_PAGES if self.show_attributes else SUB_PAGES[:-1]
-        told = _plain(product.name, f"Price: {product.price_tag}", "Rating: N.A.")
-        nodes = [*_buttons(PREVIOUS), *options, *told, *_buttons(*subs, BUY)]
+        details = _plain(product.name, f"Price: {product.price_tag}", "Rating: N.A.")
+        nodes = [*_buttons(PREVIOUS), *options, *details, *_buttons(*subs, BUY)]
         return _part(nodes, chain.from_iterable(product.options.values()))
 
     def _make_sub(self, index: int, sub: str) -> _Part:
@@ -334,7 +334,7 @@ def _head(instruction: str, searching: bool) -> _Part:
 
 @lru_cache(maxsize=256)
 def _navigation(number: int, total: int) -> _Part:
-    """There is always a next page, empty where there are no more results."""
+    """There is always a next page, which is empty if there are no more results."""
     buttons = (PREVIOUS, NEXT) if number > 1 else (NEXT,)
     return _part([*_plain(f"Page {number} (Total results: {total})"), *_buttons(*buttons)])
 
@@ -344,7 +344,7 @@ _TARGET = ("asin", "options", "attrs", "price upper", "instuction text", "catego
 
 
 def _receipt(asin: str, options: Mapping[str, str], reward: Reward | None) -> _Part:
-    """The page after a purchase, whose template asks for much that the server does not give."""
+    """The page after a purchase; its template asks for much that the server does not provide."""
     chosen = json.dumps(dict(options), sort_keys=True)
     for letter in "<>&'":
         chosen = chosen.replace(letter, f"\\u{ord(letter):04x}")

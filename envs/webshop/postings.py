@@ -1,8 +1,8 @@
-"""The inverted index of a catalogue, as BM25 wants it and Lucene 8 would have it.
+"""The inverted index of a catalogue for BM25, as in Lucene 8.
 
-For each term, in the order of their `term_key`, the products that have it and for each of them BM25's denominator
+For each term, in the order of `term_key`, it has the products with the term and, for each of them, BM25's denominator
 `1 + tf / (k1 · (1 - b + b · length / average length))` as the float32 that Lucene computes. The length is that of
-Lucene's norm: one byte, exact below 40 and then to four significant bits (`SmallFloat.intToByte4`).
+Lucene's norm: one byte, exact below 40 and with four significant bits above (`SmallFloat.intToByte4`).
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from numpy.typing import NDArray
 from envs.webshop.store import RowWriter, save_array
 
 K1, B = np.float32(0.9), np.float32(0.4)  # Anserini's
-_BLOCK = 1 << 21  # postings that are put in order at a time
+_BLOCK = 1 << 21  # postings sorted at a time
 
 
 def encode(term: str) -> bytes:
-    """A term as it is stored."""
+    """The stored form of a term."""
     return term.encode("utf-8", "surrogatepass")
 
 
 def term_key(term: bytes) -> int:
-    """By which a term is looked up: 64 bits, which two terms might share."""
+    """The lookup key of a term: 64 bits, which two terms might share."""
     return int.from_bytes(hashlib.blake2b(term, digest_size=8).digest(), "big")
 
 
 class PostingsWriter:
-    """Takes the terms of one document after the other, and writes the index of all of them into a folder.
+    """Takes the terms of documents, one document at a time, and writes their index into a folder.
 
-    Memory: the vocabulary, some bytes a document, and a block of postings; the postings themselves are on disk.
+    Memory: the vocabulary, a few bytes per document, and a block of postings; the postings themselves are on disk.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -47,10 +47,10 @@ class PostingsWriter:
         self._vocabulary.default_factory = self._vocabulary.__len__  # new terms are numbered as they come
         self._forward = (folder / "forward.tmp").open("wb")  # (term, tf) of all documents, int32 each
         self._lengths = array("i")
-        self._unique = array("i")  # different terms in each document
+        self._unique = array("i")  # number of different terms in each document
 
     def add(self, terms: Sequence[str]) -> None:
-        """The next document."""
+        """Add the next document."""
         counts = Counter(map(self._vocabulary.__getitem__, terms))
         array("i", chain.from_iterable(counts.items())).tofile(self._forward)
         self._lengths.append(len(terms))
@@ -71,7 +71,7 @@ class PostingsWriter:
         return {"documents": filled, "tokens": tokens, "terms": len(ranks)}
 
     def _write_terms(self) -> NDArray[np.int32]:
-        """Write the vocabulary in the order of its keys. Returns the place of each term's number in it."""
+        """Write the vocabulary in the order of its keys. Returns the new position of each term."""
         terms = list(self._vocabulary)
         self._vocabulary.clear()
         keys = np.fromiter((term_key(encode(term)) for term in terms), dtype=np.uint64, count=len(terms))
@@ -101,14 +101,14 @@ class PostingsWriter:
         products = _new_array(self._folder, "products", np.int32, shape)
         denominators = _new_array(self._folder, "denominators", np.float32, shape)
         ends = np.cumsum(unique, dtype=np.int64)
-        free = starts[:-1].copy()  # of each term, where its next posting goes
+        free = starts[:-1].copy()  # [terms] position of the next posting
         for block in blocks:
             term = ranks[forward[block, 0]]
             document = np.searchsorted(ends, np.arange(block.start, block.start + len(term)), side="right")
             order = np.argsort(term, kind="stable")
             term = term[order]
             new = np.bincount(term, minlength=len(ranks))
-            first = np.cumsum(new) - new  # of each term, its first posting in this block
+            first = np.cumsum(new) - new  # [terms] first posting in this block
             place = free[term] + np.arange(len(term)) - first[term]
             document = document[order].astype(np.int32)
             products[place] = document
@@ -121,19 +121,19 @@ class PostingsWriter:
 
 
 def _new_array(folder: Path, name: str, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
-    """An array to fill, of which not all has to be in memory."""
+    """A new memory-mapped array."""
     return np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
 
 
 def _inverse_norms(lengths: NDArray[np.int32], average: np.float32) -> NDArray[np.float32]:
-    """1 / (k1 · (1 - b + b · length / average)) of each document [N], in Lucene's order of operations."""
+    """[N] 1 / (k1 · (1 - b + b · length / average)) of each document, in Lucene's order of operations."""
     decoded = _lossy(lengths).astype(np.float32)
     one = np.float32(1)
     return (one / (K1 * ((one - B) + B * decoded / average))).astype(np.float32)
 
 
 def _lossy(lengths: NDArray[np.int32]) -> NDArray[np.int64]:
-    """Lengths as they come out of Lucene's norms."""
+    """Lengths after the rounding of Lucene's norms."""
     rest = np.maximum(lengths.astype(np.int64) - 24, 0)
     shift = np.maximum(np.frexp(rest.astype(np.float64))[1] - 4, 0)  # bits below the leading four
     return np.where(lengths < 24, lengths, 24 + ((rest >> shift) << shift))

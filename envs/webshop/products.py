@@ -1,4 +1,4 @@
-"""A product: from the records of the official files, to text that is searched, and to bytes and back."""
+"""Products: read from the official files, converted to search text, and packed to bytes."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import astuple, dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-NO_PRICE = 100.0  # what a product without a price costs
-_NO_ATTRIBUTES = ("DUMMY_ATTR",)  # of a product that the attributes' file does not have
+NO_PRICE = 100.0  # price of a product without one
+_NO_ATTRIBUTES = ("DUMMY_ATTR",)  # attributes of a product that is not in the attributes file
 
 
 @dataclass(frozen=True, slots=True)
 class HumanInstruction:
-    """What somebody wrote for a product: the text, and what it asks for."""
+    """An instruction that a person wrote for a product: the text, and its requirements."""
 
     instruction: str
     attributes: tuple[str, ...]
@@ -35,9 +35,9 @@ class Product:
     description: str
     bullets: tuple[str, ...]
     category: str
-    query: str  # lower case: what it was found with
+    query: str  # lower case: the query that found it
     product_category: str  # "Home & Kitchen › Furniture › …"
-    image: str  # "" where there is none
+    image: str  # "" if there is none
     prices: tuple[float, ...]  # one, or two to draw between; the first may be the higher
     price_tag: str
     options: Mapping[str, tuple[str, ...]]  # lower-case names and values, in the order of the file
@@ -48,18 +48,18 @@ class Product:
 
 
 class ProductError(ValueError):
-    """A record that is no product; the message says what is wrong with it."""
+    """A record that is not a product; the message states the problem."""
 
 
 def parse_product(record: Mapping[str, Any], attributes: Mapping[str, Any], human: list[Any]) -> Product:
-    """The product of a record of `items_shuffle`, and what the two other files have of it. Raises `ProductError`."""
+    """The product of a record of `items_shuffle` and its data in the two other files. Raises `ProductError`."""
     prices, price_tag = _parse_pricing(record.get("pricing"))
     bullets = record.get("small_description")
     images = record.get("images")
     instruction = attributes.get("instruction")
     instruction_attributes = _strings(attributes.get("instruction_attributes") or [], "instruction_attributes")
     if instruction is not None and not (isinstance(instruction, str) and instruction_attributes):
-        raise ProductError("its synthetic instruction is no text, or has no instruction_attributes")
+        raise ProductError("its synthetic instruction is not a text, or has no instruction_attributes")
     return Product(
         asin=_text(record, "asin"),
         name=_text(record, "name"),
@@ -93,14 +93,14 @@ def _strings(values: Any, key: str) -> tuple[str, ...]:
 
 
 def _parse_pricing(pricing: Any) -> tuple[tuple[float, ...], str]:
-    """Prices and their tag; of more than two prices the first two."""
+    """Prices and their tag; of more than two prices, the first two."""
     if not pricing:
         return (NO_PRICE,), f"${NO_PRICE}"
     try:
         prices = [float(Decimal(re.sub(r"[^\d.]", "", price))) for price in pricing.split("$")[1:]]
         tag = f"${prices[0]}" if len(prices) == 1 else f"${prices[0]} to ${prices[1]}"
     except (InvalidOperation, IndexError, AttributeError, TypeError) as error:
-        raise ProductError(f"its pricing is {pricing!r:.60}, expected the like of '$20.66$29.20'") from error
+        raise ProductError(f"its pricing is {pricing!r:.60}, expected a text such as '$20.66$29.20'") from error
     return tuple(prices[:2]), tag
 
 
@@ -128,7 +128,7 @@ def _parse_human(entry: Any) -> HumanInstruction:
 
 
 def document(product: Product) -> str:
-    """The text of a product that is searched."""
+    """The search text of a product."""
     options = ", and ".join(f"{name}: {', '.join(values)}" for name, values in product.options.items())
     return " ".join([product.name, product.description, product.bullets[0] if product.bullets else "", options]).lower()
 

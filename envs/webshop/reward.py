@@ -1,10 +1,11 @@
-"""What a purchase is worth: how well type, attributes, options and price of the product meet the goal.
+"""The reward of a purchase: how well type, attributes, options and price of the product match the goal.
 
     total = r_type * (attributes met + options met + (price within the limit)) / (attributes + options + 1)
 
-The formula of WebShop (arXiv 2207.01206, section 3.1) as the official code computes it, whose accidents matter to every
-reported score and are kept. Texts are alike where `token_set_ratio` is above 85: thefuzz 0.19 on difflib, which later
-versions and rapidfuzz do not equal. Nouns of names are given: the official ones are a tagger's, and differ by model.
+This is the formula of WebShop (arXiv 2207.01206, section 3.1) as the official code computes it; its accidents affect
+every published score and are kept. Texts match if `token_set_ratio` is above 85: thefuzz 0.19 on difflib, which later
+versions and rapidfuzz do not reproduce. Nouns of names are arguments: the official ones come from a tagger and depend
+on its model.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from envs.webshop.catalogue import Product
 from envs.webshop.goals import Goal
 
 ALIKE = 85  # a score above this is a match
-# In the order in which they are tried: the first that occurs in an option's text stands for the whole option.
+# Tried in this order: the first one in an option's text replaces the whole option.
 _COLORS = """
     alabaster apricot aqua ash asphalt azure banana beige black blue blush bordeaux bronze brown burgundy camel camo
     caramel champagne charcoal cheetah chestnut chocolate christmas coffee cognac copper coral cranberry cream
@@ -37,23 +38,23 @@ _NO_WORD = re.compile(r"\W")
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """A purchase, judged. Fractions `r_…` are of what the goal asks for, `w_…` their shares in the total."""
+    """The score of a purchase. Fractions `r_…` are of what the goal asks for, `w_…` their shares in the total."""
 
     total: float
     r_type: float  # 1.0, 0.5, 0.1 or 0.0
     query_match: bool
     category_match: bool
     title_score: float
-    attributes: int  # that the goal asks for
+    attributes: int  # number that the goal asks for
     attributes_met: int
     options: int
     options_met: int
     price_met: bool
 
     def details(self) -> dict[str, Any]:
-        """The parts by their official names; those of options are absent where the goal asks for none."""
+        """The parts by their official names; those of options are absent if the goal asks for none."""
         parts = self.attributes + self.options + 1
-        told = {
+        details = {
             "r_type": self.r_type,
             "r_att": self.attributes_met / self.attributes,
             "w_att": self.attributes / parts,
@@ -64,11 +65,11 @@ class Reward:
             "w_price": 1 / parts,
         }
         if self.options:
-            told |= {"r_option": self.options_met / self.options, "w_option": self.options / parts}
-        return told
+            details |= {"r_option": self.options_met / self.options, "w_option": self.options / parts}
+        return details
 
 
-def judge(
+def score_purchase(
     product: Product,
     goal: Goal,
     price: float,
@@ -76,10 +77,10 @@ def judge(
     product_nouns: Sequence[str],
     goal_nouns: Sequence[str],
 ) -> Reward:
-    """`product` bought at `price` with the chosen values `options`; nouns are those of the two names, repeats kept."""
+    """Score the purchase of `product` at `price` with the chosen `options`; nouns are of both names, with repeats."""
     query_match = product.query == goal.query
     category_match = len(_categories(product.product_category) & _categories(goal.product_category)) >= 2
-    # Over all the goal's nouns, repeats too: the very product that was asked for may score below 1.
+    # Over all nouns of the goal, with repeats: even the requested product may score below 1.
     title_score = len(set(product_nouns) & set(goal_nouns)) / len(goal_nouns) if goal_nouns else 0.2
     r_type = 1.0 if query_match or category_match or title_score > 0.2 else 0.5
     if title_score < 0.1:
@@ -115,10 +116,10 @@ def _attributes_met(product: Product, wanted: Sequence[str]) -> int:
 
 
 def _options_met(chosen: Sequence[str], goal: Goal) -> int:
-    """How many of the goal's options some chosen value is like.
+    """The number of the goal's options that match a chosen value.
 
-    A synthetic goal's options go through here as pairs (name, value), and what is compared is the pair written out:
-    a colour replaces one only where it is the name or the value as a whole.
+    Options of a synthetic goal are pairs (name, value) here, and the comparison uses the pair's written form: a colour
+    replaces the option only if it equals the whole name or value.
     """
     asked = goal.goal_options.items() if isinstance(goal.goal_options, Mapping) else goal.goal_options
     wanted = [str(normalize_color(option)) for option in asked]
@@ -132,18 +133,18 @@ def normalize_color(option: str | tuple[str, str]) -> str | tuple[str, str]:
 
 
 def token_set_ratio(a: str, b: str) -> int:
-    """thefuzz 0.19: how alike the sets of words are, 0 to 100; 100 where one holds the other."""
+    """thefuzz 0.19: similarity of the sets of words, 0 to 100; 100 if one contains the other."""
     return max((_ratio(x, y) for x, y in _pairs(a, b)), default=0)
 
 
 @lru_cache(maxsize=16384)
 def _alike(a: str, b: str) -> bool:
-    """`token_set_ratio(a, b) > ALIKE`, without the work that bounds make needless."""
+    """`token_set_ratio(a, b) > ALIKE`, but bounds avoid most of the work."""
     return any(_could_be(x, y) and _ratio(x, y) > ALIKE for x, y in _pairs(a, b))
 
 
 def _pairs(a: str, b: str) -> list[tuple[str, str]]:
-    """What is compared: the common words, and these with either's own ones, each sorted."""
+    """The texts that are compared: the common words, and these with the other words of either text, each sorted."""
     words_a, words_b = _words(a), _words(b)
     if not words_a or not words_b:
         return []
@@ -164,6 +165,6 @@ def _ratio(a: str, b: str) -> int:
 
 
 def _could_be(a: str, b: str) -> bool:
-    """Whether the lengths alone, and then the letters alone, leave room for a match."""
+    """Whether a match is possible, judging first by the lengths and then by the letters."""
     enough = ALIKE * (len(a) + len(b)) / 200
     return min(len(a), len(b)) > enough and sum(min(a.count(c), b.count(c)) for c in set(a)) > enough

@@ -1,11 +1,11 @@
-"""The search of the shop: BM25 over names, descriptions, first bullets and options, with Lucene's ranks.
+"""The search of the shop: BM25 over names, descriptions, first bullets and options, with Lucene's ranking.
 
     index = open_index(catalogue)
     index.search("wooden console table")        # numbers of at most 50 products, best first
 
-A query is a bag of words: no operators, and a repeated word weighs as often as it is there. Scores are computed as
-Lucene 8's `BM25Similarity` does (float32 for each word, their sum in float64, rounded to float32), so that exact ties
-are the same ones; they are broken by asin, as Anserini's searcher does.
+A query is a bag of words: there are no operators, and a repeated word counts repeatedly. Scores are computed as in
+Lucene 8's `BM25Similarity` (float32 for each word, their sum in float64, rounded to float32), so the same products have
+exactly equal scores. Ties are broken by asin, as in Anserini's searcher.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from envs.webshop.catalogue import Catalogue
 from envs.webshop.postings import encode, term_key
 from envs.webshop.store import Rows, load_array, read_meta
 
-HITS = 50  # what the shop asks for
-_WORTHWHILE = 1 << 17  # postings; for fewer, finding out whether they can be spared costs more than they do
-_ALMOST = 1 - 1e-6  # scores this close could be equal once they are rounded
+HITS = 50  # number of results that the shop requests
+_WORTHWHILE = 1 << 17  # postings; with fewer, pruning costs more than it saves
+_ALMOST = 1 - 1e-6  # scores this close could be equal after rounding
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Term:
     """A term of a query."""
 
-    products: NDArray[np.int32]  # that have it, in order
+    products: NDArray[np.int32]  # the products with the term, in order
     denominators: NDArray[np.float32]
-    weight: np.float32  # more than it can add to a score
+    weight: np.float32  # upper bound of what it adds to a score
 
     @property
     def scores(self) -> NDArray[np.float32]:
-        """Of each product, in the order of Lucene's operations."""
+        """[products] the scores, in the order of Lucene's operations."""
         return self.weight - self.weight / self.denominators
 
 
@@ -47,23 +47,23 @@ class SearchIndex:
     """BM25 over a catalogue."""
 
     def __init__(self, catalogue: Catalogue) -> None:
-        """Open the index that was kept with the catalogue. Raises `DamagedError`."""
+        """Open the index in the catalogue's cache. Raises `DamagedError`."""
         folder = catalogue.folder
-        self._documents: int = read_meta(folder)["documents"]  # that have any term
+        self._documents: int = read_meta(folder)["documents"]  # number with at least one term
         self._ranks = catalogue.asin_ranks
         self._keys = load_array(folder, "keys")  # [terms] uint64, sorted: `term_key` of each
         self._terms = Rows(folder, "terms")
-        self._starts = load_array(folder, "starts")  # [terms + 1]: where the postings of each begin
+        self._starts = load_array(folder, "starts")  # [terms + 1]: start of each term's postings
         self._products = load_array(folder, "products")  # [postings] int32
         self._denominators = load_array(folder, "denominators")  # [postings] float32
         self._known = lru_cache(maxsize=1 << 14)(self._postings)
 
     def search(self, words: Sequence[str] | str, k: int = HITS) -> list[int]:
-        """Numbers of the best `k` products, best first. Several words are joined by spaces."""
+        """The indices of the best `k` products, best first. Several words are joined by spaces."""
         return self._rank(_join(words), k)[0]
 
     def scored(self, words: Sequence[str] | str, k: int = HITS) -> list[tuple[int, float]]:
-        """As `search`, with the scores as Anserini reports them: to four places, and ties set apart by 1e-6."""
+        """Like `search`, with the scores that Anserini reports: rounded to four places, and ties separated by 1e-6."""
         products, scores = self._rank(_join(words), k)
         return list(zip(products, _set_apart(scores), strict=True))
 
@@ -79,16 +79,16 @@ class SearchIndex:
         scores = exact.astype(np.float32)
         if len(candidates) > k:
             least = np.partition(scores, -k)[-k]
-            best = np.flatnonzero(scores >= least)  # with all that tie with the last one
+            best = np.flatnonzero(scores >= least)  # includes all ties with the last one
             candidates, scores = candidates[best], scores[best]
         order = np.lexsort((self._ranks[candidates], -scores))[:k]
         return candidates[order].tolist(), scores[order].tolist()
 
     def _score(self, terms: Sequence[_Term], k: int) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
-        """All products among which the best `k` are, and their scores. Rarest terms first.
+        """A set of products that contains the best `k`, and their scores. Rarest terms come first.
 
-        Once the rest of the terms cannot lift another product among the best (MaxScore; Turtle and Flood 1995), they
-        are looked up for those that can still be.
+        Once the remaining terms cannot lift another product into the best `k` (MaxScore; Turtle and Flood 1995), they
+        are looked up only for products that still can be among them.
         """
         total = np.zeros(len(self._ranks))
         open_weight, open_postings = float(sum(t.weight for t in terms)), sum(len(t.products) for t in terms)
@@ -121,7 +121,7 @@ class SearchIndex:
 
 
 def _add(products: NDArray[np.int32], scores: NDArray[np.float64], terms: Sequence[_Term]) -> NDArray[np.float64]:
-    """The scores of these products, which are in order, with those of further terms."""
+    """Add the scores of further terms to the scores of these products, which are in order."""
     for term in terms:
         place = np.minimum(np.searchsorted(term.products, products), len(term.products) - 1)
         has = term.products[place] == products
@@ -131,7 +131,7 @@ def _add(products: NDArray[np.int32], scores: NDArray[np.float64], terms: Sequen
 
 
 def open_index(catalogue: Catalogue) -> SearchIndex:
-    """The search of a catalogue, which is kept with it."""
+    """The search index of a catalogue, stored in the same cache."""
     return SearchIndex(catalogue)
 
 

@@ -1,4 +1,4 @@
-"""What is kept of a catalogue on disk, and read from there as it is needed: arrays, and rows of bytes."""
+"""The cached files of a catalogue, read on demand: arrays, and rows of bytes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _META = "meta.json"
 
 @contextmanager
 def written_whole(folder: Path, meta: dict[str, Any]) -> Iterator[Path]:
-    """`made_once` for what is kept here: `meta` is written last, as it is then, and the checksums of all files."""
+    """`made_once` for these files: `meta` is written last, with the checksums of all files."""
     with made_once(folder, _META) as whole:
         yield whole
         (whole / _META).write_text(json.dumps(meta), encoding="utf-8")
@@ -42,7 +42,7 @@ def save_array(folder: Path, name: str, array: NDArray[Any]) -> None:
 
 
 def load_array(folder: Path, name: str) -> NDArray[Any]:
-    """The array, mapped: only what is touched is read. Raises `DamagedError`."""
+    """The memory-mapped array: only accessed parts are read. Raises `DamagedError`."""
     try:
         return np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False))
     except (OSError, ValueError, EOFError) as error:
@@ -50,7 +50,7 @@ def load_array(folder: Path, name: str) -> NDArray[Any]:
 
 
 class RowWriter:
-    """Appends rows that `Rows` reads. To be closed."""
+    """Writes rows for `Rows`. Call `close` at the end."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self._folder, self._name = folder, name
@@ -69,13 +69,13 @@ class RowWriter:
 
 
 def remove_rows(folder: Path, name: str) -> None:
-    """Remove what a `RowWriter` wrote."""
+    """Remove the files of a `RowWriter`."""
     for suffix in ("bin", "npy"):
         (folder / f"{name}.{suffix}").unlink()
 
 
 class Rows(Sequence[bytes]):
-    """Byte strings by number, mapped."""
+    """Memory-mapped byte strings, by number."""
 
     def __init__(self, folder: Path, name: str) -> None:
         """Raises `DamagedError`."""

@@ -1,15 +1,14 @@
-"""The tasks of WebShop: what to buy, in which catalogue, at which prices.
+"""The tasks of WebShop: goals, each with a catalogue and prices.
 
-    tasks = WebShopTasks()                       # "auto": says in `describe()` which catalogue it chose
-    manifest = tasks.manifest("test")            # 500 ids, sorted, with the hash of the goals
+    tasks = WebShopTasks()                       # "auto": `describe()` says which catalogue it chose
+    manifest = tasks.manifest("test")            # 500 ids, sorted, with a hash of the goals
     env = tasks.make(); env.reset(options={"task": tasks.task("test", manifest.ids[0])})
 
-Two protocols cut a catalogue's goals into splits, and stand in the ids of tasks. `official` has one order of goals and,
-by `seed`, one draw of prices: the first 500 goals are `test`, the next 1,000 `valid`, the others `train`, as WebShop's
-authors split them (`official/goal-0000042`). `verl_agent` is how `langfengQ/verl-agent` trains: every worker draws
-prices and shuffles goals with a seed of its own, and at each reset every worker gets a goal by its place in that order
-(`verl_agent/train-reset-0003-worker-011`). What is one worker's goal 700 may be another's goal 3: there, train and
-valid overlap.
+Two protocols split a catalogue's goals; task ids contain the protocol. `official` has one order of goals and, by
+`seed`, one draw of prices: the first 500 goals are `test`, the next 1,000 `valid`, the others `train`, as in the
+paper's own split (`official/goal-0000042`). `verl_agent` follows the training of `langfengQ/verl-agent`: every worker
+draws prices and shuffles goals with its own seed, and at each reset it gets a goal by its position in that order
+(`verl_agent/train-reset-0003-worker-011`). One worker's goal 700 may be another's goal 3, so train and valid overlap.
 """
 
 from __future__ import annotations
@@ -36,22 +35,22 @@ ENV_ID = "polyturn/WebShop-v0"
 CATALOGUES = ("auto", "small", "full", "embedded")
 INSTRUCTIONS = ("auto", "synthetic", "human")
 DOWNLOAD = "python -m scripts.download webshop"
-TEST_GOALS, VALID_GOALS = 500, 1000  # of the official order, from its beginning
+TEST_GOALS, VALID_GOALS = 500, 1000  # the first goals of the official order
 FEWEST_GOALS = 3000  # with fewer, test and valid are a tenth each
-VALID_SEED = 1000  # is added to verl-agent's seed for validation
-ENOUGH_HUMAN = 2000  # instructions written by people, for `instructions=auto` to take them
+VALID_SEED = 1000  # added to verl-agent's seed for validation
+ENOUGH_HUMAN = 2000  # human instructions that `instructions=auto` needs to use them
 
 
 @dataclass(frozen=True)
 class Draw:
-    """Which goal a task is: its place in the order of goals that belongs to `seed`."""
+    """The goal of a task: its position in the order of goals for `seed`."""
 
-    seed: int  # of the prices; of verl-agent's order, too
+    seed: int  # for the prices, and for verl-agent's order
     place: int
 
 
 class WebShopTasks:
-    """WebShop as a `TaskSet`. A catalogue is opened when the first task is asked for."""
+    """WebShop as a `TaskSet`. The catalogue is opened when the first task is requested."""
 
     def __init__(
         self,
@@ -67,13 +66,13 @@ class WebShopTasks:
         train_resets: int = 150,
         valid_workers: int = 128,
     ) -> None:
-        """Nothing is made or read here, beyond a look for official files.
+        """Only looks for official files; nothing is made or read yet.
 
-        `catalogue` is one of `CATALOGUES`: "auto" takes the official small one if it is there, else the full one, else
-        the embedded one of `embedded_products`. `data` is the folder above `webshop` (`envs.core.data_root()` when
-        None). `instructions` is one of `INSTRUCTIONS`: "auto" takes those that people wrote where the catalogue has
-        `ENOUGH_HUMAN`. `seed` draws the prices, and with the protocol "verl_agent" the workers' orders; the last three
-        are the size of that protocol's splits. Raises `UnknownNameError` and `ValueError`.
+        `catalogue` is one of `CATALOGUES`: "auto" uses the official small one if it exists, then the full one, then the
+        embedded one of `embedded_products`. `data` is the folder above `webshop` (None: `envs.core.data_root()`).
+        `instructions` is one of `INSTRUCTIONS`: "auto" uses human ones if the catalogue has `ENOUGH_HUMAN`. `seed`
+        draws the prices and, with the protocol "verl_agent", the workers' orders; the last three are the sizes of that
+        protocol's splits. Raises `UnknownNameError` and `ValueError`.
         """
         for kind, name, known in (
             ("catalogue", catalogue, CATALOGUES),
@@ -108,7 +107,7 @@ class WebShopTasks:
 
     @property
     def eval_splits(self) -> Sequence[str]:
-        """Without `test`, which is left for final results."""
+        """Without `test`, which is reserved for final results."""
         return ("valid",)
 
     @property
@@ -116,9 +115,9 @@ class WebShopTasks:
         return self._max_turns
 
     def manifest(self, split: str) -> Manifest:
-        """The tasks of a split. The embedded catalogue is made now if it is not there yet.
+        """The tasks of a split. The embedded catalogue is made if it does not exist yet.
 
-        Raises `UnknownNameError`, and `CatalogueNotFoundError` where an official catalogue has not been downloaded.
+        Raises `UnknownNameError`, and `CatalogueNotFoundError` if an official catalogue has not been downloaded.
         """
         if split not in self._manifests:
             ids = tuple(sorted(self._draws(split)))
@@ -145,19 +144,19 @@ class WebShopTasks:
         return Task(id=task_id, env=ENV_ID, split=split, payload=payload)
 
     def make(self) -> WebShopEnv:
-        """A new environment. A catalogue is opened once in a process, whichever environment plays in it."""
+        """A new environment. Each catalogue is opened once per process, for all environments."""
         return WebShopEnv(max_turns=self._max_turns, observation=self._observation, protocol=self._protocol)
 
     def expert(self) -> Expert | None:
-        """None with rich observations, which the expert does not read."""
+        """None for rich observations, which the expert cannot read."""
         return Shopper() if self._observation == "text" else None
 
     def describe(self) -> str:
-        """Raises `CatalogueNotFoundError` where an official catalogue has not been downloaded."""
+        """Raises `CatalogueNotFoundError` if an official catalogue has not been downloaded."""
         if self._size:
-            shop, hint = f"the official {self._size} catalogue in {self._folder}", "env.catalogue=embedded is made up"
+            shop, hint = f"the official {self._size} catalogue in {self._folder}", "env.catalogue=embedded is generated"
         else:
-            shop = f"a catalogue of {self._embedded_products} made-up products, version {GENERATOR_VERSION}"
+            shop = f"a catalogue of {self._embedded_products} generated products, version {GENERATOR_VERSION}"
             hint = f"no official one in {self._folder}; `{DOWNLOAD}` fetches it"
         chosen = f" ({hint})" if self._asked == "auto" else ""
         overlap = ", whose train and valid overlap" if self._protocol == "verl_agent" else ""
@@ -179,7 +178,7 @@ class WebShopTasks:
             **({} if self._size else {"generator": GENERATOR_VERSION, "embedded_products": self._embedded_products}),
         }
 
-    # -- what is in a split -------------------------------------------------------------------------------------------
+    # -- splits -------------------------------------------------------------------------------------------------------
     @cached_property
     def _place(self) -> Path:
         return self._folder if self._size else embedded_catalogue(self._embedded_products)
@@ -188,7 +187,7 @@ class WebShopTasks:
     def _catalogue(self) -> Catalogue:
         catalogue = load_catalogue(self._place, self._size)
         if not catalogue.has_nouns:
-            raise NounsNotFoundError(catalogue.content_hash)  # now, and not at the first purchase
+            raise NounsNotFoundError(catalogue.content_hash)  # here instead of at the first purchase
         return catalogue
 
     @cached_property
@@ -198,16 +197,16 @@ class WebShopTasks:
         return self._instructions == "human"
 
     def _order(self, seed: int) -> Goals:
-        """All goals, in the order that belongs to `seed`."""
+        """All goals, in the order for `seed`."""
         if seed not in self._orders:
             shuffle = OFFICIAL_SHUFFLE if self._protocol == "official" else seed
             self._orders[seed] = build_goals(self._catalogue, seed, human=self._human, shuffle_seed=shuffle)
         return self._orders[seed]
 
     def _without_repeats(self, places: dict[str, range], split: str) -> list[int]:
-        """The places of a split; of train without those whose goal is one of the others, word for word.
+        """The positions of a split; for train, without goals that are word for word in another split.
 
-        A product that lists a value twice makes such goals.
+        A product that lists a value twice produces such goals.
         """
         if split != "train":
             return list(places[split])
@@ -250,9 +249,9 @@ def _is_there(folder: Path, size: str) -> bool:
 
 
 def official_places(goals: int) -> dict[str, range]:
-    """Which goals of the official order are in which split, of so many goals.
+    """The positions in the official order of each split's goals.
 
-    Raises `ValueError` where they are too few for one in each.
+    Raises `ValueError` if there are too few goals for one in each split.
     """
     test, valid = (TEST_GOALS, VALID_GOALS) if goals >= FEWEST_GOALS else (goals // 10, goals // 10)
     if not test:
@@ -263,13 +262,14 @@ def official_places(goals: int) -> dict[str, range]:
 def worker_draws(seed: int, workers: int, goals: int, *, is_train: bool, resets: int) -> list[list[Draw]]:
     """The goals that verl-agent's workers get at each reset: `[resets][workers]`.
 
-    As `WebshopMultiProcessEnv` there: places 0 to 499 are for validation, which has its own seed, the others for
-    training; the workers of a group share a draw, and so count as one here. Raises `ValueError` for too few goals.
+    As in its `WebshopMultiProcessEnv`: positions 0 to 499 are for validation, which has its own seed, the others for
+    training. The workers of a group share a draw, so a group counts as one worker here. Raises `ValueError` for too few
+    goals.
     """
     places = np.arange(TEST_GOALS, goals) if is_train else np.arange(min(TEST_GOALS, goals))
     if len(places) < workers:
-        raise ValueError(f"{workers} workers need as many goals, and there are {len(places)} for them of {goals}")
-    rng = np.random.RandomState(seed)  # theirs
+        raise ValueError(f"{workers} workers need as many goals, but only {len(places)} of {goals} are for them")
+    rng = np.random.RandomState(seed)  # verl-agent's generator
     return [
         [Draw(seed + worker, int(place)) for worker, place in enumerate(rng.choice(places, workers, replace=False))]
         for _ in range(resets)

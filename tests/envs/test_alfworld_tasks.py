@@ -144,7 +144,7 @@ def test_a_file_that_is_no_game_is_named(tmp_path: Path, content: str) -> None:
         small().manifest("train")
 
 
-def test_unknown_names_are_told() -> None:
+def test_unknown_names_raise() -> None:
     made = small()
     with pytest.raises(UnknownNameError, match="did you mean 'valid_seen'"):
         made.manifest("valid_sen")

@@ -537,8 +537,8 @@ BROKEN_SETS = [
     ("tasks_are_data", GivesAnotherTask),
     ("tasks_are_data", DrawsItsSeeds),
     ("tasks_are_data", HasLiveTasks),
-    ("unknown_names_are_told", RaisesKeyErrors),
-    ("unknown_names_are_told", TakesAnySplit),
+    ("unknown_names_raise", RaisesKeyErrors),
+    ("unknown_names_raise", TakesAnySplit),
 ]
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from envs import files
 from envs.files import (
-    alone,
+    locked,
     made_once,
     naming,
     read_json_lines,
@@ -237,19 +237,19 @@ def test_a_lock_dies_with_its_process_and_says_what_is_waited_for(
     told: list[str] = []
     with (
         pytest.raises(TimeoutError, match=r"making the index.*remove .*a\.lock"),
-        alone(lock, "the index", lambda: told.append("waits")),
+        locked(lock, "the index", lambda: told.append("waits")),
     ):
         pass
     assert told == ["waits"]
     process.kill()
     process.join()
-    with alone(lock, "the index", lambda: told.append("waits")):
+    with locked(lock, "the index", lambda: told.append("waits")):
         pass
     assert told == ["waits"]
 
 
 def hold(lock: Path, begun) -> None:
-    with alone(lock, "the index", lambda: None):
+    with locked(lock, "the index", lambda: None):
         begun.set()
         time.sleep(600)
 
@@ -263,7 +263,7 @@ def test_a_lock_is_not_needed_where_nothing_can_be_written(tmp_path: Path, monke
 
         monkeypatch.setattr(files.FileLock, "acquire", refuse)
         begun = False
-        with suppress(OSError), alone(tmp_path / ".lock", "it", lambda: None):
+        with suppress(OSError), locked(tmp_path / ".lock", "it", lambda: None):
             begun = True
         assert begun == (number != errno.ENOSPC)
 

@@ -77,7 +77,7 @@ def test_fetches_records_hashes_and_tells(server: FileServer, tmp_path: Path) ->
     assert placed(tmp_path) == CONTENTS
     assert (tmp_path / "webshop" / SUMS).read_text() == sums(CONTENTS)
     assert f"small: {len(PRODUCTS)} products" in said
-    assert "no published one" in said
+    assert "no published hash" in said
     assert "add --nouns" in said
     before = len(server.asked)
     assert get(tmp_path, server).count("already there") == 3
@@ -156,7 +156,7 @@ def test_a_mirror_without_what_is_needed(tmp_path: Path) -> None:
         get(tmp_path, mirror=tmp_path / "nowhere")
     contents = {name: CONTENTS[name] for name in ("items_shuffle_1000.json", "items_ins_v2_1000.json")}
     mirror = mirrored(tmp_path / "mirror", contents)
-    assert "there will be no human instructions" in get(tmp_path, mirror=mirror)
+    assert "will have no human instructions" in get(tmp_path, mirror=mirror)
     (mirror / "items_ins_v2_1000.json").unlink()
     with pytest.raises(DownloadError, match=r"no items_ins_v2_1000\.json in"):
         get(tmp_path / "another", mirror=mirror)

@@ -78,8 +78,8 @@ def test_a_wrong_purchase_is_a_failure_with_part_of_the_score(shop_folder):
 @pytest.mark.parametrize("protocol", ["official", "verl_agent"])
 @pytest.mark.parametrize("score", [0.0, 0.5, 0.9, 0.95, 0.999, 1.0])
 def test_success_is_the_whole_score_and_nothing_less(shop_folder, monkeypatch, protocol, score):
-    judge = pages.judge
-    monkeypatch.setattr(pages, "judge", lambda *of: replace(judge(*of), total=score))
+    score_purchase = pages.score_purchase
+    monkeypatch.setattr(pages, "score_purchase", lambda *of: replace(score_purchase(*of), total=score))
     env, task = WebShopEnv(protocol=protocol), make_task(shop_folder)
     _, reward, terminated, _, info = play(env, task, [*LAMP, "click[buy now]"])[-1]
     assert (terminated, info["score"], info["success"]) == (True, score, score == 1.0)

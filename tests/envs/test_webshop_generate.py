@@ -13,7 +13,7 @@ from envs.checksums import SUMS
 from envs.webshop.catalogue import load_catalogue
 from envs.webshop.generate import HUMAN, INSTRUCTIONS, ITEMS, NOUNS, embedded_catalogue, make_files, vocabulary
 from envs.webshop.goals import NO_LIMIT, build_goals, sample_prices
-from envs.webshop.reward import judge
+from envs.webshop.reward import score_purchase
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_every_goal_can_be_reached_by_its_product(tmp_path: Path, monkeypatch: p
     for goal in goals[::7]:
         index = catalogue.index(goal.asin)
         nouns = catalogue.nouns(index)
-        bought = judge(
+        bought = score_purchase(
             catalogue.product(index), goal, float(prices[index]), list(goal.goal_options.values()), nouns, nouns
         )
         assert bought.total == 1.0, goal.instruction_text

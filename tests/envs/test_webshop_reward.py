@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from envs.webshop import reward as module
 from envs.webshop.catalogue import Product
 from envs.webshop.goals import Goal
-from envs.webshop.reward import COLORS, judge, normalize_color, token_set_ratio
+from envs.webshop.reward import COLORS, normalize_color, score_purchase, token_set_ratio
 
 LAMP = Product(
     asin="LAMP000001",
@@ -50,7 +50,7 @@ TEXTS = st.text(alphabet=st.sampled_from("ab c-_'é\u00a0ñ1×"), max_size=20)
 
 
 def bought(product=LAMP, goal=GOAL, price=20.0, options=("dark blue", "large"), nouns=NOUNS, goal_nouns=NOUNS):
-    return judge(product, goal, price, options, nouns, goal_nouns)
+    return score_purchase(product, goal, price, options, nouns, goal_nouns)
 
 
 def test_the_product_that_was_asked_for_scores_1():

@@ -113,7 +113,7 @@ def test_a_broken_connection_is_taken_up_where_it_broke(server: FileServer, tmp_
 
 def test_a_later_run_goes_on_with_the_part_of_an_earlier_one(server: FileServer, tmp_path: Path) -> None:
     server.cuts = [10_000, 0, 0]
-    with pytest.raises(DownloadError, match=r"stopped at 10,000 of [\d,]+ bytes.*again to go on.*--from"):
+    with pytest.raises(DownloadError, match=r"stopped at 10,000 of [\d,]+ bytes.*again to continue.*--from"):
         fetch(tmp_path, archive_of(server))
     server.asked.clear()
     fetch(tmp_path, archive_of(server))
@@ -212,7 +212,7 @@ def test_a_game_that_is_damaged_later_is_named_and_fetched_again(
     kind(path)
     with pytest.raises(DamagedError, match=rf"{path.parent.name}.*{GAME_FILE} is damaged"):
         read_manifest(path.parents[2], path.parents[2].name)
-    assert kind is delete or "is damaged: it is fetched again" in fetch(tmp_path, archive_of(server))
+    assert kind is delete or "is damaged and will be downloaded again" in fetch(tmp_path, archive_of(server))
     fetch(tmp_path, archive_of(server))
     assert installed(tmp_path) == GAME_FILES
 
@@ -248,7 +248,7 @@ def test_a_mirror_with_games(server: FileServer, tmp_path: Path, shape: str) -> 
     said = fetch(tmp_path / "data", archive_of(server), mirror=tmp_path / "mirror")
     assert installed(tmp_path / "data") == {name: GAME_FILES[name] for name in names}
     assert "valid_unseen: none of the official 2 tasks" in said
-    assert "its content is not that of the known copy" in said  # these games are made up
+    assert "its content differs from the known copy" in said  # these games are made up
     assert not server.asked
 
 

@@ -18,7 +18,7 @@ from envs.webshop.catalogue import Catalogue, document
 from envs.webshop.env import ANY_SEARCH, WebShopEnv, open_shop
 from envs.webshop.goals import NO_LIMIT, Goal, build_goals, sample_prices
 from envs.webshop.pages import Shop, UnansweredError
-from envs.webshop.reward import judge, normalize_color, token_set_ratio
+from envs.webshop.reward import normalize_color, score_purchase, token_set_ratio
 from envs.webshop.tasks import worker_draws
 from tests.webshop_replay.official import OfficialEnv
 
@@ -213,7 +213,7 @@ def _reward(data: dict[str, Any], stock: Stock, recorder: Recorder) -> None:
         goal, index, expected = Goal.from_json(case["goal"]), catalogue.index(case["asin"]), case["expected"]
         options = list(case["options"].values())
         nouns = catalogue.nouns(index), _goal_nouns(goal, catalogue)
-        reward = judge(catalogue.product(index), goal, case["price"], options, *nouns)
+        reward = score_purchase(catalogue.product(index), goal, case["price"], options, *nouns)
         details = reward.details()
         ours = {
             "total": reward.total,
