@@ -26,8 +26,8 @@ import gymnasium as gym
 import numpy as np
 
 Info: TypeAlias = dict[str, Any]
-# Keys of `info` from `reset` and `step` of every text environment. An action of "admissible" may end with angle brackets
-# in brackets, as in "search[<your query>]": this is its slot, where any text may stand.
+# Keys of `info` from `reset` and `step` of every text environment. An action of "admissible" may end with angle
+# brackets in brackets, as in "search[<your query>]": this is its slot, where any text may stand.
 INFO_KEYS = ("goal", "admissible", "score", "success", "state_key", "answers", "stop_reason")
 # Keys that `step` may add: a separate reward for the turn, and whether a tool gave a result.
 TURN_KEYS = {"turn_reward": float, "tool_result": bool}
