@@ -17,7 +17,7 @@ from scripts.common import run
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Hand over to the benchmark that is named."""
+    """Run the named benchmark."""
     arguments = sys.argv[1:] if argv is None else argv
     names = sorted(module.name for module in pkgutil.iter_modules(benchmarks.__path__))
     if not arguments or arguments[0] in ("-h", "--help"):

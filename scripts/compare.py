@@ -1,15 +1,15 @@
-"""Compare training runs: `python -m scripts.compare FOLDER… [--output DIR]`, FOLDER being of a sweep or of runs.
+"""Compare training runs: `python -m scripts.compare FOLDER… [--output DIR]`; FOLDER is a sweep, or contains runs.
 
     python -m scripts.train -m env=key_corridor algo=grpo,gigpo seed=0,1,2,3,4
     python -m scripts.compare outputs/sweeps/2026-11-21_12-00-00
 
-Runs whose configurations differ in the seed alone are one group. A group is named by the settings that tell it from
-the other groups, as few as possible. A folder that holds no readable run is named and left out.
+Runs whose configurations differ only in the seed are one group. A group is labelled with as few settings as needed to
+distinguish it from the other groups. A folder without a readable run is reported and left out.
 
-Leaves two files in the first folder. `compare.png` has a panel for each group: the mean over its seeds of the success
-in training, over the steps that were taken in environments (those that signals took are counted), with the range of
-the seeds around it, and the other groups' means in grey; where an environment gives a score, the same for the score.
-`compare.md` is a table with the first and the last updates and evaluations.
+Writes two files into the first folder. `compare.png` has a panel for each group: success in training as the mean over
+its seeds, with their range, over the steps taken in environments (including those of signals), and the other groups'
+means in grey; if an environment has a score, the same for the score. `compare.md` is a table with the first and the
+last updates and evaluations.
 """
 
 from __future__ import annotations
@@ -38,32 +38,32 @@ from scripts.common import Terminal, run
 from scripts.curve import SELECTION, is_success, moving_mean, read_metrics, save
 
 SMOOTH = 5  # updates of the moving average
-POINTS = 200  # of a line
+POINTS = 200  # in a line
 SHARED = 12  # characters at the beginning of all values that a label may repeat
-Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where libyaml is there
-LEFT_OUT = ("seed", "resume")  # of the configuration, where groups are made
+Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast if libyaml is installed
+LEFT_OUT = ("seed", "resume")  # keys that do not matter for grouping
 BUNDLES = ("experiment",)  # groups of the configuration that only set other keys
 
 
 @dataclass(frozen=True)
 class Run:
-    """What one training run has logged."""
+    """The logs of one training run."""
 
     folder: Path
     seed: int
-    choices: dict[str, Any]  # group of the configuration -> the file that was chosen: {"env": "alfworld", …}
+    choices: dict[str, Any]  # group of the configuration -> the chosen file: {"env": "alfworld", …}
     config: dict[str, Any]  # key -> value, without the seed: {"trainer.updates": 100, …}
-    steps: NDArray[np.float64]  # [U] taken until after each update
+    steps: NDArray[np.float64]  # [U] steps in environments up to each update
     success: NDArray[np.float64]  # [U] of the episodes of each update
-    score: NDArray[np.float64]  # [U] the same; of an environment without scores it is the success
+    score: NDArray[np.float64]  # [U] the same for the score; equals success in an environment without scores
     evaluations: dict[str, list[float]]  # split -> success of each evaluation, the first before any update
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in their seed alone."""
+    """Runs that differ only in their seed."""
 
-    label: str  # what tells them from the other groups
+    label: str  # what distinguishes them from the other groups
     runs: list[Run]
 
     @property
@@ -73,7 +73,7 @@ class Group:
 
     @property
     def size(self) -> str:
-        """How many runs there are, of how many seeds."""
+        """The number of runs, and of seeds."""
         seeds = len({one.seed for one in self.runs})
         told = f"{seeds} seed{'s' if seeds > 1 else ''}"
         return told if seeds == len(self.runs) else f"{len(self.runs)} runs of {told}"
@@ -114,7 +114,7 @@ def main(argv: list[str] | None = None) -> None:
 
 # -- reading ----------------------------------------------------------------------------------------------------------
 def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
-    """The runs in `folders`, each once, and of each folder that is none why it is left out."""
+    """The runs in `folders`, each once, and for each folder without a run the reason why it is left out."""
     runs: dict[Path, Run] = {}
     left_out = []
     for folder in folders:
@@ -130,7 +130,7 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
 
 
 def read_run(folder: Path) -> Run:
-    """The run of a folder. Raises `ValueError` or `OSError`, with the folder in it, where it is none."""
+    """The run of a folder. Raises `ValueError` or `OSError` with the folder's name if it is not a run."""
     choices, config = _configuration(folder)
     lines = read_metrics(folder / "metrics.jsonl")
     updates = [line for line in lines if "rollout/success" in line]
@@ -157,21 +157,21 @@ def read_run(folder: Path) -> Run:
 
 
 def _configuration(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The choices and the flat configuration of a run. Raises `ValueError` where scripts.train has not written them."""
+    """The choices and the flat configuration of a run. Raises `ValueError` if scripts.train has not written them."""
     documents = []
     for name in ("hydra.yaml", "config.yaml"):
         path = folder / ".hydra" / name
         try:
             documents.append(yaml.load(path.read_text(encoding="utf-8"), Loader))
         except FileNotFoundError:
-            raise ValueError(f"{folder} is no run of scripts.train: it has no {path.relative_to(folder)}") from None
+            raise ValueError(f"{folder} is not a run of scripts.train: it has no {path.relative_to(folder)}") from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is damaged: {error}") from error
     try:
         choices = documents[0]["hydra"]["runtime"]["choices"]
         flat = dict(_flat(documents[1]))
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{folder / '.hydra'} holds no configuration of scripts.train ({error!r})") from error
+        raise ValueError(f"{folder / '.hydra'} has no configuration of scripts.train ({error!r})") from error
     return {group: name for group, name in choices.items() if not group.startswith("hydra/")}, flat
 
 
@@ -185,7 +185,7 @@ def _flat(config: Mapping[str, Any], parent: str = "") -> dict[str, Any]:
 
 # -- naming -----------------------------------------------------------------------------------------------------------
 def grouped(runs: Sequence[Run]) -> list[Group]:
-    """Runs by their configuration, each group with the label that tells it from the others."""
+    """Group runs by their configuration, with a label for each group."""
     by_config: dict[str, list[Run]] = {}
     for one in runs:
         by_config.setdefault(yaml.safe_dump(one.config), []).append(one)
@@ -196,9 +196,9 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
 def labels_of(runs: Sequence[Run]) -> list[str]:
     """A short name for each of `runs`, which have different configurations.
 
-    Settings are chosen one after another, each time the one that tells most runs apart that no setting before told
-    apart: choices such as `algo` before single keys, and among equals the shortest. A name has the first of them, up
-    to where it is the run's alone.
+    Settings are chosen one after another, each time the one that separates the most runs that are not separated yet:
+    choices such as `algo` before single keys, and the shortest among equals. A name contains the first of these
+    settings until it is unique.
     """
     if len(runs) == 1:
         return [_title(runs)]
@@ -217,18 +217,18 @@ def labels_of(runs: Sequence[Run]) -> list[str]:
 
 
 def _title(runs: Sequence[Run]) -> str:
-    """Environment and method, where all runs have the same."""
+    """Environment and method, if all runs have the same."""
     parts = {name: {one.choices.get(name) for one in runs} for name in ("env", "algo")}
     return " ".join(f"{name}={value}" for name, values in parts.items() if len(values) == 1 for value in values)
 
 
 def _values(settings: Mapping[str, Any], keys: Sequence[str]) -> tuple[str | None, ...]:
-    """The values of `keys` as what can be compared; None for a key that is not there."""
+    """The values of `keys` in a comparable form; None for a missing key."""
     return tuple(repr(settings[key]) if key in settings else None for key in keys)
 
 
 def _telling(settings: Sequence[Mapping[str, Any]], choices: Sequence[str]) -> list[str]:
-    """The keys that tell all `settings` apart, the most telling first; those of `choices` before others."""
+    """Keys that distinguish all `settings`, the most distinguishing first; those of `choices` before others."""
     chosen: list[str] = []
     keys = sorted({key for one in settings for key in one}, key=lambda key: (len(key), key))
 
@@ -245,7 +245,7 @@ def _telling(settings: Sequence[Mapping[str, Any]], choices: Sequence[str]) -> l
 
 
 def _short_names(keys: Sequence[str], known: set[str]) -> list[str]:
-    """Each key as its shortest ending that no other of `known` has: `learning_rate` for `trainer.learning_rate`."""
+    """Each key as its shortest unique ending among `known`: `learning_rate` for `trainer.learning_rate`."""
     endings: dict[str, set[str]] = {}
     for key in known:
         parts = key.split(".")
@@ -259,7 +259,7 @@ def _short_names(keys: Sequence[str], known: set[str]) -> list[str]:
 
 
 def _shown(value: Any) -> str:
-    """A value in one line, as a configuration has it."""
+    """A value in one line, as in a configuration."""
     if isinstance(value, float) and float(short := f"{value:g}") == value:
         return short
     if value is None or isinstance(value, bool):
@@ -268,9 +268,9 @@ def _shown(value: Any) -> str:
 
 
 def _shared_length(values: Sequence[str]) -> int:
-    """How many characters at the beginning of all `values` tell nothing: whole words or folders, where they are long.
+    """The length of the common beginning of all `values` that a label can omit: whole words or folders.
 
-    "/home/me/outputs/a" and "/home/me/outputs/b" have 17 such.
+    "/home/me/outputs/a" and "/home/me/outputs/b" share 17 characters.
     """
     begin = os.path.commonprefix(values)  # noqa: RUF071 - of characters
     length = max(begin.rfind(" "), begin.rfind("/")) + 1
@@ -279,7 +279,7 @@ def _shared_length(values: Sequence[str]) -> int:
 
 # -- the picture ------------------------------------------------------------------------------------------------------
 def draw(groups: Sequence[Group], target: Path) -> None:
-    """A panel for each group that has begun, in rows; those of the score below those of success."""
+    """A panel for each group with finished updates, in rows; panels of the score are below those of success."""
     shown = [group for group in groups if group.begun]
     columns = min(len(shown), 4 if len(shown) > 6 else 3)
     rows = -(-len(shown) // columns)
@@ -314,7 +314,7 @@ def _draw_part(
         axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(4, steps=[1, 2, 5, 10]))
         if what == "success":
             axes.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
-        if at + columns >= len(groups):  # nothing is below it
+        if at + columns >= len(groups):  # no panel below it
             axes.tick_params(labelbottom=True)
     for axes in panels[len(groups) :]:
         axes.remove()
@@ -323,7 +323,7 @@ def _draw_part(
 
 
 def _draw_group(axes: Axes, steps: NDArray[np.float64], values: NDArray[np.float64]) -> None:
-    """The mean of the seeds, `values` [runs, P], and their range; a point where there is one update."""
+    """The mean of the seeds, `values` [runs, P], and their range; a point if there is one update."""
     marker = {"marker": "o", "markersize": 3} if len(steps) == 1 else {}
     axes.fill_between(steps, values.min(0), values.max(0), color="C0", alpha=0.25, linewidth=0)
     axes.plot(steps, values.mean(0), color="C0", **marker)
@@ -334,7 +334,7 @@ def _wrapped(group: Group, inches: float) -> str:
 
 
 def line_of(runs: Sequence[Run], what: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Steps [P] up to where the shortest run ends, and the smoothed `what` of each run there, [runs, P]."""
+    """Steps [P] up to the end of the shortest run, and the smoothed `what` of each run there, [runs, P]."""
     begin, end = max(r.steps[0] for r in runs), min(r.steps[-1] for r in runs)
     steps = np.linspace(begin, end, POINTS) if begin < end else np.array([end])
     smooth = [moving_mean(getattr(one, what), SMOOTH) for one in runs]
@@ -343,7 +343,7 @@ def line_of(runs: Sequence[Run], what: str) -> tuple[NDArray[np.float64], NDArra
 
 # -- the table --------------------------------------------------------------------------------------------------------
 def whats_of(groups: Sequence[Group]) -> list[str]:
-    """What there is to show: success, and the score where some says more than success."""
+    """The quantities to show: success, and the score if it differs from success in some group."""
     scored = any(not np.array_equal(one.score, one.success) for group in groups for one in group.runs)
     return ["success", "score"] if scored else ["success"]
 
@@ -351,8 +351,8 @@ def whats_of(groups: Sequence[Group]) -> list[str]:
 def table(groups: Sequence[Group]) -> str:
     """The mean over the seeds of each group, and their range.
 
-    `first` and `last` are the success in training in the first and the last `SMOOTH` updates, and the score where there
-    is one; `before` and `after` are the first evaluation and the last of several, on each split.
+    `first` and `last` are the success in training in the first and the last `SMOOTH` updates, and the score if there is
+    one; `before` and `after` are the first and the last evaluation on each split.
     """
     forms = {"success": "{:.1%}", "score": "{:.3f}"}
     whats = whats_of(groups)

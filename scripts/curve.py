@@ -1,10 +1,10 @@
-"""The pictures of a run: what it reached, and what tells why.
+"""The pictures of a run: its results, and diagnostics that explain them.
 
     RUN/curve.png          success, and the score where an environment gives one: in training, and in evaluations
     RUN/diagnostics.png    loss, KL, entropy, invalid turns, turns per episode, tokens per turn
 
 Training is a line. Evaluations are points with their 95 % intervals: a line between them would suggest a trend that a
-few intervals do not carry.
+few intervals do not support.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from numpy.typing import NDArray
 
 from envs.files import whole_file
 
-Line: TypeAlias = Mapping[str, float]  # of metrics.jsonl
+Line: TypeAlias = Mapping[str, float]  # a line of metrics.jsonl
 
 SMOOTH = 10  # updates of the moving average
-SELECTION = "selection"  # the name under which the tasks that rank the checkpoints are evaluated
+SELECTION = "selection"  # name of the tasks that rank the checkpoints
 PICTURES = ("curve.png", "diagnostics.png")
-DODGE = 0.012  # of the width, between the intervals of one evaluation
+DODGE = 0.012  # distance between the intervals of one evaluation, as a share of the width
 WIDTH = 7.2  # inches
 
 
 def _kl(line: Line) -> float:
-    """Without a reference policy (`algo.kl_coef=0`) it is logged as 0, and was not measured."""
+    """Without a reference policy (`algo.kl_coef=0`) KL is not measured, but logged as 0."""
     return line["train/kl"] or np.nan
 
 
-# What `diagnostics.png` shows: a number of each update. It takes a line of metrics.jsonl.
+# The diagnostics: a number for each update, computed from its line of metrics.jsonl.
 QUANTITIES: dict[str, Callable[[Line], float]] = {
     "loss": lambda line: line["train/loss"],
-    "KL to the policy of the start": _kl,
+    "KL to the initial policy": _kl,
     "entropy, nats per token": lambda line: line["train/entropy"],
     "invalid turns": lambda line: line["rollout/invalid"],
     "turns per episode": lambda line: line["rollout/turns"],
@@ -52,9 +52,9 @@ QUANTITIES: dict[str, Callable[[Line], float]] = {
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The lines of a `metrics.jsonl`, without a last one that is not whole, as in a run that goes on or was killed.
+    """The lines of a `metrics.jsonl`. An incomplete last line, of a run that continues or was killed, is skipped.
 
-    Raises `ValueError` naming the line that holds no metrics, `FileNotFoundError` and other kinds of `OSError`.
+    Raises `ValueError` naming a line without metrics, `FileNotFoundError` and other kinds of `OSError`.
     """
     lines: list[dict[str, float]] = []
     *whole, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")
@@ -62,7 +62,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
         try:
             line = json.loads(text)
         except ValueError as error:
-            raise ValueError(f"{path}, line {number}: no JSON ({error})") from error
+            raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
         if not isinstance(line, dict) or "update" not in line:
             raise ValueError(f"{path}, line {number}: expected an object with the key 'update', got {text:.80}")
         lines.append(line)
@@ -75,12 +75,12 @@ def is_success(metric: str) -> bool:
 
 
 def has_score(lines: Sequence[Line]) -> bool:
-    """Whether the score says more than success."""
+    """Whether the score differs from success."""
     return any("rollout/score" in line and line["rollout/score"] != line["rollout/success"] for line in lines)
 
 
 def moving_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
-    """The mean of each of `values` [U] and of up to `window` - 1 before it, [U]."""
+    """The mean of each of `values` [U] and up to `window` - 1 values before it, [U]."""
     return np.array([values[max(0, i - window + 1) : i + 1].mean() for i in range(len(values))])
 
 
@@ -94,13 +94,13 @@ def draw_pictures(run: Path, title: str) -> list[Path]:
 
 
 def save(figure: Figure, target: Path) -> None:
-    """Write a figure as a PNG that is there whole or not at all, and close it."""
+    """Write a figure as a PNG, completely or not at all, and close it."""
     with whole_file(target) as partial:
         figure.savefig(partial, format="png", dpi=150)
     plt.close(figure)
 
 
-# -- what the run reached ---------------------------------------------------------------------------------------------
+# -- results ----------------------------------------------------------------------------------------------------------
 def _curve(lines: Sequence[Line], title: str) -> Figure:
     shown = ["success", "score"] if has_score(lines) else ["success"]
     figure, axes = plt.subplots(
@@ -119,10 +119,10 @@ def _curve(lines: Sequence[Line], title: str) -> Figure:
 
 
 def _training(axes: Axes, lines: Sequence[Line], quantity: Callable[[Line], float]) -> None:
-    """A line of its moving mean over the updates, and the values themselves behind it."""
+    """A line of the moving mean over the updates, with the values themselves behind it."""
     points = []
     for line in lines:
-        with suppress(KeyError, ZeroDivisionError):  # an evaluation, or an update that has no such number
+        with suppress(KeyError, ZeroDivisionError):  # an evaluation, or an update without this number
             points.append((line["update"], quantity(line)))
     axes.grid(alpha=0.3)
     points = [(update, value) for update, value in points if np.isfinite(value)]
@@ -146,7 +146,7 @@ def _evaluations(axes: Axes, lines: Sequence[Line], quantity: str) -> None:
     width = max((line["update"] for line in lines), default=0) or 1
     for number, split in enumerate(splits):
         name = split + quantity
-        points = [  # without an interval where all tasks have the same result
+        points = [  # without an interval if all tasks have the same result
             [line["update"], line[name], line.get(f"{name}_low", line[name]), line.get(f"{name}_high", line[name])]
             for line in lines
             if name in line
@@ -154,7 +154,7 @@ def _evaluations(axes: Axes, lines: Sequence[Line], quantity: str) -> None:
         if not points:
             continue
         update, mean, low, high = np.array(points).T
-        update = update + (number - (len(splits) - 1) / 2) * DODGE * width  # or intervals would hide each other
+        update = update + (number - (len(splits) - 1) / 2) * DODGE * width  # otherwise intervals would hide each other
         label = f"{split.removeprefix('eval/').split('/', 1)[-1].rstrip('/')} (95 % interval)"
         style = {"marker": "o", "markersize": 5}
         if split.endswith(f"/{SELECTION}/"):
@@ -172,7 +172,7 @@ def _evaluations(axes: Axes, lines: Sequence[Line], quantity: str) -> None:
         )
 
 
-# -- what tells why ---------------------------------------------------------------------------------------------------
+# -- diagnostics ------------------------------------------------------------------------------------------------------
 def _diagnostics(lines: Sequence[Line], title: str) -> Figure:
     figure, axes = plt.subplots(3, 2, figsize=(WIDTH, 7.2), sharex=True, layout="constrained")
     for panel, (name, quantity) in zip(axes.flat, QUANTITIES.items(), strict=True):

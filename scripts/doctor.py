@@ -1,7 +1,7 @@
-"""Say what is installed, which data is there, and what to do about what is missing: `python -m scripts.doctor`.
+"""Report what is installed, what data exists, and how to get what is missing: `python -m scripts.doctor`.
 
-The exit code is 0 if the main command, `python -m scripts.train`, can run, and 1 otherwise. Packages are looked at
-first and without using any, so that this also runs where they are missing.
+The exit code is 0 if the main command, `python -m scripts.train`, can run, and 1 otherwise. Packages are checked first
+and without importing any, so this also runs if they are missing.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-ROOM = 2e9  # bytes on disk that a run needs: checkpoints, episodes, games
-EXTRAS = ("alfworld", "hf", "openai")  # what `all` brings
+ROOM = 2e9  # bytes that a run needs on disk: checkpoints, episodes, games
+EXTRAS = ("alfworld", "hf", "openai")  # the extras in `all`
 MARKS = {"ok": "✓", "note": "·", "bad": "✗"}
-PROJECT = Path(__file__).parents[1] / "pyproject.toml"  # of a checkout
+PROJECT = Path(__file__).parents[1] / "pyproject.toml"  # if this is a checkout
 INSTALL = f"pip install -e '{PROJECT.parent}[all]'" if PROJECT.is_file() else "pip install 'polyturn[all]'"
 
 
 class Finding(NamedTuple):
-    """One thing looked at. `state` is "ok", "note" (something that a run can do without is missing) or "bad"."""
+    """One result. `state` is "ok", "note" (something optional is missing) or "bad"."""
 
     state: str
     text: str
@@ -35,10 +35,10 @@ class Finding(NamedTuple):
 def main() -> None:
     """Print every finding as it is made. Raises `SystemExit(1)` if one is bad."""
     bad = _report("installed", packages())
-    if not bad:  # else what follows could not even be imported
+    if not bad:  # otherwise the modules below could not be imported
         bad += _report("machine", machine()) + _report("data", data()) + _report("disk", disk())
     if bad:
-        print(f"\n{bad} to put right before anything can be trained")
+        print(f"\n{bad} problems to fix before training is possible")
         raise SystemExit(1)
     print("\nready: python -m scripts.train env=alfworld algo=gigpo")
 
@@ -57,12 +57,12 @@ def _report(title: str, findings: Iterable[Finding]) -> int:
 
 
 def packages() -> Iterator[Finding]:
-    """Python, and every package that the project and the extras of `all` ask for; and the engine, which is none."""
+    """Python, every package that the project and the extras of `all` require, and vLLM, which is in neither."""
     yield Finding("ok", f"python {platform.python_version()}")
     try:
         from packaging.requirements import Requirement
     except ModuleNotFoundError:
-        yield Finding("bad", "packaging is not installed, and so hardly anything else", INSTALL)
+        yield Finding("bad", "packaging is not installed, and most other packages are probably missing too", INSTALL)
         return
     for needed in map(Requirement, _requirements()):
         extra = "extra" in str(needed.marker)
@@ -84,7 +84,7 @@ def packages() -> Iterator[Finding]:
 
 
 def _requirements() -> list[str]:
-    """What the project needs: of the checkout, else of the installed package."""
+    """The requirements of the project: from the checkout, otherwise from the installed package."""
     if not PROJECT.is_file():
         return metadata.requires("polyturn") or []
     project = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]
@@ -100,7 +100,7 @@ def machine() -> Iterator[Finding]:
         import torch
 
         from agents.policies.models import find_device
-    except Exception as error:  # a broken build can raise anything, and that is what to tell
+    except Exception as error:  # a broken build can raise anything; report it
         yield Finding("bad", f"torch or transformers cannot be imported: {error!r}", INSTALL)
         return
     device = find_device()
@@ -109,7 +109,7 @@ def machine() -> Iterator[Finding]:
 
 
 def data() -> Iterator[Finding]:
-    """Official games, embedded games, warm starts; and environments of other packages that cannot be loaded."""
+    """Official games, embedded games, warm starts, and environments of other packages that cannot be loaded."""
     from envs import plugin_errors
     from envs.alfworld.game import GAME_FILE
     from envs.alfworld.generate import GENERATOR_VERSION
@@ -122,7 +122,7 @@ def data() -> Iterator[Finding]:
     whole = all(found[split] >= count for split, count in OFFICIAL_COUNTS.items())
     yield Finding("ok" if whole else "note", f"official games in {folder}: {counts}", "" if whole else DOWNLOAD)
     if not found["train"] and not find_spec("alfworld"):
-        yield Finding("bad", "no official games, and without the package alfworld none can be made", INSTALL)
+        yield Finding("bad", "no official games, and without the package alfworld none can be generated", INSTALL)
     embedded = cache_root() / "alfworld" / f"embedded-{GENERATOR_VERSION}"
     made = sorted(path.name for path in embedded.glob("[!.]*"))
     yield Finding("ok", f"embedded games: {', '.join(made) or 'none yet, they are made when they are needed'}")
@@ -134,7 +134,7 @@ def data() -> Iterator[Finding]:
 
 
 def disk() -> Iterator[Finding]:
-    """Whether what is made can be kept."""
+    """Whether results and caches can be written."""
     from envs.core import cache_root
 
     for what, folder, remedy in [

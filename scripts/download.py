@@ -1,7 +1,7 @@
-"""Fetch published data: `python -m scripts.download alfworld`, or `webshop`. It can be interrupted and run again.
+"""Download published data: `python -m scripts.download alfworld`, or `webshop`. It can be interrupted and run again.
 
---data   where to put it (default: $POLYTURN_DATA, else the place where environments look for it)
---from   take it from a folder with the published files instead of from the net
+--data   where to put it (default: $POLYTURN_DATA, otherwise the folder that environments read)
+--from   copy it from a folder with the published files instead of downloading it
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from scripts.common import Arguments, run
 
 
 def main() -> None:
-    """Read the command line and fetch what it names."""
-    parser = Arguments(prog="python -m scripts.download", description="Fetch published data, once.")
+    """Read the command line and download what it names."""
+    parser = Arguments(prog="python -m scripts.download", description="Download published data.")
     commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     shared = Arguments(add_help=False)
-    shared.add_argument("--data", type=Path, metavar="DIR", help="where to put it (by default where environments look)")
+    shared.add_argument("--data", type=Path, metavar="DIR", help="where to put it (default: where environments look)")
     shared.add_argument("--from", dest="mirror", type=Path, metavar="DIR", help="a folder that has the files")
 
     what = "the official games of ALFWorld: 37 MB, unpacked 340 MB"
@@ -27,7 +27,7 @@ def main() -> None:
     command.add_argument(
         "--trajectories",
         action="store_true",
-        help="also traj_data.json beside each game (72 MB more), which the alfworld package's own loader asks for",
+        help="also traj_data.json for each game (72 MB more), which the alfworld package's own loader needs",
     )
     what = "the official catalogues of WebShop: 1,000 products, or all 1.18 million (5 GB)"
     command = commands.add_parser("webshop", parents=[shared], help=what, description=what)
@@ -35,7 +35,7 @@ def main() -> None:
     command.add_argument(
         "--nouns",
         action="store_true",
-        help="find the nouns of the products' names, which rewards need and the 1,000 have (pip install "
+        help="find the nouns of the products' names, which rewards need (known for the 1,000 products; pip install "
         "polyturn[webshop]; an hour for a million)",
     )
 

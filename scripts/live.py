@@ -1,4 +1,4 @@
-"""What a person sees of a run in the terminal: a table that grows, and what is being done right now."""
+"""The terminal output of a run: a table that grows, and the current activity."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ COLUMNS = {  # heading -> (metric, how to write it)
     "roll out s": ("time/rollout_s", "{:.1f}"),
     "learn s": ("time/learn_s", "{:.1f}"),
 }
-ROWS = 15  # of the table on a screen that redraws
-SAY_EVERY = 60.0  # seconds: where no screen redraws, how often a long phase tells how far it is
+ROWS = 15  # of the table in a live display
+SAY_EVERY = 60.0  # seconds between progress lines of a long phase, without a live display
 
 
 class LiveReporter:
-    """A live table on a terminal, a line an update elsewhere (a file, a pipe); see `algorithms.trainer.Reporter`."""
+    """A live table on a terminal, one line per update elsewhere (a file, a pipe); see `algorithms.trainer.Reporter`."""
 
     def __init__(self, updates: int, console: Console) -> None:
         self.updates = updates
         self.console = console
-        self.on_closed: Callable[[], None] = lambda: None  # called when nobody reads any more
+        self.on_closed: Callable[[], None] = lambda: None  # called when the output was closed
         self.rows: list[list[str]] = []
         self.started = time.monotonic()
         self.progress = Progress(
@@ -44,7 +44,7 @@ class LiveReporter:
         )  # fmt: skip
         self.task: TaskID | None = None
         self.phase_started, self.phase_name, self.phase_status = time.monotonic(), "", ""
-        self.said = self.phase_started  # when anything of the phase was said
+        self.said = self.phase_started  # time of the last line about the phase
         self.live = Live(self._screen(), console=self.console, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> LiveReporter:
@@ -58,7 +58,7 @@ class LiveReporter:
             self.console.print(self._table(len(self.rows)))
 
     def say(self, text: str | Text) -> None:
-        """A line that stays. Where nobody reads any more, the run hears of it and nothing is said again."""
+        """Print a line that stays. If the output was closed, call `on_closed` and print nothing more."""
         try:
             self.console.print(text)
         except OSError:
@@ -92,7 +92,7 @@ class LiveReporter:
             self.say(f"{self.phase_name}: {far}, {self.said - self.phase_started:.0f} s{self._status()}")
 
     def update(self, update: int, metrics: dict[str, float]) -> None:
-        """Add a row for an update, and say an evaluation in a line."""
+        """Add a row for an update, and print an evaluation in a line."""
         self._end_phase(quiet=True)
         if "rollout/success" in metrics:
             cells = [form.format(metrics[m]) if m in metrics else "–" for m, form in COLUMNS.values()]
@@ -113,7 +113,7 @@ class LiveReporter:
         self.live.update(self._screen())
 
     def _end_phase(self, quiet: bool = False) -> None:
-        """Print the result of a long phase; in an update the table does."""
+        """Print the result of a long phase; within an update, the table shows it."""
         seconds = time.monotonic() - self.phase_started
         if self.phase_name and not quiet and seconds > 5:
             self.say(f"{self.phase_name}: {seconds:.0f} s{self._status()}")

@@ -1,11 +1,11 @@
-"""The folder of a run: its name, the process that has it, and the command that it holds.
+"""The folder of a run: its name, the lock of the process that uses it, and the command that it stores.
 
-    RUN/.lock           held by the process that runs in it, for as long as it lives
+    RUN/.lock           held by the running process
     RUN/command.json    the command and its overrides, with which `resume=RUN` starts
-    RUN/.hydra/         the same as Hydra writes it, and what it was composed to
+    RUN/.hydra/         the same in Hydra's format, and the composed configuration
 
-Hydra would write `.hydra` anew at every start, file by file and whether or not anything comes of it. So it writes
-nothing (`hydra.output_subdir: null`), and the command writes both whole when it begins.
+Hydra would rewrite `.hydra` at every start, file by file, even if the command then fails. So Hydra writes nothing
+(`hydra.output_subdir: null`), and the command writes both completely when it begins.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ COMMAND = "command.json"
 
 
 class RunInUseError(ValueError):
-    """Another process works in the folder of a run."""
+    """Another process is working in the folder of a run."""
 
 
 # -- one folder for each run, one process for each folder --------------------------------------------------------------
 class NewFolder(Callback):
-    """Hydra's default names have the time in seconds: where one is taken, the run gets the next, with -2 at its end."""
+    """Hydra's default names contain the time in seconds: if a name is taken, the run gets it with -2 at its end."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        """Make the folder of a run, unless `hydra.run.dir` was asked for."""
+        """Make the folder of a run, unless `hydra.run.dir` was set."""
         if not _is_asked_for("hydra.run.dir", config):
-            HydraConfig.instance().set_config(config)  # the name is made of it
+            HydraConfig.instance().set_config(config)  # the name is computed from it
             with read_write(config.hydra):
                 config.hydra.run.dir = str(new_folder(Path(config.hydra.run.dir)))
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Make the folder of a sweep, unless `hydra.sweep.dir` was asked for."""
+        """Make the folder of a sweep, unless `hydra.sweep.dir` was set."""
         if not _is_asked_for("hydra.sweep.dir", config):
             HydraConfig.instance().set_config(config)
             folder = new_folder(Path(config.hydra.sweep.dir))
@@ -60,23 +60,23 @@ def _is_asked_for(key: str, config: DictConfig) -> bool:
 
 
 def quoted(path: Path) -> str:
-    """A path as the value of an override: nothing in it means anything to Hydra or OmegaConf."""
+    """A path as the value of an override, quoted so that Hydra and OmegaConf read it literally."""
     text = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), str(path).replace("${", "\\${"))
     return f"'{text}'"
 
 
 def in_shell(run: Path) -> str:
-    """The folder of a run as a shell takes it, from where the command was started. (Environments may go elsewhere.)"""
+    """The folder of a run, quoted for a shell, relative to the command's start folder (environments may change it)."""
     return shlex.quote(os.path.relpath(run, HydraConfig.get().runtime.cwd))
 
 
 def resume_command(name: str, run: Path) -> str:
-    """What to paste into a shell to go on with a run of `scripts.<name>`."""
+    """A shell command that resumes a run of `scripts.<name>`."""
     return f"python -m scripts.{name} resume={in_shell(run)}"
 
 
 def new_folder(name: Path) -> Path:
-    """Make a folder that was not there: `name`, or with -2, -3, … at its end."""
+    """Make a new folder: `name`, or with -2, -3, … at its end if it exists."""
     folder, number = name, 1
     while True:
         try:
@@ -90,9 +90,9 @@ def new_folder(name: Path) -> Path:
 
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
-    """The folder of a run for this process alone; what killed ones left half-written in it is cleared.
+    """Lock the folder of a run for this process, and clear half-written files of killed processes.
 
-    Raises `RunInUseError` where another process has it.
+    Raises `RunInUseError` if another process holds the lock.
     """
     lock = FileLock(run / ".lock")
     try:
@@ -109,10 +109,10 @@ def locked(run: Path) -> Iterator[None]:
         lock.release()
 
 
-# -- what a run is ----------------------------------------------------------------------------------------------------
+# -- the command of a run ---------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Command:
-    """What was asked for: `overrides` of `python -m scripts.<name>`, and the folders of its `--config-dir`."""
+    """The command of a run: `overrides` of `python -m scripts.<name>`, and the folders of its `--config-dir`."""
 
     name: str
     overrides: list[str]
@@ -120,7 +120,7 @@ class Command:
 
     @classmethod
     def of_this_process(cls, name: str) -> Command:
-        """The one that Hydra runs now, with what `resume=RUN` brought."""
+        """The current command, including the overrides that `resume=RUN` added."""
         hydra = HydraConfig.get()
         overrides = [str(o) for o in hydra.overrides.hydra if str(o).startswith("hydra.searchpath=")]
         overrides += [str(o) for o in hydra.overrides.task if not str(o).startswith("resume=")]
@@ -129,7 +129,7 @@ class Command:
 
     @classmethod
     def of_run(cls, run: Path, name: str) -> Command:
-        """The one that a run was started with. Raises `FileNotFoundError` and `ValueError`, saying what is there."""
+        """The command that started a run. Raises `FileNotFoundError` and `ValueError`, saying what was found."""
         path = run / COMMAND
         try:
             command = cls(**json.loads(path.read_bytes()))
@@ -138,13 +138,13 @@ class Command:
                 f"nothing to resume in {run}: expected the folder of a run, with {COMMAND} in it"
             ) from None
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{path} is damaged ({error}), so that nobody knows what this run is") from error
+            raise ValueError(f"{path} is damaged ({error}), so the command of this run is unknown") from error
         if command.name != name:
-            raise ValueError(f"{run} is a run of scripts.{command.name}, and this is scripts.{name}")
+            raise ValueError(f"{run} is a run of scripts.{command.name}, but this command is scripts.{name}")
         return command
 
     def keep(self, run: Path, config: DictConfig) -> None:
-        """Write it into the folder of the run, and what it was composed to, unless it stands there already."""
+        """Write it and the composed configuration into the folder of the run, unless they are already there."""
         content = json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
         overrides = OmegaConf.to_yaml(OmegaConf.create(self.overrides))
         if _has(run / COMMAND, content) and _has(run / ".hydra" / "overrides.yaml", overrides):

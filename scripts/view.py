@@ -1,7 +1,7 @@
 """Look at episodes in the terminal: `python -m scripts.view RUN_DIR_OR_FILE [--episode N] [--failed] [--task TEXT]`.
 
 Without `--episode` it lists the episodes, and with it shows one turn by turn. The folder of an evaluation has one
-file of episodes; that of a training run has one for some of its updates, of which the last is taken.
+file of episodes; that of a training run has one for some of its updates, and the last one is used.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from scripts.common import Arguments, Terminal, printable, run
 
 
 def main(argv: list[str] | None = None) -> None:
-    """List the episodes that are asked for, or show one."""
+    """List the selected episodes, or show one."""
     parser = Arguments(prog="python -m scripts.view", description="Look at episodes in the terminal.")
     parser.add_argument("path", type=Path, help="a file of episodes (.jsonl), or the folder of a run")
     parser.add_argument("--episode", type=int, metavar="N", help="show this one, turn by turn")
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def find_file(path: Path) -> tuple[Path, str]:
-    """The file of episodes that a path means, and what to say of the choice. Raises `FileNotFoundError`."""
+    """The file of episodes for a path, and a description of the choice. Raises `FileNotFoundError`."""
     if not path.is_dir():
         if not path.exists():
             raise FileNotFoundError(f"there is no {path}: expected a file of episodes (.jsonl) or the folder of a run")
@@ -62,9 +62,9 @@ def find_file(path: Path) -> tuple[Path, str]:
     return files[-1], f"{files[-1]}{f', the last of {len(files)}' if len(files) > 1 else ''}"
 
 
-# -- all of them ------------------------------------------------------------------------------------------------------
+# -- the list ---------------------------------------------------------------------------------------------------------
 def show_list(episodes: dict[int, Episode], total: int, console: Console) -> None:
-    """One line an episode."""
+    """One line per episode."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column("#", justify="right", style="cyan")
     table.add_column("task", overflow="fold", ratio=1)
@@ -90,7 +90,7 @@ def _style(episode: Episode) -> str:
     return "green" if episode.success else "red"
 
 
-# -- one of them ------------------------------------------------------------------------------------------------------
+# -- one episode ------------------------------------------------------------------------------------------------------
 def show_episode(episode: Episode, console: Console) -> None:
     """Goal, turns, ending."""
     show_goal(episode, console)
@@ -103,13 +103,13 @@ def show_episode(episode: Episode, console: Console) -> None:
 
 
 def show_goal(episode: Episode, console: Console) -> None:
-    """Which task, and what it asks for."""
+    """The task, and its goal."""
     console.print(Text(f"{episode.task.env} {episode.task.split} {printable(episode.task.id)}", style="dim"))
     console.print(Panel(Text(printable(episode.goal)), title="goal", title_align="left", border_style="cyan"))
 
 
 def result(episode: Episode) -> Text:
-    """What became of an episode, in a line."""
+    """The result of an episode in one line."""
     how = "solved" if episode.success else f"not solved ({episode.stop_reason or 'stopped'})"
     turns = f"{len(episode.turns)} turn{'' if len(episode.turns) == 1 else 's'}"
     numbers = f" after {turns}, score {episode.score:g}, return {episode.total_reward:g}"
@@ -117,7 +117,7 @@ def result(episode: Episode) -> Text:
 
 
 def show_turn(number: int, turn: Turn, console: Console) -> None:
-    """What was seen, what was done, and in a line what is known of it."""
+    """Observation, action, and a line of numbers."""
     facts = [f"turn {number}", f"reward {turn.reward:g}"]
     if turn.turn_reward is not None:
         facts.append(f"turn reward {turn.turn_reward:g}")
