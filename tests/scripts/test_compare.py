@@ -124,7 +124,7 @@ def test_a_folder_that_is_no_run_is_named_and_the_others_are_compared(
     said = capsys.readouterr()
     left_out = [line for line in said.err.splitlines() if line.startswith("left out: ")]
     assert len(left_out) == 3 + len(bad)
-    for name, reason in [("alien", "no run of scripts.train"), ("hollow", "holds no metrics.jsonl"),
+    for name, reason in [("alien", "not a run of scripts.train"), ("hollow", "holds no metrics.jsonl"),
                          ("nowhere", "is no folder"), *((n, reason) for n, (_, _, reason) in bad.items())]:  # fmt: skip
         assert any(f"/{name}" in line and reason in line for line in left_out), (name, said.err)
     assert "| env=corridor algo=gigpo | 1 | 80 |" in said.out
@@ -136,7 +136,7 @@ def test_without_any_run_it_is_an_error(tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "metrics.jsonl").write_text("")
     with pytest.raises(FileNotFoundError, match=r"no training run in .*expected"):
         main([str(tmp_path)])
-    assert "no run of scripts.train" in capsys.readouterr().err
+    assert "not a run of scripts.train" in capsys.readouterr().err
     assert not list(tmp_path.glob("compare.*"))
 
 

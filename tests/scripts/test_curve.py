@@ -79,7 +79,7 @@ def test_the_second_picture_shows_what_tells_why(tmp_path: Path, figures: dict[s
     shown = {axes.get_title(): axes.lines[-1].get_ydata().tolist() for axes in figures["diagnostics.png"].axes}
     assert shown == {
         "loss": [0.5, 0.5],
-        "KL to the policy of the start": [0.01, 0.01],
+        "KL to the initial policy": [0.01, 0.01],
         "entropy, nats per token": [1.5, 1.5],
         "invalid turns": [0.1, 0.1],
         "turns per episode": [4.0, 4.0],
@@ -93,7 +93,7 @@ def test_what_was_not_measured_is_said_and_not_drawn_as_zero(tmp_path: Path, fig
     said = {axes.get_title(): [text.get_text() for text in axes.texts] for axes in figures["diagnostics.png"].axes}
     missing = {title for title, texts in said.items() if texts == ["not measured"]}
     assert missing == {
-        "loss", "KL to the policy of the start", "entropy, nats per token", "sampled tokens per turn"
+        "loss", "KL to the initial policy", "entropy, nats per token", "sampled tokens per turn"
     }  # fmt: skip
 
 
