@@ -189,7 +189,7 @@ FIRST = f"{PREFIX}model.layers.0.self_attn.q_proj.lora_A.weight"
         (lambda weights: weights.update({f"{PREFIX}model.layers.7.x.lora_A.weight": torch.ones(2)}), r"extra \['model"),
         (
             lambda weights: weights.update({f"{PREFIX}model.embed_tokens.weight": torch.ones(328, 32)}),
-            r"brings whole weights beside its adapters, \['model\.embed_tokens\.weight'\]: merge them",
+            r"holds full weights in addition to its adapters, \['model\.embed_tokens\.weight'\]: merge them",
         ),
     ],
 )
@@ -257,4 +257,4 @@ def test_weights_of_another_task_beside_those_of_the_model_are_logged(tmp_path: 
     path = saved(tmp_path / "model") / "model.safetensors"
     save_file({**load_file(path), "v_head.weight": torch.zeros(1, 32)}, path, metadata={"format": "pt"})
     Pretrained().load(tmp_path / "model")
-    assert "holds 1 tensors that LlamaForCausalLM does not have, and which are not used: v_head.weight" in caplog.text
+    assert "holds 1 tensors that LlamaForCausalLM does not have; they are ignored: v_head.weight" in caplog.text

@@ -133,4 +133,4 @@ def test_an_observation_that_cannot_fit_ends_its_episode_and_is_not_encoded(monk
     decisions = playing.act(views)
     assert [decision.status is None for decision in decisions] == [False, True, True, False]
     assert encoded == [views[i].observation for i in (0, 2, 3)]
-    assert "an observation cannot fit into 60 ids" in caplog.text
+    assert "an observation does not fit into 60 ids" in caplog.text

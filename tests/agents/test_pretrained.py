@@ -168,7 +168,7 @@ def test_adapters_beside_weights_of_any_dtype_learn_in_float32(
         adapter = ".lora_" in name
         assert parameter.dtype == (torch.bfloat16 if dtype == "bfloat16" and not adapter else torch.float32)
         assert torch.equal(parameter, before[name]) == (".lora_B" not in name)  # A has no gradient while B is zero
-    assert ("frozen weights in float16 are made float32" in caplog.text) == (dtype == "float16")
+    assert ("frozen weights in float16 are converted to float32" in caplog.text) == (dtype == "float16")
 
 
 def test_what_else_an_adapter_folder_trains_is_trained_saved_and_handed_over(folder: Path, tmp_path: Path) -> None:
@@ -199,7 +199,9 @@ def test_adapters_that_do_not_fit_are_named(folder: Path, tmp_path: Path) -> Non
     policy = trained_adapters(folder)
     save_checkpoint(tmp_path / "adapters", policy.model, policy.tokenizer)
     other = Pretrained(lora=Lora(rank=4, targets=["q_proj", "v_proj"])).load(folder)
-    with pytest.raises(ValueError, match=r"adapters holds another model: extra \['model\.layers\.0\.mlp.* and 17 more"):
+    with pytest.raises(
+        ValueError, match=r"adapters holds the weights of another model: extra \['model\.layers\.0\.mlp.* and 17 more"
+    ):
         load_weights(tmp_path / "adapters", other.model)
     wider = Pretrained(lora=Lora(rank=8)).load(folder)
     with pytest.raises(ValueError, match=r"of another shape \['model\.layers\.0\.mlp"):
@@ -234,7 +236,7 @@ def test_a_model_that_is_trained_is_float32_whatever_its_file_has(tmp_path: Path
     assert {p.dtype for p in trained.model.parameters()} == {torch.float32}
     assert not caplog.records
     asked = Pretrained(dtype="float16").load(tmp_path / "half", trained=True)
-    assert "policy.dtype=float16 is not kept" in caplog.text
+    assert "policy.dtype=float16 is ignored" in caplog.text
     for a, b in zip(asked.model.parameters(), trained.model.parameters(), strict=True):  # not by way of float16
         assert torch.equal(a, b)
 

@@ -303,7 +303,7 @@ def test_ngrpo_learns_from_failures_and_not_from_successes() -> None:
 def test_the_overlong_penalty_is_a_ramp() -> None:
     penalty = overlong_penalty(np.array([1, 6, 8, 10, 12]), limit=10, buffer=4, factor=0.5)
     assert penalty.tolist() == [0, 0, -0.25, -0.5, -0.75]
-    with pytest.raises(ValueError, match="buffer must lie between 1 and the limit of 10 tokens, got 11"):
+    with pytest.raises(ValueError, match="buffer must be between 1 and the limit of 10 tokens, got 11"):
         overlong_penalty(np.array([1]), limit=10, buffer=11, factor=1.0)
     long = single_turns([0, 0], [1.0, 1.0], tokens=np.array([2, 10]))
     advantages = dapo(long, limit=10, buffer=4)

@@ -121,5 +121,5 @@ def test_bad_parameters_are_named() -> None:
         gigpo(table, mode="mean_std")
     with pytest.raises(UnknownNameError, match="unknown statistics 'rows'"):
         gigpo(table, statistics="rows")
-    with pytest.raises(ValueError, match=r"similarity must lie between 0 and 1, got 1\.5"):
+    with pytest.raises(ValueError, match=r"similarity must be between 0 and 1, got 1\.5"):
         gigpo(table, similarity=1.5)

@@ -123,7 +123,7 @@ def test_nothing_is_cloned_from_an_environment_that_only_raises(
 ) -> None:
     monkeypatch.setenv("POLYTURN_CACHE", str(tmp_path))
     monkeypatch.setattr("tests.agents.toys.Corridor._begin", lambda *_: 1 / 0)
-    with pytest.raises(BrokenEnvironmentError, match=r"(?s)24 of 24 episodes ended by an error.*ZeroDivisionError"):
+    with pytest.raises(BrokenEnvironmentError, match=r"(?s)ended 24 of 24 episodes.*ZeroDivisionError"):
         make(Phases())
     assert not [path for path in (tmp_path / "warm_starts").iterdir() if path.is_dir()]
 
@@ -211,5 +211,5 @@ def test_texts_that_no_context_holds_are_no_words_of_the_policy(
     monkeypatch.setenv("POLYTURN_CACHE", str(tmp_path))
     policy, _ = make(Phases(), tasks=Stories())
     assert len(policy.tokenizer) < 1000
-    assert re.search(r"\d+ of \d+ texts of the environment, of more than 8192 characters, are too long", caplog.text)
+    assert re.search(r"\d+ of \d+ texts of the environment have more than 8192 characters, too long", caplog.text)
     assert re.search(r"\d of 4 demonstrations ended early", caplog.text)

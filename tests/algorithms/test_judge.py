@@ -186,7 +186,7 @@ def test_prompts_that_are_too_long_have_no_answer_and_are_logged(
     said = model.answers(prompts, Sampling(1.0, 8), 0)
     assert [text is None for text in said] == [False, True, False, True]
     assert model.usage.requests == 2
-    assert "2 of 4 prompts of the judge do not fit into the 64 ids" in caplog.text
+    assert "2 of the judge's 4 prompts do not fit into the 64 ids" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -193,5 +193,5 @@ class Unsaved(Corridor):
 def test_a_run_in_an_environment_without_snapshots_says_what_is_wrong(tmp_path: Path) -> None:
     with EnvPool(lambda: Unsaved(8), 8) as pool:
         trainer = make_trainer(tmp_path, pool, random_policy(), 1, vineppo, {"monte_carlo": MonteCarlo})
-        with pytest.raises(RuntimeError, match=r"(?s)an error of the environment.*Unsaved cannot take snapshots"):
+        with pytest.raises(RuntimeError, match=r"(?s)errors of the environment.*Unsaved cannot take snapshots"):
             trainer.train()

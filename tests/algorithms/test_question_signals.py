@@ -120,7 +120,7 @@ def test_a_step_that_failed_was_paid_nothing_and_a_missing_word_is_told(pool: En
     assert (measured["turn_reward"][last], measured["tool_result"][last]) == (0.0, False)
     assert measured["tool_result"].dtype == np.bool_
     episodes[0].error = ""
-    with pytest.raises(ValueError, match=r"polyturn/Lookup-v0 says nothing of single turns: .*'turn_reward'"):
+    with pytest.raises(ValueError, match=r"polyturn/Lookup-v0 has no rewards for single turns: .*'turn_reward'"):
         TurnRewards(context).measure(RolloutBatch.of(episodes))
 
 
@@ -130,9 +130,9 @@ def test_environments_without_answers_and_rules_are_named() -> None:
         agent = PolicyAgent(policy, Transcript(), Sampling(1.0, 6), torch.Generator().manual_seed(0))
         context = SignalContext(policy.model, agent, pool, torch.float32, 512, 1.0, 8, 0)
         rollouts = RolloutBatch.of(rollout(agent, pool, [Job(corridor(2))], max_turns=2))
-    with pytest.raises(ValueError, match="test/Corridor-v0 tells no right answers"):
+    with pytest.raises(ValueError, match="test/Corridor-v0 has no right answers"):
         AnswerGain(context).measure(rollouts)
-    with pytest.raises(ValueError, match="test/Corridor-v0 says nothing of single turns"):
+    with pytest.raises(ValueError, match="test/Corridor-v0 has no rewards for single turns"):
         TurnRewards(context).measure(rollouts)
 
 
@@ -199,7 +199,7 @@ def test_a_prompt_that_leaves_no_room_is_not_measured(pool: EnvPool) -> None:
 
 def test_a_form_without_a_place_and_a_slow_tokenizer_are_refused(pool: EnvPool) -> None:
     context = context_of(pool)
-    with pytest.raises(ValueError, match=r"one place for the answer, \{answer\}"):
+    with pytest.raises(ValueError, match=r"exactly one \{answer\}"):
         AnswerGain(context, action="answer")
     slow = SimpleNamespace(tokenizer=SimpleNamespace(chat_template=None, is_fast=False))
     agent = SimpleNamespace(policy=slow, prompter=Transcript())

@@ -485,7 +485,7 @@ def test_unknown_rules_are_left_to_textworld(key: str, old: str, new: str) -> No
     game[key] = game[key].replace(old, new)
     foreign = parse_game("house", game)
     assert foreign.foreign
-    with pytest.raises(ValueError, match="house: the native engine does not play this game"):
+    with pytest.raises(ValueError, match="house: the native engine cannot play this game"):
         Engine(foreign)
 
 

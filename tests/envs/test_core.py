@@ -191,7 +191,7 @@ def test_wrong_arguments_are_named() -> None:
     with pytest.raises(UnknownNameError, match="unknown reset option 'tsk'; did you mean 'task'"):
         env.reset(options={"tsk": None})
     env.reset()
-    with pytest.raises(TypeError, match="an action is a string, got int: 3"):
+    with pytest.raises(TypeError, match="an action must be a string, got int: 3"):
         env.step(3)  # type: ignore[arg-type]
 
 

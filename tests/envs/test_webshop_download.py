@@ -141,7 +141,7 @@ def test_a_mirror_with_its_hashes(tmp_path: Path) -> None:
         get(tmp_path / "another", mirror=mirror)
     assert placed(tmp_path / "another") == {}
     (mirror / SUMS).write_text("nonsense")
-    with pytest.raises(DamagedError, match="'nonsense' is no line of sha256sum"):
+    with pytest.raises(DamagedError, match="'nonsense' is not a line of sha256sum"):
         get(tmp_path / "another", mirror=mirror)
 
 

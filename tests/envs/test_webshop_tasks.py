@@ -179,7 +179,7 @@ def test_later_resets_go_on_with_the_generator() -> None:
     assert [draw.seed for draw in both[1]] == [7, 8, 9, 10, 11]
     assert all(draw.place >= 500 for row in both for draw in row)
     assert all(draw.place < 500 for draw in worker_draws(7, 5, 2000, is_train=False, resets=1)[0])
-    with pytest.raises(ValueError, match="600 workers need as many goals, and there are 500"):
+    with pytest.raises(ValueError, match="600 workers need as many goals, but only 500"):
         worker_draws(7, 600, 2000, is_train=False, resets=1)
 
 

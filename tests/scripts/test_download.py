@@ -253,7 +253,7 @@ def test_a_mirror_with_games(server: FileServer, tmp_path: Path, shape: str) -> 
 
 
 def test_a_mirror_without_either(server: FileServer, tmp_path: Path) -> None:
-    with pytest.raises(DownloadError, match=r"no games\.zip and no json_2\.1\.1 in .*nowhere"):
+    with pytest.raises(DownloadError, match=r"neither games\.zip nor json_2\.1\.1 is in .*nowhere"):
         fetch(tmp_path / "data", archive_of(server), mirror=tmp_path / "nowhere")
 
 

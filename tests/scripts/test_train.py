@@ -167,7 +167,7 @@ def test_a_run_is_not_resumed_as_another(whole, cache: Path) -> None:
         ("env.engine=textword", "did you mean 'textworld'"),
         ("algo.estimator.mode=mean", "did you mean 'mean_norm'"),
         ("trainer.precision=float23", "did you mean 'float32'"),
-        ("model=/no/such/folder", "no model in /no/such/folder"),
+        ("model=/no/such/folder", "no model at /no/such/folder"),
         ("resume=/no/such/run", "nothing to resume in /no/such/run"),
         ("env.games=official", "scripts.download alfworld"),
         ("eval.selection_tasks=17", "eval.selection_tasks=17 cannot be held out of the 64 tasks of train"),
