@@ -287,7 +287,7 @@ class Cloner:
         targets, weights = targets[chosen], weights[chosen]  # (N,)
         states = causal_states(self.model, ids[:, :-1])[chosen]  # (N, E)
         logits = head_logits(self.model, states)  # (N, V): most of the work where there are many words
-        if any(lesson.nodes for lesson in batch):
+        if len(targets) and any(lesson.nodes for lesson in batch):
             rows, columns = chosen.nonzero(as_tuple=True)
             rest: list[None] = [None] * width
             nodes = [[*lesson.nodes, *rest] for lesson in batch]

@@ -23,9 +23,12 @@ What happens when an environment misbehaves:
 2. It outlives its deadline: its outcome carries `STEP_TIMEOUT` and the stack it was stuck in. An exception is raised
    where it is, and it is dropped. No other slot notices.
 3. It ends its whole process, or hangs in C code that lets nothing else run. With `workers=0` nothing can help against
-   this one. A worker is killed and replaced, and the environment that was playing has failed. The others of that worker
-   are brought back: their actions since the reset are played again, and should show what they showed before. Where one
-   shows something else, its outcome carries `ENV_ERROR` and is `lost`: its episode has to begin again.
+   this one. A worker is killed and replaced, and its environments are brought back: their actions since the reset are
+   played again, and should show what they showed before. Where one shows something else, its outcome carries
+   `ENV_ERROR` and is `lost`: its episode has to begin again.
+4. Which of them has ended the process? Not always the one that was playing: another may have left a thread or a timer.
+   The one that was playing is brought back in a worker of its own, and plays on there until its episode ends. If that
+   worker ends too, it has failed. An episode that begins again after it was lost is played in such a worker.
 """
 
 from __future__ import annotations
@@ -60,7 +63,10 @@ STARTS = 3  # times that a worker may die while it starts
 # How much later than a worker itself its parent gives a step up: only a worker that no longer runs gets this far.
 GRACE_SECONDS = 5.0
 AGAIN_SECONDS = 1.0  # after which an environment that caught the exception of its deadline gets another
+LOOK_SECONDS = 1.0  # how often to look whether a worker lives: a process that it has started may keep its pipe open
+NUMBER_BYTES = 8  # of an answer, in front of it
 NOBODY = -1  # in place of a slot
+TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 TIME_UP = signal.SIGUSR2  # what a worker sends to its main thread when a deadline has passed
 LONGEST_ERROR = 20_000  # characters of a failure's text
 MAKING = ("reset", "restore")  # the commands that make an environment where there is none
@@ -137,11 +143,14 @@ class EnvPool:
         self._local = _Threads(make, step_timeout) if workers == 0 else None
         self._closed = False
         self._workers: list[_Worker] = []
+        self._alone: dict[int, _Worker] = {}  # the workers of a single slot, by that
+        self._lost: set[int] = set()  # slots whose next episode is played alone
         if workers:
             packed = _pickled(make, workers)
             try:
                 for index in range(min(workers, size)):
                     self._workers.append(_Worker(index, packed, step_timeout))
+                    self._workers[-1].start()
                 self._attend({})
                 if problems := [worker.problem for worker in self._workers if worker.problem]:
                     raise RuntimeError(problems[0])
@@ -188,34 +197,65 @@ class EnvPool:
             raise RuntimeError("the pool is closed")
         if outside := [c.slot for c in commands if not 0 <= c.slot < self.size]:
             raise IndexError(f"slot {outside[0]} does not exist: this pool has slots 0 to {self.size - 1}")
-        results: dict[int, Outcome] = {}
         if self._local:
-            results = self._local.run(commands)
-        for number, worker in enumerate(self._workers):
-            worker.submit([command for command in commands if command.slot % len(self._workers) == number], results)
+            return self._local.run(commands)
+        results: dict[int, Outcome] = {}
+        self._move([command.slot for command in commands if command.what in MAKING])
+        for worker, given in self._divide(commands):
+            worker.submit(given, results)
         self._attend(results)
+        self._lost |= {slot for slot, outcome in results.items() if outcome.error and outcome.error.lost}
         return {command.slot: results[command.slot] for command in commands}
+
+    def _move(self, beginning: list[int]) -> None:
+        """Slots whose episodes begin play among others again, but for those that were lost."""
+        back = [slot for slot in beginning if slot in self._alone and slot not in self._lost]
+        for slot in back:
+            self._alone[slot].submit([_Command(slot, "close")], {})
+        self._attend({})
+        for slot in back:
+            worker = self._alone.pop(slot)
+            worker.hang_up()
+            worker.stop()
+        for slot in self._lost & set(beginning) - self._alone.keys():
+            self._alone[slot] = self._home(slot).part(slot)
+        self._lost -= set(beginning)
+
+    def _home(self, slot: int) -> _Worker:
+        return self._workers[slot % len(self._workers)]
+
+    def _divide(self, commands: list[_Command]) -> list[tuple[_Worker, list[_Command]]]:
+        """The commands of each worker."""
+        given: dict[int, tuple[_Worker, list[_Command]]] = {}
+        for command in commands:
+            worker = self._alone.get(command.slot) or self._home(command.slot)
+            given.setdefault(id(worker), (worker, []))[1].append(command)
+        return list(given.values())
 
     def _end(self) -> None:
         self._closed = True
-        for worker in self._workers:
+        for worker in [*self._workers, *self._alone.values()]:
             worker.hang_up()
-        for worker in self._workers:
+        for worker in [*self._workers, *self._alone.values()]:
             worker.stop()
 
     def _attend(self, results: dict[int, Outcome]) -> None:
         """Take what workers send, until they have answered everything and none is starting."""
         try:
-            while busy := {worker.connection: worker for worker in self._workers if worker.busy}:
+            while busy := {w.connection: w for w in [*self._workers, *self._alone.values()] if w.busy}:
                 soonest = min(worker.deadline for worker in busy.values())
-                ready = wait(list(busy), timeout=max(0.0, soonest - time.monotonic()))
+                ready = wait(list(busy), timeout=min(max(0.0, soonest - time.monotonic()), LOOK_SECONDS))
                 for connection, worker in busy.items():
-                    if connection in ready:
-                        worker.receive(results)
+                    if connection in ready or (worker.has_ended and not connection.poll()):
+                        worker.receive(results, ended=connection not in ready)
                     elif time.monotonic() >= worker.deadline and not connection.poll():
                         worker.give_up(results)
+                    if command := worker.take_suspect():
+                        self._alone[command.slot] = worker.part(command.slot)
+                        self._alone[command.slot].submit([command], results)
         except BaseException:  # Ctrl-C, mostly: answers that nobody waits for must not be taken for later ones
-            for worker in self._workers:
+            for worker in [*self._workers, *self._alone.values()]:
+                worker.take_suspect()
                 if worker.busy:
                     worker.pending = []
                     worker.kill()
@@ -245,7 +285,7 @@ class _Seat:
         self.slot = slot
         self.env: gym.Env[str, str] | None = None
         self.now: _Now | None = None
-        self.on_alarm: Any = signal.SIG_DFL  # what SIGALRM does while it plays
+        self.handlers: dict[int, Any] = {}  # of signals, which it has set in a worker
         self._make, self._timeout = make, timeout
 
     def play(self, command: _Command) -> Outcome:
@@ -338,9 +378,13 @@ class _Player(threading.Thread):
         self.start()
 
     def run(self) -> None:
+        process = os.getpid()
         with contextlib.suppress(_TimeUp):
             while self._wake.acquire() and self._command is not None:
-                self._hand_on(self, self.seat.play(self._command))
+                outcome = self.seat.play(self._command)
+                if os.getpid() != process:
+                    os._exit(0)  # the environment has forked: the outcome is for its parent to hand on
+                self._hand_on(self, outcome)
 
     def play(self, command: _Command | None) -> None:
         """Have a command carried out, after the one before is; None ends the thread."""
@@ -448,21 +492,41 @@ class _Recorded(NamedTuple):
 class _Worker:
     """A process that plays some of the slots, as its parent sees it.
 
-    When the process ends, the environment that was playing has failed. The others are brought back to where they were,
-    in the next process and when they are needed: what they have played since they were reset is played again.
+    When the process ends, its environments are brought back to where they were, in the next process and when they are
+    needed: what they have played since they were reset is played again. The one that was playing is a suspect, to be
+    brought back by a worker of its own (`alone`); where that has ended, it has failed.
     """
 
-    def __init__(self, index: int, make: bytes, timeout: float) -> None:
-        self.index = index
+    def __init__(self, index: int, make: bytes, timeout: float, *, alone: bool = False) -> None:
+        self.index, self.alone = index, alone
         self.pending: list[_Command] = []  # not answered yet; the first is being carried out
         self.deadline = 0.0  # `time.monotonic` until which the process must answer, or be ready
         self.problem = ""  # why it does not start, after all tries
         self._history: dict[int, list[_Recorded]] = {}  # by slot, from the reset or restore of its episode on
         self._here: set[int] = set()  # the slots whose environments the process holds
         self._make, self._timeout = make, timeout
+        self._process: Any = None  # of `multiprocessing`; None before the first start
         self._running = self._ready = False
         self._tries = 0  # starts since the last answer
-        self._start()
+        self._number = 0  # of the answer to come
+        self._suspect: _Command | None = None
+
+    def part(self, slot: int) -> _Worker:
+        """A worker for that slot alone, which takes its history along."""
+        worker = _Worker(self.index, self._make, self._timeout, alone=True)
+        if slot in self._history:
+            worker._history[slot] = self._history.pop(slot)
+        return worker
+
+    def take_suspect(self) -> _Command | None:
+        """What was being carried out when the process ended; once, and nothing where that has failed."""
+        command, self._suspect = self._suspect, None
+        return command
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the process is gone."""
+        return self._process.exitcode is not None
 
     @property
     def busy(self) -> bool:
@@ -484,11 +548,13 @@ class _Worker:
         if self._running:
             self._send(results)
         else:
-            self._start()
+            self.start()
 
-    def receive(self, results: dict[int, Outcome]) -> None:
+    def receive(self, results: dict[int, Outcome], *, ended: bool) -> None:
         """Take one answer, or the end of the process."""
         try:
+            if ended:
+                raise EOFError
             data = self.connection.recv_bytes()
         except (EOFError, OSError):
             self._process.join(GRACE_SECONDS)
@@ -518,16 +584,20 @@ class _Worker:
 
     def hang_up(self) -> None:
         """Tell the process to end."""
+        if self._running:
+            self.connection.close()
         self._running = self._ready = False
-        self.connection.close()
 
     def stop(self) -> None:
         """Wait for the process to end; kill it if it does not."""
+        if self._process is None:
+            return
         self._process.join(GRACE_SECONDS)
         self._process.kill()
         self._process.join()
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Start a process."""
         context = multiprocessing.get_context("spawn")  # fork would copy torch's threads and locks in any state
         self.connection, theirs = context.Pipe()
         self._playing = context.RawValue("i", NOBODY)  # in memory that both have: it outlives the process
@@ -544,11 +614,12 @@ class _Worker:
         self.deadline = time.monotonic() + START_SECONDS
 
     def _send(self, results: dict[int, Outcome]) -> None:
-        """Send all commands, each with what has to be played before it."""
-        messages = []
+        """Send all commands, each with the number of its answer and what has to be played before it."""
+        messages: list[tuple[int, int, bytes]] = []
         for command in list(self.pending):
             try:
-                messages.append((command.slot, pickle.dumps((command, self._missing(command)))))
+                message = pickle.dumps((command, self._missing(command)))
+                messages.append((self._number + len(messages), command.slot, message))
             except Exception:
                 text = f"{command.what} of env {command.slot} cannot be sent to a worker:\n{traceback.format_exc()}"
                 results[command.slot] = _failed(StopReason.ENV_ERROR, text)
@@ -563,10 +634,13 @@ class _Worker:
         return self._history[command.slot] if lost else []
 
     def _take(self, data: bytes, results: dict[int, Outcome]) -> None:
+        if not self.pending or int.from_bytes(data[:NUMBER_BYTES], "little") != self._number:
+            return  # no answer to what was asked: an environment has written to the pipe, or a process that it started
         command = self.pending.pop(0)
         slot = command.slot
+        self._number += 1
         try:
-            outcome: Outcome = pickle.loads(data)
+            outcome: Outcome = pickle.loads(data[NUMBER_BYTES:])
         except Exception:
             text = f"{command.what} of env {slot} gave what cannot be received:\n{traceback.format_exc()}"
             outcome = _failed(StopReason.ENV_ERROR, text)
@@ -590,12 +664,18 @@ class _Worker:
             self.deadline = time.monotonic() + self._timeout * steps + GRACE_SECONDS + making
 
     def _lose(self, reason: StopReason, why: str, results: dict[int, Outcome]) -> None:
-        """The process has ended, or must. Whoever was playing has failed; the next process does what is left."""
+        """The process has ended, or must. Whoever was playing may have ended it; the next process does what is left."""
+        began = self._ready
         self.kill()
-        if self.pending and self._playing.value == self.pending[0].slot:  # else it has answered, or nobody was
+        playing = bool(self.pending) and self._playing.value == self.pending[0].slot  # else it has answered
+        if playing or (self.alone and began):
             command, self._tries = self.pending.pop(0), 0
-            text = f"{command.what} of env {command.slot} in env worker {self.index}: {why}"
-            self._fail(command, reason, text, results)
+            self._number += 1
+            if self.alone or command.what == "close":
+                text = f"{command.what} of env {command.slot} in env worker {self.index}: {why}"
+                self._fail(command, reason, f"{text}; no other environment was in it" if self.alone else text, results)
+            else:
+                self._suspect = command
         elif self._tries >= STARTS:
             self.problem = f"start of env worker {self.index}: {why}"
             for command in self.pending:
@@ -605,7 +685,7 @@ class _Worker:
         results |= {command.slot: Outcome() for command in self.pending if command.what == "close"}
         self.pending = [command for command in self.pending if command.what != "close"]  # those are gone
         if self.pending or self._tries:
-            self._start()
+            self.start()
 
     def _fail(self, command: _Command, reason: StopReason, text: str, results: dict[int, Outcome]) -> None:
         results[command.slot] = _failed(reason, text)
@@ -632,11 +712,15 @@ def _serve(connection: Connection, make: bytes, timeout: float, playing: ctypes.
         connection.send_bytes(traceback.format_exc().encode(errors="replace"))
         return
     connection.send_bytes(b"")
+    process = os.getpid()
     try:
         while True:
-            for slot, message in connection.recv():
+            for number, slot, message in connection.recv():
                 playing.value = slot
-                connection.send_bytes(environments.answer(slot, message))
+                answer = environments.answer(slot, message)
+                if os.getpid() != process:
+                    os._exit(0)  # an environment has forked: the answer is for its parent to give
+                connection.send_bytes(number.to_bytes(NUMBER_BYTES, "little") + answer)
                 playing.value = NOBODY
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the parent has closed the pool, or is gone
@@ -664,6 +748,11 @@ class _WorkerEnvironments:
         self._playing: _Seat | None = None
         self._late: Outcome | None = None
         signal.signal(TIME_UP, self._interrupt)
+        handlers = {
+            number: signal.getsignal(number) for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
+        }
+        self._handlers = {number: handler for number, handler in handlers.items() if handler is not None}
+        self._blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         threading.Thread(target=self._watch, daemon=True).start()
 
     def answer(self, slot: int, message: bytes) -> bytes:
@@ -698,17 +787,17 @@ class _WorkerEnvironments:
         return None
 
     def _play(self, seat: _Seat, command: _Command) -> Outcome:
-        """Carry a command out. An alarm that it sets goes off in it or not at all."""
+        """Carry a command out. Timers that it sets go off in it or not at all; its handlers of signals are its own."""
         outcome = Outcome()
         try:
-            signal.signal(signal.SIGALRM, seat.on_alarm or signal.SIG_DFL)
+            for number, handler in seat.handlers.items():
+                signal.signal(number, handler)
             self._playing = seat
             try:
                 outcome = seat.play(command)
             finally:
                 self._playing = None
-                signal.setitimer(signal.ITIMER_REAL, 0)
-                seat.on_alarm = signal.getsignal(signal.SIGALRM)
+                seat.handlers = self._reset_signals()
         except _TimeUp:
             pass  # `_late` is the outcome
         except BaseException:  # the handler of such an alarm
@@ -718,6 +807,17 @@ class _WorkerEnvironments:
         if outcome.error is not None:
             self._seats.pop(seat.slot, None)
         return outcome
+
+    def _reset_signals(self) -> dict[int, Any]:
+        """Stop all timers, and put back blocked signals and handlers. Returns the handlers that were set meanwhile."""
+        for timer in TIMERS:
+            signal.setitimer(timer, 0)
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._blocked)
+        found = {number: signal.getsignal(number) for number in self._handlers}
+        changed = {number: handler for number, handler in found.items() if handler != self._handlers[number]}
+        for number in changed:
+            signal.signal(number, self._handlers[number])
+        return {number: handler for number, handler in changed.items() if handler is not None and number != TIME_UP}
 
     def _watch(self) -> None:
         """No sleep is longer than the shortest deadline, so that none passes in it that was set after it began."""

@@ -1,6 +1,7 @@
 """The pool: outcomes do not depend on workers, nobody waits for ever, and one environment's end is its own."""
 
 import os
+import pickle
 import re
 import signal
 import sqlite3
@@ -16,7 +17,7 @@ import pytest
 
 import envs.pool
 from envs.core import INFO_KEYS, Info, StopReason, Task, TextEnv
-from envs.pool import EnvPool, Outcome
+from envs.pool import EnvPool, Outcome, _Command
 
 ROOT = Path(__file__).parents[2]
 PROC = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="looks for processes in /proc")
@@ -96,6 +97,34 @@ class Puppet(TextEnv):
             case "shout":
                 for _ in range(100):
                     sys.stdout.write("x" * 1_000_000)
+            case _:
+                return self._obey_rarest(order)
+        return ""
+
+    def _obey_rarest(self, order: str) -> str:
+        match order:
+            case "leave a bomb":
+                threading.Timer(0.3, os._exit, [4]).start()
+            case "fork":
+                os.fork()  # the child returns, too
+            case "crash beside a child":
+                if os.fork() == 0:
+                    time.sleep(10)
+                os._exit(3)
+            case "burn":
+                end = time.process_time() + 0.1
+                while time.process_time() < end:
+                    pass
+            case "leave timers":
+                signal.setitimer(signal.ITIMER_VIRTUAL, 0.02, 0.02)
+                signal.setitimer(signal.ITIMER_PROF, 0.02, 0.02)
+            case "take signals":
+                for number in (signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
+                    signal.signal(number, self.wake)
+                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2, signal.SIGALRM})
+            case "signals":
+                numbers = (signal.SIGCHLD, signal.SIGUSR1, signal.SIGTERM)
+                return str([signal.getsignal(number) == self.wake for number in numbers])
         return ""
 
     def _info(self, observation: str, extra: Info, stop: StopReason | None) -> Info:
@@ -470,6 +499,70 @@ def test_who_ends_a_worker_fails_and_the_others_go_on(
     assert bad == good
 
 
+def test_who_ends_the_process_later_has_failed_and_not_who_plays_then() -> None:
+    with EnvPool(Puppet, size=3, workers=1) as pool:
+        pool.reset(tasks(3))
+        pool.step({0: "leave a bomb", 1: "a", 2: "a"})
+        outcomes = pool.step({1: "nap", 2: "b"})
+        assert [outcome.error for outcome in outcomes.values()] == [None, None]
+        outcomes = pool.step({2: "nap", 0: "nap", 1: "c"})
+        assert [slot for slot, outcome in outcomes.items() if outcome.error] == [0]
+        assert "exit code 4; no other environment was in it" in str(outcomes[0].error)
+        assert outcomes[1].observation.startswith("['a', 'nap', 'c']")
+        assert not any(outcome.error for outcome in pool.reset(tasks(3)).values())
+        assert len({outcome.observation for outcome in pool.step(dict.fromkeys(range(3), "pid")).values()}) == 1
+
+
+def test_a_child_that_keeps_the_pipe_of_its_worker_open_hides_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(envs.pool, "LOOK_SECONDS", 0.1)
+    with EnvPool(Puppet, size=2, workers=1, step_timeout=5) as pool:
+        pool.reset(tasks(2))
+        outcomes = pool.step({0: "crash beside a child", 1: "a"})
+        assert "the worker died with exit code 3" in str(outcomes[0].error)
+        assert outcomes[1].error is None
+
+
+@HERE_AND_THERE
+def test_a_child_of_an_environment_answers_nobody(workers: int) -> None:
+    with EnvPool(Puppet, size=2, workers=workers) as pool:
+        pool.reset(tasks(2))
+        for heard in (["fork"], ["fork", "b"], ["fork", "b", "c"]):
+            outcomes = pool.step({0: heard[-1], 1: heard[-1]})
+            assert all(outcome.observation.startswith(f"{heard} ") for outcome in outcomes.values())
+
+
+def test_an_answer_to_nothing_is_not_taken_for_one_to_what_was_asked() -> None:
+    with EnvPool(Puppet, size=1, workers=1) as pool:
+        pool.reset(tasks(1))
+        worker = pool._workers[0]
+        before = (7).to_bytes(8, "little") + pickle.dumps(Outcome("What nobody said."))
+        for stray in (before, b"", b"nonsense"):
+            worker.pending = [_Command(0, "step", "a")]
+            results: dict[int, Outcome] = {}
+            worker._take(stray, results)
+            assert results == {}
+            assert len(worker.pending) == 1
+        worker.pending = []
+        assert pool.step({0: "a"})[0].observation.startswith("['a']")
+
+
+def test_timers_and_signals_of_one_environment_reach_no_other() -> None:
+    with EnvPool(Puppet, size=2, workers=1, step_timeout=3) as pool:
+        pool.reset(tasks(2))
+        assert pool.step({1: "signals"})[1].observation == "[False, False, False]"
+        pid = pool.step({0: "pid"})[0].observation
+        outcomes = pool.step({0: "leave timers", 1: "burn"})
+        assert [outcome.error for outcome in outcomes.values()] == [None, None]
+        assert pool.step({1: "pid"})[1].observation == pid
+        pool.step({0: "take signals"})
+        assert pool.step({1: "signals"})[1].observation == "[False, False, False]"
+        assert pool.step({0: "signals"})[0].observation == "[True, True, True]"
+        late = pool.step({1: "sleep"})[1].error
+        assert late is not None
+        assert "no answer in 3 s. It is in" in late.text, "its deadline interrupts it"
+        assert pool.step({0: "pid"})[0].observation == pid
+
+
 def test_a_worker_that_is_lost_again_and_again_loses_one_environment_each_time() -> None:
     with EnvPool(Puppet, size=4, workers=1) as pool:
         pool.reset(tasks(4))
@@ -500,14 +593,19 @@ def test_what_cannot_be_played_again_is_lost_and_says_so() -> None:
         pool.step({0: "a", 1: "a"})
         outcomes = pool.step({0: "crash", 1: "b", 2: "b"})
         assert outcomes[0].error is not None
-        assert not outcomes[0].error.lost
+        assert outcomes[0].error.lost, "alone it could not be brought back to where it ended the process"
         assert outcomes[1].error is not None
         assert outcomes[1].error.lost
         assert outcomes[1].error.reason is StopReason.ENV_ERROR
         assert "at step 1 of 1: it showed something else than the first time" in outcomes[1].error.text
         assert outcomes[2].error is None
         assert "EpisodeOverError" in str(pool.step({1: "b"})[1].error)
-        assert pool.reset({1: task(1)})[1].error is None
+        assert not any(outcome.error for outcome in pool.reset({0: task(0), 1: task(1)}).values())
+        pool.step({0: "a", 1: "a", 2: "a"})
+        outcomes = pool.step({0: "crash", 1: "b", 2: "b"})
+        assert outcomes[0].error is not None
+        assert not outcomes[0].error.lost, "it was alone"
+        assert (outcomes[1].error, outcomes[2].error) == (None, None)
 
 
 def test_a_worker_may_die_while_it_starts(tmp_path: Path) -> None:
@@ -520,8 +618,10 @@ def test_a_worker_may_die_while_it_starts(tmp_path: Path) -> None:
         outcomes = pool.step({0: "crash", 1: "b"})
         assert outcomes[1].observation.startswith("['a', 'b']")
         pool.reset({0: task(0)})
+        pid = int(pool.step({0: "pid"})[0].observation)
         file.write_text("\n" * 3)
-        outcomes = pool.step({0: "crash", 1: "c"})
+        os.kill(pid, signal.SIGKILL)
+        outcomes = pool.step({1: "c"})
         assert outcomes[1].error is not None
         assert "start of env worker 0: the worker died with exit code 7" in outcomes[1].error.text
         assert all(outcome.error is None for outcome in pool.reset(tasks(2)).values())
