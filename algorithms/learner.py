@@ -150,10 +150,9 @@ class LearnerConfig:
     the learner recomputes them before an update, uses them as the old ones, and multiplies the loss of each token by
     min(exp(recomputed - engine's), cap). With None, the engine's are the old ones."""
 
-    def rate(self, update: int, updates: int) -> float:
-        """The learning rate of update number `update` (from 0) of `updates`."""
-        share = update / updates
-        line = (1 - share) * self.learning_rate + share * self.final_learning_rate
+    def rate(self, update: int, progress: float) -> float:
+        """The learning rate of update number `update`, from 0, when the share `progress` of the run is done."""
+        line = (1 - progress) * self.learning_rate + progress * self.final_learning_rate
         return line * min(1.0, (update + 1) / max(self.warmup_updates, 1))
 
 

@@ -55,7 +55,9 @@ from envs.pool import EnvPool
 
 logger = logging.getLogger(__name__)
 
-STATE_KEYS = ("update", "tasks_drawn", "best", "optimizer", "sampling_rng", "sample_order_rng", "signals")
+STATE_KEYS = (
+    "update", "env_steps", "tasks_drawn", "best", "optimizer", "sampling_rng", "sample_order_rng", "signals",
+)  # fmt: skip
 MAX_TRIES = 10  # rollouts of dynamic sampling for one batch, as in verl-agent
 Estimator: TypeAlias = Callable[[TurnTable], NDArray[np.float64] | Estimate]
 Metrics: TypeAlias = dict[str, float]
@@ -65,7 +67,7 @@ Metrics: TypeAlias = dict[str, float]
 class TrainerConfig:
     """The size and schedule of a run."""
 
-    updates: int
+    updates: int | None  # after which the run ends; None: `env_steps` alone ends it
     groups: int  # tasks in a batch
     group_size: int  # attempts at each task
     max_turns: int  # of a training episode; evaluations use the environment's own limit
@@ -74,12 +76,15 @@ class TrainerConfig:
     eval_every: int  # updates between evaluations; 0: only at the start and the end
     checkpoint_every: int
     episode_timeout: float  # seconds
+    env_steps: int | None = None  # the run ends when so many were taken in environments, those of signals included
 
     def __post_init__(self) -> None:
-        least = dict.fromkeys(("groups", "group_size", "max_turns", "checkpoint_every"), 1)
+        least = dict.fromkeys(("groups", "group_size", "max_turns", "checkpoint_every", "env_steps"), 1)
         for name, low in (least | {"updates": 0, "eval_every": 0}).items():
-            if getattr(self, name) < low:
-                raise ValueError(f"trainer.{name} must be at least {low}, got {getattr(self, name)}")
+            if (value := getattr(self, name)) is not None and value < low:
+                raise ValueError(f"trainer.{name} must be at least {low}, got {value}")
+        if self.updates is None and self.env_steps is None:
+            raise ValueError("a run needs an end: trainer.updates, trainer.env_steps or both")
         if self.dynamic_sampling and self.group_size == 1:
             raise ValueError(
                 "algo.dynamic_sampling=true drops groups in which all attempts have the same return; with "
@@ -87,6 +92,15 @@ class TrainerConfig:
             )
         if self.tree_expansion is not None:
             self.tree_expansion.check(self.group_size)
+
+    def progress(self, update: int, env_steps: int) -> float:
+        """The share of a run that is done after `update` updates and `env_steps` steps, 1 at its end."""
+        shares = [
+            done / limit if limit else 1.0
+            for done, limit in ((update, self.updates), (env_steps, self.env_steps))
+            if limit is not None
+        ]
+        return min(max(shares), 1.0)
 
 
 class Reporter(Progress, Protocol):
@@ -135,6 +149,7 @@ class Trainer:
             Need.SNAPSHOTS in signal.needs for signal in self.signals.values()
         )
         self.update = 0  # updates done
+        self.env_steps = 0  # taken in environments for them
         self.tasks_drawn = 0
         self.best: tuple[float, int] | None = None  # score of the best evaluation, and its update
         self.stopping = False  # set from outside: finish this update, save, return
@@ -142,24 +157,28 @@ class Trainer:
 
     # -- the loop ---------------------------------------------------------------------------------------------------
     def train(self) -> None:
-        """Train until `updates` are done or `stopping` is set, and save a checkpoint at the end."""
+        """Train to the end of the run or until `stopping` is set, and save a checkpoint at the end."""
         self.policy.sync()  # an engine may have been started with other weights
         if not checkpoints(self.run):
             self._discard_after(-1)  # files of a run that died before its first checkpoint
             self._evaluate()
             self._save()
-        while self.update < self.config.updates and not self.stopping:
+        while not self.is_done and not self.stopping:
             try:
                 metrics = self._update()
             except NotFiniteError as error:
                 raise NotFiniteError(f"update {self.update + 1}: {error}") from error
             self._log(metrics)
-            last = self.update == self.config.updates
             best = False
-            if last or (self.config.eval_every and self.update % self.config.eval_every == 0):
+            if self.is_done or (self.config.eval_every and self.update % self.config.eval_every == 0):
                 best = self._evaluate()
-            if best or last or self.stopping or self.update % self.config.checkpoint_every == 0:
+            if best or self.is_done or self.stopping or self.update % self.config.checkpoint_every == 0:
                 self._save()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the run is at its end."""
+        return self.config.progress(self.update, self.env_steps) == 1.0
 
     def _update(self) -> Metrics:
         seconds: Metrics = {}
@@ -194,7 +213,7 @@ class Trainer:
             advantages = estimate.advantages if isinstance(estimate, Estimate) else estimate
         with _timed(seconds, "time/learn_s"):
             self.reporter.phase("learn")
-            rate = self.learner.config.rate(self.update, self.config.updates)
+            rate = self.learner.config.rate(self.update, self.config.progress(self.update, self.env_steps))
             self.policy.pause()
             learned = self.learner.update(batch.samples, batch.table, advantages, self.rng, rate)
         for name, signal in self.signals.items():
@@ -207,6 +226,7 @@ class Trainer:
             self._write_episodes(episodes, turn_means(batch.table, batch.table.per_token(advantages)), played)
         turns = {id(turn): turn for episode in played for turn in episode.turns}  # attempts of a tree share some
         sampled = sum(len(turn.completion_ids) for turn in turns.values())
+        self.env_steps += len(turns) + int(measured.get("signal/env_steps", 0))
         return {
             **rollout_metrics(played),
             "groups/uniform": _uniform_groups(comparable),
@@ -315,6 +335,7 @@ class Trainer:
     def _save(self) -> None:
         state = {
             "update": self.update,
+            "env_steps": self.env_steps,
             "tasks_drawn": self.tasks_drawn,
             "best": self.best and list(self.best),
             "optimizer": self.learner.optimizer.state_dict(),
@@ -359,6 +380,7 @@ class Trainer:
         for name, signal in self.signals.items():
             signal.load_state(state["signals"][name])
         self.update, self.tasks_drawn = int(state["update"]), int(state["tasks_drawn"])
+        self.env_steps = int(state["env_steps"])
         self.best = (float(state["best"][0]), int(state["best"][1])) if state["best"] else None
 
     def _discard_after(self, update: int) -> None:

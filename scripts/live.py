@@ -32,8 +32,8 @@ SAY_EVERY = 60.0  # seconds between progress lines of a long phase, without a li
 class LiveReporter:
     """A live table on a terminal, one line per update elsewhere (a file, a pipe); see `algorithms.trainer.Reporter`."""
 
-    def __init__(self, updates: int, console: Console) -> None:
-        self.updates = updates
+    def __init__(self, updates: int | None, console: Console) -> None:
+        self.of_updates = "" if updates is None else f"/{updates}"
         self.console = console
         self.on_closed: Callable[[], None] = lambda: None  # called when the output was closed
         self.rows: list[list[str]] = []
@@ -96,7 +96,7 @@ class LiveReporter:
         self._end_phase(quiet=True)
         if "rollout/success" in metrics:
             cells = [form.format(metrics[m]) if m in metrics else "–" for m, form in COLUMNS.values()]
-            self.rows.append([f"{update}/{self.updates}", *cells])
+            self.rows.append([f"{update}{self.of_updates}", *cells])
             if not self.console.is_terminal:
                 self.say(
                     f"update {self.rows[-1][0]}  "

@@ -20,10 +20,12 @@ from envs.core import UnknownNameError
 HOUSE = ("envs", "agents", "algorithms", "scripts")
 GROUPS = {  # by the name of a command's configuration: what it cannot do without
     "config": ("env", "agent", "policy", "rollout", "trainer", "algo", "eval", "pool"),
+    "lab": ("env", "agent", "policy", "rollout", "trainer", "algo", "eval", "pool"),
     "evaluate": ("env", "agent", "policy", "rollout", "pool"),
     "play": ("env", "policy", "rollout"),
 }
-CLOSED = ("trainer", "eval", "pool")  # groups with all the keys that are listed here, and no other
+CLOSED = ("trainer", "eval", "pool", "lab")  # groups with all the keys that are listed here, and no other
+OPTIONAL = ("trainer.env_steps",)  # keys of these that need not be there
 
 
 # -- kinds of settings ------------------------------------------------------------------------------------------------
@@ -223,9 +225,17 @@ SETTINGS: dict[str, Kind] = {
     "pool.size": Whole(1, 100_000),
     "pool.workers": Whole(0, 1_000),
     "pool.step_timeout": SECONDS,
+    # lab
+    "algos": ListOf(TEXT, fewest=1),
+    "lab": SECTION,
+    "lab.baseline": TEXT,
+    "lab.rates": _or_null(ListOf(RATE, fewest=1)),
+    "lab.seconds": _or_null(POSITIVE),
+    "lab.processes": Whole(0, 1_000),
     # trainer
     "trainer": SECTION,
-    "trainer.updates": SOME,
+    "trainer.updates": _or_null(SOME),
+    "trainer.env_steps": _or_null(Whole(1, 1_000_000_000)),
     "trainer.groups": COUNT,
     "trainer.group_size": COUNT,
     "trainer.max_turns": COUNT,
@@ -445,11 +455,11 @@ def check_settings(config: DictConfig, command: str) -> None:
         near = kind.near(value)
         meant = f"; did you mean {key}={near}?" if near else ""
         raise ValueError(f"{key} must be {kind}, got {shown(value)}{meant}")
-    for group in {*CLOSED} & {*GROUPS[command]}:
+    for group in {*CLOSED} & {*config}:
         known = {key.removeprefix(f"{group}.") for key in SETTINGS if key.startswith(f"{group}.")}
         if unknown := config[group].keys() - known:
             raise UnknownNameError(f"key of {group}", min(unknown), known)
-        if missing := known - config[group].keys():
+        if missing := {key for key in known if f"{group}.{key}" not in OPTIONAL} - config[group].keys():
             raise ValueError(f"{group}.{min(missing)} has no value; give it one: {group}.{min(missing)}=…")
 
 

@@ -14,13 +14,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from agents.agent import PolicyAgent
+from agents.episode import Episode
 from agents.evaluation import Evaluation, evaluate, pooled, spread
 from agents.rollout import BrokenEnvironmentError
 from agents.source import agents_hash
@@ -50,6 +51,7 @@ if TYPE_CHECKING:  # torch and transformers take seconds to import, and mistakes
 
 ALL_SPLITS = "all"  # the evaluations of all splits in one, beside those of each
 CHECKED_TASKS = 8  # whose first turn is played to find what the environment does
+Outcome: TypeAlias = dict[str, float]  # of an episode: {"success": True, "score": 1.0}
 LEARNER_KEYS = (
     "epochs", "minibatches", "micro_batch_tokens", "gradient_checkpointing", "learning_rate", "final_learning_rate",
     "warmup_updates", "weight_decay", "grad_clip", "precision", "importance_cap",
@@ -95,8 +97,9 @@ def _run(cfg: DictConfig, run: Path) -> None:
     if saved:
         _compare(load_run(saved[-1]), facts, console)
     report = _Report(cfg, run, task_set, selection)
-    if saved and report.is_complete(update_of(saved[-1])):
-        console.print(f"{run} is complete after {update_of(saved[-1])} updates; to go on, raise trainer.updates")
+    if saved and report.is_complete(saved[-1], parts.config):
+        limit = "trainer.updates" if parts.config.env_steps is None else "trainer.env_steps"
+        console.print(f"{run} is complete after {update_of(saved[-1])} updates; to go on, raise {limit}")
         report.check(update_of(saved[-1]))
         return
     import torch
@@ -119,7 +122,7 @@ def _run(cfg: DictConfig, run: Path) -> None:
 
         def evaluate_and_keep() -> tuple[Metrics, float | None]:
             metrics, score = evaluator()
-            report.keep(trainer.update, evaluator.evaluations)
+            report.keep(trainer.update, evaluator.evaluations, evaluator.outcomes)
             return metrics, score
 
         trainer = Trainer(
@@ -133,11 +136,12 @@ def _run(cfg: DictConfig, run: Path) -> None:
         asked.keep(run, cfg)  # with what was changed on purpose, now that it can be
         with _stop_on_signals(trainer, reporter):
             trainer.train()
-        if trainer.update >= parts.config.updates and report.evaluations(trainer.update) is None:
+        if trainer.is_done and report.evaluations(trainer.update) is None:
             evaluate_and_keep()  # for the report: it was trained as far as this, but not evaluated in this way
-    if trainer.update < parts.config.updates:
+    if not trainer.is_done:
         draw_pictures(run, report.title)
-        console.print(f"stopped after {trainer.update} of {parts.config.updates} updates")
+        share = parts.config.progress(trainer.update, trainer.env_steps)
+        console.print(f"stopped after {trainer.update} updates, {share:.0%} of the run")
         console.print(f"go on with: {resume_command('train', run)}")
         return
     console.print(report.write(trainer.update))
@@ -292,8 +296,8 @@ def _start(
 class _Evaluator:
     """Evaluates the current weights on every split of `eval.splits`, and on the tasks that rank the checkpoints.
 
-    Keeps the last evaluations of the splits. None of them has a task that ranks checkpoints: where the training split
-    itself is evaluated, it is without those.
+    Keeps the last evaluations of the splits, and what came of each task. None of the splits has a task that ranks
+    checkpoints: where the training split itself is evaluated, it is without those.
     """
 
     def __init__(
@@ -314,6 +318,7 @@ class _Evaluator:
         self.pool, self.reporter = pool, reporter
         self.name = HydraConfig.get().runtime.choices["env"]
         self.evaluations: dict[str, Evaluation] = {}
+        self.outcomes: dict[str, dict[str, Outcome]] = {}  # split -> task -> what came of it
 
     def __call__(self) -> tuple[Metrics, float | None]:
         """The metrics of all splits, and the success that ranks the checkpoint; None without tasks for that."""
@@ -340,7 +345,13 @@ class _Evaluator:
         generator = torch.Generator(self.agent.policy.device).manual_seed(self.cfg.seed)
         agent = replace(self.agent, sampling=self.sampling, generator=generator)
         self.reporter.phase(f"evaluate {name}", len(spread(manifest.ids, limit)))
-        return evaluate(
+        outcomes: dict[str, Outcome] = {}
+
+        def keep(episode: Episode) -> None:
+            outcomes[episode.task.id] = {"success": episode.success, "score": episode.score}
+            self.reporter.advance()
+
+        evaluation = evaluate(
             agent,
             self.task_set,
             manifest.split,
@@ -348,8 +359,10 @@ class _Evaluator:
             limit=limit,
             task_ids=manifest.ids,
             episode_timeout=self.cfg.trainer.episode_timeout,
-            on_episode=lambda _: self.reporter.advance(),
+            on_episode=keep,
         )
+        self.outcomes[name] = dict(sorted(outcomes.items()))
+        return evaluation
 
 
 @contextmanager
@@ -377,7 +390,7 @@ def _stop_on_signals(trainer: Trainer, reporter: LiveReporter) -> Iterator[None]
 class _Report:
     """The report of a run, made from its folder, so that it can be made at any time after the last update.
 
-    RUN/evaluations/update-000010.json      every evaluation, kept when it was made, with its settings
+    RUN/evaluations/update-000010.json      every evaluation, kept when it was made, with its settings and every task
     RUN/curve.png, diagnostics.png, evaluation.md, evaluation.json
     """
 
@@ -390,10 +403,13 @@ class _Report:
     def _kept(self, update: int) -> Path:
         return self.run / "evaluations" / f"update-{update:06d}.json"
 
-    def keep(self, update: int, evaluations: Mapping[str, Evaluation]) -> None:
-        """Keep the evaluations, by split, that were made after an update."""
+    def keep(
+        self, update: int, evaluations: Mapping[str, Evaluation], outcomes: Mapping[str, Mapping[str, Outcome]]
+    ) -> None:
+        """Keep the evaluations that were made after an update, by split, and what came of each task."""
         rows = {split: evaluation.to_json() for split, evaluation in evaluations.items()}
-        write_whole(self._kept(update), json.dumps({"settings": self.settings, "evaluations": rows}, indent=2) + "\n")
+        record = {"settings": self.settings, "evaluations": rows, "tasks": outcomes}
+        write_whole(self._kept(update), json.dumps(record, indent=1) + "\n")
 
     def evaluations(self, update: int) -> dict[str, Evaluation] | None:
         """Those that were kept after an update; None where there are none, or others were asked for then."""
@@ -409,9 +425,11 @@ class _Report:
         """Remove what was kept after a later update."""
         remove_after(update, self._kept(0).parent, ".json")
 
-    def is_complete(self, update: int) -> bool:
-        """Whether all updates are done, `update` being the last, and the report that belongs to them is written."""
-        if update < self.cfg.trainer.updates or self.evaluations(update) is None:
+    def is_complete(self, newest: Path, config: TrainerConfig) -> bool:
+        """Whether the run has ended with the checkpoint `newest`, and the report that belongs to it is written."""
+        update = update_of(newest)
+        steps = 0 if config.env_steps is None else int(load_state(newest, "env_steps")["env_steps"])
+        if config.progress(update, steps) < 1.0 or self.evaluations(update) is None:
             return False
         files = self._files(update)
         return all((self.run / picture).is_file() for picture in PICTURES) and all(

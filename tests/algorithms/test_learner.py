@@ -72,9 +72,9 @@ def test_the_learning_rate_is_that_of_the_update() -> None:
 
 def test_the_learning_rate_warms_up_and_goes_to_its_end_in_a_line() -> None:
     config = learner_config(learning_rate=1.0, final_learning_rate=0.2, warmup_updates=0)
-    assert [config.rate(update, 4) for update in range(4)] == pytest.approx([1.0, 0.8, 0.6, 0.4])
+    assert [config.rate(update, update / 4) for update in range(4)] == pytest.approx([1.0, 0.8, 0.6, 0.4])
     config = replace(config, warmup_updates=2)
-    assert [config.rate(update, 4) for update in range(4)] == pytest.approx([0.5, 0.8, 0.6, 0.4])
+    assert [config.rate(update, update / 4) for update in range(4)] == pytest.approx([0.5, 0.8, 0.6, 0.4])
 
 
 def moved_by(**changes) -> dict[str, torch.Tensor]:

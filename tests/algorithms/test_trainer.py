@@ -26,6 +26,7 @@ from algorithms.estimators.gigpo import gigpo
 from algorithms.estimators.grpo import grpo
 from algorithms.learner import Learner, LearnerConfig, Objective
 from algorithms.losses import clip_loss
+from algorithms.signals.base import Measurement
 from algorithms.trainer import Trainer, TrainerConfig
 from algorithms.turn_table import TurnTable
 from algorithms.warm_start import WarmStart, warm_start
@@ -153,6 +154,46 @@ def test_k_and_k_updates_equal_2k(tmp_path: Path, pool: EnvPool, kl_coef: float)
     assert without_times(tmp_path / "parts/metrics.jsonl") == without_times(tmp_path / "whole/metrics.jsonl")
     for name, weight in whole.model.state_dict().items():
         assert torch.equal(weight, resumed.policy.model.state_dict()[name]), name
+
+
+def test_a_run_may_end_by_the_steps_taken_in_environments_and_resumes_there(tmp_path: Path, pool: EnvPool) -> None:
+    """The learning rate falls with them; what signals play counts."""
+    changes = {"env_steps": 400, "checkpoint_every": 1, "warmup_updates": 0, "final_learning_rate": 0.0}
+
+    class Plays:
+        needs = frozenset()
+
+        def measure(self, batch):
+            return Measurement(metrics={"signal/env_steps": 50.0})
+
+        def learn(self, batch, estimate):
+            return {}
+
+        def state(self):
+            return {}
+
+        def load_state(self, state):
+            pass
+
+    signals = {"plays": lambda _: Plays()}
+    whole = make_trainer(tmp_path / "whole", pool, warm_policy(pool), None, signals=signals, **changes)
+    whole.train()
+    lines = [line for line in without_times(tmp_path / "whole/metrics.jsonl") if "rollout/env_steps" in line]
+    steps = np.cumsum([line["rollout/env_steps"] + line["signal/env_steps"] for line in lines])
+    assert len(lines) > 2
+    assert steps[-2] < 400 <= steps[-1] == whole.env_steps
+    rates = [line["train/learning_rate"] for line in lines]
+    assert rates == pytest.approx([2e-3 * (1 - before / 400) for before in [0, *steps[:-1]]])
+    killed = make_trainer(tmp_path / "parts", pool, warm_policy(pool), None, signals=signals, **changes)
+    killed._evaluate()
+    killed._log(killed._update())
+    killed._save()
+    resumed = make_trainer(tmp_path / "parts", pool, warm_policy(pool, steps=1), None, signals=signals, **changes)
+    resumed.resume()
+    resumed.train()
+    assert without_times(tmp_path / "parts/metrics.jsonl") == without_times(tmp_path / "whole/metrics.jsonl")
+    with pytest.raises(ValueError, match="a run needs an end"):
+        make_trainer(tmp_path / "endless", pool, warm_policy(pool, steps=1), None)
 
 
 def test_with_adapters_kl_is_measured_to_the_warm_start_also_after_a_resume(tmp_path: Path, pool: EnvPool) -> None:

@@ -92,6 +92,18 @@ def test_tasks_that_are_not_trained_on_choose_the_checkpoint(whole: tuple[Path, 
     assert set(record["evaluations"]) == {"valid_seen"}
 
 
+def test_an_evaluation_keeps_what_came_of_each_task(whole: tuple[Path, str]) -> None:
+    run, _ = whole
+    held_out = json.loads((run / "evaluation.json").read_text())["selection"]["tasks"]
+    for update in (0, 4):
+        kept = json.loads((run / f"evaluations/update-{update:06d}.json").read_text())
+        outcomes = kept["tasks"]["valid_seen"]
+        assert len(outcomes) == 8
+        assert sum(o["success"] for o in outcomes.values()) == kept["evaluations"]["valid_seen"]["success"]["successes"]
+        assert sum(o["score"] for o in outcomes.values()) / 8 == kept["evaluations"]["valid_seen"]["score"]
+        assert list(kept["tasks"]["selection"]) == held_out
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_run_that_was_ended_goes_on_as_if_it_had_not_been(whole, cache: Path, tmp_path: Path, how) -> None:
     run = tmp_path / "ended"
