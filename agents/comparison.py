@@ -1,0 +1,100 @@
+"""Compare training methods by what several runs of each reach on the same tasks.
+
+The outcomes of a method are an array [S, T]: S training seeds, each with a policy of its own, and T tasks that all of
+them play. A training seed is the unit of replication: five policies that play 274 tasks are five measurements of the
+method, and not 1,370. Two intervals answer two questions, both at 95 %:
+
+*Over seeds* (`seed_interval`): what would the method reach on these very tasks, by other seeds? Student's interval of
+the S means.
+
+*Over seeds and tasks* (`two_level_interval`): and on other tasks like these? The bootstrap on both levels (Owen, *The
+pigeonhole bootstrap*, Annals of Applied Statistics 2007): draw S of the seeds, then T of the tasks, each with
+replacement, the same tasks for all seeds, and take the percentiles of the means. It is wide where a task's outcomes
+are mostly chance. With five seeds that differ much more than chance it holds the truth in 90 % of the cases rather than
+95 %, so look at both.
+
+Differences of two methods are intervals of the differences, `a - b`, of the same seeds at the same tasks: what makes
+a seed lucky (the order of its tasks) or a task hard is in both, and cancels.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+LEVEL = 0.95
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean, and its 95 % interval: None where one seed alone leaves nothing to estimate it by."""
+
+    mean: float
+    low: float | None
+    high: float | None
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether all of it is on one side of 0."""
+        return self.low is not None and self.high is not None and self.low * self.high > 0
+
+
+def seed_interval(values: Sequence[float]) -> Interval:
+    """Student's interval of the mean of `values`, one of each seed. Raises `ValueError` without any."""
+    if len(values) == 0:
+        raise ValueError("there is no seed to take the mean of")
+    mean = statistics.fmean(values)
+    if len(values) == 1:
+        return Interval(mean, None, None)
+    half = t_quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    return Interval(mean, mean - half, mean + half)
+
+
+def two_level_interval(values: NDArray[np.float64], resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+    """The bootstrap interval of the mean of `values` [S, T] over seeds and tasks; see the module.
+
+    `seed` draws the resamples. Raises `ValueError` for an array without a value.
+    """
+    if values.ndim != 2 or values.size == 0:
+        raise ValueError(f"expected values of seeds at tasks, [S, T], got an array of shape {values.shape}")
+    seeds, tasks = values.shape
+    mean = float(values.mean())
+    if seeds == 1:
+        return Interval(mean, None, None)
+    rng = np.random.default_rng(seed)
+    by_seed = rng.multinomial(seeds, np.full(seeds, 1 / seeds), resamples)  # [R, S] how often each is drawn
+    by_task = rng.multinomial(tasks, np.full(tasks, 1 / tasks), resamples)  # [R, T]
+    means = ((by_seed @ values) * by_task).sum(1) / values.size
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(mean, float(low), float(high))
+
+
+def t_quantile(freedom: int) -> float:
+    """How far Student's distribution with so many degrees of freedom reaches to both sides, to hold 95 %."""
+    if freedom < 1:
+        raise ValueError(f"expected at least one degree of freedom, got {freedom}")
+    low, high = 0.0, 20.0  # one degree has 12.7
+    while high - low > 1e-12:
+        middle = (low + high) / 2
+        low, high = (middle, high) if _t_within(middle, freedom) < LEVEL else (low, middle)
+    return (low + high) / 2
+
+
+def _t_within(t: float, freedom: int) -> float:
+    """The probability of -t … t under Student's distribution (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
+    angle = math.atan(t / math.sqrt(freedom))
+    odd = freedom % 2
+    term = math.cos(angle) if odd else 1.0
+    total = 0.0
+    for k in range(odd, freedom - 1, 2):  # terms cos^k, of which each is the last times (k + 1) / (k + 2) cos²
+        total += term
+        term *= (k + 1) / (k + 2) * math.cos(angle) ** 2
+    if odd:
+        return 2 / math.pi * (angle + math.sin(angle) * total)
+    return math.sin(angle) * total
