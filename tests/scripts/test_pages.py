@@ -32,6 +32,10 @@ SMALL = {
         "eval.limit=1", "eval.selection_tasks=0", "trainer.updates=1", "trainer.groups=1", "trainer.group_size=4",
         "trainer.max_turns=2", "pool.size=4",
     ],
+    "lab": [
+        "seeds=[0]", "eval.limit=1", "eval.selection_tasks=1", "trainer.env_steps=8", "trainer.groups=1",
+        "trainer.group_size=4", "trainer.max_turns=2", "pool.size=4",
+    ],
     "evaluate": ["limit=1", "max_turns=2"],
     "play": [],
 }  # fmt: skip
@@ -79,15 +83,17 @@ def shortened(shown: Shown) -> list[str]:
     if shown.name not in SMALL:
         return kept
     if any(a.startswith("resume=") for a in kept):
-        return kept
+        return [*kept, "lab.processes=0"] if shown.name == "lab" else kept
+    if shown.name == "lab":  # one run in place of all
+        kept = [re.sub(r"^(algos|lab\.rates)=\[([^,\]]+).*", r"\1=[\2]", a) for a in kept if not a.startswith("seeds=")]
     named = [a.removeprefix("env=") for a in kept if a.startswith("env=")]
     presets = "".join(a for a in kept if a.startswith("+experiment="))
     env = named[0] if named else next((e for e in ENVIRONMENTS if e in presets), "alfworld")
-    tiny = shown.name == "train" and not re.search(rf"model=|{LARGE}|smollm2", " ".join(kept))
+    tiny = shown.name in ("train", "lab") and not re.search(rf"model=|{LARGE}|smollm2", " ".join(kept))
     missing = ["model=package:llm_not_installed/any.gguf"] if "smollm2" in presets else []  # else it would run for long
     judge = ["algo.signals.judge.sampling.max_tokens=8"] if "algo/judge=local" in kept else []
-    env_sizes = [a for a in ENVIRONMENTS[env] if "methods" not in presets or "games" in a or "catalogue" in a]
-    return [*kept, *SMALL[shown.name], *(TINY if tiny else []), *missing, *judge, *env_sizes, "env.max_turns=2"]
+    sizes_here = [*(TINY if tiny else []), *missing, *judge, *ENVIRONMENTS[env], "env.max_turns=2"]
+    return [*kept, *SMALL[shown.name], *sizes_here]
 
 
 @pytest.fixture(scope="module")
@@ -160,5 +166,6 @@ def test_the_commands_of_a_page_run_or_are_refused_in_a_line(cli: Cli, page: Pat
 def test_all_pages_are_read() -> None:
     shown = [command for page in PAGES for command in commands(page)]
     assert len(shown) > 50
-    assert {"train", "evaluate", "play", "view", "download", "doctor", "bench", "compare"} <= {s.name for s in shown}
-    assert "-m" in next(s.arguments for s in shown if s.page == "docs/algorithms/index.md")
+    names = {"train", "evaluate", "play", "view", "download", "doctor", "bench", "compare", "lab"}
+    assert names <= {s.name for s in shown}
+    assert "-m" in next(s.arguments for s in shown if s.page == "docs/configuration.md" and s.name == "train")

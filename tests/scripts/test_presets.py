@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import json
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -13,6 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from algorithms.learner import LearnerConfig, Objective
 from algorithms.trainer import TrainerConfig
+from envs.core import evaluation_splits, hold_out
+from scripts.lab import tuned_settings
+from scripts.settings import check_settings
 from scripts.train import LEARNER_KEYS
 
 FOLDER = Path(__file__).parents[2] / "conf" / "experiment"
@@ -39,6 +44,54 @@ def test_every_part_of_a_preset_can_be_made(name: str) -> None:
     objective = Objective(**{field.name: algo[field.name] for field in fields(Objective) if field.name in algo})
     LearnerConfig(objective, temperature=1, **learner)  # type: ignore[arg-type]
     TrainerConfig(dynamic_sampling=False, tree_expansion=None, **settings)
+
+
+SMALL = {  # what takes the place of downloaded data, and of the time that many tasks take
+    "alfworld": [
+        "env.games=embedded", "env.embedded_train=400", "env.embedded_valid_seen=20", "env.embedded_valid_unseen=20",
+    ],
+    "webshop": ["env.catalogue=embedded", "env.embedded_products=200"],
+    "key_corridor": [],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.yaml")))
+def test_a_preset_reports_on_no_task_that_chooses_its_checkpoint(name: str) -> None:
+    """Nor on one that it trains on. Where no task ranks checkpoints, the newest is taken."""
+    with hydra.initialize_config_module("conf", version_base="1.3"):
+        env = next(env for env in SMALL if env in (name if name != "smoke" else "alfworld"))
+        config = hydra.compose("config", [f"+experiment={name}", *SMALL[env]])
+    tasks = instantiate(config.env)
+    training, selection = hold_out(tasks.manifest(config.split), config.eval.selection_tasks)
+    assert bool(selection.ids) == (name != "smoke")
+    reported = config.eval.splits or evaluation_splits(tasks)
+    assert config.split not in reported
+    assert not set(training.ids) & set(selection.ids)
+
+    def contents(split: str, ids: Sequence[str]) -> set[str]:
+        return {json.dumps(tasks.task(split, i).payload, sort_keys=True, default=str) for i in ids}
+
+    played = {content for split in reported for content in contents(split, tasks.manifest(split).ids)}
+    assert not contents(config.split, [*training.ids, *selection.ids]) & played
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("lab_*.yaml")))
+def test_a_laboratory_is_of_masked_actions_one_warm_start_and_one_budget(name: str) -> None:
+    config = composed(name)
+    assert config.agent.player._target_ == "agents.masking.MaskedAgent"
+    assert config.policy.seed == 0
+    assert config.trainer.updates is None
+    assert config.trainer.env_steps > 0
+
+
+@pytest.mark.parametrize("env", sorted(path.stem for path in (FOLDER.parent / "tuned").glob("*.yaml")))
+def test_what_is_tuned_are_settings_of_the_method(env: str) -> None:
+    assert (FOLDER.parent / "env" / f"{env}.yaml").exists()
+    tuned = tuned_settings(env, [])
+    assert tuned
+    with hydra.initialize_config_module("conf", version_base="1.3"):
+        for algo, overrides in tuned.items():
+            check_settings(hydra.compose("config", [f"+experiment=lab_{env}", f"algo={algo}", *overrides]), "config")
 
 
 def test_the_published_run_has_the_published_settings() -> None:

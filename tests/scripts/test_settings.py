@@ -51,6 +51,7 @@ def choices() -> Iterator[tuple[str, tuple[str, ...]]]:
         yield "config", (f"+experiment={path.stem}",)
     yield "config", ("algo=capo", "algo/judge=local", *needs["algo=capo"])
     yield "config", ("agent/player=candidates",)
+    yield "lab", ()
     yield "evaluate", ()
     yield "play", ()
 

@@ -1,0 +1,205 @@
+"""Compare methods from one warm start: `python -m scripts.lab +experiment=lab_alfworld algos=[grpo,gigpo] seeds=[0,1]`.
+
+Each run is a process of its own, `python -m scripts.train … algo=gigpo seed=1 hydra.run.dir=DIR/gigpo/1`, whose output
+is in DIR/logs. At the end DIR has report.md, report.json and the pictures (`scripts.lab_report`).
+
+`resume=DIR` goes on: what has finished is not run again, what was ended goes on from its last checkpoint, and methods
+and seeds may be added. A run that fails does not end the others, and the report shows it.
+
+With `lab.rates=[3e-4,1e-3]` every method is trained with each of these learning rates instead, and judged by the tasks
+that are held out from training; nothing else is evaluated (tuning.md, tuning.json).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+import conf
+from agents.evaluation import Evaluation
+from envs.core import UnknownNameError
+from scripts.common import Terminal, command
+from scripts.lab_report import Ending, Variant, write_report, write_tuning
+from scripts.run_folder import Command, locked, quoted, resume_command
+from scripts.settings import check_settings
+
+OWN = ("algos", "seeds", "lab")  # settings that scripts.train does not have
+SET = {"algo": "algos", "seed": "seeds"}  # of each run, by the laboratory
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run of the laboratory."""
+
+    variant: Variant
+    folder: Path
+    log: Path
+    overrides: tuple[str, ...]  # of scripts.train
+    config_dirs: tuple[str, ...]
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it has been run to its end, as it is asked for now."""
+        try:
+            if {*Command.of_run(self.folder, "train").overrides} != {*self.overrides}:
+                return False
+            evaluations = json.loads((self.folder / "evaluation.json").read_bytes())["evaluations"]
+            return not any(Evaluation.from_json(row).is_broken for row in evaluations.values())
+        except (OSError, ValueError, KeyError, TypeError):  # not there, or not whole
+            return False
+
+    def start(self, processes: int) -> subprocess.Popen[bytes]:
+        """Start it, or go on with it."""
+        arguments = [*(f"--config-dir={path}" for path in self.config_dirs), *self.overrides]
+        where = quoted(self.folder)
+        begun = (self.folder / "command.json").is_file()
+        arguments += [f"resume={where}"] if begun else [f"hydra.run.dir={where}"]
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        threads = str(max(1, (os.cpu_count() or 1) // processes))
+        with self.log.open("wb") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "scripts.train", *arguments],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                env={"OMP_NUM_THREADS": threads, **os.environ}, start_new_session=True,
+            )  # fmt: skip
+
+    def ending(self, code: int) -> Ending:
+        """How its process ended."""
+        if self.is_finished and code == 0:
+            return Ending.of_finished()
+        if code < 0:
+            return Ending(finished=False, error=f"killed by {signal.Signals(-code).name}")
+        if code == 0:
+            return Ending(finished=False, error="stopped before its end")
+        lines = self.log.read_text(encoding="utf-8", errors="replace").split("\n")
+        errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+        said = errors or [line.strip() for line in lines if line.strip()] or [f"exit code {code}"]
+        return Ending(finished=False, error=said[-1])
+
+
+@command("lab")
+def main(cfg: DictConfig) -> None:
+    """Run what is missing, in a folder that no other process has, and write the report."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    with locked(folder):
+        _run(cfg, folder)
+
+
+def _run(cfg: DictConfig, folder: Path) -> None:
+    asked = Command.of_this_process("lab")
+    jobs = list(_jobs(cfg, folder, asked))
+    asked.keep(folder, cfg)
+    console = Terminal(soft_wrap=True)
+    finished = [job for job in jobs if job.is_finished]
+    console.print(f"{len(jobs)} runs in {folder}: {len(finished)} have finished before")
+    endings = {job.variant: Ending.of_finished() for job in finished}
+    missing = [job for job in jobs if job.variant not in endings]
+    try:
+        if cfg.lab.processes:
+            with closing(_run_all(missing, cfg.lab.processes)) as ended:
+                for job, ending, seconds in ended:
+                    endings[job.variant] = ending
+                    what = f"finished, {seconds:.0f} s" if ending.finished else f"{ending}; see {job.log}"
+                    console.print(f"{len(endings)}/{len(jobs)} {job.variant}: {what}")
+    finally:
+        folders = {job.variant: job.folder for job in jobs}
+        if cfg.lab.rates:
+            text = write_tuning(folder, folders, endings)
+        else:
+            text = write_report(folder, folders, endings, asked, cfg.lab.baseline, cfg.lab.seconds)
+        if len(endings) < len(jobs):
+            console.print(f"{len(jobs) - len(endings)} runs are missing; go on with: {resume_command('lab', folder)}")
+    console.print(text)
+    console.print(f"in {folder}: " + ", ".join(sorted(path.name for path in folder.iterdir() if path.is_file())))
+    if broken := [str(variant) for variant, ending in endings.items() if not ending.finished]:
+        raise ValueError(f"{len(broken)} of {len(jobs)} runs failed ({', '.join(broken)}); the report shows them")
+
+
+# -- what is run ------------------------------------------------------------------------------------------------------
+def _jobs(cfg: DictConfig, folder: Path, asked: Command) -> Iterator[Job]:
+    """One for each method, rate and seed. Raises where a method's configuration is wrong, before anything is run."""
+    keys = {override.lstrip("+~").partition("=")[0] for override in asked.overrides}
+    for key, own in SET.items():
+        if key in keys:
+            raise ValueError(f"{key} is set for each run, from {own}: give {own}=[…]")
+    if cfg.lab.baseline not in cfg.algos and not cfg.lab.rates:
+        raise UnknownNameError("lab.baseline", cfg.lab.baseline, list(cfg.algos))
+    if cfg.lab.rates and not cfg.eval.selection_tasks:
+        raise ValueError("lab.rates needs tasks that are held out from training: eval.selection_tasks is 0")
+    shared = [o for o in asked.overrides if o.lstrip("+~").partition("=")[0].partition(".")[0] not in OWN]
+    tuned = tuned_settings(HydraConfig.get().runtime.choices["env"], asked.config_dirs)
+    methods = {algo: [f"algo={algo}", *tuned.get(algo, []), *shared] for algo in cfg.algos}
+    for overrides in methods.values():
+        check_settings(hydra.compose("config", overrides), "config")  # as scripts.train will
+    for algo, overrides in methods.items():
+        for rate in cfg.lab.rates or [None]:
+            for seed in cfg.seeds:
+                variant = Variant(algo, seed, rate)
+                tried = [] if rate is None else [f"trainer.learning_rate={rate!r}", "eval.splits=[]"]
+                yield Job(
+                    variant,
+                    folder / variant.path,
+                    folder / "logs" / f"{'-'.join(variant.path.parts)}.txt",
+                    (*overrides, *tried, f"seed={seed}"),
+                    (*asked.config_dirs,),
+                )
+
+
+def tuned_settings(env: str, config_dirs: Sequence[str]) -> dict[str, list[str]]:
+    """Overrides of scripts.train by method, from `tuned/<env>.yaml` in a folder of `config_dirs` or in `conf`."""
+    for folder in (*config_dirs, Path(conf.__file__).parent):
+        if (path := Path(folder, "tuned", f"{env}.yaml")).is_file():
+            return cast(dict[str, list[str]], OmegaConf.to_container(OmegaConf.load(path)))
+    return {}
+
+
+# -- running it -------------------------------------------------------------------------------------------------------
+def _run_all(jobs: Sequence[Job], processes: int) -> Generator[tuple[Job, Ending, float]]:
+    """Run `jobs`, so many at a time, and give each with how it ended and its seconds.
+
+    Where this is ended, the runs that go on are told to finish their update and save, and waited for.
+    """
+    running: dict[Job, subprocess.Popen[bytes]] = {}
+    stopping = threading.Event()
+    starting = threading.Lock()
+
+    def run(job: Job) -> tuple[int, float] | None:
+        began = time.monotonic()
+        with starting:
+            if stopping.is_set():
+                return None
+            process = running[job] = job.start(processes)
+        code = process.wait()
+        del running[job]
+        return code, time.monotonic() - began
+
+    with ThreadPoolExecutor(processes) as executor:
+        futures = {executor.submit(run, job): job for job in jobs}
+        try:
+            for future in as_completed(futures):
+                if (ended := future.result()) is not None:
+                    yield futures[future], futures[future].ending(ended[0]), ended[1]
+        finally:
+            with starting:
+                stopping.set()
+                for process in list(running.values()):
+                    process.send_signal(signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    main()
