@@ -282,7 +282,8 @@ class MaskedAgent(PolicyAgent):
     def __post_init__(self) -> None:
         if not self.policy.takes_masks:
             raise ValueError(
-                f"agent.player=masked samples under a mask, and {type(self.policy).__name__} cannot; use rollout=local"
+                f"agent.player=masked samples under a mask, and {type(self.policy).__name__} cannot; "
+                "use rollout=local or rollout=vllm"
             )
 
     @cached_property

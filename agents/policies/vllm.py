@@ -14,7 +14,7 @@ import copy
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,13 +22,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from agents.masking import Mask, Node
 from agents.policies.base import Completion, End, Request, Sampling, token_limits
 from agents.policies.local import LocalPolicy
 from agents.policies.lora import merged_weights
-from agents.policies.models import token_logprobs
+from agents.policies.models import masked_logits, next_token_logits, token_logprobs
 from agents.policies.pretrained import DTYPES
 from envs.core import UnknownNameError
 
+MASK = "polyturn_mask"  # the extra argument of a request that names its `MaskedWriting`
+MASKS = "agents.policies.vllm_masks:MaskProcessor"
 WORKER = "agents.policies.vllm_worker.TrainedWeights"
 CPU_SETTINGS = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
@@ -53,6 +56,72 @@ class Answer:
     logprobs: list[float]  # [C], after temperature
     stopped: bool  # False if the limit of tokens ended it
     prompt_logprobs: list[float]  # [P - 1]; empty if they were not requested
+
+
+@dataclass
+class MaskedWriting:
+    """A completion that is written under a mask: `limit` ids of free text, `room` ids in all."""
+
+    mask: Mask
+    limit: int
+    room: int
+    stop_ids: Sequence[int]
+    ids: list[int] = field(default_factory=list)
+    nodes: list[Node] = field(default_factory=list)
+    end: End | None = None
+    node: Node | None = field(init=False)  # of the next id
+
+    def __post_init__(self) -> None:
+        self.node = self.mask.first
+
+    def take(self, token: int) -> None:
+        """One more id, as `LocalPolicy` ends completions. Raises `ValueError` where the mask does not allow it."""
+        if self.node is None:
+            raise ValueError("the completion has ended")
+        self.nodes.append(self.node)
+        self.ids.append(token)
+        self.node = self.mask.follow(self.node, self.ids)
+        limit = self.room if self.node is not None and self.node.free is None else self.limit
+        if token in self.stop_ids:
+            self.end = End.TOKEN
+        elif len(self.ids) >= limit or self.node is None:
+            self.end = End.LENGTH
+
+    def take_all(self, ids: Sequence[int]) -> None:
+        """The ids of a whole completion so far, of which some were taken before."""
+        for token in ids[len(self.ids) :]:
+            if self.end is None:
+                self.take(token)
+
+    def next_node(self, ids: Sequence[int]) -> Node:
+        """What may follow `ids`; where they have ended, what ends the engine's completion too."""
+        try:
+            self.take_all(ids)
+        except ValueError:  # told when the engine is done, which an error in its loop would leave in pieces
+            self.end = End.LENGTH
+        if self.end is None and self.node is not None:
+            return self.node
+        ended = Node()
+        ended.children[self.stop_ids[0]] = None
+        return ended
+
+
+class _ProbeMask(Mask):
+    """`PROBE_TOKENS` ids, each one of a few ids of the prompt."""
+
+    def __init__(self, prompt: Sequence[int]) -> None:
+        after: Node | None = None
+        for _ in range(PROBE_TOKENS):
+            node = Node()
+            node.children = dict.fromkeys(sorted(set(prompt))[:8], after)
+            after = node
+        self.first = node
+
+    def follow(self, node: Node, ids: Sequence[int]) -> Node | None:
+        return node.follow(ids[-1])
+
+
+WRITING: dict[int, MaskedWriting] = {}  # what the engine is writing under masks, by the number that a request names
 
 
 class Engine(ABC):
@@ -86,11 +155,24 @@ class Engine(ABC):
             "stop_token_ids": self.trained.stop_ids,
             "ignore_eos": True,  # these are the stop tokens
         }
-        answers = self._ask(
-            [list(request.prompt_ids) for request in requests],
-            [{**settings, "max_tokens": limit, "seed": seed} for limit, seed in zip(limits, seeds, strict=True)],
-        )
-        return [Completion(answer.ids, answer.logprobs, self._end(answer)) for answer in answers]
+        each = [{**settings, "max_tokens": limit, "seed": seed} for limit, seed in zip(limits, seeds, strict=True)]
+        for number, (request, limit) in enumerate(zip(requests, limits, strict=True)):
+            if request.mask is not None:
+                room = self.context_length - len(request.prompt_ids)
+                WRITING[number] = MaskedWriting(request.mask, limit, room, self.trained.stop_ids)
+                each[number] |= {"stop": [], "max_tokens": room, "extra_args": {MASK: number}}
+        try:
+            answers = self._ask([list(request.prompt_ids) for request in requests], each)
+            return [self._completion(answer, WRITING.get(number)) for number, answer in enumerate(answers)]
+        finally:
+            WRITING.clear()
+
+    def _completion(self, answer: Answer, writing: MaskedWriting | None) -> Completion:
+        if writing is None:
+            return Completion(answer.ids, answer.logprobs, self._end(answer))
+        writing = MaskedWriting(writing.mask, writing.limit, writing.room, writing.stop_ids)
+        writing.take_all(answer.ids)
+        return Completion(writing.ids, answer.logprobs[: len(writing.ids)], writing.end or End.LENGTH, writing.nodes)
 
     def _end(self, answer: Answer) -> End:
         if answer.ids[-1] in self.trained.stop_ids:
@@ -141,11 +223,29 @@ class Engine(ABC):
         ids = torch.tensor([prompt + completion.ids], device=self.device)
         expected = token_logprobs(self.trained.model, ids, PROBE_TEMPERATURE)[0, -len(completion.ids) :].cpu()
         (ours,), (theirs,) = self.trained.score([prompt]), self.score([prompt])
-        return float((theirs - ours).abs().max()), float((torch.tensor(completion.logprobs) - expected).abs().max())
+        error = float((torch.tensor(completion.logprobs) - expected).abs().max())
+        if self.takes_masks:
+            error = max(error, self._probe_mask(prompt))
+        return float((theirs - ours).abs().max()), error
+
+    def _probe_mask(self, prompt: list[int]) -> float:
+        """The largest difference over ids that are sampled under a mask. Raises `SyncError` for an id out of it."""
+        request, sampling = Request(0, prompt, _ProbeMask(prompt)), Sampling(PROBE_TEMPERATURE, PROBE_TOKENS)
+        try:
+            (done,) = self.generate([request], sampling, torch.Generator(self.device).manual_seed(0))
+        except ValueError as error:
+            raise SyncError(f"vLLM samples what a mask does not allow: {error}") from error
+        ids = torch.tensor([prompt + done.ids], device=self.device)
+        logits = next_token_logits(self.trained.model, ids[:, :-1])[0, -len(done.ids) :]
+        allowed = torch.log_softmax(masked_logits(logits, done.nodes) / PROBE_TEMPERATURE, dim=-1).cpu()
+        expected = allowed.gather(-1, torch.tensor(done.ids)[:, None])[:, 0]
+        return float((torch.tensor(done.logprobs) - expected).abs().max())
 
 
 class VllmPolicy(Engine):
     """vLLM in this process, on the device that trains the weights; on a GPU it sleeps during training."""
+
+    takes_masks = True
 
     @staticmethod
     def check() -> None:
@@ -173,6 +273,7 @@ class VllmPolicy(Engine):
         super().__init__(trained, context, tolerance or default_tolerance(trained, sampled))
         self._on_gpu, self._asleep = torch.cuda.is_available(), False
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # weights are passed as tensors of this process
+        os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")  # of two interfaces, masks are written for the first
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         if not self._on_gpu:
             for name, value in CPU_SETTINGS.items():
@@ -191,6 +292,7 @@ class VllmPolicy(Engine):
                 max_model_len=context,
                 logprobs_mode="processed_logprobs",  # after temperature, as the trainer computes them
                 worker_extension_cls=WORKER,
+                logits_processors=[MASKS],
                 gpu_memory_utilization=gpu_memory,
                 enable_sleep_mode=self._on_gpu,
                 enforce_eager=enforce_eager or not self._on_gpu,

