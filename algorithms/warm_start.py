@@ -41,6 +41,7 @@ from agents.rollout import Job, check_environment, rollout
 from agents.samples import Sample, build_samples
 from agents.scripted import ExpertAgent, RandomAgent
 from algorithms.finite import FiniteSteps, LossPart
+from algorithms.muon import Muon
 from envs.core import Expert, Task, TaskSet
 from envs.pool import EnvPool
 
@@ -224,7 +225,7 @@ class Cloner:
         if others:  # all of adapters are matrices
             self.optimizers.append(torch.optim.AdamW(others, lr=config.other_lr, betas=(0.9, 0.95), weight_decay=0.0))
         if config.matrix_lr is not None:
-            self.optimizers.append(torch.optim.Muon(matrices, lr=config.matrix_lr, weight_decay=0.0))
+            self.optimizers.append(Muon(matrices, config.matrix_lr))
         self.steps = FiniteSteps("warm start")
         self.schedules = [torch.optim.lr_scheduler.LambdaLR(o, self._rate) for o in self.optimizers]
 
