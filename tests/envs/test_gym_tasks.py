@@ -122,7 +122,7 @@ def test_numpy_values_end_an_episode_as_pythons_do() -> None:
     env, [(text, reward, *flags, got)] = played([(b"Then.", np.array([1]), np.True_, np.False_, info)])
     assert (text, reward, *flags) == ("Then.", 1.0, True, False)
     assert got["stop_reason"] is StopReason.FAILURE
-    assert (got["success"], got["score"], got["state_key"], got["answers"]) == (False, 0.5, "[1, 2]", ["Paris"])
+    assert (got["success"], got["score"], got["state_key"], got["answers"]) == (False, 0.5, "data:[1, 2]", ["Paris"])
     assert json.loads(json.dumps([reward, flags, got])) == [reward, flags, got]
     assert env.reset()[1]["success"] is False
 
