@@ -21,7 +21,7 @@ STEPS = 5
 def orthogonalise(matrices: Tensor) -> Tensor:
     """Matrices [N, A, B] with their singular values moved to about 1 by Newton-Schulz iterations."""
     if matrices.shape[1] > matrices.shape[2]:
-        return orthogonalise(matrices.mT).mT  # type: ignore[no-any-return]
+        return orthogonalise(matrices.mT).transpose(1, 2)
     a, b, c = COEFFICIENTS
     x = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(STEPS):
