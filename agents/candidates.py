@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from math import inf
+from typing import TYPE_CHECKING
 
 from agents.agent import Decision, PolicyAgent, View, admissible_actions
 from agents.episode import Choice, ParseStatus
-from agents.policies.models import sample
 from agents.samples import TURNS
 from envs.core import Need, UnknownNameError
+
+if TYPE_CHECKING:  # what an agent needs is asked before torch is imported, which takes seconds
+    from torch import Tensor
 
 NORMALIZATIONS = ("word", "token", "sum")
 
@@ -26,7 +27,7 @@ def candidate_logprobs(logprob_sums: Tensor, lengths: Tensor, mask: Tensor) -> T
     divides by words, so that long actions are not at a disadvantage; lengths of 1 give GLAM (Carta et al., arXiv
     2302.02662).
     """
-    return (logprob_sums / lengths).masked_fill(~mask, -torch.inf).log_softmax(-1)
+    return (logprob_sums / lengths).masked_fill(~mask, -inf).log_softmax(-1)
 
 
 @dataclass(eq=False)
@@ -52,6 +53,8 @@ class CandidateAgent(PolicyAgent):
 
     def _decide(self, views: Sequence[View], prompts: Sequence[list[int]]) -> list[Decision]:
         """Raises `ValueError` if an environment does not list its admissible actions."""
+        from agents.policies.models import sample
+
         context = self.policy.context_length
         actions = [admissible_actions(view) for view in views]
         actions = [row if len(row) <= context else [] for row in actions]  # each has at least one id
@@ -77,6 +80,8 @@ class CandidateAgent(PolicyAgent):
 
 def _padded(sums: Sequence[Tensor], lengths: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
     """The arguments of `candidate_logprobs`: log-probabilities and lengths of each state's candidates, padded."""
+    import torch
+
     pad = torch.nn.utils.rnn.pad_sequence
     counts = [torch.tensor(row) for row in lengths]
     divisors = pad(counts, batch_first=True)

@@ -21,10 +21,11 @@ from markupsafe import Markup
 from agents.chat_templates import answer_end_id, end_id, render_chat
 from agents.episode import ParseStatus, Turn
 from agents.parsing import check_action, project_webshop
-from agents.policies.tiny import ACT
 from agents.quoting import encode, encode_quoted, plain, quote
 from agents.samples import EPISODES, TURNS
 from envs.core import BRIEF, Info, UnknownNameError
+
+ACT = "<act>"  # asks for an action; a control token of policies that are made here (`agents.policies.tiny`)
 
 
 class Prompter(Protocol):

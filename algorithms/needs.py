@@ -1,7 +1,8 @@
 """Check what a method needs before anything starts: otherwise it would fail after minutes of warm start and evaluation.
 
-    needs = check_parts(…)                       # from the configuration: builds the parts around a tiny policy
+    needs = check_method(…)                      # reads what signals, estimator and agent declare, without torch
     check_environment(needs, tasks, pool)        # plays the first turn of a few tasks
+    check_parts(…)                               # builds the parts around a tiny policy
 
 Two things are not checked: whether rewards are 0 and 1 (methods that need this raise during training), and whether a
 batch fits into memory.
@@ -10,33 +11,75 @@ batch fits into memory.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import torch
 
 from agents.agent import PolicyAgent
-from agents.policies.local import LocalPolicy
-from agents.policies.models import find_device
-from agents.policies.tiny import build_model, build_tokenizer, vocabulary_size
 from agents.rollout import error_line
-from algorithms.learner import Learner, LearnerConfig
-from algorithms.signals.base import MakeSignal, Signal, SignalContext
-from algorithms.trainer import Estimator, TrainerConfig
+from algorithms.signals.base import MakeSignal, Signal, SignalBase, SignalContext
+from algorithms.tree_expansion import TreeExpansion
 from algorithms.turn_table import Estimate, TurnTable
 from envs.core import TURN_KEYS, Need, Task, UnknownNameError
 from envs.pool import EnvPool, Outcome
 
+if TYPE_CHECKING:  # torch takes seconds to import, and mistakes are reported before that
+    import torch
+
+    from agents.policies.local import LocalPolicy
+    from algorithms.learner import LearnerConfig
+    from algorithms.trainer import Estimator, TrainerConfig
+
 Needs: TypeAlias = Mapping[Need, str]  # each need, and the part of the configuration that has it
-MakeAgent: TypeAlias = Callable[[LocalPolicy, torch.Generator], PolicyAgent]
+MakeAgent: TypeAlias = "Callable[[LocalPolicy, torch.Generator], PolicyAgent]"
 WHERE = {  # how an environment provides it
     Need.ADMISSIBLE: "a list in info['admissible']",
     Need.ANSWERS: "a list in info['answers'], as env=lookup has",
     Need.SNAPSHOTS: "its methods snapshot() and restore(state)",
     Need.TURN_REWARDS: f"{' and '.join(f'info[{key!r}]' for key in TURN_KEYS)} of every step, as env=lookup has",
 }
+
+
+def check_method(
+    player: Any,
+    signals: Mapping[str, MakeSignal],
+    estimator: Estimator,
+    tree_expansion: TreeExpansion | None,
+    group_size: int,
+) -> Needs:
+    """Check what the parts of a method declare, without building them. Returns what they need from the environment.
+
+    `player` makes the agent. A part that is not made by a class declares nothing; `check_parts` checks it.
+    Raises `ValueError` and `MissingSignalError`, and the error of a judge that cannot be reached.
+    """
+    for place, part in {"algo.estimator": estimator, **_named(signals)}.items():
+        _check_options(place, part)
+    made = {name: _declared(make) for name, make in signals.items()}
+    _check_estimator(estimator, made, group_size)
+    if tree_expansion is not None:
+        tree_expansion.check(group_size)
+    for name, make in signals.items():
+        made[name].check(make.keywords if isinstance(make, partial) else {})
+    return _needs(made, tree_expansion, getattr(_function(player), "needs", ()))
+
+
+def _declared(make: MakeSignal) -> Any:
+    """The class of a signal, which has its declarations; `SignalBase` if another function makes it."""
+    made = _function(make)
+    return made if isinstance(made, type) else SignalBase
+
+
+def _function(part: Any) -> Any:
+    return part.func if isinstance(part, partial) else part
+
+
+def _needs(signals: Mapping[str, Any], tree_expansion: TreeExpansion | None, of_agent: Iterable[Need]) -> Needs:
+    needs = {need: place for place, signal in _named(signals).items() for need in signal.needs}
+    if tree_expansion is not None:
+        needs[Need.SNAPSHOTS] = "algo.tree_expansion"
+    return needs | dict.fromkeys(of_agent, "agent.player")
 
 
 def check_parts(
@@ -51,10 +94,13 @@ def check_parts(
     """Build all parts of a run around a policy with few weights, and run them on a few made-up turns.
 
     This also checks settings that are read only when a part is built or used. Returns what the parts need from the
-    environment. Raises `ValueError` and `UnknownNameError`, and the error of a judge that cannot be reached.
+    environment. Raises `ValueError` and `UnknownNameError`.
     """
-    for place, part in {"algo.estimator": estimator, "algo.loss": learner.objective.loss, **_named(signals)}.items():
-        _check_options(place, part)
+    import torch
+
+    from algorithms.learner import Learner
+
+    _check_options("algo.loss", learner.objective.loss)
     with torch.random.fork_rng():
         policy = _tiny_policy(seed)
         agent = make_agent(policy, torch.Generator(policy.device))
@@ -73,12 +119,7 @@ def check_parts(
         made = {name: make(context) for name, make in signals.items()}
     _check_loss(learner)
     _check_estimator(estimator, made, config.group_size)
-    for signal in made.values():
-        signal.check()
-    needs = {need: place for place, signal in _named(made).items() for need in signal.needs}
-    if config.tree_expansion is not None:
-        needs[Need.SNAPSHOTS] = "algo.tree_expansion"
-    return needs | dict.fromkeys(agent.needs, "agent.player")
+    return _needs(made, config.tree_expansion, agent.needs)
 
 
 def _named(signals: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,19 +138,25 @@ def _check_options(place: str, part: Any) -> None:
 
 
 def _tiny_policy(seed: int) -> LocalPolicy:
+    from agents.policies.local import LocalPolicy
+    from agents.policies.models import find_device
+    from agents.policies.tiny import build_model, build_tokenizer, vocabulary_size
+
     tokenizer = build_tokenizer(["go on"])
     model = build_model(vocabulary_size(tokenizer), width=8, layers=1, heads=1, feed_forward=8, context=64, seed=seed)
     return LocalPolicy(model.to(find_device()), tokenizer)
 
 
 def _check_loss(learner: LearnerConfig) -> None:
+    import torch
+
     tokens = torch.zeros(2, 3)
     learner.objective.loss(tokens, tokens, tokens, tokens == 0)
 
 
 def _check_estimator(estimator: Estimator, signals: Mapping[str, Signal], group_size: int) -> None:
     """Raises `MissingSignalError` if the estimator reads a signal that none of `signals` provides."""
-    function = estimator.func if isinstance(estimator, partial) else estimator
+    function = _function(estimator)
     if group_size == 1 and getattr(function, "compares_attempts", False):
         raise ValueError(
             f"algo.estimator={function.__name__} compares attempts at a task, and with trainer.group_size=1 there is "

@@ -308,7 +308,6 @@ def teacher_of(task_set: TaskSet) -> Agent:
     """The task set's expert as an agent; where there is none, random admissible play, which teaches to speak."""
     if task_set.expert() is not None:
         return ExpertAgent(cast(Callable[[], Expert], task_set.expert))
-    logger.warning("%s has no expert: the warm start clones random admissible actions", task_set.env_id)
     return RandomAgent()
 
 
@@ -328,6 +327,8 @@ def warm_start(
 
     `masked` clones for a `MaskedAgent`.
     """
+    if task_set.expert() is None:
+        logger.warning("%s has no expert: the warm start clones random admissible actions", task_set.env_id)
     rng = np.random.default_rng(seed)
     teacher, context = teacher_of(task_set), policy.context_length
     demonstrator = Demonstrator(teacher, prompter, policy.tokenizer, config.noise, seed, masked, context)

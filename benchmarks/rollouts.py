@@ -60,8 +60,8 @@ from agents.agent import PolicyAgent
 from agents.episode import Episode
 from agents.policies.base import Completion, Policy, Request, Sampling
 from agents.policies.local import LocalPolicy
-from agents.policies.tiny import ACT, BOS, EOS, build_tokenizer
-from agents.prompts import Transcript
+from agents.policies.tiny import BOS, EOS, build_tokenizer
+from agents.prompts import ACT, Transcript
 from agents.quoting import encode
 from agents.rollout import Job, rollout
 from agents.samples import Sample, build_samples

@@ -14,12 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from agents.agent import Agent, PolicyAgent
+from agents.policies.base import check_vllm
+from agents.policies.names import find_parts
 from agents.scripted import ExpertAgent, RandomAgent
-from envs.core import Expert, TaskSet
+from algorithms.checkpoint import checkpoint_folder, checkpoints, load_state
+from envs.core import Expert, TaskSet, UnknownNameError
+from envs.facts import differences
+from scripts.common import asked_under
 
 if TYPE_CHECKING:  # torch takes seconds to import, and only policies need it
     from torch import Generator
@@ -41,15 +46,17 @@ PLAYERS = ("candidates", "masked")  # agents that are named for their player
 logger = logging.getLogger(__name__)
 
 IN_PLACE = "agents.policies.local.in_place"
+VLLM, VLLM_SERVER = "agents.policies.vllm.VllmPolicy", "agents.policies.vllm_server.VllmServerPolicy"
+TINY = "algorithms.initial_policy.TinyPolicy"
+GIVEN = {"task_set", "model", "seed"}  # arguments of an agent that are not settings of its file
 NO_MODEL = ("trainer.pt", "run.json", "checksums.json")  # what a training run keeps beside the model of a checkpoint
 
 
 @dataclass(frozen=True)
 class Model:
-    """The model of a command: its name (see `agents.policies.pretrained`), and how it is loaded and sampled."""
+    """The model of a command: its name (see `agents.policies.names`), and how it is loaded and sampled."""
 
     name: str
-    run: Path  # as the command names it; of a training run, its folder
     policy: DictConfig  # conf/policy: an `agents.policies.pretrained.Pretrained`
     rollout: DictConfig  # conf/rollout
 
@@ -67,9 +74,12 @@ class Model:
 
     def facts(self) -> dict[str, Any]:
         """What its answers depend on: its name, and its files by their hashes or, on a hub, its revision."""
-        from agents.policies.pretrained import sources
+        found = find_parts(self.name)
+        if any(isinstance(part, Path) and part.is_file() for part in found):  # GGUF: what it holds counts
+            from agents.policies.pretrained import sources
 
-        parts = zip(("base", "adapters"), sources(self.name), strict=False)
+            found = sources(self.name)
+        parts = zip(("base", "adapters"), found, strict=False)
         return {"name": self.name, **{part: _content(source) for part, source in parts}}
 
 
@@ -77,12 +87,14 @@ def model_of(config: DictConfig) -> Model | None:
     """The model that a command's configuration asks for."""
     if not config.model:
         return None
-    return Model(checkpoint_of(config.model), Path(config.model).expanduser(), config.policy, config.rollout)
+    return Model(checkpoint_of(config.model), config.policy, config.rollout)
 
 
 def check_agent(config: DictConfig) -> None:
-    """Raise `ValueError` where agent and model of a configuration do not belong together, before either is made."""
+    """Raise where agent and model of a configuration do not belong together, or are not there."""
     target, model = config.agent.get("_target_"), config.model
+    if taken := sorted(GIVEN & config.agent.keys()):
+        raise UnknownNameError("setting of agent", taken[0], config.agent.keys() - GIVEN - {"_target_"})
     if target == POLICY and not model:
         raise ValueError(
             "this agent needs a model: model=FOLDER, of a Hugging Face model or of a training run; "
@@ -90,6 +102,36 @@ def check_agent(config: DictConfig) -> None:
         )
     if target in WITHOUT_MODEL and model:
         raise ValueError(f"{WITHOUT_MODEL[target]}, got model={model}; a model is played by agent=transcript")
+    for group in ("policy", "rollout"):
+        if target in WITHOUT_MODEL and asked_under(group):
+            logger.warning("%s: %s has no effect", WITHOUT_MODEL[target], group)
+    if not model:
+        return
+    check_engine(config)
+    if "prompter" in config.agent:
+        _compare_with_training(config, Path(model).expanduser())
+    _check_model(model)
+
+
+def check_engine(config: DictConfig) -> None:
+    """Raise if the engine that samples cannot do what the agent's player needs, or is not installed."""
+    engine, player = config.rollout.get("_target_"), OmegaConf.select(config, "agent.player._target_")
+    if engine == VLLM_SERVER and player and getattr(get_object(player), "masked", False):
+        raise ValueError(
+            f"agent.player={player.rpartition('.')[2]} samples under a mask, and rollout=vllm_server cannot; "
+            "use rollout=local or rollout=vllm"
+        )
+    if engine == VLLM:
+        check_vllm()
+
+
+def _check_model(name: str) -> None:
+    """Raise `OSError` where there is no model of that name."""
+    path = Path(name).expanduser()
+    if not (path / "checkpoints").is_dir():
+        find_parts(name)
+    elif not checkpoints(path):
+        raise FileNotFoundError(f"the run {path} has no checkpoint yet")
 
 
 def check_trained_agent(config: DictConfig) -> None:
@@ -106,7 +148,16 @@ def check_trained_agent(config: DictConfig) -> None:
             f"algo={choices['algo']} has agent/player={choices['agent/player']}, which is not that of "
             f"agent={choices['agent']}: leave one of them out, or say agent/player=… to choose"
         )
-    if config.model or config.resume:
+    check_engine(config)
+    if config.resume:
+        return
+    if config.model:
+        _check_model(config.model)
+        if config.policy.get("_target_") == TINY and asked_under("policy"):
+            raise ValueError(
+                f"model={config.model} is the model to train, and policy=tiny creates another one: leave one of them "
+                "out, or use policy=hf, which sets how the model is loaded"
+            )
         return
     if config.policy.get("_target_") == PRETRAINED:
         raise ValueError("this policy needs a model to start from: model=FOLDER, or policy=tiny for one made here")
@@ -118,11 +169,7 @@ def check_trained_agent(config: DictConfig) -> None:
 
 
 def make_agent(config: DictConfig, task_set: TaskSet, model: Model | None, seed: int) -> Agent:
-    """The agent of a configuration that `check_agent` has passed. Raises `ValueError` for a model that was prompted
-    otherwise.
-    """
-    if model and "prompter" in config:
-        _compare_with_training(config, task_set, model.run)
+    """The agent of a configuration that `check_agent` has passed."""
     agent: Agent = instantiate(config, _partial_=True)(task_set=task_set, model=model, seed=seed)
     return agent
 
@@ -182,8 +229,6 @@ def checkpoint_of(name: str) -> str:
     if not (path / "checkpoints").is_dir():
         return str(path.resolve()) if path.exists() else name
     path = path.resolve()
-    from algorithms.checkpoint import checkpoint_folder, checkpoints, load_state
-
     saved = checkpoints(path)
     if not saved:
         raise FileNotFoundError(f"the run {path} has no checkpoint yet")
@@ -191,7 +236,7 @@ def checkpoint_of(name: str) -> str:
     return str(checkpoint_folder(path, best[1]) if best else saved[-1])
 
 
-def _compare_with_training(config: DictConfig, task_set: TaskSet, run: Path) -> None:
+def _compare_with_training(config: DictConfig, run: Path) -> None:
     """A policy that is prompted, masked or asked otherwise than in its training does badly, and nobody sees why.
 
     Raises `ValueError` for another prompter; another environment and another player may be meant, and are a warning.
@@ -200,15 +245,12 @@ def _compare_with_training(config: DictConfig, task_set: TaskSet, run: Path) -> 
     if not file.is_file():
         return
     before = OmegaConf.load(file)
-    if before.agent.prompter != config.prompter:
-        raise ValueError(
-            f"{run} was trained with the prompter {before.agent.prompter}, and agent has {config.prompter}; set agent=…"
-        )
-    played = f"{type(task_set).__module__}.{type(task_set).__qualname__}"
-    for what, trained, now in (
-        ("env", OmegaConf.select(before, "env._target_"), played),
-        ("agent.player", OmegaConf.select(before, "agent.player._target_"), config.player._target_),
-    ):
+    trained, now = (OmegaConf.to_container(one.agent.prompter) for one in (before, config))
+    if changed := differences({"agent.prompter": trained}, {"agent.prompter": now}):
+        changes = "; ".join(f"{name} {change}" for name, change in changed.items())
+        raise ValueError(f"{run} was trained with another prompter: {changes}; take the agent that it was trained with")
+    for what in ("env", "agent.player"):
+        trained, now = (OmegaConf.select(one, f"{what}._target_") for one in (before, config))
         if trained is not None and trained != now:
             logger.warning("%s was trained with %s=%s, and plays with %s: set %s=… to play alike",
                            run, what, trained, now, what.replace(".", "/"))  # fmt: skip

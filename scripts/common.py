@@ -37,8 +37,10 @@ from rich.console import Console
 
 import conf
 from envs.core import UnknownNameError
-from scripts.run_folder import Command, quoted
+from envs.facts import Facts, differences
+from scripts.run_folder import Command, quoted, remove_traces
 from scripts.settings import HOUSE, check_settings, shown
+from scripts.targets import check_targets, settings_of
 
 Job: TypeAlias = Callable[[DictConfig], None]
 FOLDER_SETTINGS = ("env.data", "rollout.folder")
@@ -61,10 +63,13 @@ def command(config_name: str) -> Callable[[Job], Callable[[], None]]:
         def job(cfg: DictConfig) -> None:
             try:
                 check_settings(cfg, config_name)
+                check_targets(cfg)
                 _make_absolute(cfg)
                 function(cfg)
             except Exception as error:
                 hydra_cfg = HydraConfig.get()
+                if explain(error, config_name) is not None:
+                    remove_traces(Path(hydra_cfg.runtime.output_dir))
                 if hydra_cfg.mode == RunMode.RUN:
                     raise SystemExit(_report(error, config_name)) from error
                 print(f"job {hydra_cfg.job.num} ({hydra_cfg.job.override_dirname}) failed", file=sys.stderr)
@@ -212,6 +217,11 @@ def asked_for(key: str) -> bool:
     return any(key == asked or key.startswith(f"{asked}.") for asked in _asked)
 
 
+def asked_under(group: str) -> bool:
+    """Whether the command line of this start chooses from a group or sets a key in it."""
+    return any(asked == group or asked.startswith(f"{group}.") for asked in _asked)
+
+
 # -- errors -----------------------------------------------------------------------------------------------------------
 def _report(error: Exception, config_name: str) -> int:
     """Say what went wrong on stderr, unless it is that nobody reads. Returns the exit code."""
@@ -297,7 +307,9 @@ def _unknown_key(key: str, config_name: str) -> UnknownNameError:
     near = difflib.get_close_matches(leaf, leaves.values(), n=1, cutoff=0.8)
     elsewhere = [name for name, last in leaves.items() if last in near and name != f"{at}{last}"]
     hint = f"elsewhere there is {', '.join(elsewhere[:5])}" if elsewhere else ""
-    takes_more = not place or "_target_" in place  # arguments of something that may have others
+    target = place.get("_target_")
+    known = settings_of(target, at[:-1]) if isinstance(target, str) else None
+    takes_more = not place or (target and (known is None or leaf in known))
     if not hint and takes_more and not difflib.get_close_matches(leaf, place):
         hint = f"+{key}=… adds it"
     return UnknownNameError(f"key of {at[:-1]}" if at else "key", leaf, place, hint)
@@ -373,6 +385,12 @@ def _escaped(value: Any) -> Any:
 def printable(text: str) -> str:
     """Text for a terminal: what would move the cursor or change colours is written out."""
     return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+
+
+def compare_machines(before: Facts, now: Facts, console: Console) -> None:
+    """Print what differs from the machine of the last start: results may be rounded differently."""
+    for name, change in differences(before["machine"], now["machine"]).items():
+        console.print(f"changed since the last start: machine.{name} {change}")
 
 
 def versions() -> dict[str, str]:

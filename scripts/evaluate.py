@@ -32,7 +32,7 @@ from envs.facts import Facts, differences, environment_facts, without
 from envs.files import naming, write_whole
 from envs.pool import EnvPool
 from scripts.agents import Model, check_agent, make_agent, model_of
-from scripts.common import Terminal, command, machine, plain, printable, versions
+from scripts.common import Terminal, command, compare_machines, machine, plain, printable, versions
 from scripts.run_folder import Command, in_shell, locked, resume_command
 
 
@@ -48,8 +48,6 @@ def _run(cfg: DictConfig, run: Path) -> None:
     """Play the missing episodes, and write the results."""
     check_agent(cfg)
     asked = Command.of_this_process("evaluate")
-    if not (run / "run.json").exists():
-        asked.keep(run, cfg)
     console = Terminal(soft_wrap=True)
     task_set: TaskSet = instantiate(cfg.env)
     console.print(task_set.describe())
@@ -60,9 +58,14 @@ def _run(cfg: DictConfig, run: Path) -> None:
     if cfg.limit is not None:
         console.print(f"limit={cfg.limit}: {describe_limit(cfg.limit, len(manifest.ids))}")
     model = model_of(cfg)
-    agent = make_agent(cfg.agent, task_set, model, cfg.seeds[0])
     facts = _facts(cfg, task_set, model)
-    _keep_facts(run / "run.json", facts, console)
+    before = _read_facts(run / "run.json", facts)
+    agent = make_agent(cfg.agent, task_set, model, cfg.seeds[0])
+    facts["machine"] = machine() if model else {}  # without a model there is nothing that it could round
+    if before is None:
+        write_whole(run / "run.json", json.dumps(facts, indent=2) + "\n")
+    else:
+        compare_machines(before, facts, console)
     asked.keep(run, cfg)  # the seeds may be others
     file = run / "episodes.jsonl"
     wanted = {(job.task.id, job.seed) for job in jobs}
@@ -104,11 +107,10 @@ LEFT_OUT = (  # of the configuration: what may differ between the starts of one 
     *(f"agent.{key}" for key in ("concurrency", "timeout", "max_retries", "prices")),
     *(f"rollout.{key}" for key in ("concurrency", "timeout", "max_retries")),
 )  # fmt: skip
-MAY_DIFFER = ("machine.",)
 
 
 def _facts(cfg: DictConfig, task_set: TaskSet, model: Model | None) -> Facts:
-    """What makes the episodes of a run comparable."""
+    """What makes the episodes of a run comparable, but for the machine."""
     manifest = task_set.manifest(cfg.split)
     configured = without(plain(cfg), LEFT_OUT)
     return {
@@ -124,20 +126,18 @@ def _facts(cfg: DictConfig, task_set: TaskSet, model: Model | None) -> Facts:
         "agents_code": agents_hash(),
         "max_turns": cfg.max_turns or task_set.max_turns,
         "versions": versions(),
-        "machine": machine() if model else {},  # without a model there is nothing that it could round
     }
 
 
-def _keep_facts(file: Path, facts: Facts, console: Console) -> None:
-    """Write the facts, or compare them with those that the episodes so far were played with."""
+def _read_facts(file: Path, facts: Facts) -> Facts | None:
+    """The facts of the episodes so far; None if there are none. Raises `ValueError` if they differ from `facts`."""
     if not file.exists():
-        write_whole(file, json.dumps(facts, indent=2) + "\n")
-        return
-    changed = differences(json.loads(file.read_text(encoding="utf-8")), facts)
-    if refused := [f"{name} {change}" for name, change in changed.items() if not name.startswith(MAY_DIFFER)]:
-        raise ValueError(f"{file.parent} was played otherwise, start a new run: {'; '.join(refused)}")
-    for name, change in changed.items():
-        console.print(f"changed since the last start: {name} {change}")
+        return None
+    before: Facts = json.loads(file.read_text(encoding="utf-8"))
+    if changed := differences(without(before, ["machine"]), facts):
+        changes = "; ".join(f"{name} {change}" for name, change in changed.items())
+        raise ValueError(f"{file.parent} was played otherwise, start a new run: {changes}")
+    return before
 
 
 def _read_whole_lines(file: Path) -> list[Episode]:

@@ -14,8 +14,9 @@ import json
 import os
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from envs.files import tidy, whole_folder, write_whole
 
 COMMAND = "command.json"
+TRACES = {COMMAND, ".hydra", ".lock", "run.json"}  # the files of a run before its first episode
+_made: list[Path] = []  # the folders that were created for this run or sweep
 
 
 class RunInUseError(ValueError):
@@ -40,19 +43,49 @@ class NewFolder(Callback):
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Make the folder of a run, unless `hydra.run.dir` was set."""
-        if not _is_asked_for("hydra.run.dir", config):
-            HydraConfig.instance().set_config(config)  # the name is computed from it
-            with read_write(config.hydra):
-                config.hydra.run.dir = str(new_folder(Path(config.hydra.run.dir)))
+        HydraConfig.instance().set_config(config)  # the name is computed from it
+        asked = Path(config.hydra.run.dir)
+        if _is_asked_for("hydra.run.dir", config):
+            _made[:] = _absent(asked)
+            return
+        _made[:] = _absent(asked.parent)
+        folder = new_folder(asked)
+        _made.append(folder.absolute())
+        with read_write(config.hydra):
+            config.hydra.run.dir = str(folder)
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Make the folder of a sweep, unless `hydra.sweep.dir` was set."""
+        HydraConfig.instance().set_config(config)
+        asked = Path(config.hydra.sweep.dir)
+        _made[:] = _absent(asked)
         if not _is_asked_for("hydra.sweep.dir", config):
-            HydraConfig.instance().set_config(config)
-            folder = new_folder(Path(config.hydra.sweep.dir))
+            folder = new_folder(asked)
             with read_write(config.hydra):
                 config.hydra.sweep.dir = str(folder)
                 config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(folder)}")  # of each job
+
+
+def _absent(folder: Path) -> list[Path]:
+    """`folder` and its parents, without those that exist."""
+    folder = folder.absolute()
+    return [path for path in (folder, *folder.parents) if not path.exists()]
+
+
+def remove_traces(run: Path) -> None:
+    """Remove the command of a refused run, and the folders that were created for it.
+
+    A run with other files, and folders that existed before, are kept.
+    """
+    run = run.absolute()
+    if not run.is_dir() or not {run, *run.parents} & {*_made}:
+        return
+    if not {path.name for path in run.iterdir()} <= TRACES:
+        return
+    shutil.rmtree(run)
+    for folder in sorted({*_made} & {*run.parents}, reverse=True):  # the deepest first
+        with suppress(OSError):  # another run is in it
+            folder.rmdir()
 
 
 def _is_asked_for(key: str, config: DictConfig) -> bool:

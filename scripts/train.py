@@ -26,12 +26,13 @@ from agents.evaluation import Evaluation, evaluate, pooled, spread
 from agents.rollout import BrokenEnvironmentError
 from agents.source import agents_hash
 from algorithms.checkpoint import checkpoint_folder, checkpoints, load_run, load_state, remove_after, update_of
+from algorithms.needs import Needs, check_environment, check_method, check_parts
 from envs.core import Manifest, TaskSet, UnknownNameError, evaluation_splits, hold_out
 from envs.facts import Facts, differences, environment_facts, without
 from envs.files import read_json_lines, remove_whole, write_whole
 from envs.pool import EnvPool
 from scripts.agents import check_trained_agent, checkpoint_of
-from scripts.common import Terminal, asked_for, command, machine, plain, versions
+from scripts.common import Terminal, asked_for, command, compare_machines, machine, plain, versions
 from scripts.curve import PICTURES, SELECTION, draw_pictures, is_success
 from scripts.live import LiveReporter
 from scripts.run_folder import COMMAND, Command, locked, resume_command
@@ -45,9 +46,9 @@ if TYPE_CHECKING:  # torch and transformers take seconds to import, and mistakes
     from agents.prompts import Prompter
     from algorithms.initial_policy import TinyPolicy
     from algorithms.learner import LearnerConfig
-    from algorithms.needs import Needs
     from algorithms.signals.base import MakeSignal
     from algorithms.trainer import Estimator, Metrics, Trainer, TrainerConfig
+    from algorithms.tree_expansion import TreeExpansion
 
 ALL_SPLITS = "all"  # the evaluations of all splits in one, beside those of each
 CHECKED_TASKS = 8  # whose first turn is played to find what the environment does
@@ -67,7 +68,10 @@ def main(cfg: DictConfig) -> None:
 
 
 def _run(cfg: DictConfig, run: Path) -> None:
-    """Build the parts that the configuration names, and run the loop."""
+    """Build the parts that the configuration names, and run the loop.
+
+    Mistakes are reported before torch is imported, as far as possible: the import takes seconds.
+    """
     check_trained_agent(cfg)
     asked = Command.of_this_process("train")
     saved = checkpoints(run)
@@ -75,33 +79,34 @@ def _run(cfg: DictConfig, run: Path) -> None:
         raise ValueError(
             f"{run} holds a run already; go on with it: {resume_command('train', run)}; or choose another hydra.run.dir"
         )
-    if not saved:
-        _clear(run)
-        asked.keep(run, cfg)
     task_set: TaskSet = instantiate(cfg.env)
     console = Terminal(soft_wrap=True)
     console.print(task_set.describe())
     _choose_splits(cfg, task_set)
-    parts = Parts.of(cfg)
-    needs = parts.check(cfg, task_set)
     training, selection = hold_out(task_set.manifest(cfg.split), cfg.eval.selection_tasks)
-    if needs:
-        from algorithms.needs import check_environment
-
-        tasks = [task_set.task(training.split, task_id) for task_id in spread(training.ids, CHECKED_TASKS)]
-        workers = min(cfg.pool.workers, 1)  # where the environments of the run are elsewhere, so are these
-        with EnvPool(task_set.make, len(tasks), workers, cfg.pool.step_timeout) as pool:
-            check_environment(needs, tasks, pool)
-    _describe_tasks(cfg, task_set, selection, console)
     facts = _facts(cfg, task_set, training)
-    if saved:
-        _compare(load_run(saved[-1]), facts, console)
+    before = load_run(saved[-1]) if saved else None
+    if before is not None:
+        _compare(without(before, ["machine"]), facts, console)
+    method = Method.of(cfg)
+    needs = method.check(cfg)
+    _check_environment(needs, cfg, task_set, training)
+    _describe_tasks(cfg, task_set, selection, console)
+    parts = Parts.of(cfg, method)
     report = _Report(cfg, run, task_set, selection)
     if saved and report.is_complete(saved[-1], parts.config):
         limit = "trainer.updates" if parts.config.env_steps is None else "trainer.env_steps"
         console.print(f"{run} is complete after {update_of(saved[-1])} updates; to go on, raise {limit}")
         report.check(update_of(saved[-1]))
         return
+    more = parts.check(cfg, task_set)
+    _check_environment({need: place for need, place in more.items() if need not in needs}, cfg, task_set, training)
+    facts["machine"] = machine()
+    if before is not None:
+        compare_machines(before, facts, console)
+    if not saved:
+        _clear(run)
+        asked.keep(run, cfg)
     import torch
     from transformers.utils.logging import disable_progress_bar
 
@@ -151,8 +156,36 @@ def _run(cfg: DictConfig, run: Path) -> None:
 
 
 @dataclass(frozen=True)
+class Method:
+    """The parts of the configuration that are created without torch."""
+
+    player: Callable[..., PolicyAgent]
+    prompter: Prompter
+    sampling: Sampling
+    signals: Mapping[str, MakeSignal]
+    estimator: Estimator
+    tree_expansion: TreeExpansion | None
+
+    @classmethod
+    def of(cls, cfg: DictConfig) -> Method:
+        return cls(
+            player=instantiate(cfg.agent.player),
+            prompter=instantiate(cfg.agent.prompter),
+            sampling=instantiate(cfg.agent.sampling),
+            signals=instantiate(cfg.algo.signals),
+            estimator=instantiate(cfg.algo.estimator),
+            tree_expansion=instantiate(cfg.algo.tree_expansion),
+        )
+
+    def check(self, cfg: DictConfig) -> Needs:
+        """Check what the parts declare (`algorithms.needs.check_method`); returns what they need."""
+        group_size = cfg.trainer.group_size
+        return check_method(self.player, self.signals, self.estimator, self.tree_expansion, group_size)
+
+
+@dataclass(frozen=True)
 class Parts:
-    """What the configuration names, but for the policy, which is made last."""
+    """The parts of the configuration except the policy, which is created last."""
 
     prompter: Prompter
     agent: Callable[[Policy, Generator], PolicyAgent]
@@ -163,34 +196,40 @@ class Parts:
     engine: Callable[[LocalPolicy], Policy]
 
     @classmethod
-    def of(cls, cfg: DictConfig) -> Parts:
+    def of(cls, cfg: DictConfig, method: Method) -> Parts:
         from algorithms.learner import LearnerConfig, Objective
         from algorithms.trainer import TrainerConfig
 
-        prompter: Prompter = instantiate(cfg.agent.prompter)
-        sampling: Sampling = instantiate(cfg.agent.sampling)
-        player, algo = instantiate(cfg.agent.player), instantiate(cfg.algo)
+        objective = {field.name: cfg.algo[field.name] for field in fields(Objective) if field.name in cfg.algo}
         settings: dict[str, Any] = dict(cfg.trainer)
         learner = LearnerConfig(
-            objective=Objective(**{field.name: algo[field.name] for field in fields(Objective) if field.name in algo}),
-            temperature=sampling.temperature,
+            objective=Objective(**{**objective, "loss": instantiate(cfg.algo.loss)}),
+            temperature=method.sampling.temperature,
             **{key: settings.pop(key) for key in LEARNER_KEYS},
         )
-        config = TrainerConfig(dynamic_sampling=algo.dynamic_sampling, tree_expansion=algo.tree_expansion, **settings)
+        config = TrainerConfig(
+            dynamic_sampling=cfg.algo.dynamic_sampling, tree_expansion=method.tree_expansion, **settings
+        )
 
         def agent(policy: Policy, generator: Generator) -> PolicyAgent:
-            made: PolicyAgent = player(policy, prompter, sampling, generator)
-            return made
+            return method.player(policy, method.prompter, method.sampling, generator)
 
-        return cls(prompter, agent, algo.signals, algo.estimator, learner, config, instantiate(cfg.rollout))
+        return cls(method.prompter, agent, method.signals, method.estimator, learner, config, instantiate(cfg.rollout))
 
     def check(self, cfg: DictConfig, task_set: TaskSet) -> Needs:
-        """Raise what can be raised before the tasks are read (`algorithms.needs.check_parts`, `check` of an engine)."""
-        from algorithms.needs import check_parts
-
-        getattr(getattr(self.engine, "func", self.engine), "check", bool)()
+        """Raise what can be raised before the tasks are played (`algorithms.needs.check_parts`)."""
         with EnvPool(task_set.make, 1, step_timeout=cfg.pool.step_timeout) as pool:  # nothing is played in it
             return check_parts(self.agent, self.signals, self.estimator, self.learner, self.config, pool, cfg.seed)
+
+
+def _check_environment(needs: Needs, cfg: DictConfig, task_set: TaskSet, training: Manifest) -> None:
+    """Play the first turn of a few tasks if something is needed from them. Raises `ValueError`."""
+    if not needs:
+        return
+    tasks = [task_set.task(training.split, task_id) for task_id in spread(training.ids, CHECKED_TASKS)]
+    workers = min(cfg.pool.workers, 1)  # where the environments of the run are elsewhere, so are these
+    with EnvPool(task_set.make, len(tasks), workers, cfg.pool.step_timeout) as pool:
+        check_environment(needs, tasks, pool)
 
 
 def _describe_tasks(cfg: DictConfig, task_set: TaskSet, selection: Manifest, console: Terminal) -> None:
@@ -229,11 +268,11 @@ LEFT_OUT = (  # of the configuration: what does not change what is trained
     *(f"algo.signals.judge.model.{key}" for key in ("concurrency", "timeout", "max_retries", "prices")),
 )  # fmt: skip
 MAY_CHANGE = ("trainer", "eval", "pool", "rollout")  # when the command line that resumes a run sets them
-MAY_DIFFER = ("versions.", "machine.", "agents_code", "environment.code")  # of what is installed, and where
+MAY_DIFFER = ("versions.", "agents_code", "environment.code")  # of what is installed, and where
 
 
 def _facts(cfg: DictConfig, task_set: TaskSet, training: Manifest) -> Facts:
-    """What the run is: its checkpoints keep that, and `resume` compares it."""
+    """What the run is, but for the machine: its checkpoints keep that, and `resume` compares it."""
     configured = without(plain(cfg), LEFT_OUT)
     splits = dict.fromkeys([cfg.split, *cfg.eval.splits])
     return {
@@ -243,7 +282,6 @@ def _facts(cfg: DictConfig, task_set: TaskSet, training: Manifest) -> Facts:
         "config": configured,
         "agents_code": agents_hash(),
         "versions": versions(),
-        "machine": machine(),
     }
 
 

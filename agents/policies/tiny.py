@@ -22,9 +22,11 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from agents.prompts import ACT
+
 logger = logging.getLogger(__name__)
 
-BOS, EOS, ACT = "<bos>", "<eos>", "<act>"  # an episode begins, an action ends, an action begins
+BOS, EOS = "<bos>", "<eos>"  # an episode begins, an action ends; between them `ACT` asks for the action
 ENTITY = r" ?[a-z]+ \d+"
 WORD = r" ?\w+| ?[^\w\s]+|\s+"
 MOST_WORDS = 2**16  # that are tokens; the rarer ones are spelled in bytes

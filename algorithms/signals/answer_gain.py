@@ -17,18 +17,22 @@ the authors' code of February 2026. It takes the first of several right answers;
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from agents.parsing import THINK_CLOSE, THINK_OPEN
 from agents.policies.base import Policy
 from agents.quoting import encode_with_offsets, quote
 from agents.samples import Sample
-from algorithms.batches import Batch, map_samples, sampled_logprobs
 from algorithms.signals.base import Measurement, RolloutBatch, SignalContext, UntrainedSignal
 from envs.core import Need
+
+if TYPE_CHECKING:  # see `algorithms.signals.base`
+    from torch import Tensor
+
+    from algorithms.batches import Batch
 
 PLACE = "{answer}"
 THOUGHT = f"{THINK_OPEN}\nNow there's enough information to answer\n{THINK_CLOSE}\n"
@@ -61,6 +65,8 @@ class AnswerGain(UntrainedSignal):
 
     def measure(self, rollouts: RolloutBatch) -> Measurement:
         """Raises `ValueError` naming the environment where no episode has answers."""
+        from algorithms.batches import map_samples, sampled_logprobs
+
         context = self.context
         if not any(episode.answers for episode in rollouts.episodes):
             env = rollouts.episodes[0].task.env

@@ -6,12 +6,11 @@ once with the `SignalContext` of the run. `algorithms.turn_table.SIGNALS` lists 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from agents.agent import PolicyAgent
@@ -20,6 +19,9 @@ from agents.samples import Sample, build_samples
 from algorithms.turn_table import Estimate, TurnTable
 from envs.core import Need
 from envs.pool import EnvPool
+
+if TYPE_CHECKING:  # what a signal needs is asked before torch is imported, which takes seconds
+    import torch
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,9 @@ class Signal(Protocol):
     gives_tokens: Sequence[str] | None  # and of tokens; None: unknown before it has measured
     learns_returns: bool  # whether it learns from the returns of an `Estimate`
 
-    def check(self) -> None:
-        """Raise if something that the signal uses cannot be reached. Called once, before anything starts."""
+    @classmethod
+    def check(cls, settings: Mapping[str, Any]) -> None:
+        """Raise if something in the signal's `settings` cannot be reached. Called once, before the signal is made."""
 
     def measure(self, rollouts: RolloutBatch) -> Measurement:
         """Measure a batch. Its table has the columns of all signals that are listed earlier."""
@@ -110,7 +113,8 @@ class SignalBase:
     gives_tokens: Sequence[str] | None = None
     learns_returns = False
 
-    def check(self) -> None:
+    @classmethod
+    def check(cls, settings: Mapping[str, Any]) -> None:
         """Nothing to check."""
 
 

@@ -7,24 +7,26 @@ It reads each episode several times, and the critiques vote. It is not trained: 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import resources
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from agents.agent import may_fit
 from agents.episode import Episode
 from agents.parsing import answer_part, json_objects
 from agents.policies.base import Request, Sampling, Usage
-from agents.policies.pretrained import Pretrained
+from agents.policies.names import find_parts
 from agents.prompts import message_ids, read_template
 from agents.quoting import quote
 from algorithms.signals.base import Measurement, RolloutBatch, SignalContext, UntrainedSignal
 from envs.core import UnknownNameError
+
+if TYPE_CHECKING:  # see `algorithms.signals.base`
+    from agents.policies.pretrained import Pretrained
 
 logger = logging.getLogger(__name__)
 
@@ -44,10 +46,13 @@ class Model(Protocol):
 
 
 class LocalModel:
-    """The model called `name` (see `agents.policies.pretrained`), with `batch_size` prompts at a time."""
+    """The model called `name` (see `agents.policies.names`), with `batch_size` prompts at a time."""
 
     def __init__(self, name: str, *, batch_size: int = 8, pretrained: Pretrained | None = None) -> None:
         """`pretrained` says how the model is loaded."""
+        find_parts(name)  # before the next import, which takes seconds
+        from agents.policies.pretrained import Pretrained
+
         self.policy = (pretrained or Pretrained()).load(name)
         self.name, self.batch_size, self.usage = name, batch_size, Usage()
 
@@ -59,6 +64,8 @@ class LocalModel:
 
         Raises `ValueError` if this is true for all prompts.
         """
+        import torch
+
         generator = torch.Generator(self.policy.device).manual_seed(seed)
         tokenizer = self.policy.tokenizer
         requests = [
@@ -136,9 +143,10 @@ class Judge(UntrainedSignal):
         self.right, self.wrong, self.seed = right, wrong, context.seed
         self.batches = 0  # number of batches so far; each has its own random draws
 
-    def check(self) -> None:
+    @classmethod
+    def check(cls, settings: Mapping[str, Any]) -> None:
         """Raises the model's error if it cannot be used."""
-        self.model.check()
+        settings["model"].check()
 
     def measure(self, rollouts: RolloutBatch) -> Measurement:
         before = replace(self.model.usage)

@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from agents.policies.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PREFIX, Lora, merged_weights
-from agents.policies.pretrained import ModelError, Pretrained
+from agents.policies.lora import ADAPTER_WEIGHTS, PREFIX, Lora, merged_weights
+from agents.policies.names import ADAPTER_CONFIG, ModelError
+from agents.policies.pretrained import Pretrained
 from algorithms.checkpoint import load_weights, save_checkpoint
 from algorithms.learner import Learner
 from envs.checksums import SUMS

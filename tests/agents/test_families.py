@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 
 from agents.policies.local import LocalPolicy
 from agents.policies.models import causal_states, context_length
-from agents.policies.pretrained import ModelError, Pretrained
+from agents.policies.names import ModelError
+from agents.policies.pretrained import Pretrained
 from algorithms.checkpoint import save_checkpoint
 from tests.agents.toys import random_policy
 from tests.families import REFUSED, tiny_model

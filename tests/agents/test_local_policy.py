@@ -8,7 +8,8 @@ from agents.agent import PolicyAgent, View
 from agents.episode import Episode
 from agents.policies import local
 from agents.policies.base import Request, Sampling
-from agents.policies.pretrained import ModelError, Pretrained
+from agents.policies.names import ModelError
+from agents.policies.pretrained import Pretrained
 from agents.prompts import Transcript
 from algorithms.checkpoint import save_checkpoint
 from tests.agents.toys import corridor, random_policy

@@ -15,7 +15,8 @@ from agents.policies.base import End, Request, Sampling
 from agents.policies.local import LocalPolicy
 from agents.policies.lora import Lora, merged_weights
 from agents.policies.models import token_logprobs
-from agents.policies.pretrained import ModelError, Pretrained
+from agents.policies.names import ModelError
+from agents.policies.pretrained import Pretrained
 from agents.policies.weights import has_adapters
 from algorithms.checkpoint import load_weights, save_checkpoint
 from algorithms.learner import Learner

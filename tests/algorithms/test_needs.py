@@ -15,7 +15,7 @@ from algorithms.turn_table import MissingSignalError, TurnTable
 from envs.core import Info, Need, UnknownNameError
 from envs.lookup.env import LookupTasks
 from envs.pool import EnvPool
-from scripts.train import Parts
+from scripts.train import Method, Parts
 from tests.agents.endpoint_server import Serve, said
 from tests.agents.toys import Corridor, Corridors, corridor
 from tests.algorithms.test_algo_conf import NAMES, whole
@@ -40,7 +40,10 @@ def configured(name: str, *overrides: str, judge: str = "") -> DictConfig:
 
 
 def check(config: DictConfig) -> Needs:
-    return Parts.of(config).check(config, Corridors())
+    method = Method.of(config)
+    needs = method.check(config)
+    assert Parts.of(config, method).check(config, Corridors()) == needs  # what is declared is what is made
+    return needs
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -96,7 +99,6 @@ def test_a_critic_beside_an_estimator_without_returns_is_refused() -> None:
         ("vineppo", "algo.signals.monte_carlo.attempts=0", "attempts and segment_turns must be at least 1"),
         ("igpo", "algo.signals.answer_gain.action=answer", "need exactly one .* for the answer"),
         ("istar", "algo.signals.implicit_prm.update=never", "unknown update 'never'"),
-        ("capo", "algo.signals.judge.vote=most", "unknown vote 'most'"),
         ("twosome", "agent.player.normalization=letter", "unknown normalization 'letter'"),
         ("gigpo", "trainer.minibatches=0", "trainer.minibatches must be at least 1"),
     ],
@@ -127,7 +129,7 @@ def test_a_signal_need_not_say_what_it_gives() -> None:
         return table.signal("anything")
 
     config = configured("grpo")
-    parts = Parts.of(config)
+    parts = Parts.of(config, Method.of(config))
     with EnvPool(Corridors().make, 1) as pool:
         settings = (parts.learner, parts.config, pool, 0)
         assert check_parts(parts.agent, {"mine": Unspoken}, picky, *settings) == {}

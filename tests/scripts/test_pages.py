@@ -117,7 +117,7 @@ def cli(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     monkeypatch.setenv("OPENAI_BASE_URL", (place / "url").read_text())
     monkeypatch.setenv("OPENAI_API_KEY", "none")
     monkeypatch.setitem(sys.modules, "vllm", None)
-    monkeypatch.setattr("agents.policies.vllm.find_spec", lambda _: None)
+    monkeypatch.setattr("agents.policies.base.find_spec", lambda _: None)
     monkeypatch.setattr(fetch.urllib.request, "urlopen", unreachable)
     return Cli(place, capsys, monkeypatch, pictures=False)
 

