@@ -23,7 +23,7 @@ OF_HYDRA = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 
 
 def check_targets(config: DictConfig) -> None:
-    """Raises `UnknownNameError` or `ModuleNotFoundError` for a `_target_` that does not exist and for unknown settings."""
+    """Raises `UnknownNameError` or `ModuleNotFoundError` for a wrong `_target_` or an unknown setting."""
     for place, part in _parts(OmegaConf.to_container(config)):
         if (known := settings_of(part["_target_"], place)) is None:
             continue

@@ -202,7 +202,7 @@ def test_the_reward_is_that_of_the_protocol() -> None:
 
 # -- which catalogue --------------------------------------------------------------------------------------------------
 def test_an_official_catalogue_is_taken_where_there_is_one(tmp_path: Path) -> None:
-    assert "80 made-up products" in small().describe()
+    assert "80 generated products" in small().describe()
     assert "synthetic instructions; protocol official, seed 0" in small().describe()
     assert "scripts.download webshop" in small().describe()
     made, folder = embedded_catalogue(80), tmp_path / "data" / "webshop"
