@@ -140,7 +140,7 @@ def belong_to(folder: Path, base: Path) -> None:
 @pytest.mark.parametrize(
     ("targets", "other", "said"),
     [
-        ("all-linear", {"num_hidden_layers": 4}, r"of the first 2 of the 4 layers in model\.layers"),
+        ("all-linear", {"num_hidden_layers": 4}, r"cover the first 2 of the 4 layers in model\.layers"),
         (["q_proj"], {"num_hidden_layers": 4}, r"missing \['model\.layers\.2\.self_attn\.q_proj"),
         ("all-linear", {"num_hidden_layers": 1}, r"extra \['model\.layers\.1\."),
         ("all-linear", {"hidden_size": 64}, r"of another shape \['model\.layers\.0\."),

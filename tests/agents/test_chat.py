@@ -323,9 +323,9 @@ def test_admissible_actions_stand_with_the_newest_message() -> None:
         (None, "has no chat template"),
         (FORGETFUL, "leaves out"),
         ("{% bad %}", "fails"),
-        (NUMBERED, "turn 3 otherwise"),
+        (NUMBERED, "turn 3 differently"),
         (NO_USER, "leaves out|system prompt once"),
-        (WINDOW, "turn 4 otherwise"),
+        (WINDOW, "turn 4 differently"),
         (NO_SYSTEM + "{{ raise_exception('never') }}", "fails: never"),
     ],
 )

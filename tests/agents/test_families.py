@@ -156,7 +156,9 @@ def tokenizer_of(size: int) -> Any:
 def test_a_tokenizer_with_more_ids_than_embeddings_is_refused() -> None:
     model = tiny_model("llama")
     LocalPolicy(model, tokenizer_of(320)).check()
-    with pytest.raises(ValueError, match=r"has 321 ids and LlamaForCausalLM embeddings for 320: \['320'\]") as refused:
+    with pytest.raises(
+        ValueError, match=r"has 321 ids, but LlamaForCausalLM has embeddings for 320: \['320'\]"
+    ) as refused:
         LocalPolicy(model, tokenizer_of(321)).check()
     one_line(refused.value)
 
