@@ -29,12 +29,13 @@ from itertools import chain
 from agents.agent import Agent, View
 from agents.episode import Episode, Start, Turn
 from envs.checks import clean_text
-from envs.core import StopReason, Task
+from envs.core import MissingDataError, NoDataError, StopReason, Task
 from envs.pool import EnvFailure, EnvPool, Outcome
 
 MOST_TRIES = 3  # of an episode whose environment was lost when another one ended their process
 
 TRACEBACK = "Traceback (most recent call last):"
+_MISSING_DATA = f"{MissingDataError.__module__}.{MissingDataError.__qualname__}: "
 
 
 @dataclass(frozen=True)
@@ -87,12 +88,24 @@ def error_line(error: str) -> str:
     return next((line for line in last_of_chain.splitlines()[1:] if line.strip() and not line.startswith(" ")), first)
 
 
+def lacks_data(episode: Episode) -> bool:
+    """Whether the episode ended because a file that its task is played from does not exist."""
+    return error_line(episode.error).startswith(_MISSING_DATA)
+
+
 class BrokenEnvironmentError(RuntimeError):
     """The environment raised in most episodes, so their results say nothing about the agent."""
 
 
 def check_environment(episodes: Sequence[Episode]) -> None:
-    """Raises `BrokenEnvironmentError` with the first error if errors ended more than half of the episodes."""
+    """Raises `BrokenEnvironmentError` with the first error if errors ended more than half of the episodes.
+
+    Raises `NoDataError` instead if missing files ended more than half of them.
+    """
+    missing = [episode for episode in episodes if lacks_data(episode)]
+    if 2 * len(missing) > len(episodes):
+        first = error_line(missing[0].error).removeprefix(_MISSING_DATA)
+        raise NoDataError(f"missing files ended {len(missing)} of {len(episodes)} episodes; the first was: {first}")
     errors = [episode.error for episode in episodes if episode.stop_reason is StopReason.ENV_ERROR]
     if 2 * len(errors) > len(episodes):
         raise BrokenEnvironmentError(

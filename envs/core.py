@@ -82,6 +82,17 @@ class UnknownNameError(LookupError):
         super().__init__("; ".join(parts))
 
 
+class MissingDataError(FileNotFoundError):
+    """A file that a task is played from does not exist. The message names it and says how to get it back.
+
+    It ends the episode; a resumed evaluation plays the episode again.
+    """
+
+
+class NoDataError(MissingDataError):
+    """The data of all tasks does not exist. It ends the run, which can be resumed when the data is back."""
+
+
 class EpisodeOverError(RuntimeError):
     """`step` was called before `reset`, or after the episode had ended."""
 

@@ -29,6 +29,7 @@ What happens when an environment misbehaves:
 4. Which of them has ended the process? Not always the one that was playing: another may have left a thread or a timer.
    The one that was playing is brought back in a worker of its own, and plays on there until its episode ends. If that
    worker ends too, it has failed. An episode that begins again after it was lost is played in such a worker.
+5. It raises `NoDataError`: no other task can be played either. The pool raises it in the caller.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import gymnasium as gym
 
 from envs.checks import check_contract, checked_reset, checked_step, clean_text
-from envs.core import EpisodeOverError, Info, StopReason, Task
+from envs.core import EpisodeOverError, Info, NoDataError, StopReason, Task
 
 Make: TypeAlias = Callable[[], gym.Env[str, str]]
 
@@ -75,12 +76,14 @@ MAKING = ("reset", "restore")  # the commands that make an environment where the
 class EnvFailure(NamedTuple):
     """Why an environment gave no answer: `STEP_TIMEOUT` or `ENV_ERROR`, and the traceback or stack as text.
 
-    `lost`: it went down with its process through no fault of its own, and could not be brought back.
+    `lost`: it went down with its process through no fault of its own, and could not be brought back. `no_data`: the
+    message of a `NoDataError`.
     """
 
     reason: StopReason
     text: str
     lost: bool = False
+    no_data: str = ""
 
 
 @dataclass(slots=True)
@@ -113,11 +116,11 @@ class _Command(NamedTuple):
     seed: int | None = None
 
 
-def _failed(reason: StopReason, text: str) -> Outcome:
+def _failed(reason: StopReason, text: str, no_data: str = "") -> Outcome:
     if len(text) > LONGEST_ERROR:
         half = LONGEST_ERROR // 2
         text = f"{text[:half]}\n… {len(text) - LONGEST_ERROR} characters left out …\n{text[-half:]}"
-    return Outcome(error=EnvFailure(reason, clean_text(text)))
+    return Outcome(error=EnvFailure(reason, clean_text(text), no_data=clean_text(no_data)))
 
 
 def _no_episode(slot: int) -> Outcome:
@@ -193,6 +196,14 @@ class EnvPool:
         self.close()
 
     def _call(self, commands: list[_Command]) -> dict[int, Outcome]:
+        """Have commands carried out. Raises `NoDataError` if an environment did."""
+        outcomes = self._carry_out(commands)
+        for outcome in outcomes.values():
+            if outcome.error and outcome.error.no_data:
+                raise NoDataError(outcome.error.no_data)
+        return outcomes
+
+    def _carry_out(self, commands: list[_Command]) -> dict[int, Outcome]:
         if self._closed:
             raise RuntimeError("the pool is closed")
         if outside := [c.slot for c in commands if not 0 <= c.slot < self.size]:
@@ -305,11 +316,12 @@ class _Seat:
             return outcome
         except _TimeUp:
             raise
-        except BaseException:  # also SystemExit: an environment that calls exit() must not end the thread unheard
+        except BaseException as error:  # also SystemExit: a call of exit() must not end the thread unheard
             text = traceback.format_exc()
             if command.what == "close":
                 self.env = None
-            return _failed(StopReason.ENV_ERROR, text + self.drop())
+            no_data = str(error) if isinstance(error, NoDataError) else ""
+            return _failed(StopReason.ENV_ERROR, text + self.drop(), no_data)
         finally:
             self.now = None
 
@@ -780,6 +792,8 @@ class _WorkerEnvironments:
             if failure is None and outcome.observation != observation:
                 self._play(seat, _Command(seat.slot, "close"))
                 failure = EnvFailure(StopReason.ENV_ERROR, "it showed something else than the first time")
+            if failure is not None and failure.no_data:
+                return outcome
             if failure is not None:
                 place = f"{command.what} {number} of {len(missing) - 1}"
                 text = f"env {seat.slot} was lost with its worker. It was played again, and at {place}: {failure.text}"

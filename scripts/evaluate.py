@@ -2,7 +2,8 @@
 
 Every task of the split is played exactly once for each seed. The run folder gets run.json (what was played, with the
 manifest's hash and versions), episodes.jsonl (as they end), and evaluation.json, .md and .png at the end.
-`resume=RUN_DIR` plays what is missing there; seeds may be added, and nothing else about the episodes may differ.
+`resume=RUN_DIR` plays what is missing there, and again the episodes that ended because a file was missing; seeds may be
+added, and nothing else about the episodes may differ.
 A model is played by `agent=transcript model=FOLDER`, FOLDER being a model's or a training run's.
 """
 
@@ -25,7 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from agents.episode import Episode, read_episodes, write_episodes
 from agents.evaluation import Evaluation, describe_limit, episode_key, evaluate, plan
-from agents.rollout import check_environment, error_line
+from agents.rollout import check_environment, error_line, lacks_data
 from agents.source import agents_hash
 from envs.core import TaskSet, evaluation_splits
 from envs.facts import Facts, differences, environment_facts, without
@@ -69,7 +70,7 @@ def _run(cfg: DictConfig, run: Path) -> None:
     asked.keep(run, cfg)  # the seeds may be others
     file = run / "episodes.jsonl"
     wanted = {(job.task.id, job.seed) for job in jobs}
-    played = [episode for episode in _read_whole_lines(file) if episode_key(episode) in wanted]
+    played = [episode for episode in _drop_lacking(file, console) if episode_key(episode) in wanted]
     if played:
         console.print(f"{len(played)} of {len(jobs)} episodes are there already")
     ended = list(played)
@@ -149,6 +150,17 @@ def _read_whole_lines(file: Path) -> list[Episode]:
     if len(whole) < len(content):
         write_whole(file, whole)
     return list(read_episodes(file))
+
+
+def _drop_lacking(file: Path, console: Console) -> list[Episode]:
+    """The episodes of an earlier start, without those that a missing file ended; these are removed from the file."""
+    episodes = _read_whole_lines(file)
+    kept = [episode for episode in episodes if not lacks_data(episode)]
+    if len(kept) < len(episodes):
+        console.print(f"playing {len(episodes) - len(kept)} episodes again, which ended because a file was missing")
+        lines = zip(file.read_bytes().splitlines(keepends=True), episodes, strict=True)
+        write_whole(file, b"".join(line for line, episode in lines if not lacks_data(episode)))
+    return kept
 
 
 # -- what is shown ----------------------------------------------------------------------------------------------------

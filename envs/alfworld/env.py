@@ -16,7 +16,7 @@ import re
 from typing import Any
 
 from envs.alfworld.engine import NOTHING_HAPPENS, Engine
-from envs.alfworld.game import GAME_FILE, Game, load_game
+from envs.alfworld.game import GAME_FILE, Game, GameFileError, load_game, missing_game
 from envs.alfworld.reference import ReferenceEngine
 from envs.core import Info, Task, TextEnv, UnknownNameError
 
@@ -24,6 +24,16 @@ ENGINES = ("native", "textworld")
 _log = logging.getLogger(__name__)
 _PICKED_UP = re.compile(r"You pick up the (.+) from the ")
 _warned: set[str] = set()  # paths of foreign games that a warning was given for
+
+
+def _load(path: str) -> Game:
+    """Raises `GameFileError`, and `MissingDataError` for a file that does not exist."""
+    try:
+        return load_game(path)
+    except GameFileError as error:
+        if os.path.exists(path):
+            raise
+        raise missing_game(path) from error
 
 
 class ALFWorldEnv(TextEnv):
@@ -56,7 +66,7 @@ class ALFWorldEnv(TextEnv):
                 "ALFWorld needs a game to play: reset(options={'task': …}) with a Task whose payload has a 'path', or "
                 f"the path of a {GAME_FILE} or of its folder; got {task!r}"
             )
-        engine = self._choose(load_game(os.fspath(path)))
+        engine = self._choose(_load(os.fspath(path)))
         observation = engine.reset()
         self._goal = observation.partition("Your task is to: ")[2]
         self._held = ""
@@ -103,7 +113,7 @@ class ALFWorldEnv(TextEnv):
 
     def _load(self, saved: Any) -> None:
         path, self._goal, self._last_news, self._held, state = saved
-        engine = self._choose(load_game(path))
+        engine = self._choose(_load(path))
         if not isinstance(engine, Engine):
             raise NotImplementedError(f"snapshots need the native engine; here it is {self.playing}")
         engine.restore(state)

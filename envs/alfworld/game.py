@@ -30,10 +30,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from envs.core import cache_root
+from envs.core import MissingDataError, NoDataError, cache_root
 from envs.files import write_whole
 
 GAME_FILE = "game.tw-pddl"
+GAMES = f"*/*/{GAME_FILE}"  # below the folder of a split
+EMBEDDED = "embedded-"  # the name of the folder of generated splits begins with it
+DOWNLOAD = "python -m scripts.download alfworld"
 _KEYS = {"pddl_domain": str, "grammar": str, "pddl_problem": str, "solvable": bool}
 _log = logging.getLogger(__name__)
 
@@ -43,6 +46,10 @@ class GameFileError(ValueError):
 
     def __init__(self, path: str | Path, problem: str) -> None:
         super().__init__(f"{path}: {problem}")
+
+
+class GamesNotFoundError(NoDataError):
+    """There are no games where they should be. The message names the folder and how to get them."""
 
 
 class _ForeignError(Exception):
@@ -365,6 +372,20 @@ def _read_file(path: str) -> Game:
     except (OSError, ValueError, RecursionError) as error:
         raise GameFileError(path, f"cannot be read as JSON ({error})") from error
     return parse_game(path, content)
+
+
+def missing_game(path: str | Path) -> MissingDataError:
+    """The error for a game that does not exist: `GamesNotFoundError` if its split has no other game either."""
+    file = Path(os.path.abspath(path))
+    file = file if file.name == GAME_FILE else file / GAME_FILE
+    split = file.parents[min(2, len(file.parents) - 1)]
+    if split.parent.name.startswith(EMBEDDED):
+        hint = "generated games are made again when a run starts or is resumed"
+    else:
+        hint = f"`{DOWNLOAD}` fetches the official games"
+    if any(split.glob(GAMES)):
+        return MissingDataError(f"the game {file} does not exist; {hint}")
+    return GamesNotFoundError(f"the game {file} does not exist, and {split} has no other game either; {hint}")
 
 
 def load_games(paths: Iterable[str | Path], cache_dir: str | Path | None = None) -> list[Game]:

@@ -26,7 +26,8 @@ from rich.progress import track
 
 from envs.alfworld.env import ENGINES, ALFWorldEnv
 from envs.alfworld.expert import Expert
-from envs.alfworld.game import GAME_FILE, TASK_TYPES, GameFileError
+from envs.alfworld.game import DOWNLOAD, EMBEDDED, GAME_FILE, GAMES, TASK_TYPES, GameFileError
+from envs.alfworld.game import GamesNotFoundError as GamesNotFoundError
 from envs.alfworld.generate import GENERATOR_VERSION, HELD_OUT_FLOOR_PLANS, TRAIN_FLOOR_PLANS, generate_game
 from envs.checksums import verify_if_noted
 from envs.core import Manifest, Task, UnknownNameError, cache_root, data_root, hash_tasks
@@ -34,7 +35,6 @@ from envs.files import made_once, remove_whole, write_whole
 
 ENV_ID = "polyturn/ALFWorld-v0"
 SOURCES = ("auto", "official", "embedded")
-DOWNLOAD = "python -m scripts.download alfworld"
 # The number of games in the published splits (https://github.com/alfworld/alfworld, `data/README.md`). `valid_train` is
 # hardly documented and comes in the same archive; none of its games is in another split.
 OFFICIAL_COUNTS = {"train": 3553, "valid_train": 200, "valid_seen": 140, "valid_unseen": 134}
@@ -45,13 +45,8 @@ KNOWN_CONTENT = {
     "valid_seen": "4e8a92f4ba13158d6547da89f1e74373177669fd75d7d910cfcf7153c2faf7a9",
 }
 _HASH = "content.sha256"  # of embedded games: the hash of their manifest when they were made
-_GAMES = f"*/*/{GAME_FILE}"  # below the folder of a split
 _RACY_NS = 2_000_000_000  # a file changed this recently may change again with the same time of change
 _log = logging.getLogger(__name__)
-
-
-class GamesNotFoundError(FileNotFoundError):
-    """There are no games where they should be. The message names the folder and how to get them."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +181,7 @@ def official_folder(data: Path) -> Path:
 
 def _has_games(folder: Path) -> bool:
     """Whether there is an official game of any split."""
-    return any(any((folder / split).glob(_GAMES)) for split in OFFICIAL_COUNTS)
+    return any(any((folder / split).glob(GAMES)) for split in OFFICIAL_COUNTS)
 
 
 def _type_of(task_id: str) -> str:
@@ -196,7 +191,7 @@ def _type_of(task_id: str) -> str:
 
 def _find_games(folder: Path) -> dict[str, os.stat_result]:
     """The game files of a split by task id, in sorted order. No folder, no games."""
-    found = {path.parent.relative_to(folder).as_posix(): path.stat() for path in folder.glob(_GAMES)}
+    found = {path.parent.relative_to(folder).as_posix(): path.stat() for path in folder.glob(GAMES)}
     return dict(sorted(found.items()))
 
 
@@ -274,7 +269,7 @@ def _write_cache(path: Path, kept: dict[str, Any]) -> None:
 # -- embedded games ---------------------------------------------------------------------------------------------------
 def _embed(split: str, size: int) -> Path:
     """The folder of an embedded split. It is made if it is missing or damaged."""
-    folder = cache_root() / "alfworld" / f"embedded-{GENERATOR_VERSION}" / f"{split}-{size}"
+    folder = cache_root() / "alfworld" / f"{EMBEDDED}{GENERATOR_VERSION}" / f"{split}-{size}"
     if folder.is_dir():
         damage = _damage(folder, split)
         if not damage:

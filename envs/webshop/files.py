@@ -10,18 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from envs.checksums import DamagedError
-from envs.core import UnknownNameError, cache_root
+from envs.core import NoDataError, UnknownNameError, cache_root
 from envs.files import write_whole
 
 _AGAIN = "delete it, and `python -m scripts.download webshop` downloads it again"
 _log = logging.getLogger(__name__)
 SIZES = {"small": "_1000", "full": ""}  # suffix in the official files' names
+EMBEDDED = "embedded-"  # the name of the folder of a generated catalogue begins with it
 SUMS = "SHA256SUMS"  # hashes of downloaded files, next to them
 TITLE_NOUNS = "title_nouns.json"  # {asin: [noun, …]}, in the folder of a catalogue that has its own
 ALWAYS_HASHED = 1 << 26  # bytes; the hash of a larger file is cached with its size and time
 
 
-class CatalogueNotFoundError(FileNotFoundError):
+class CatalogueNotFoundError(NoDataError):
     """A folder without the files of a catalogue. The message names them and how to get them."""
 
 
@@ -45,9 +46,13 @@ class CatalogueFiles:
         found = sorted(folder.glob(f"items_shuffle{'*' if size is None else SIZES[size]}.json"))
         if not found:
             which = f" {size}" if size else ""
+            again = (
+                "a generated one is made again when a run starts or is resumed"
+                if folder.name.startswith(EMBEDDED)
+                else "`python -m scripts.download webshop` downloads the official ones"
+            )
             raise CatalogueNotFoundError(
-                f"no{which} catalogue in {folder}: expected items_shuffle{SIZES.get(size or '', '*')}.json; "
-                f"`python -m scripts.download webshop` downloads the official ones"
+                f"no{which} catalogue in {folder}: expected items_shuffle{SIZES.get(size or '', '*')}.json; {again}"
             )
         if len(found) > 1:
             names = ", ".join(path.name for path in found)

@@ -24,6 +24,7 @@ from typing import Any
 from envs.checksums import found_whole, write_checksums
 from envs.core import cache_root
 from envs.files import made_once
+from envs.webshop.files import EMBEDDED
 
 GENERATOR_VERSION = 1  # raise it when the same size would give other files
 ITEMS, INSTRUCTIONS, HUMAN = "items_shuffle.json", "items_ins_v2.json", "items_human_ins.json"
@@ -85,7 +86,7 @@ def vocabulary() -> dict[str, Any]:
 
 def embedded_catalogue(size: int = 1000) -> Path:
     """The folder of the embedded catalogue of `size` products. It is made if it does not exist."""
-    folder = cache_root() / "webshop" / f"embedded-{GENERATOR_VERSION}-{size}"
+    folder = cache_root() / "webshop" / f"{EMBEDDED}{GENERATOR_VERSION}-{size}"
     if found_whole(folder, "the embedded catalogue"):
         return folder
     with made_once(folder) as whole:

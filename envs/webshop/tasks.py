@@ -97,6 +97,11 @@ class WebShopTasks:
         self._orders: dict[int, Goals] = {}  # by seed
         self._manifests: dict[str, Manifest] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what has been read, which cannot be sent to a worker: it reads the catalogue itself."""
+        state = {**self.__dict__, "_drawn": {}, "_orders": {}, "_manifests": {}}
+        return {name: value for name, value in state.items() if name not in ("_place", "_catalogue", "_human")}
+
     @property
     def env_id(self) -> str:
         return ENV_ID

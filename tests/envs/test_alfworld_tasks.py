@@ -87,7 +87,7 @@ def test_auto_takes_official_games_where_there_are_any(tmp_path: Path, split: st
     after = small()
     assert len(after.manifest(split).ids) == 2
     if split != "train":
-        with pytest.raises(GamesNotFoundError, match=r"'train'.*env\.games=embedded plays generated ones"):
+        with pytest.raises(GamesNotFoundError, match=r"'train'.*env\.games=embedded uses generated ones"):
             after.manifest("train")
     assert tuple(after.splits) == tuple(OFFICIAL_COUNTS)
     assert re.search(r"official games in .*json_2\.1\.1.*env\.games=embedded", after.describe())

@@ -201,7 +201,7 @@ def test_no_files(tmp_path: Path) -> None:
     with pytest.raises(CatalogueNotFoundError, match="no small catalogue"):
         load_catalogue(write(tmp_path / "shop"), "small")
     (tmp_path / "shop" / "items_ins_v2.json").unlink()
-    with pytest.raises(CatalogueNotFoundError, match=r"no items_ins_v2\.json beside"):
+    with pytest.raises(CatalogueNotFoundError, match=r"no items_ins_v2\.json next to"):
         load_catalogue(tmp_path / "shop")
     with pytest.raises(UnknownNameError, match="did you mean 'small'"):
         load_catalogue(tmp_path / "shop", "smal")

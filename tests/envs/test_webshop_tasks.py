@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -250,3 +251,13 @@ def test_manifests_do_not_depend_on_where_the_cache_is(tmp_path: Path, monkeypat
     monkeypatch.setenv("POLYTURN_CACHE", str(tmp_path / "elsewhere"))
     assert small().manifest("test") == here
     assert len(here.content_hash) == hashlib.sha256().digest_size * 2
+
+
+def test_environments_can_be_made_in_workers() -> None:
+    """Also after tasks were read, when the catalogue is open; a worker reads it itself."""
+    tasks = small()
+    task = tasks.task("test", tasks.manifest("test").ids[0])
+    sent = pickle.dumps(tasks.make)
+    assert len(sent) < 2000
+    shown, _ = pickle.loads(sent)().reset(options={"task": task})
+    assert shown == tasks.make().reset(options={"task": task})[0]
