@@ -9,10 +9,12 @@ counts. What others bring (a `_target_` outside of this project, keys that are n
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from envs.core import UnknownNameError
@@ -23,6 +25,12 @@ GROUPS = {  # by the name of a command's configuration: what it cannot do withou
     "lab": ("env", "agent", "policy", "rollout", "trainer", "algo", "eval", "pool"),
     "evaluate": ("env", "agent", "policy", "rollout", "pool"),
     "play": ("env", "policy", "rollout"),
+}
+KEYS = {  # by the same: the other keys of the top level that it reads
+    "config": ("seed", "split", "model", "resume"),
+    "lab": ("seed", "split", "model", "resume", "algos", "seeds", "lab"),
+    "evaluate": ("seeds", "split", "model", "max_turns", "limit", "resume"),
+    "play": ("agent", "split", "task", "seed", "model", "delay"),
 }
 CLOSED = ("trainer", "eval", "pool", "lab")  # groups with all the keys that are listed here, and no other
 OPTIONAL = ("trainer.env_steps",)  # keys of these that need not be there
@@ -461,6 +469,23 @@ def check_settings(config: DictConfig, command: str) -> None:
             raise UnknownNameError(f"key of {group}", min(unknown), known)
         if missing := {key for key in known if f"{group}.{key}" not in OPTIONAL} - config[group].keys():
             raise ValueError(f"{group}.{min(missing)} has no value; give it one: {group}.{min(missing)}=…")
+    _check_added_keys(config, command)
+
+
+def _check_added_keys(config: DictConfig, command: str) -> None:
+    """Raises `UnknownNameError` for an added key (`+key=…`) that no code and no interpolation (`${key}`) reads."""
+    overrides = HydraConfig.get().overrides
+    texts = OmegaConf.to_yaml(config) + OmegaConf.to_yaml(overrides)  # the name of the run's folder may use a key
+    of_algo = {key.split(".")[1] for key in SETTINGS if key.startswith("algo.")} | {"probability_mask"}
+    for override in overrides.task:
+        key, *rest = override.partition("=")[0].lstrip("+").split(".")
+        if not override.startswith("+") or key not in config:  # it chooses from a group
+            continue
+        kind, known = "key", {*GROUPS[command], *KEYS[command]}
+        if key == "algo" and rest:
+            kind, key, known = "key of algo", rest[0], of_algo
+        if key not in known and not re.search(rf"\$\{{[^}}]*\b{re.escape(key)}\b", texts):
+            raise UnknownNameError(kind, key, known)
 
 
 def shown(value: Any) -> str:

@@ -16,6 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 import conf
+from envs.core import UnknownNameError
 from scripts import settings
 from scripts.settings import GROUPS, SETTINGS, Word, check_settings
 from tests.scripts.test_commands import environment
@@ -132,9 +133,35 @@ def test_a_wrong_setting_is_told_with_what_was_expected_and_what_is_near(
 
 
 def test_what_others_bring_is_left_to_them() -> None:
-    config = composed("config", "env=gym", "env.id=x", "+env.kwargs.rooms=many", "+more.seed=none")
+    config = composed("config", "env=gym", "env.id=x", "+env.kwargs.rooms=many")
+    OmegaConf.update(config, "more.seed", "none", force_add=True)  # as a file of theirs may
     config.algo.estimator = {"_target_": "their.method", "gamma": "theirs", "mode": 3}
     check_settings(config, "config")
+
+
+@pytest.mark.parametrize(
+    ("command", "override", "said"),
+    [
+        ("config", "+splits=train", "unknown key 'splits'; did you mean 'split'"),
+        ("config", "+trainers.updates=3", "unknown key 'trainers'; did you mean 'trainer'"),
+        ("config", "++max_turns=3", "unknown key 'max_turns'"),
+        ("config", "+algo.gamma=0.9", "unknown key of algo 'gamma'"),
+        ("config", "+algo.kl_coeff=0.9", "unknown key of algo 'kl_coeff'; did you mean 'kl_coef'"),
+        ("config", "+algo.los.eps_low=0.1", "unknown key of algo 'los'; did you mean 'loss'"),
+        ("evaluate", "+seed=3", "unknown key 'seed'; did you mean 'seeds'"),
+        ("play", "+seeds=[3]", "unknown key 'seeds'; did you mean 'seed'"),
+    ],
+)  # fmt: skip
+def test_an_added_key_that_nothing_reads_is_refused(command: str, override: str, said: str) -> None:
+    with pytest.raises(UnknownNameError) as raised:
+        check_settings(composed(command, override), command)
+    assert str(raised.value).startswith(said)
+
+
+def test_an_added_key_may_be_read_by_another_setting_or_the_name_of_the_folder() -> None:
+    for reader in ("trainer.learning_rate=${rate}", "hydra.run.dir=outputs/${rate}"):
+        check_settings(composed("config", "+rate=0.1", reader), "config")
+    check_settings(composed("config", "+algo.drop_zero_episodes=true", "+experiment=smoke"), "config")
 
 
 WORDS = {  # the settings that are words, and where these are known
