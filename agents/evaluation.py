@@ -30,7 +30,7 @@ from typing import Any, Self, TypeVar
 from agents.agent import Agent
 from agents.episode import Episode, ParseStatus
 from agents.rollout import Job, rollout
-from envs.core import StopReason, TaskSet
+from envs.core import StopReason, TaskSet, counted
 from envs.pool import EnvPool
 
 Z95 = 1.959963984540054  # the normal distribution holds 95 % within this many standard deviations
@@ -126,7 +126,11 @@ class Evaluation:
 
     def _faults(self) -> str:
         faults = sum(count for reason, count in self.stops.items() if StopReason(reason).is_fault)
-        return f" Faults of the environment ended {faults} episodes; these count as not solved." if faults else ""
+        return (
+            f" Faults of the environment ended {counted(faults, 'episode')}; these count as not solved."
+            if faults
+            else ""
+        )
 
 
 def _table(heading: str, rows: dict[str, Rate]) -> str:
@@ -200,8 +204,8 @@ def spread(ids: Sequence[str], limit: int | None) -> list[str]:
 def describe_limit(limit: int | None, total: int) -> str:
     """How `spread` selects from `total` tasks, in words: "20 of 140 tasks, evenly spaced over the sorted ids"."""
     if limit is None or limit >= total:
-        return f"{total} tasks"
-    return f"{limit} of {total} tasks, evenly spaced over the sorted ids"
+        return counted(total, "task")
+    return f"{limit} of {counted(total, 'task')}, evenly spaced over the sorted ids"
 
 
 def episode_key(episode: Episode) -> tuple[str, int]:

@@ -244,9 +244,8 @@ class Learner:
         if sums["steps"] or not examples:  # without examples there was nothing to learn, and nothing was skipped
             metrics |= {f"train/{name}": sums[name] / max(sums["steps"], 1) for name in ("loss", "grad_norm")}
         if sums["tokens"]:
-            metrics |= {f"train/{name}": sums[name] / sums["tokens"] for name in ("kl", "entropy", "clip_fraction")}
-            if self.objective.reward_kl_coef:
-                del metrics["train/kl"]  # `reference_kl` reports the KL in the rewards
+            measured = ["kl"] * bool(self.objective.loss_kl_coef) + ["entropy", "clip_fraction"]
+            metrics |= {f"train/{name}": sums[name] / sums["tokens"] for name in measured}
         return metrics | mismatch | {"tokens/trained": sums["trained_tokens"]}
 
     def _parts(self, count: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:

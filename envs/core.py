@@ -15,6 +15,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -71,7 +72,10 @@ class UnknownNameError(LookupError):
     def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
         """`kind` is the kind of name ("split", "task", …), `known` are the names that exist."""
         names = sorted(known)
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+        stems: dict[str, list[str]] = {}
+        for known_name in names:
+            stems.setdefault(_stem(known_name), []).append(known_name)
+        near = [n for stem in difflib.get_close_matches(_stem(name), stems, n=3, cutoff=0.65) for n in stems[stem]][:3]
         parts = [f"unknown {kind} {name!r}"]
         if near:
             parts.append("did you mean " + " or ".join(repr(n) for n in near) + "?")
@@ -91,6 +95,16 @@ class MissingDataError(FileNotFoundError):
 
 class NoDataError(MissingDataError):
     """The data of all tasks does not exist. It ends the run, which can be resumed when the data is back."""
+
+
+def _stem(name: str) -> str:
+    """A name without its version: a common "-v0" does not make the ids of two environments similar."""
+    return re.sub(r"-v\d+$", "", name)
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: "1 turn", "2 turns"."""
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 class EpisodeOverError(RuntimeError):
@@ -173,7 +187,7 @@ class Manifest:
 
     def describe(self) -> str:
         """One line for people: the count, the official count if it differs, and the hash."""
-        count = f"{len(self.ids)} tasks"
+        count = counted(len(self.ids), "task")
         if self.official_count is not None and self.official_count != len(self.ids):
             count = f"{len(self.ids)} of the official {self.official_count} tasks (incomplete)"
         return f"{self.env} {self.split}: {count}, manifest {self.content_hash[:12]}"

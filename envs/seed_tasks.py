@@ -10,7 +10,7 @@ from typing import Any
 import gymnasium as gym
 
 from envs.checks import plain
-from envs.core import Expert, Manifest, Task, UnknownNameError, hash_tasks
+from envs.core import Expert, Manifest, Task, UnknownNameError, counted, hash_tasks
 
 FIRST_SEEDS = {"train": 0, "valid": 1_000_000}
 
@@ -64,8 +64,10 @@ class SeedTasks(ABC):
         return Task(id=task_id, env=self.env_id, split=split, seed=seed, payload=self.payload(split, seed))
 
     def describe(self) -> str:
-        splits = ", ".join(f"{size} {name} seeds from {FIRST_SEEDS[name]}" for name, size in self.sizes.items())
-        return f"{self.env_id}: {splits}; at most {self.max_turns} turns"
+        splits = ", ".join(
+            f"{counted(size, f'{name} seed')} from {FIRST_SEEDS[name]}" for name, size in self.sizes.items()
+        )
+        return f"{self.env_id}: {splits}; at most {counted(self.max_turns, 'turn')}"
 
     def facts(self) -> dict[str, Any]:
         """See `envs.facts.environment_facts`."""

@@ -349,11 +349,7 @@ def whats_of(groups: Sequence[Group]) -> list[str]:
 
 
 def table(groups: Sequence[Group]) -> str:
-    """The mean over the seeds of each group, and their range.
-
-    `first` and `last` are the success in training in the first and the last `SMOOTH` updates, and the score if there is
-    one; `before` and `after` are the first and the last evaluation on each split.
-    """
+    """The mean over the seeds of each group and their range, with a legend of the columns."""
     forms = {"success": "{:.1%}", "score": "{:.3f}"}
     whats = whats_of(groups)
     heads = ["first", "last", *(["first score", "last score"] if len(whats) > 1 else [])]
@@ -375,7 +371,12 @@ def table(groups: Sequence[Group]) -> str:
             rows.append(
                 f"| {label} | {len(group.runs)} | {steps:,.0f} | {' | '.join(trained)} | {split} | {before} | {after} |"
             )
-    return "\n".join(rows) + "\n"
+    legend = (
+        f"`first`, `last`: success{' and score' * (len(whats) > 1)} in training, in the first and the last {SMOOTH} "
+        "updates. `before`, `after`: success in the first and the last evaluation on the split. `steps`: taken in "
+        "environments. Each number is the mean over the runs of a group, with the lowest and the highest in brackets."
+    )
+    return "\n".join([*rows, "", legend]) + "\n"
 
 
 def summary(values: Sequence[float], form: str = "{:.1%}") -> str:

@@ -35,15 +35,10 @@ DODGE = 0.012  # distance between the intervals of one evaluation, as a share of
 WIDTH = 7.2  # inches
 
 
-def _kl(line: Line) -> float:
-    """Without a reference policy (`algo.kl_coef=0`) KL is not measured, but logged as 0."""
-    return line["train/kl"] or np.nan
-
-
 # The diagnostics: a number for each update, computed from its line of metrics.jsonl.
 QUANTITIES: dict[str, Callable[[Line], float]] = {
     "loss": lambda line: line["train/loss"],
-    "KL to the initial policy": _kl,
+    "KL to the initial policy": lambda line: line["train/kl"],  # absent without a reference policy (`algo.kl_coef=0`)
     "entropy, nats per token": lambda line: line["train/entropy"],
     "invalid turns": lambda line: line["rollout/invalid"],
     "turns per episode": lambda line: line["rollout/turns"],
@@ -181,6 +176,8 @@ def _diagnostics(lines: Sequence[Line], title: str) -> Figure:
         if not panel.lines:
             panel.text(0.5, 0.5, "not measured", transform=panel.transAxes, ha="center", color="0.5")
             panel.set_yticks([])
+        elif panel.dataLim.y0 >= 0 > panel.get_ylim()[0]:
+            panel.set_ylim(bottom=0)
     axes[1, 1].yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
     for bottom in axes[-1]:
         _updates(bottom)

@@ -28,7 +28,7 @@ from agents.episode import Episode, read_episodes, write_episodes
 from agents.evaluation import Evaluation, describe_limit, episode_key, evaluate, plan
 from agents.rollout import check_environment, error_line, lacks_data
 from agents.source import agents_hash
-from envs.core import TaskSet, evaluation_splits
+from envs.core import TaskSet, counted, evaluation_splits
 from envs.facts import Facts, differences, environment_facts, without
 from envs.files import naming, write_whole
 from envs.pool import EnvPool
@@ -95,7 +95,9 @@ def _run(cfg: DictConfig, run: Path) -> None:
             if (usage := getattr(agent, "usage", None)) is not None:
                 console.print(usage.describe())
     if errors := [episode.error for episode in ended if episode.error]:
-        console.print(f"{len(errors)} episodes ended by an error, the first by: {printable(error_line(errors[0]))}")
+        console.print(
+            f"{counted(len(errors), 'episode')} ended by an error, the first by: {printable(error_line(errors[0]))}"
+        )
     _write(run, facts, task_set.describe(), evaluation, console)
     check_environment(ended)
 
@@ -157,7 +159,9 @@ def _drop_lacking(file: Path, console: Console) -> list[Episode]:
     episodes = _read_whole_lines(file)
     kept = [episode for episode in episodes if not lacks_data(episode)]
     if len(kept) < len(episodes):
-        console.print(f"playing {len(episodes) - len(kept)} episodes again, which ended because a file was missing")
+        console.print(
+            f"playing {counted(len(episodes) - len(kept), 'episode')} again, which ended because a file was missing"
+        )
         lines = zip(file.read_bytes().splitlines(keepends=True), episodes, strict=True)
         write_whole(file, b"".join(line for line, episode in lines if not lacks_data(episode)))
     return kept
@@ -189,7 +193,7 @@ def _progress(
     finally:
         if done < total and (file := run / "episodes.jsonl").exists():
             again = resume_command("evaluate", run)
-            console.print(f"{len(_read_whole_lines(file))} episodes are kept; go on with: {again}")
+            console.print(f"kept {counted(len(_read_whole_lines(file)), 'episode')}; go on with: {again}")
 
 
 def _write(run: Path, facts: Facts, environment: str, evaluation: Evaluation, console: Console) -> None:
@@ -199,7 +203,9 @@ def _write(run: Path, facts: Facts, environment: str, evaluation: Evaluation, co
     missing = f" (officially there are {official})" if official not in (None, facts["tasks"]) else ""
     title = f"{facts['agent']} on {evaluation.env} {evaluation.split}"
     seeds = ("seed " if len(evaluation.by_seed) == 1 else "seeds ") + ", ".join(map(str, evaluation.by_seed))
-    limit = f", at most {facts['max_turns']} turns" if facts["config"]["max_turns"] else ""  # beside the environment's
+    limit = (
+        f", at most {counted(facts['max_turns'], 'turn')}" if facts["config"]["max_turns"] else ""
+    )  # beside the environment's
     played = f"{tasks}{missing}{limit}, {seeds}, manifest {facts['manifest_sha256'][:12]}"
     markdown = f"# {title}\n\n{played}\n\n{environment}\n\n{evaluation.to_markdown()}"
     results = {"run": facts, "environment": environment, "evaluation": evaluation.to_json()}

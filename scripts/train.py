@@ -27,7 +27,7 @@ from agents.rollout import BrokenEnvironmentError
 from agents.source import agents_hash
 from algorithms.checkpoint import checkpoint_folder, checkpoints, load_run, load_state, remove_after, update_of
 from algorithms.needs import Needs, check_environment, check_method, check_parts
-from envs.core import Manifest, TaskSet, UnknownNameError, evaluation_splits, hold_out
+from envs.core import Manifest, TaskSet, UnknownNameError, counted, evaluation_splits, hold_out
 from envs.facts import Facts, differences, environment_facts, without
 from envs.files import read_json_lines, remove_whole, write_whole
 from envs.pool import EnvPool
@@ -96,7 +96,7 @@ def _run(cfg: DictConfig, run: Path) -> None:
     report = _Report(cfg, run, task_set, selection)
     if saved and report.is_complete(saved[-1], parts.config):
         limit = "trainer.updates" if parts.config.env_steps is None else "trainer.env_steps"
-        console.print(f"{run} is complete after {update_of(saved[-1])} updates; to go on, raise {limit}")
+        console.print(f"{run} is complete after {counted(update_of(saved[-1]), 'update')}; to go on, raise {limit}")
         report.check(update_of(saved[-1]))
         return
     more = parts.check(cfg, task_set)
@@ -137,7 +137,7 @@ def _run(cfg: DictConfig, run: Path) -> None:
         if saved:
             trainer.resume()
             report.take_back(trainer.update)
-            console.print(f"going on after {trainer.update} updates")
+            console.print(f"going on after {counted(trainer.update, 'update')}")
         asked.keep(run, cfg)  # with what was changed on purpose, now that it can be
         with _stop_on_signals(trainer, reporter):
             trainer.train()
@@ -146,7 +146,7 @@ def _run(cfg: DictConfig, run: Path) -> None:
     if not trainer.is_done:
         draw_pictures(run, report.title)
         share = parts.config.progress(trainer.update, trainer.env_steps)
-        console.print(f"stopped after {trainer.update} updates, {share:.0%} of the run")
+        console.print(f"stopped after {counted(trainer.update, 'update')}, {share:.0%} of the run")
         console.print(f"go on with: {resume_command('train', run)}")
         return
     console.print(report.write(trainer.update))
@@ -236,7 +236,9 @@ def _describe_tasks(cfg: DictConfig, task_set: TaskSet, selection: Manifest, con
     for split in dict.fromkeys([cfg.split, *cfg.eval.splits]):
         console.print(task_set.manifest(split).describe())
     if selection.ids:
-        console.print(f"{len(selection.ids)} tasks of {cfg.split} are held out from training and rank the checkpoints")
+        console.print(
+            f"{counted(len(selection.ids), 'task')} of {cfg.split}, held out from training, rank the checkpoints"
+        )
     if cfg.eval.limit is not None:
         console.print(_limited(cfg.eval.limit))
 
@@ -502,7 +504,8 @@ class _Report:
             "evaluations": {split: evaluation.to_json() for split, evaluation in evaluations.items()},
         }
         sections = [
-            f"## {split}, {update} updates, temperature {self.cfg.eval.temperature:g}\n\n{evaluation.to_markdown()}"
+            f"## {split}, {counted(update, 'update')}, temperature {self.cfg.eval.temperature:g}\n\n"
+            f"{evaluation.to_markdown()}"
             for split, evaluation in evaluations.items()
         ]
         played = [self.task_set.manifest(split).describe() for split in record["manifests"]]
@@ -527,9 +530,9 @@ def _choice(selection: Manifest, best: tuple[float, int] | None) -> str:
     if best is None:
         return "No tasks ranked the checkpoints (eval.selection_tasks=0); `model=RUN_DIR` takes the newest one.\n"
     return (
-        f"The checkpoint after {best[1]} updates solved most of the {len(selection.ids)} tasks of {selection.split} "
-        f"that are held out from training to rank the checkpoints ({SELECTION}): {best[0]:.1%}; the first of equals is "
-        "taken. `model=RUN_DIR` takes it.\n"
+        f"The checkpoint after {counted(best[1], 'update')} solved most of the {len(selection.ids)} tasks of "
+        f"{selection.split} that are held out from training to rank the checkpoints ({SELECTION}): {best[0]:.1%}; "
+        "the first of equals is taken. `model=RUN_DIR` takes it.\n"
     )
 
 

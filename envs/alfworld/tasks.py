@@ -30,7 +30,7 @@ from envs.alfworld.game import DOWNLOAD, EMBEDDED, GAME_FILE, GAMES, TASK_TYPES,
 from envs.alfworld.game import GamesNotFoundError as GamesNotFoundError
 from envs.alfworld.generate import GENERATOR_VERSION, HELD_OUT_FLOOR_PLANS, TRAIN_FLOOR_PLANS, generate_game
 from envs.checksums import verify_if_noted
-from envs.core import Manifest, Task, UnknownNameError, cache_root, data_root, hash_tasks
+from envs.core import Manifest, Task, UnknownNameError, cache_root, counted, data_root, hash_tasks
 from envs.files import made_once, remove_whole, write_whole
 
 ENV_ID = "polyturn/ALFWorld-v0"
@@ -150,7 +150,7 @@ class ALFWorldTasks:
             games = f"games generated from floor plans, version {GENERATOR_VERSION}"
             hint = f"no official ones in {self._folder}; `{DOWNLOAD}` fetches them"
         chosen = f" ({hint})" if self._asked == "auto" else ""
-        return f"{ENV_ID}: {games}{chosen}; {self._engine} engine, at most {self._max_turns} turns"
+        return f"{ENV_ID}: {games}{chosen}; {self._engine} engine, at most {counted(self._max_turns, 'turn')}"
 
     def facts(self) -> dict[str, Any]:
         """See `envs.facts.environment_facts`."""

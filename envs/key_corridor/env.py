@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
-from envs.core import Info, Task, TextEnv
+from envs.core import Info, Task, TextEnv, counted
 from envs.seed_tasks import SeedTasks
 
 ENV_ID = "polyturn/KeyCorridor-v0"
@@ -170,7 +170,7 @@ class KeyCorridorTasks(SeedTasks):
         return KeyCorridorEnv(self.max_turns)
 
     def describe(self) -> str:
-        return f"{super().describe()}; {self.rooms} rooms, {self.loops} loops"
+        return f"{super().describe()}; {counted(self.rooms, 'room')}, {counted(self.loops, 'loop')}"
 
     def facts(self) -> dict[str, Any]:
         """See `envs.facts.environment_facts`."""

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from envs.core import Expert, Manifest, Task, UnknownNameError, data_root, hash_tasks
+from envs.core import Expert, Manifest, Task, UnknownNameError, counted, data_root, hash_tasks
 from envs.webshop.catalogue import SIZES, Catalogue, CatalogueFiles, CatalogueNotFoundError, load_catalogue
 from envs.webshop.env import OBSERVATIONS, PROTOCOLS, WebShopEnv
 from envs.webshop.expert import Shopper
@@ -168,7 +168,7 @@ class WebShopTasks:
         return (
             f"{ENV_ID}: {shop}{chosen}; {'human' if self._human else 'synthetic'} instructions; protocol "
             f"{self._protocol}{overlap}, seed {self._seed}; observations as {self._observation}; "
-            f"at most {self._max_turns} turns"
+            f"at most {counted(self._max_turns, 'turn')}"
         )
 
     def facts(self) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def test_a_fault_of_the_environment_counts_as_not_solved_and_is_said(fault: Stop
     episodes = [episode("a"), episode("b", success=False, stop_reason=fault), episode("c")]
     result = summarise(episodes)
     assert (result.success.n, result.success.successes) == (3, 2)
-    assert "Faults of the environment ended 1 episodes; these count as not solved." in result.to_markdown()
+    assert "Faults of the environment ended 1 episode; these count as not solved." in result.to_markdown()
     assert "Faults" not in summarise(episodes[:1]).to_markdown()
 
 

@@ -280,6 +280,9 @@ def test_kl_in_the_loss_is_the_estimator_that_was_chosen(estimator: str, term) -
 
     metrics = assert_the_update_is(expected, loss=reinforce_loss, kl_coef=0.3, kl_estimator=estimator)
     assert metrics["train/kl"] != 0.0
+    assert "train/kl" not in assert_the_update_is(  # without a reference it is not measured
+        lambda logprobs, sampler, reference, advantages: -(advantages * logprobs).mean(), loss=reinforce_loss
+    )
 
 
 def test_kl_in_the_reward_is_told_and_stays_out_of_the_loss() -> None:

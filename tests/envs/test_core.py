@@ -24,6 +24,7 @@ from envs.core import (
     Task,
     TextEnv,
     UnknownNameError,
+    counted,
     evaluation_splits,
     hash_tasks,
     hold_out,
@@ -63,6 +64,25 @@ def test_an_unknown_name_is_told_with_the_nearest_ones() -> None:
 )
 def test_where_no_split_is_named_the_environment_says_which(task_set: SimpleNamespace, splits: list[str]) -> None:
     assert evaluation_splits(task_set) == splits
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "near"),
+    [
+        ("Nope-v0", ["Hopper-v5", "FrozenLake-v1"], None),  # a version is no likeness
+        ("Foo-v0", ["Go-v0"], None),
+        ("Hoper-v5", ["Hopper-v4", "Hopper-v5", "FrozenLake-v1"], "'Hopper-v4' or 'Hopper-v5'"),
+        ("KeyCorridor-v0", ["polyturn/KeyCorridor-v0"], "'polyturn/KeyCorridor-v0'"),
+        ("valid", ["train", "valid_seen"], "'valid_seen'"),
+    ],
+)
+def test_only_what_is_near_is_suggested(name: str, known: list[str], near: str | None) -> None:
+    error = str(UnknownNameError("name", name, known))
+    assert (f"did you mean {near}?" in error) if near else ("did you mean" not in error)
+
+
+def test_a_count_of_one_has_no_plural() -> None:
+    assert [counted(number, "loop") for number in (0, 1, 2)] == ["0 loops", "1 loop", "2 loops"]
 
 
 def test_a_long_list_of_known_names_is_cut_and_counted() -> None:

@@ -333,7 +333,7 @@ def test_an_error_of_an_environment_is_told_by_what_it_says(cli: Cli) -> None:
     assert error_line("the worker died with exit code 3") == "the worker died with exit code 3"
     cli.monkeypatch.setattr(Corridor, "_act", lambda *_: time.sleep(0.5))
     _, out, _ = cli("evaluate", *CORRIDOR, "agent=expert", "limit=1", "pool.step_timeout=0.1")
-    assert "1 episodes ended by an error, the first by: step of env 0: no answer in 0.1 s.\n" in out
+    assert "1 episode ended by an error, the first by: step of env 0: no answer in 0.1 s.\n" in out
 
 
 def test_a_warning_is_a_line_without_a_date(cli: Cli) -> None:

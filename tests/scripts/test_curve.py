@@ -88,13 +88,19 @@ def test_the_second_picture_shows_what_tells_why(tmp_path: Path, figures: dict[s
 
 
 def test_what_was_not_measured_is_said_and_not_drawn_as_zero(tmp_path: Path, figures: dict[str, Figure]) -> None:
-    skipped = {key: value for key, value in ROLLOUT.items() if key not in ("train/loss", "train/entropy")}
-    draw_pictures(written(tmp_path, [{"update": 1, **skipped, "train/kl": 0.0, "rollout/env_steps": 0.0}]), "a run")
+    skipped = {key: value for key, value in ROLLOUT.items() if key not in ("train/loss", "train/entropy", "train/kl")}
+    draw_pictures(written(tmp_path, [{"update": 1, **skipped, "rollout/env_steps": 0.0}]), "a run")
     said = {axes.get_title(): [text.get_text() for text in axes.texts] for axes in figures["diagnostics.png"].axes}
     missing = {title for title, texts in said.items() if texts == ["not measured"]}
     assert missing == {
         "loss", "KL to the initial policy", "entropy, nats per token", "sampled tokens per turn"
     }  # fmt: skip
+
+
+def test_an_axis_does_not_go_below_zero_where_nothing_is_negative(tmp_path: Path, figures: dict[str, Figure]) -> None:
+    valid = {**ROLLOUT, "rollout/invalid": 0.0}
+    draw_pictures(written(tmp_path, [{"update": 1, **valid}, {"update": 2, **valid}]), "a run")
+    assert min(axes.get_ylim()[0] for axes in figures["diagnostics.png"].axes) >= 0
 
 
 def test_metrics_from_before_there_were_scores_are_drawn(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_official_games_that_are_deleted_end_the_run_in_a_line(cli: Cli, workers
     check_stopped(cli.folder / "run", code, err)
     assert str(split) in err
     assert "`python -m scripts.download alfworld` fetches the official games" in err
-    assert "1 episodes are kept; go on with: python -m scripts.evaluate resume=run" in out
+    assert "kept 1 episode; go on with: python -m scripts.evaluate resume=run" in out
     (cli.folder / "away").rename(split.parent)
     assert cli("evaluate", "resume=run")[0] == 0
     assert result_of(cli.folder / "run") == result_of(cli.folder / "whole")
@@ -82,12 +82,12 @@ def test_one_game_that_is_deleted_ends_its_episode_and_is_played_when_it_is_back
     after_first_episode(cli, lambda: game.rename(cli.folder / "away"))
     code, out, err = cli("evaluate", *ALFWORLD, "hydra.run.dir=run")
     assert (code, err) == (0, "")
-    assert f"1 episodes ended by an error, the first by: envs.core.MissingDataError: the game {game} does not" in out
+    assert f"1 episode ended by an error, the first by: envs.core.MissingDataError: the game {game} does not" in out
     errors = [e.stop_reason for e in read_episodes(cli.folder / "run" / "episodes.jsonl") if e.error]
     assert errors == [StopReason.ENV_ERROR]
     (cli.folder / "away").rename(game)
     code, out, _ = cli("evaluate", "resume=run")
-    assert (code, "playing 1 episodes again" in out) == (0, True)
+    assert (code, "playing 1 episode again" in out) == (0, True)
     assert result_of(cli.folder / "run") == result_of(cli.folder / "whole")
     assert len(list(read_episodes(cli.folder / "run" / "episodes.jsonl"))) == 4
 
