@@ -40,13 +40,15 @@ import multiprocessing
 import os
 import pickle
 import signal
+import struct
 import sys
 import threading
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from types import FrameType, TracebackType
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -55,6 +57,7 @@ import gymnasium as gym
 
 from envs.checks import check_contract, checked_reset, checked_step, clean_text
 from envs.core import EpisodeOverError, Info, NoDataError, StopReason, Task
+from envs.process_state import BUILTINS, ProcessState, Streams
 
 Make: TypeAlias = Callable[[], gym.Env[str, str]]
 
@@ -66,6 +69,9 @@ GRACE_SECONDS = 5.0
 AGAIN_SECONDS = 1.0  # after which an environment that caught the exception of its deadline gets another
 LOOK_SECONDS = 1.0  # how often to look whether a worker lives: a process that it has started may keep its pipe open
 NUMBER_BYTES = 8  # of an answer, in front of it
+LONGEST_ANSWER = 1 << 28  # bytes of an answer
+HEAD = struct.Struct("!i")  # in front of a message in a pipe of `multiprocessing`: its length
+READ_BYTES = 1 << 20  # how much is read from a pipe at once
 NOBODY = -1  # in place of a slot
 TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 TIME_UP = signal.SIGUSR2  # what a worker sends to its main thread when a deadline has passed
@@ -261,6 +267,8 @@ class EnvPool:
                         worker.receive(results, ended=connection not in ready)
                     elif time.monotonic() >= worker.deadline and not connection.poll():
                         worker.give_up(results)
+                    elif not ready:
+                        worker.go_on()
                     if command := worker.take_suspect():
                         self._alone[command.slot] = worker.part(command.slot)
                         self._alone[command.slot].submit([command], results)
@@ -297,6 +305,8 @@ class _Seat:
         self.env: gym.Env[str, str] | None = None
         self.now: _Now | None = None
         self.handlers: dict[int, Any] = {}  # of signals, which it has set in a worker
+        self.made: ProcessState | None = None  # in which it left the worker when it was made
+        self.state: ProcessState | None = None  # … and after its last call
         self._make, self._timeout = make, timeout
 
     def play(self, command: _Command) -> Outcome:
@@ -321,7 +331,9 @@ class _Seat:
             if command.what == "close":
                 self.env = None
             no_data = str(error) if isinstance(error, NoDataError) else ""
-            return _failed(StopReason.ENV_ERROR, text + self.drop(), no_data)
+            text += self.drop()
+            self._begin("deleting after an error", self._timeout)  # with the exception, which holds the environment
+            return _failed(StopReason.ENV_ERROR, text, no_data)
         finally:
             self.now = None
 
@@ -522,6 +534,7 @@ class _Worker:
         self._tries = 0  # starts since the last answer
         self._number = 0  # of the answer to come
         self._suspect: _Command | None = None
+        self._received = bytearray()  # from the pipe, and not a whole message yet
 
     def part(self, slot: int) -> _Worker:
         """A worker for that slot alone, which takes its history along."""
@@ -539,6 +552,11 @@ class _Worker:
     def has_ended(self) -> bool:
         """Whether the process is gone."""
         return self._process.exitcode is not None
+
+    def go_on(self) -> None:
+        """Continue the process, if an environment has stopped it; otherwise its own clock could not go off."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._process.pid, signal.SIGCONT)
 
     @property
     def busy(self) -> bool:
@@ -563,15 +581,32 @@ class _Worker:
             self.start()
 
     def receive(self, results: dict[int, Outcome], *, ended: bool) -> None:
-        """Take one answer, or the end of the process."""
-        try:
-            if ended:
-                raise EOFError
-            data = self.connection.recv_bytes()
-        except (EOFError, OSError):
+        """Take what is in the pipe, or the end of the process.
+
+        Only what is there is read: an environment may have written any length into the pipe.
+        """
+        data = b""
+        with contextlib.suppress(OSError):
+            data = b"" if ended else os.read(self.connection.fileno(), READ_BYTES)
+        if not data:
             self._process.join(GRACE_SECONDS)
             self._lose(StopReason.ENV_ERROR, f"the worker died with exit code {self._process.exitcode}", results)
             return
+        process = self._process
+        self._received += data
+        while self._process is process and self._running and len(self._received) >= HEAD.size:
+            (size,) = HEAD.unpack_from(self._received)
+            if not 0 <= size <= LONGEST_ANSWER + NUMBER_BYTES:
+                self._lose(StopReason.ENV_ERROR, "what it sent is no answer; the worker was killed", results)
+                return
+            if len(self._received) < HEAD.size + size:
+                return
+            message = bytes(self._received[HEAD.size : HEAD.size + size])
+            del self._received[: HEAD.size + size]
+            self._receive_message(message, results)
+
+    def _receive_message(self, data: bytes, results: dict[int, Outcome]) -> None:
+        """Take an answer, or what a worker says when it has started."""
         if self._ready:
             self._take(data, results)
         elif data:
@@ -612,6 +647,7 @@ class _Worker:
         """Start a process."""
         context = multiprocessing.get_context("spawn")  # fork would copy torch's threads and locks in any state
         self.connection, theirs = context.Pipe()
+        self._received = bytearray()
         self._playing = context.RawValue("i", NOBODY)  # in memory that both have: it outlives the process
         self._process = context.Process(
             target=_serve,
@@ -765,11 +801,12 @@ class _WorkerEnvironments:
         }
         self._handlers = {number: handler for number, handler in handlers.items() if handler is not None}
         self._blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        self._streams, self._state = Streams(), ProcessState.now()
         threading.Thread(target=self._watch, daemon=True).start()
 
     def answer(self, slot: int, message: bytes) -> bytes:
         """Carry a command out, after those that bring its environment to where it was. Returns the outcome, pickled."""
-        seat = self._seats.setdefault(slot, _Seat(slot, self._make, self._timeout))
+        seat = self._seats.setdefault(slot, _Seat(slot, partial(self._make_in, slot), self._timeout))
         try:
             command, missing = pickle.loads(message)
         except BaseException:
@@ -777,12 +814,20 @@ class _WorkerEnvironments:
             return pickle.dumps(_failed(StopReason.ENV_ERROR, text))
         outcome = self._bring_back(seat, missing) or self._play(seat, command)
         try:
-            return pickle.dumps(outcome)
+            sent = pickle.dumps(outcome)
+            if len(sent) > LONGEST_ANSWER:
+                raise ValueError(f"it has {len(sent):,} bytes; the most is {LONGEST_ANSWER:,}")
+            return sent
         except Exception:
             text = f"{command.what} of env {slot} gave what cannot be sent:\n{traceback.format_exc()}"
             if failure := self._play(seat, _Command(slot, "close")).error:
                 text += f"and closing it failed too:\n{failure.text}"
             return pickle.dumps(_failed(StopReason.ENV_ERROR, text))
+
+    def _make_in(self, slot: int) -> gym.Env[str, str]:
+        env = self._make()
+        self._seats[slot].made = ProcessState.now()
+        return env
 
     def _bring_back(self, seat: _Seat, missing: list[_Recorded]) -> Outcome | None:
         """Play again what an environment played in an earlier process. Returns what went wrong, if anything."""
@@ -801,16 +846,23 @@ class _WorkerEnvironments:
         return None
 
     def _play(self, seat: _Seat, command: _Command) -> Outcome:
-        """Carry a command out. Timers that it sets go off in it or not at all; its handlers of signals are its own."""
+        """Carry a command out. Timers that it sets go off in it or not at all.
+
+        Its handlers of signals and the rest of what processes have (`ProcessState`) are its own.
+        """
         outcome = Outcome()
         try:
             for number, handler in seat.handlers.items():
                 signal.signal(number, handler)
+            if seat.state and seat.made:
+                begins = command.what in MAKING  # nothing that an episode has changed is there in the next one
+                (replace(seat.made, **seat.state.generators()) if begins else seat.state).restore()
             self._playing = seat
             try:
                 outcome = seat.play(command)
             finally:
                 self._playing = None
+                seat.state = self._reset_state()
                 seat.handlers = self._reset_signals()
         except _TimeUp:
             pass  # `_late` is the outcome
@@ -821,6 +873,15 @@ class _WorkerEnvironments:
         if outcome.error is not None:
             self._seats.pop(seat.slot, None)
         return outcome
+
+    def _reset_state(self) -> ProcessState:
+        """Put back what an environment has changed in the process. Returns the state in which it left it."""
+        names = BUILTINS.copy()
+        self._state.restore_builtins()
+        left = replace(ProcessState.now(), names=names)
+        self._state.restore()
+        self._streams.restore()
+        return left
 
     def _reset_signals(self) -> dict[int, Any]:
         """Stop all timers, and put back blocked signals and handlers. Returns the handlers that were set meanwhile."""
@@ -837,6 +898,7 @@ class _WorkerEnvironments:
         """No sleep is longer than the shortest deadline, so that none passes in it that was set after it began."""
         main = threading.main_thread().ident
         assert main is not None
+        shortest = min  # an environment may replace the builtin
         while True:
             seat = self._playing
             now = seat.now if seat else None
@@ -844,7 +906,7 @@ class _WorkerEnvironments:
             if left <= 0:
                 signal.pthread_kill(main, TIME_UP)
                 left = AGAIN_SECONDS
-            time.sleep(min(left, self._timeout, START_SECONDS))
+            time.sleep(shortest(left, self._timeout, START_SECONDS))
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         del number

@@ -1,12 +1,19 @@
 """A tenth of the tasks misbehaves, in all ways that there are; the others give what they give without them."""
 
+import builtins
+import contextlib
 import ctypes
 import json
+import locale
+import multiprocessing
 import os
+import random
 import signal
+import stat
 import sys
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +59,65 @@ ODD: dict[str, Any] = {  # … and what has a plain meaning
 }  # fmt: skip
 
 
+RAISED: dict[str, BaseException] = {
+    "raise": ValueError("no more doors"),
+    "raise at length": ValueError("x" * 1_000_000 + "\udce9"),
+    "exit": SystemExit(3),
+    "KeyboardInterrupt": KeyboardInterrupt(),
+    "GeneratorExit": GeneratorExit(),
+    "MemoryError": MemoryError(),
+    "RecursionError": RecursionError(),
+}
+CHANGES: dict[str, Callable[[], Any]] = {  # of what all environments of a process share
+    "folder": lambda: os.chdir("/"),
+    "variables": lambda: os.environ.update(HOME="elsewhere", DOORS="open"),
+    "locale": lambda: locale.setlocale(locale.LC_ALL, "C.UTF-8" if locale.setlocale(locale.LC_ALL) == "C" else "C"),
+    "recursion limit": lambda: sys.setrecursionlimit(200),
+    "warnings": lambda: warnings.simplefilter("error"),
+    "random": lambda: random.seed(1),
+    "numpy's random": lambda: np.random.seed(1),  # noqa: NPY002
+    "builtins": lambda: setattr(builtins, "len", lambda _: 1 / 0),
+    "descriptors": lambda: os.closerange(0, 3),
+}
+
+
+def surroundings() -> list[Any]:
+    return [
+        os.getcwd(), dict(os.environ), locale.setlocale(locale.LC_ALL), sys.getrecursionlimit(),
+        list(warnings.filters), builtins.len, [os.fstat(stream).st_ino for stream in range(3)],
+    ]  # fmt: skip
+
+
+def generators() -> tuple[Any, list[int]]:
+    """The global ones, whose states are an environment's own in a worker."""
+    return random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+
+
+def check_surroundings() -> None:
+    """Raise where another environment has changed them, in a worker."""
+    if multiprocessing.parent_process() is not None:
+        first = FIRST.setdefault(os.getpid(), surroundings())
+        for was, now in zip(first, surroundings(), strict=True):
+            assert now == was, f"{str(now)[:300]} instead of {str(was)[:300]}"
+
+
+FIRST: dict[int, list[Any]] = {}  # what was found by the first environment of a process
+
+
+def write_to_sockets(data: bytes) -> None:
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            if stat.S_ISSOCK(os.fstat(int(name)).st_mode):
+                os.write(int(name), data)
+
+
+class Staying:
+    """Cannot be deleted in a minute."""
+
+    def __del__(self) -> None:
+        time.sleep(60)
+
+
 class Doors(gym.Env[Any, Any]):
     """Behind one of three doors is the next of 2 to 5 rooms. With `kinds`, one seed of ten misbehaves in turn 2."""
 
@@ -69,6 +135,8 @@ class Doors(gym.Env[Any, Any]):
         return self.say(), self.info()
 
     def step(self, action: str) -> Any:
+        if multiprocessing.parent_process() is not None:
+            assert generators() == self.generators, "another environment has drawn from the global generators"
         self.tries += 1
         if self.tries == 2 and self.kind:
             return self.misbehave()
@@ -79,19 +147,13 @@ class Doors(gym.Env[Any, Any]):
 
     def misbehave(self) -> Any:
         match self.kind:
-            case "raise":
-                raise ValueError("no more doors")
-            case "raise at length":
-                raise ValueError("x" * 1_000_000 + "\udce9")
-            case "exit":
-                raise SystemExit(3)
             case "hang":
                 time.sleep(60)
             case "spin":
                 while True:
                     pass
             case "print":
-                for _ in range(100):
+                for _ in range(10):
                     sys.stdout.write("x" * 1_000_000)
                 return self.say(), 0.0, True, False, self.info()
             case "exit the process":
@@ -100,10 +162,35 @@ class Doors(gym.Env[Any, Any]):
                 os.kill(os.getpid(), signal.SIGKILL)
             case "crash":
                 ctypes.string_at(0)
+            case "stop":
+                os.kill(os.getpid(), signal.SIGSTOP)
+                time.sleep(60)
+            case _:
+                return self.misbehave_more()
+        raise AssertionError("unreachable")
+
+    def misbehave_more(self) -> Any:
+        match self.kind:
+            case "write a length":  # to whoever reads
+                write_to_sockets(b"\x7f\xff\xff\xff")
+                time.sleep(60)
+            case "refuse to go":
+                self.stays = Staying()
+                raise ValueError("and it stays")
+            case "tell at length":
+                return self.say(), 0.0, True, False, {**self.info(), "more": "x" * 10_000_000}
+            case kind if kind in RAISED:
+                raise RAISED[kind]
+            case kind if kind in CHANGES:
+                CHANGES[kind]()
+                return self.say(), 0.0, True, False, self.info()
         return (NONSENSE | ODD)[self.kind]
 
     def say(self) -> str:
+        if not self.kind:
+            check_surroundings()
         self.door = ("left", "middle", "right")[int(self.np_random.integers(3))]
+        self.generators = generators()
         return f"{self.rooms} rooms to go. A draught comes from the {self.door} door."
 
     def info(self) -> dict[str, Any]:
@@ -155,21 +242,29 @@ def test_what_an_environment_says_ends_its_own_episode_at_most(tmp_path: Path, k
 
 
 FAULTS = {
-    "raise": StopReason.ENV_ERROR,
-    "raise at length": StopReason.ENV_ERROR,
-    "exit": StopReason.ENV_ERROR,
     "hang": StopReason.STEP_TIMEOUT,
     "spin": StopReason.STEP_TIMEOUT,
     "print": StopReason.FAILURE,
     "no number": StopReason.ENV_ERROR,
     "one answer": StopReason.SUCCESS,
+    "tell at length": StopReason.FAILURE,
+    "refuse to go": StopReason.STEP_TIMEOUT,
+    **dict.fromkeys(RAISED, StopReason.ENV_ERROR),
 }
-OF_PROCESSES = dict.fromkeys(("exit the process", "be killed", "crash"), StopReason.ENV_ERROR)
+OF_PROCESSES = {
+    **dict.fromkeys(("exit the process", "be killed", "crash", "write a length"), StopReason.ENV_ERROR),
+    "stop": StopReason.STEP_TIMEOUT,
+    **dict.fromkeys(CHANGES, StopReason.FAILURE),
+    "builtins": StopReason.ENV_ERROR,
+}
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
-def test_a_tenth_of_the_tasks_changes_nothing_for_the_others(tmp_path: Path, workers: int) -> None:
-    """Whatever it does; only what ends a whole process cannot be had without workers."""
+def test_a_tenth_of_the_tasks_changes_nothing_for_the_others(
+    tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it does; only what ends or changes a whole process cannot be had without workers."""
+    monkeypatch.setattr("envs.pool.GRACE_SECONDS", 1.0)
     faults = {**FAULTS, **OF_PROCESSES} if workers else FAULTS
     size = 10 * len(faults)
     good, bad = play([], size), play(list(faults), size, workers, tmp_path / "episodes.jsonl")

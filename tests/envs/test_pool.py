@@ -1,5 +1,6 @@
 """The pool: outcomes do not depend on workers, nobody waits for ever, and one environment's end is its own."""
 
+import multiprocessing
 import os
 import pickle
 import re
@@ -17,7 +18,7 @@ import pytest
 
 import envs.pool
 from envs.core import INFO_KEYS, Info, StopReason, Task, TextEnv
-from envs.pool import EnvPool, Outcome, _Command
+from envs.pool import HEAD, EnvPool, Outcome, _Command, _Worker
 
 ROOT = Path(__file__).parents[2]
 PROC = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="looks for processes in /proc")
@@ -286,6 +287,16 @@ def test_a_step_past_its_deadline_is_given_up_alone(workers: int, hang: str) -> 
         after = pool.step({0: "b", 1: "b", 3: "b"})
         assert [after[slot].observation[:10] for slot in (0, 1, 3)] == ["['a', 'b']"] * 3
         assert pool.reset({2: task(2)})[2].error is None
+
+
+def test_only_what_is_in_the_pipe_is_read() -> None:
+    """An environment may have written a length there, which nothing follows."""
+    ours, theirs = multiprocessing.Pipe()
+    worker = _Worker(0, b"", 1.0)
+    worker.connection, worker._process, worker._running, worker._ready = ours, object(), True, True
+    os.write(theirs.fileno(), HEAD.pack(1 << 27) + b"x")
+    worker.receive({}, ended=False)
+    assert len(worker._received) == HEAD.size + 1
 
 
 def test_a_reset_has_a_deadline_too() -> None:
