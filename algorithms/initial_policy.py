@@ -18,7 +18,7 @@ from agents.agent import Agent, Decision, View
 from agents.policies.local import LocalPolicy
 from agents.policies.models import find_device
 from agents.policies.pretrained import Pretrained
-from agents.policies.tiny import build_model, build_tokenizer, vocabulary_size
+from agents.policies.tiny import SharedWords, build_model, build_tokenizer, vocabulary_size
 from agents.prompts import Prompter
 from agents.rollout import Job, check_environment, rollout
 from agents.source import agents_hash
@@ -32,7 +32,7 @@ from envs.pool import EnvPool
 
 logger = logging.getLogger(__name__)
 
-VERSION = 9  # raise it when a change of `algorithms` makes the same configuration give other weights
+VERSION = 10  # raise it when a change of `algorithms` makes the same configuration give other weights
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy")  # other versions may give other weights
 LEFT_OUT = (  # keys of a run's configuration that a warm start does not depend on
     "policy", "seed",  # they are in `TinyPolicy`
@@ -116,9 +116,14 @@ def _make(
         context=config.context,
         seed=config.seed,
     )
-    policy = LocalPolicy(model.to(find_device()), tokenizer)
+    model.to(find_device())
+    words = SharedWords(tokenizer, model.get_input_embeddings().weight, config.seed)
+    policy = LocalPolicy(model, tokenizer)
     if config.warm_start is not None:
-        warm_start(policy, prompter, task_set, tasks, pool, config.warm_start, config.seed, progress, masked=masked)
+        warm_start(
+            policy, prompter, task_set, tasks, pool, config.warm_start, config.seed, progress,
+            masked=masked, words=words,
+        )  # fmt: skip
     save_checkpoint(folder, model, tokenizer)
 
 

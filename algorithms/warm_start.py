@@ -9,8 +9,10 @@ A lesson is one episode as one sequence. Where another action was played than th
 was played and the target, at the first id that differs, is what was wanted; the rest of that action has no target.
 Observations are targets too, with a smaller weight: predicting the names in them teaches to copy names.
 
-With `masked` an action is cloned as a `MaskedAgent` samples it: by the cross-entropy of the masked distribution. No
-action is refused there, so that the share of the expert's moves is replaced by other admissible ones.
+With `masked` an action is cloned as a `MaskedAgent` samples it: by the cross-entropy of the masked distribution. The
+same ids are targets of the whole vocabulary too, weighted like observations: the mask leaves few things to tell apart,
+and a goal is bound to its thing sooner where all have to be told apart. No action is refused under a mask, so the share
+of the expert's moves is replaced by other admissible ones.
 
 Left out: corrections of the policy's own episodes (DAgger, arXiv 1011.0686). Rounds of it, at a tenth of the learning
 rate and with as many demonstrations beside them, lowered the success of a policy that solved a quarter of the games.
@@ -35,6 +37,7 @@ from agents.masking import ActionForm, Node
 from agents.parsing import has_slot
 from agents.policies.local import LocalPolicy
 from agents.policies.models import causal_states, head_logits, masked_logits
+from agents.policies.tiny import SharedWords
 from agents.policies.weights import train_in_float32
 from agents.prompts import Prompter
 from agents.rollout import Job, check_environment, rollout
@@ -113,8 +116,9 @@ def make_lesson(sample: Sample, wanted: Sequence[Sequence[int]], observation_wei
         want, offset = wanted[row], i - start
         followed = list(want[:offset]) == sample.ids[start:i]  # so far, what was played is what was wanted
         forced = (node := nodes[i]) is not None and node.forced is not None
-        targets[i] = want[offset] if followed and offset < len(want) and not forced else NO_TARGET
-        weights[i] = 1.0
+        targets[i] = want[offset] if followed and offset < len(want) else NO_TARGET
+        if not forced:
+            weights[i] = 1.0
         if i + 1 < len(sample.turn) and sample.turn[i + 1] != row:
             start = i + 1
     return Lesson(sample.ids, targets, weights, sample.origin, sample.nodes)
@@ -212,7 +216,10 @@ class Demonstrator:
 class Cloner:
     """Cross-entropy on lessons: Muon on the hidden matrices, AdamW on the rest, or on all that is trained."""
 
-    def __init__(self, model: Any, config: WarmStart, rng: np.random.Generator) -> None:
+    def __init__(
+        self, model: Any, config: WarmStart, rng: np.random.Generator, words: SharedWords | None = None
+    ) -> None:
+        """`words` are the shared parts of the model's embedding, which are trained too."""
         train_in_float32(model)
         self.model, self.config, self.rng = model, config, rng
         (self.choice,) = rng.spawn(1)  # of targets; the order of lessons does not depend on it
@@ -224,6 +231,8 @@ class Cloner:
         self.optimizers: list[torch.optim.Optimizer] = []
         if others:  # all of adapters are matrices
             self.optimizers.append(torch.optim.AdamW(others, lr=config.other_lr, betas=(0.9, 0.95), weight_decay=0.0))
+            if words is not None:
+                words.follow(self.optimizers[0])
         if config.matrix_lr is not None:
             self.optimizers.append(Muon(matrices, config.matrix_lr))
         self.steps = FiniteSteps("warm start")
@@ -288,20 +297,18 @@ class Cloner:
         targets, weights = targets[chosen], weights[chosen]  # (N,)
         states = causal_states(self.model, ids[:, :-1])[chosen]  # (N, E)
         logits = head_logits(self.model, states)  # (N, V): most of the work where there are many words
-        if len(targets) and any(lesson.nodes for lesson in batch):
-            rows, columns = chosen.nonzero(as_tuple=True)
-            rest: list[None] = [None] * width
-            nodes = [[*lesson.nodes, *rest] for lesson in batch]
-            logits = masked_logits(
-                logits, [nodes[row][i + 1] for row, i in zip(rows.tolist(), columns.tolist(), strict=True)]
-            )
-        losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+        cross_entropy = partial(torch.nn.functional.cross_entropy, reduction="none")
+        losses = cross_entropy(logits, targets) * weights
         acts = weights == 1.0
-        hits = (logits.argmax(-1) == targets)[acts]
+        logits, targets = logits[acts], targets[acts]
+        if len(targets) and any(lesson.nodes for lesson in batch):
+            places = zip(*(place[acts].tolist() for place in chosen.nonzero(as_tuple=True)), strict=True)
+            nodes = [batch[row].nodes[i + 1] if batch[row].nodes else None for row, i in places]
+            logits = masked_logits(logits, nodes)
+            losses[acts] = losses[acts] * self.config.observation_weight + cross_entropy(logits, targets)
+        right = (logits.argmax(-1) == targets).float()
         # By its share a batch may have drawn nothing of what was observed, and have no actions.
-        return (losses * weights).sum() / weights.sum().clamp(min=1e-6), float(hits.float().mean()) if len(
-            hits
-        ) else 1.0
+        return losses.sum() / weights.sum().clamp(min=1e-6), float(right.mean()) if len(right) else 1.0
 
 
 def teacher_of(task_set: TaskSet) -> Agent:
@@ -322,10 +329,11 @@ def warm_start(
     progress: Progress,
     *,
     masked: bool = False,
+    words: SharedWords | None = None,
 ) -> None:
     """Clone the teacher of `task_set` into the policy's model, in place. The same arguments give the same weights.
 
-    `masked` clones for a `MaskedAgent`.
+    `masked` clones for a `MaskedAgent`. `words` are the shared parts of the model's embedding, if it has any.
     """
     if task_set.expert() is None:
         logger.warning("%s has no expert: the warm start clones random admissible actions", task_set.env_id)
@@ -364,5 +372,5 @@ def warm_start(
             len(lessons) - len(taught), len(lessons),
         )  # fmt: skip
     progress.phase("clone them", config.steps)
-    Cloner(policy.model, config, rng).run(taught, progress)
+    Cloner(policy.model, config, rng, words).run(taught, progress)
     policy.pause()

@@ -121,6 +121,53 @@ def build_model(
         return Qwen3ForCausalLM(config).eval()
 
 
+class SharedWords:
+    """Tokens of several words share a part of their embedding with all tokens that hold one of these words.
+
+    " laptop 1" is one token. By itself it has nothing to do with " laptop", as which a goal asks for it, nor with
+    " laptop 2": a model would have to learn that name by name. So an embedding begins as the sum of a part of its own
+    and a part of each of its words, and `follow` trains these parts beside it. The model stays a plain one.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, weight: torch.nn.Parameter, seed: int) -> None:
+        """`weight` [V, E] is the embedding, which gets its parts here: as large as before, `seed` fixes them."""
+        words: dict[str, int] = {}
+        places: list[tuple[int, int]] = []  # token, word
+        texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))], skip_special_tokens=True)
+        for token, text in enumerate(texts):
+            places += [(token, words.setdefault(word, len(words))) for word in sorted(set(re.findall(r"\w+", text)))]
+        self.weight = weight
+        self.holds = torch.sparse_coo_tensor(  # [V, W]: 1 where a token holds a word
+            torch.tensor(places, dtype=torch.long).reshape(-1, 2).T,
+            torch.ones(len(places)),
+            (len(weight), len(words)),
+            check_invariants=True,
+        ).to(weight.device)
+        self.steps = torch.nn.Parameter(torch.zeros(len(words), weight.shape[1], device=weight.device))
+        with torch.no_grad():
+            parts = torch.empty(self.steps.shape)
+            parts.normal_(std=float(weight.std()), generator=torch.Generator().manual_seed(seed))
+            weight.add_(self.holds @ parts.to(weight.device))
+            weight.div_((1 + self.holds.sum(1).to_dense()).sqrt()[:, None])
+
+    def follow(self, optimizer: torch.optim.Optimizer) -> None:
+        """Have `optimizer`, which trains the embedding, train the words' parts of it too, by its own rule."""
+        optimizer.add_param_group({"params": [self.steps]})
+        optimizer.register_step_pre_hook(self._before)
+        optimizer.register_step_post_hook(self._after)
+
+    @torch.no_grad()
+    def _before(self, *_: object) -> None:
+        if self.weight.grad is not None:
+            self.steps.grad = self.holds.T @ self.weight.grad
+
+    @torch.no_grad()
+    def _after(self, *_: object) -> None:
+        """Add what the step changed of the parts to all tokens that hold them."""
+        self.weight.add_(self.holds @ self.steps)
+        self.steps.zero_()
+
+
 def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:
     """How many ids the tokenizer has, rounded up to a multiple of 8 for the kernels."""
     return -(-len(tokenizer) // 8) * 8

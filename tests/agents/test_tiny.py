@@ -1,10 +1,13 @@
-"""The small policy's tokenizer: lossless, a name is one token, and so is a phrase between names."""
+"""The small policy's tokenizer: lossless, a token for each name and each phrase between names; names share words."""
 
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from agents.policies import tiny
-from agents.policies.tiny import build_tokenizer
+from agents.policies.tiny import SharedWords, build_tokenizer, vocabulary_size
 
 TEXTS = [
     "You arrive at desk 1. On the desk 1, you see a mug 2, and a pen 1.\n\nYour task is to: put a mug in desk.",
@@ -59,3 +62,42 @@ def test_of_many_words_the_rarest_have_no_token(monkeypatch, caplog) -> None:
     for text in ("You are in room 1.", "x499y"):
         assert tokenizer.decode(tokenizer.encode(text)) == text
     assert len(tokenizer.encode("You are in room 1.")) < 6
+
+
+def shared_words() -> tuple[SharedWords, torch.nn.Parameter, Tensor, Tensor]:
+    """Words of a small vocabulary, their embedding and what it was before, and the ids of six tokens."""
+    tokenizer = build_tokenizer(["You see a laptop 1, a laptop 2 and a mug 1.\nexamine the laptop with the mug\n"] * 30)
+    weight = torch.nn.Parameter(torch.randn(vocabulary_size(tokenizer), 64, generator=torch.Generator().manual_seed(0)))
+    before = weight.detach().clone()
+    ids = [tokenizer.encode(text)[-1] for text in (" laptop 1", " laptop 2", " laptop", " mug 1", " mug", " the")]
+    assert len(set(ids)) == 6
+    return SharedWords(tokenizer, weight, seed=1), weight, before, torch.tensor(ids)
+
+
+def test_tokens_that_share_a_word_begin_alike() -> None:
+    _, weight, before, ids = shared_words()
+    alike = torch.nn.functional.cosine_similarity(weight[ids][:, None], weight[ids][None], dim=-1).detach()
+    laptop_1, laptop_2, laptop, mug_1, mug, the = range(6)
+    assert alike[laptop_1, laptop_2] > 0.15
+    assert alike[laptop_1, laptop] > 0.2
+    assert alike[laptop_1, mug_1] > 0.15  # the number
+    assert alike[laptop_2, mug].abs() < 0.15
+    assert alike[laptop, the].abs() < 0.25
+    assert float(weight.detach().std()) == pytest.approx(float(before.std()), rel=0.05)
+
+
+def test_a_step_for_a_token_is_one_for_those_that_share_a_word() -> None:
+    words, weight, _, ids = shared_words()
+    before = weight.detach().clone()
+    optimizer = torch.optim.SGD([weight], lr=0.5)
+    words.follow(optimizer)
+    weight[ids[0]].sum().backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    moved = (weight.detach() - before)[ids]
+    laptop_1, laptop_2, laptop, mug_1, mug, the = moved.unbind()
+    # By its own part, that of "laptop" and that of "1": a third each.
+    assert torch.allclose(laptop_1, torch.full((64,), -1.5))
+    for shares in (laptop_2, laptop, mug_1):
+        assert torch.allclose(shares, torch.full((64,), -0.5))
+    assert not mug.any()
+    assert not the.any()

@@ -17,6 +17,7 @@ from agents.masking import MaskedAgent
 from agents.policies.base import Sampling
 from agents.policies.local import LocalPolicy
 from agents.policies.lora import Lora
+from agents.policies.models import next_token_logits
 from agents.policies.pretrained import Pretrained
 from agents.prompts import Transcript
 from agents.rollout import Job, rollout
@@ -110,17 +111,40 @@ def masked_lessons(noise: float) -> tuple[LocalPolicy, list[Episode], list[Lesso
     return policy, episodes, demonstrator.lessons(episodes, 0.5)
 
 
-def test_under_a_mask_noise_is_admissible_and_what_is_forced_is_no_target() -> None:
+def test_under_a_mask_noise_is_admissible_and_what_is_forced_weighs_like_text() -> None:
     _, episodes, lessons = masked_lessons(0.4)
     assert {turn.action for episode in episodes for turn in episode.turns} == set(ACTIONS)
     assert len(lessons) == 30
     for lesson in lessons:
         assert len(lesson.nodes) == len(lesson.ids)
         for target, weight, node in zip(lesson.targets, lesson.weights, lesson.nodes, strict=True):
-            assert (node is not None) == (weight == 1.0)
+            chosen = node is not None and node.forced is None
+            assert weight == (1.0 if chosen else 0.5)
             if node is not None and target != NO_TARGET:
-                assert node.forced is None
                 assert target in node.children
+
+
+def test_the_loss_under_a_mask_is_that_of_the_mask_and_that_of_the_text() -> None:
+    policy, _, lessons = masked_lessons(0.0)
+    config = WarmStart(
+        episodes=1, noise=0.0, steps=1, tokens_per_step=512, max_turns=8, matrix_lr=None, other_lr=0.01,
+        observation_weight=0.25,
+    )  # fmt: skip
+    lesson = lessons[0]
+    loss, _ = Cloner(policy.model, config, np.random.default_rng(0))._loss([lesson], 1.0)
+    logits = next_token_logits(policy.model, torch.tensor([lesson.ids[:-1]]))[0]
+    text = torch.nn.functional.cross_entropy(logits, torch.tensor(lesson.ids[1:]), reduction="none").tolist()
+    total = weights = 0.0
+    for i, (target, weight, node) in enumerate(
+        zip(lesson.targets[1:], lesson.weights[1:], lesson.nodes[1:], strict=True)
+    ):
+        assert target == lesson.ids[i + 1]  # an expert without noise is followed
+        masked = 0.0
+        if node is not None and node.forced is None:
+            masked = -torch.log_softmax(logits[i, node.ids], -1)[list(node.ids).index(target)].item()
+        total += masked + (0.25 if masked else weight) * text[i]
+        weights += weight
+    assert float(loss) == pytest.approx(total / weights, rel=1e-5)
 
 
 def test_under_a_mask_what_would_be_refused_is_played_and_is_no_target() -> None:
