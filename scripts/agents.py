@@ -142,8 +142,9 @@ def check_trained_agent(config: DictConfig) -> None:
             f"agent={choices['agent']} cannot be trained: expected an agent with a player, "
             "a prompter and sampling, such as agent=transcript, agent=candidates, agent=chat or agent=gigpo"
         )
-    player_asked = any(override.startswith("agent/player=") for override in HydraConfig.get().overrides.task)
-    if choices["agent"] in PLAYERS and choices["agent/player"] != choices["agent"] and not player_asked:
+    asked = {override.partition("=")[0] for override in HydraConfig.get().overrides.task}
+    replaced = choices["agent"] in PLAYERS and choices["agent/player"] != choices["agent"]
+    if replaced and "agent" in asked and "agent/player" not in asked:
         raise ValueError(  # the method's own choice would win, and nobody would be told
             f"algo={choices['algo']} has agent/player={choices['agent/player']}, which is not that of "
             f"agent={choices['agent']}: leave one of them out, or say agent/player=… to choose"
