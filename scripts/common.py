@@ -39,7 +39,7 @@ import conf
 from envs.core import UnknownNameError
 from envs.facts import Facts, differences
 from scripts.run_folder import Command, quoted, remove_traces
-from scripts.settings import HOUSE, check_settings, shown
+from scripts.settings import HOUSE, check_added_keys, check_settings, shown
 from scripts.targets import check_targets, settings_of
 
 Job: TypeAlias = Callable[[DictConfig], None]
@@ -63,6 +63,7 @@ def command(config_name: str) -> Callable[[Job], Callable[[], None]]:
         def job(cfg: DictConfig) -> None:
             try:
                 check_settings(cfg, config_name)
+                check_added_keys(cfg, config_name)
                 check_targets(cfg)
                 _make_absolute(cfg)
                 function(cfg)

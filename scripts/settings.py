@@ -469,10 +469,9 @@ def check_settings(config: DictConfig, command: str) -> None:
             raise UnknownNameError(f"key of {group}", min(unknown), known)
         if missing := {key for key in known if f"{group}.{key}" not in OPTIONAL} - config[group].keys():
             raise ValueError(f"{group}.{min(missing)} has no value; give it one: {group}.{min(missing)}=…")
-    _check_added_keys(config, command)
 
 
-def _check_added_keys(config: DictConfig, command: str) -> None:
+def check_added_keys(config: DictConfig, command: str) -> None:
     """Raises `UnknownNameError` for an added key (`+key=…`) that no code and no interpolation (`${key}`) reads."""
     overrides = HydraConfig.get().overrides
     texts = OmegaConf.to_yaml(config) + OmegaConf.to_yaml(overrides)  # the name of the run's folder may use a key

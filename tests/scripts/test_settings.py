@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 import conf
 from envs.core import UnknownNameError
 from scripts import settings
-from scripts.settings import GROUPS, SETTINGS, Word, check_settings
+from scripts.settings import GROUPS, SETTINGS, Word, check_added_keys, check_settings
 from tests.scripts.test_commands import environment
 
 CONF = Path(conf.__path__[0])
@@ -70,6 +70,7 @@ def settings_of(config: DictConfig, parents: str = "") -> Iterator[str]:
 def test_every_setting_has_a_kind_that_its_default_is_of(command: str, overrides: tuple[str, ...]) -> None:
     config = composed(command, *overrides)
     check_settings(config, command)
+    check_added_keys(config, command)
     known = {key for key, _, _ in settings._settings(config)}
     unknown = {key for key in set(settings_of(config)) - known if not key.startswith("small.")}  # see smoke.yaml
     assert unknown <= {"task"}  # of play: a number, or any text
@@ -234,7 +235,7 @@ REFUSALS = [
     ("train", "eval.selection_tasks=5000", "cannot be held out"),
     ("train", "trainer.group_size=1", "nothing to compare"),
     ("train", "algo=tree_grpo trainer.group_size=3", "trainer.group_size=3 does not fit 2 trees"),
-    ("train", "split=nope", "unknown split of polyturn/KeyCorridor-v0 'nope'"),
+    ("train", "split=nope", "unknown split 'nope'"),
     ("train", "agent=gigpo agent.prompter.name=nope", "unknown prompt template 'nope'"),
     ("evaluate", "seeds=abc", "seeds must be "),
     ("evaluate", "model=./nothing", "no model at nothing"),
