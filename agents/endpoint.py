@@ -89,6 +89,8 @@ def endpoint_errors(who: str) -> Iterator[None]:
         if error.status_code in RUN_STATUSES:
             raise EndpointError(text) from error
         raise UnansweredError(text, error.status_code, str(error)) from error
+    except openai.APITimeoutError as error:  # perhaps of this conversation alone, as from a gateway (504)
+        raise UnansweredError(_line(f"{who}: {type(error).__name__}: {error}"), 504) from error
     except openai.OpenAIError as error:
         raise EndpointError(f"{who}: {type(error).__name__}: {error}") from error
     # Not JSON, without the expected fields, or too deep or large to read.

@@ -87,8 +87,12 @@ class Evaluation:
 
     @property
     def is_broken(self) -> bool:
-        """Whether errors of the environment ended more than half of the episodes (`agents.rollout`)."""
-        return 2 * self.stops.get(StopReason.ENV_ERROR, 0) > self.success.n
+        """Whether the results say nothing about the agent.
+
+        Errors of the environment ended more than half of the episodes, or an endpoint refused all of them.
+        """
+        is_refused = self.stops.get(StopReason.REFUSED, 0) == self.success.n
+        return is_refused or 2 * self.stops.get(StopReason.ENV_ERROR, 0) > self.success.n
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `json.dumps`."""

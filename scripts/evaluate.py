@@ -28,7 +28,7 @@ from agents.episode import Episode, read_episodes, write_episodes
 from agents.evaluation import Evaluation, describe_limit, episode_key, evaluate, plan
 from agents.rollout import check_environment, error_line, lacks_data
 from agents.source import agents_hash
-from envs.core import TaskSet, counted, evaluation_splits
+from envs.core import StopReason, TaskSet, counted, evaluation_splits
 from envs.facts import Facts, differences, environment_facts, without
 from envs.files import naming, write_whole
 from envs.pool import EnvPool
@@ -100,6 +100,8 @@ def _run(cfg: DictConfig, run: Path) -> None:
         )
     _write(run, facts, task_set.describe(), evaluation, console)
     check_environment(ended)
+    if evaluation.stops.get(StopReason.REFUSED, 0) == evaluation.success.n:
+        raise ValueError(f"the endpoint refused all {counted(evaluation.success.n, 'episode')}: there is no result")
 
 
 # -- what is played ---------------------------------------------------------------------------------------------------

@@ -102,6 +102,15 @@ def test_a_fault_of_the_environment_counts_as_not_solved_and_is_said(fault: Stop
 
 
 @pytest.mark.parametrize(
+    ("endings", "broken"),
+    [(["refused"] * 3, True), (["refused", "refused", "failure"], False), (["env_error", "env_error", "failure"], True)],
+)
+def test_results_of_errors_or_refusals_alone_are_broken(endings: list[str], broken: bool) -> None:
+    episodes = [episode(str(n), success=False, stop_reason=StopReason(end)) for n, end in enumerate(endings)]
+    assert summarise(episodes).is_broken is broken
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [({"seeds": []}, "seeds"), ({"seeds": [1, 1]}, "seeds"), ({"seeds": ["a"]}, "seeds"), ({"limit": 0}, "limit"),
      ({"limit": "x"}, "limit"), ({"max_turns": 0}, "max_turns"), ({"max_turns": "x"}, "max_turns")],
