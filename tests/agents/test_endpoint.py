@@ -11,7 +11,7 @@ from agents.episode import Episode, ParseStatus, Turn
 from agents.evaluation import evaluate
 from agents.parsing import Json, Line, Parser
 from agents.policies.base import Sampling
-from envs.core import Task
+from envs.core import StopReason, Task
 from envs.pool import EnvPool
 from tests.agents.endpoint_server import Reply, Server, refused, said
 from tests.agents.toys import Corridors
@@ -295,6 +295,24 @@ def test_a_slow_and_a_dead_endpoint_are_told(serve) -> None:
     dead.close()
     with pytest.raises(EndpointError, match=r"APIConnectionError|APITimeoutError"):
         agent_of(dead.url, timeout=0.5).act([view()])
+
+
+def test_a_time_out_of_one_conversation_ends_that_one_alone(serve) -> None:
+    release = threading.Event()
+
+    def answer(request) -> Reply:
+        if "room 9" in str(request["messages"]):
+            release.wait(10)
+        return said("go left")
+
+    agent = agent_of(serve(answer).url, timeout=0.5)
+    slow = view(1)
+    slow.observation = "You are in room 9."
+    first, second = agent.act([view(), slow])
+    release.set()
+    assert first.action == "go left"
+    assert second.stop_reason is StopReason.REFUSED
+    assert "APITimeoutError" in second.error
 
 
 def test_an_evaluation_keeps_the_episodes_that_ended_before_the_endpoint_died(serve) -> None:

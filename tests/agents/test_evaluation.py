@@ -102,12 +102,16 @@ def test_a_fault_of_the_environment_counts_as_not_solved_and_is_said(fault: Stop
 
 
 @pytest.mark.parametrize(
-    ("endings", "broken"),
-    [(["refused"] * 3, True), (["refused", "refused", "failure"], False), (["env_error", "env_error", "failure"], True)],
+    ("endings", "is_broken"),
+    [
+        (["refused"] * 3, True),
+        (["refused", "refused", "failure"], False),
+        (["env_error", "env_error", "failure"], True),
+    ],
 )
-def test_results_of_errors_or_refusals_alone_are_broken(endings: list[str], broken: bool) -> None:
+def test_errors_or_refusals_alone_are_broken(endings: list[str], is_broken: bool) -> None:
     episodes = [episode(str(n), success=False, stop_reason=StopReason(end)) for n, end in enumerate(endings)]
-    assert summarise(episodes).is_broken is broken
+    assert summarise(episodes).is_broken is is_broken
 
 
 @pytest.mark.parametrize(
