@@ -222,7 +222,7 @@ def test_a_disk_without_room_is_told_before_anything_is_written(
 ) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(100, 99, 1))
-    with pytest.raises(DownloadError, match=r"8 files need [\d,]+ bytes in .*json_2\.1\.1, where 1 are free"):
+    with pytest.raises(DownloadError, match=r"8 files need [\d,]+ bytes in .*json_2\.1\.1, but only 1 are free"):
         fetch(tmp_path, archive_of(server))
     assert not any(name.endswith(GAME_FILE) for name in installed(tmp_path))
 
