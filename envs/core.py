@@ -75,7 +75,7 @@ class UnknownNameError(LookupError):
         stems: dict[str, list[str]] = {}
         for known_name in names:
             stems.setdefault(_stem(known_name), []).append(known_name)
-        near = [n for stem in difflib.get_close_matches(_stem(name), stems, n=3, cutoff=0.65) for n in stems[stem]][:3]
+        near = [n for stem in difflib.get_close_matches(_stem(name), stems, n=3, cutoff=0.61) for n in stems[stem]][:3]
         parts = [f"unknown {kind} {name!r}"]
         if near:
             parts.append("did you mean " + " or ".join(repr(n) for n in near) + "?")

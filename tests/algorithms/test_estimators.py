@@ -328,7 +328,7 @@ def test_psr_nsr_weighs_successes_and_failures() -> None:
 @pytest.mark.parametrize("score", [-1.0, 0.5, 10.0])
 def test_psr_nsr_refuses_rewards_that_its_formulas_do_not_hold_for(learn_from: str, score: float) -> None:
     table = single_turns([0, 0], [1.0, score], tokens=np.array([1, 1]))
-    with pytest.raises(ValueError, match=f"episode 1 earned {score:g}, and PSR and NSR need 1 .* and 0 for a failure"):
+    with pytest.raises(ValueError, match=f"episode 1 has the return {score:g}, and PSR and NSR need 1 .* and 0 for a failure"):
         psr_nsr(table, learn_from=learn_from)
 
 
@@ -339,7 +339,7 @@ def test_nft_gives_success_less_the_success_rate() -> None:
 
 @pytest.mark.parametrize("score", [-1.0, 0.5, 10.0])
 def test_nft_refuses_other_rewards_than_1_and_0(score: float) -> None:
-    with pytest.raises(ValueError, match=rf"episode 1 earned {score:g}, and NFT needs 1 .*RewardWrapper"):
+    with pytest.raises(ValueError, match=rf"episode 1 has the return {score:g}, and NFT needs 1 .*RewardWrapper"):
         nft(single_turns([0, 0], [0.0, score]))
 
 
@@ -597,7 +597,7 @@ def test_spo_tree_counts_every_child_once() -> None:
 def test_spo_tree_refuses_a_shared_turn_that_was_paid_twice_otherwise() -> None:
     """A shared turn was played once; a KL penalty is measured in each row of it, which may round it otherwise."""
     shared = tree_of_attempts([7, 1, 7, 1, 9, 3])
-    with pytest.raises(ValueError, match="row 3: node 1 was paid 0, and 1 in another row"):
+    with pytest.raises(ValueError, match="row 3: node 1 has the reward 0, and 1 in another row"):
         spo_tree(shared)
     alike = replace(shared, reward=np.array([0.0, 1.0, 0.0, 1.0, 0.0, 1.0]), tokens=np.ones(6, dtype=np.int64))
     for penalty, refused in ((1e-7, False), (0.01, True)):
