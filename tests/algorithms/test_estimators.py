@@ -604,7 +604,7 @@ def test_spo_tree_refuses_a_shared_turn_that_was_paid_twice_otherwise() -> None:
         paid = np.where(np.arange(6) == 2, penalty, 0.0)
         table = replace(alike, token_signals={"token_reward": paid})
         if refused:
-            with pytest.raises(ValueError, match=r"row 2: node 7 was paid 0\.01, and 0 in another row"):
+            with pytest.raises(ValueError, match=r"row 2: node 7 has the reward 0\.01, and 0 in another row"):
                 spo_tree(table)
         else:
             np.testing.assert_allclose(spo_tree(table), spo_tree(alike), atol=1e-6)
