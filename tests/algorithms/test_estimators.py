@@ -328,7 +328,9 @@ def test_psr_nsr_weighs_successes_and_failures() -> None:
 @pytest.mark.parametrize("score", [-1.0, 0.5, 10.0])
 def test_psr_nsr_refuses_rewards_that_its_formulas_do_not_hold_for(learn_from: str, score: float) -> None:
     table = single_turns([0, 0], [1.0, score], tokens=np.array([1, 1]))
-    with pytest.raises(ValueError, match=f"episode 1 has the return {score:g}, and PSR and NSR need 1 .* and 0 for a failure"):
+    with pytest.raises(
+        ValueError, match=f"episode 1 has the return {score:g}, and PSR and NSR need 1 .* and 0 for a failure"
+    ):
         psr_nsr(table, learn_from=learn_from)
 
 
