@@ -119,7 +119,7 @@ def check_engine(config: DictConfig) -> None:
     if engine == VLLM_SERVER and player and getattr(get_object(player), "masked", False):
         raise ValueError(
             f"agent.player={player.rpartition('.')[2]} samples under a mask, and rollout=vllm_server cannot; "
-            "use rollout=local or rollout=vllm"
+            "use rollout=local or rollout=vllm, or agent=transcript"
         )
     if engine == VLLM:
         check_vllm()
