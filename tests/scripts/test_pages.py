@@ -51,7 +51,9 @@ ENVIRONMENTS = {
     "lookup": ["env.train_tasks=8"],
     "key_corridor": ["env.train_tasks=8"],
     "gym": ["env.train_tasks=8"],
-}  # fmt: skip
+    "light_switches": ["env.train_tasks=8"],
+}
+PRESETS = {"twelve_rooms": "key_corridor"}  # environments of presets that are not named for theirs  # fmt: skip
 
 
 class Shown(NamedTuple):
@@ -90,7 +92,7 @@ def shortened(shown: Shown) -> list[str]:
         kept = [re.sub(r"^(algos|lab\.rates)=\[([^,\]]+).*", r"\1=[\2]", a) for a in kept if not a.startswith("seeds=")]
     named = [a.removeprefix("env=") for a in kept if a.startswith("env=")]
     presets = "".join(a for a in kept if a.startswith("+experiment="))
-    env = named[0] if named else next((e for e in ENVIRONMENTS if e in presets), "alfworld")
+    env = named[0] if named else next((PRESETS.get(e, e) for e in [*ENVIRONMENTS, *PRESETS] if e in presets), "alfworld")
     tiny = shown.name in ("train", "lab") and not re.search(rf"model=|{LARGE}|smollm2", " ".join(kept))
     missing = ["model=package:llm_not_installed/any.gguf"] if "smollm2" in presets else []  # else it would run for long
     judge = ["algo.signals.judge.sampling.max_tokens=8"] if "algo/judge=local" in kept else []
