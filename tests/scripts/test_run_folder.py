@@ -113,8 +113,8 @@ def test_a_run_that_is_begun_clears_what_killed_ones_left(tmp_path: Path) -> Non
 def test_training_does_not_touch_the_files_of_something_else(cli: Cli) -> None:  # noqa: F811
     (cli.folder / "mine").mkdir()
     (cli.folder / "mine" / "metrics.jsonl").write_text("{}")
-    code, _, err = cli("train", "hydra.run.dir=mine")
-    assert (code, "mine holds the files of something else" in err) == (2, True)
+    code, _, err = cli("train", "env=key_corridor", "hydra.run.dir=mine")
+    assert (code, "mine holds the files of something else" in err) == (2, True), err
     assert (cli.folder / "mine" / "metrics.jsonl").read_text() == "{}"
 
 
