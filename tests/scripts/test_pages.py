@@ -45,7 +45,10 @@ TINY = [  # where the policy is the small one
 ]  # fmt: skip
 ENVIRONMENTS = {
     "alfworld": [
-        "env.games=embedded", "env.embedded_train=4", "env.embedded_valid_seen=1", "env.embedded_valid_unseen=1",
+        "env.games=embedded",
+        "env.embedded_train=4",
+        "env.embedded_valid_seen=1",
+        "env.embedded_valid_unseen=1",
     ],
     "webshop": ["env.catalogue=embedded", "env.embedded_products=60"],
     "lookup": ["env.train_tasks=8"],
@@ -92,7 +95,8 @@ def shortened(shown: Shown) -> list[str]:
         kept = [re.sub(r"^(algos|lab\.rates)=\[([^,\]]+).*", r"\1=[\2]", a) for a in kept if not a.startswith("seeds=")]
     named = [a.removeprefix("env=") for a in kept if a.startswith("env=")]
     presets = "".join(a for a in kept if a.startswith("+experiment="))
-    env = named[0] if named else next((PRESETS.get(e, e) for e in [*ENVIRONMENTS, *PRESETS] if e in presets), "alfworld")
+    of_presets = [PRESETS.get(name, name) for name in [*ENVIRONMENTS, *PRESETS] if name in presets]
+    env = [*named, *of_presets, "alfworld"][0]
     tiny = shown.name in ("train", "lab") and not re.search(rf"model=|{LARGE}|smollm2", " ".join(kept))
     missing = ["model=package:llm_not_installed/any.gguf"] if "smollm2" in presets else []  # else it would run for long
     judge = ["algo.signals.judge.sampling.max_tokens=8"] if "algo/judge=local" in kept else []
