@@ -79,7 +79,7 @@ def test_tasks_that_are_not_trained_on_choose_the_checkpoint(whole: tuple[Path, 
     record = json.loads((run / "evaluation.json").read_text())
     held_out = record["selection"]["tasks"]
     assert len(held_out) == 8
-    assert "8 tasks of train are held out from training" in said
+    assert "8 tasks of train, held out from training" in said
     trained = {e.task.id for path in (run / "episodes").iterdir() for e in read_episodes(path)}
     assert trained
     assert not trained & set(held_out)
