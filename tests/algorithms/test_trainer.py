@@ -123,7 +123,8 @@ def test_cloning_teaches_the_corridor(pool: EnvPool) -> None:
 def test_reinforcement_learning_solves_what_random_play_began(tmp_path: Path, pool: EnvPool, estimator) -> None:
     policy = warm_policy(pool, steps=120, task_set=Untaught(), episodes=300)
     before = success(policy, pool)
-    make_trainer(tmp_path / "run", pool, policy, 60, estimator, groups=6, group_size=8).train()
+    rates = {"learning_rate": 1e-3, "final_learning_rate": 5e-4}  # at twice that, some starts of GiGPO collapse
+    make_trainer(tmp_path / "run", pool, policy, 60, estimator, groups=6, group_size=8, **rates).train()
     assert success(policy, pool) > max(0.9, before)
 
 
