@@ -94,7 +94,7 @@ def test_a_tree_without_inner_turns_begins_again(pool: EnvPool) -> None:
 
 @pytest.mark.parametrize("size", [1, 4, 8])
 def test_attempts_that_make_no_whole_rounds_are_refused(tmp_path: Path, pool: EnvPool, size: int) -> None:
-    with pytest.raises(ValueError, match=rf"group_size={size} .*group_size is 2 · \(1 \+ 2 · rounds\)"):
+    with pytest.raises(ValueError, match=rf"group_size={size} .*it must be 2 · \(1 \+ 2 · rounds\)"):
         make_trainer(tmp_path, pool, random_policy(), 1, tree_expansion=EXPANSION, group_size=size)
     for good in (2, 6, 10):
         EXPANSION.check(good)
