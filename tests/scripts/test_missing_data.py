@@ -122,20 +122,22 @@ def test_a_catalogue_that_is_deleted_ends_the_run_in_a_line(cli: Cli, catalogue:
         shutil.copytree(embedded_catalogue(60), cli.folder / "data" / "webshop")
         cli.monkeypatch.setenv("POLYTURN_DATA", str(cli.folder / "data"))
     arguments = ["env=webshop", f"env.catalogue={catalogue}", "env.embedded_products=60", "agent=random", "limit=3"]
-    keep = evaluate._keep_facts
+    make = evaluate.EnvPool
     gone = cli.folder / ("data/webshop" if catalogue == "full" else "cache")
 
-    def keep_and_delete(*args: Any) -> None:
-        keep(*args)
+    def delete_and_make(*args: Any) -> Any:
         gone.rename(cli.folder / "away")
+        return make(*args)
 
     with cli.monkeypatch.context() as patch:
-        patch.setattr(evaluate, "_keep_facts", keep_and_delete)
+        patch.setattr(evaluate, "EnvPool", delete_and_make)
         code, _, err = cli("evaluate", *arguments, f"pool.workers={workers}", "hydra.run.dir=run")
     check_stopped(cli.folder / "run", code, err)
     assert ("no full catalogue in" if catalogue == "full" else "no catalogue in") in err, err
     assert ("scripts.download webshop" if catalogue == "full" else "is made again when a run starts") in err
     if catalogue == "full":
         (cli.folder / "away").rename(gone)
-    assert cli("evaluate", "resume=run")[0] == 0
+    assert not (cli.folder / "run").exists()  # nothing was played
+    code, _, err = cli("evaluate", *arguments, "hydra.run.dir=run")
+    assert code == 0, err
     assert result_of(cli.folder / "run")["success"]["n"] == 3
