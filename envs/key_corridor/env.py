@@ -121,6 +121,7 @@ class KeyCorridorExpert:
     def reset(self, observation: str, info: Info) -> None:  # noqa: ARG002
         self.exits: dict[str, list[str]] = {}  # of each room seen so far
         self.door: str | None = None
+        self.key: str | None = None  # where it was seen: an action other than the expert's may have left it there
         self._see(observation)
 
     def observe(self, action: str, observation: str, info: Info) -> None:  # noqa: ARG002
@@ -132,13 +133,16 @@ class KeyCorridorExpert:
             self.key_here, self.holding = KEY_HERE in observation, HOLDING in observation
             if DOOR_HERE in observation:
                 self.door = self.here
+            if self.key_here:
+                self.key = self.here
 
     def act(self) -> str:
         if self.key_here:
             return TAKE
         if self.holding and self.here == self.door:
             return UNLOCK
-        return f"go to {self._step_towards([self.door] if self.holding and self.door else None)}"
+        target = self.door if self.holding else self.key
+        return f"go to {self._step_towards([target] if target else None)}"
 
     def _step_towards(self, targets: Iterable[str] | None) -> str:
         """The first room on a shortest path to one of `targets`, or to any unseen room."""

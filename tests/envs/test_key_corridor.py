@@ -1,6 +1,7 @@
 """One reward at the end, a map that can be solved, and states that repeat."""
 
 import gymnasium as gym
+import numpy as np
 import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -95,3 +96,22 @@ def test_the_configuration_says_the_defaults() -> None:
     tasks = instantiate(OmegaConf.load("conf/env/key_corridor.yaml"))
     assert tasks.manifest("valid") == KeyCorridorTasks().manifest("valid")
     assert tasks.max_turns == KeyCorridorTasks().max_turns
+
+
+def test_the_expert_returns_for_a_key_that_was_left() -> None:
+    """Warm starts play other actions than the expert's now and then."""
+    tasks, rng = KeyCorridorTasks(rooms=8, max_turns=200), np.random.default_rng(0)
+    for task_id in tasks.manifest("valid").ids[:40]:
+        task = tasks.task("valid", task_id)
+        env, expert = tasks.make(), tasks.expert()
+        observation, info = env.reset(seed=task.seed, options={"task": task})
+        expert.reset(observation, info)
+        done = False
+        while not done:
+            action = expert.act()
+            if rng.random() < 0.3:
+                action = str(rng.choice(info["admissible"]))
+            observation, _, terminated, truncated, info = env.step(action)
+            expert.observe(action, observation, info)
+            done = terminated or truncated
+        assert info["success"]
