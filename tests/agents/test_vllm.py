@@ -369,11 +369,12 @@ def test_nothing_is_served_there() -> None:
 def test_a_run_samples_with_vllm_what_it_trains(tmp_path: Path) -> None:
     command = [
         sys.executable, "-m", "scripts.train", "--config-dir", str(ROOT / "tests/scripts/conf"), "env=corridor",
-        "rollout=vllm", "eval.splits=[valid]", "eval.limit=2", "eval.selection_tasks=0", "trainer.updates=2",
+        "agent=transcript", "rollout=vllm", "eval.splits=[valid]", "eval.limit=2", "eval.selection_tasks=0",
+        "trainer.updates=2",
         "trainer.groups=4",
         "trainer.group_size=8", "trainer.max_turns=4", "trainer.minibatches=1", "algo.dynamic_sampling=true",
         "trainer.warmup_updates=0", "trainer.final_learning_rate=6e-4",
-        "policy.layers=2", "policy.context=256", "policy.warm_start.episodes=24", "policy.warm_start.steps=40",
+        "policy.layers=2", "policy.context=256", "policy.warm_start.episodes=24", "policy.warm_start.steps=20",
         f"hydra.run.dir={tmp_path / 'run'}",
     ]  # fmt: skip
     environment = {**os.environ, "POLYTURN_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
