@@ -32,7 +32,7 @@ from envs.pool import EnvPool
 
 logger = logging.getLogger(__name__)
 
-VERSION = 10  # raise it when a change of `algorithms` makes the same configuration give other weights
+VERSION = 11  # raise it when a change of `algorithms` makes the same configuration give other weights
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy")  # other versions may give other weights
 LEFT_OUT = (  # keys of a run's configuration that a warm start does not depend on
     "policy", "seed",  # they are in `TinyPolicy`

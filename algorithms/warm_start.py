@@ -299,11 +299,16 @@ class Cloner:
         logits = head_logits(self.model, states)  # (N, V): most of the work where there are many words
         cross_entropy = partial(torch.nn.functional.cross_entropy, reduction="none")
         losses = cross_entropy(logits, targets) * weights
-        acts = weights == 1.0
+        acts, nodes = weights == 1.0, []
+        if any(lesson.nodes for lesson in batch):
+            places = zip(*(place.tolist() for place in chosen.nonzero(as_tuple=True)), strict=True)
+            found = [batch[row].nodes[i + 1] if i + 1 < len(batch[row].nodes) else None for row, i in places]
+            # Text may weigh as much as an action: what is chosen under a mask is known by its node.
+            choices = [node is not None and node.forced is None for node in found]
+            acts &= torch.tensor(choices, dtype=torch.bool, device=device)
+            nodes = [node for node, act in zip(found, acts.tolist(), strict=True) if act]
         logits, targets = logits[acts], targets[acts]
-        if len(targets) and any(lesson.nodes for lesson in batch):
-            places = zip(*(place[acts].tolist() for place in chosen.nonzero(as_tuple=True)), strict=True)
-            nodes = [batch[row].nodes[i + 1] if batch[row].nodes else None for row, i in places]
+        if nodes:
             logits = masked_logits(logits, nodes)
             losses[acts] = losses[acts] * self.config.observation_weight + cross_entropy(logits, targets)
         right = (logits.argmax(-1) == targets).float()

@@ -103,12 +103,12 @@ def test_there_is_no_noise_where_nothing_is_refused() -> None:
     assert {action for action, _ in demonstrate(0.9, [[]])} == {"go right"}
 
 
-def masked_lessons(noise: float) -> tuple[LocalPolicy, list[Episode], list[Lesson]]:
+def masked_lessons(noise: float, observation_weight: float = 0.5) -> tuple[LocalPolicy, list[Episode], list[Lesson]]:
     policy = random_policy()
     demonstrator = Demonstrator(teacher_of(Corridors()), Transcript(), policy.tokenizer, noise, 5, masked=True)
     with EnvPool(Corridors().make, 4) as pool:
         episodes = rollout(demonstrator, pool, [Job(corridor(2 + i % 3), i) for i in range(30)])
-    return policy, episodes, demonstrator.lessons(episodes, 0.5)
+    return policy, episodes, demonstrator.lessons(episodes, observation_weight)
 
 
 def test_under_a_mask_noise_is_admissible_and_what_is_forced_weighs_like_text() -> None:
@@ -124,11 +124,12 @@ def test_under_a_mask_noise_is_admissible_and_what_is_forced_weighs_like_text() 
                 assert target in node.children
 
 
-def test_the_loss_under_a_mask_is_that_of_the_mask_and_that_of_the_text() -> None:
-    policy, _, lessons = masked_lessons(0.0)
+@pytest.mark.parametrize("observation_weight", [0.25, 1.0])
+def test_the_loss_under_a_mask_is_that_of_the_mask_and_that_of_the_text(observation_weight: float) -> None:
+    policy, _, lessons = masked_lessons(0.0, observation_weight)
     config = WarmStart(
         episodes=1, noise=0.0, steps=1, tokens_per_step=512, max_turns=8, matrix_lr=None, other_lr=0.01,
-        observation_weight=0.25,
+        observation_weight=observation_weight,
     )  # fmt: skip
     lesson = lessons[0]
     loss, _ = Cloner(policy.model, config, np.random.default_rng(0))._loss([lesson], 1.0)
@@ -142,7 +143,7 @@ def test_the_loss_under_a_mask_is_that_of_the_mask_and_that_of_the_text() -> Non
         masked = 0.0
         if node is not None and node.forced is None:
             masked = -torch.log_softmax(logits[i, node.ids], -1)[list(node.ids).index(target)].item()
-        total += masked + (0.25 if masked else weight) * text[i]
+        total += masked + (observation_weight if masked else weight) * text[i]
         weights += weight
     assert float(loss) == pytest.approx(total / weights, rel=1e-5)
 
