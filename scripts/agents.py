@@ -25,6 +25,7 @@ from algorithms.checkpoint import checkpoint_folder, checkpoints, load_state
 from envs.core import Expert, TaskSet, UnknownNameError
 from envs.facts import differences
 from scripts.common import asked_under
+from scripts.run_folder import override_key
 
 if TYPE_CHECKING:  # torch takes seconds to import, and only policies need it
     from torch import Generator
@@ -142,7 +143,7 @@ def check_trained_agent(config: DictConfig) -> None:
             f"agent={choices['agent']} cannot be trained: expected an agent with a player, "
             "a prompter and sampling, such as agent=transcript, agent=candidates, agent=chat or agent=gigpo"
         )
-    asked = {override.partition("=")[0] for override in HydraConfig.get().overrides.task}
+    asked = {override_key(override) for override in HydraConfig.get().overrides.task}
     replaced = choices["agent"] in PLAYERS and choices["agent/player"] != choices["agent"]
     if replaced and "agent" in asked and "agent/player" not in asked:
         raise ValueError(  # the method's own choice would win, and nobody would be told

@@ -38,7 +38,7 @@ from rich.console import Console
 import conf
 from envs.core import UnknownNameError
 from envs.facts import Facts, differences
-from scripts.run_folder import Command, quoted, remove_traces
+from scripts.run_folder import Command, override_key, quoted, remove_traces
 from scripts.settings import HOUSE, check_added_keys, check_settings, shown
 from scripts.targets import check_targets, settings_of
 
@@ -160,7 +160,7 @@ def _nobody_reads() -> bool:
 def _launch(launch: Callable[[], None], name: str) -> None:
     """Call Hydra so that its errors reach us, instead of being printed and turned into exits."""
     before, arguments = os.environ.get("HYDRA_FULL_ERROR", "0"), sys.argv
-    _asked[:] = [_key_of(argument) for argument in arguments[1:] if "=" in argument]
+    _asked[:] = [override_key(argument) for argument in arguments[1:] if "=" in argument]
     try:
         given = _resumed(arguments[1:], name)
         # Hydra's parser does not take options between overrides; here they may stand anywhere.
@@ -197,8 +197,8 @@ def _resumed(arguments: list[str], name: str) -> list[str]:
     folder = Path(given[-1]).expanduser()
     command = Command.of_run(folder, name)
     new = [a for a in arguments if not a.startswith("resume=")]
-    keys = {"resume", *map(_key_of, new)}
-    old = [override for override in command.overrides if _key_of(override) not in keys]
+    keys = {"resume", *map(override_key, new)}
+    old = [override for override in command.overrides if override_key(override) not in keys]
     folders = [f"--config-dir={path}" for path in command.config_dirs]
     return [*folders, *old, *new, f"resume={quoted(folder)}", f"hydra.run.dir={quoted(folder)}"]
 
@@ -207,10 +207,6 @@ def _unquoted(text: str) -> str:
     """A path as it is meant: in quotes for Hydra, or as it is."""
     inner = text[1:-1]
     return inner if text[:1] + text[-1:] in ("''", '""') and not Path(text).exists() else text
-
-
-def _key_of(override: str) -> str:
-    return override.lstrip("+~").partition("=")[0]
 
 
 def asked_for(key: str) -> bool:
@@ -329,7 +325,7 @@ def _no_option(text: str) -> str:
 def _compose_without(key: str, config_name: str) -> dict[str, Any]:
     """The configuration that the command line asks for, but for one override; the defaults if that fails too."""
     args = get_args_parser().parse_args()
-    overrides = [override for override in args.overrides if _key_of(override) != key]
+    overrides = [override for override in args.overrides if override_key(override) != key]
     if args.config_dir:
         overrides.append(f"hydra.searchpath=['file://{Path(args.config_dir).absolute()}']")
     with hydra.initialize_config_module("conf", version_base="1.3"):

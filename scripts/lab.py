@@ -35,7 +35,7 @@ from agents.evaluation import Evaluation
 from envs.core import UnknownNameError
 from scripts.common import Terminal, command
 from scripts.lab_report import Ending, Variant, write_report, write_tuning
-from scripts.run_folder import Command, locked, quoted, resume_command
+from scripts.run_folder import Command, locked, override_key, quoted, resume_command
 from scripts.settings import check_settings
 
 OWN = ("algos", "seeds", "lab")  # settings that scripts.train does not have
@@ -133,7 +133,7 @@ def _run(cfg: DictConfig, folder: Path) -> None:
 # -- what is run ------------------------------------------------------------------------------------------------------
 def _jobs(cfg: DictConfig, folder: Path, asked: Command) -> Iterator[Job]:
     """One for each method, rate and seed. Raises where a method's configuration is wrong, before anything is run."""
-    keys = {override.lstrip("+~").partition("=")[0] for override in asked.overrides}
+    keys = {override_key(override) for override in asked.overrides}
     for key, own in SET.items():
         if key in keys:
             raise ValueError(f"{key} is set for each run, from {own}: give {own}=[…]")
@@ -141,7 +141,7 @@ def _jobs(cfg: DictConfig, folder: Path, asked: Command) -> Iterator[Job]:
         raise UnknownNameError("lab.baseline", cfg.lab.baseline, list(cfg.algos))
     if cfg.lab.rates and not cfg.eval.selection_tasks:
         raise ValueError("lab.rates needs tasks that are held out from training: eval.selection_tasks is 0")
-    shared = [o for o in asked.overrides if o.lstrip("+~").partition("=")[0].partition(".")[0] not in OWN]
+    shared = [o for o in asked.overrides if override_key(o).partition(".")[0] not in OWN]
     tuned = tuned_settings(HydraConfig.get().runtime.choices["env"], asked.config_dirs)
     methods = {algo: [f"algo={algo}", *tuned.get(algo, []), *shared] for algo in cfg.algos}
     for overrides in methods.values():

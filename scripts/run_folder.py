@@ -88,6 +88,11 @@ def remove_traces(run: Path) -> None:
             folder.rmdir()
 
 
+def override_key(override: str) -> str:
+    """The key that an override sets, or the group that it chooses from: `+a.b=1` -> `a.b`."""
+    return override.lstrip("+~").partition("=")[0]
+
+
 def _is_asked_for(key: str, config: DictConfig) -> bool:
     return any(str(override).startswith(f"{key}=") for override in config.hydra.overrides.hydra)
 

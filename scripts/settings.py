@@ -18,6 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from envs.core import UnknownNameError
+from scripts.run_folder import override_key
 
 HOUSE = ("envs", "agents", "algorithms", "scripts")
 GROUPS = {  # by the name of a command's configuration: what it cannot do without
@@ -477,7 +478,7 @@ def check_added_keys(config: DictConfig, command: str) -> None:
     texts = OmegaConf.to_yaml(config) + OmegaConf.to_yaml(overrides)  # the name of the run's folder may use a key
     of_algo = {key.split(".")[1] for key in SETTINGS if key.startswith("algo.")} | {"probability_mask"}
     for override in overrides.task:
-        key, *rest = override.partition("=")[0].lstrip("+").split(".")
+        key, *rest = override_key(override).split(".")
         if not override.startswith("+") or key not in config:  # it chooses from a group
             continue
         kind, known = "key", {*GROUPS[command], *KEYS[command]}
