@@ -856,7 +856,8 @@ class _WorkerEnvironments:
                 signal.signal(number, handler)
             if seat.state and seat.made:
                 begins = command.what in MAKING  # nothing that an episode has changed is there in the next one
-                (replace(seat.made, **seat.state.generators()) if begins else seat.state).restore()
+                wanted = replace(seat.made, **seat.state.generators()) if begins else seat.state
+                wanted.restore(self._state)  # between commands the process is in this state
             self._playing = seat
             try:
                 outcome = seat.play(command)
@@ -879,7 +880,7 @@ class _WorkerEnvironments:
         names = BUILTINS.copy()
         self._state.restore_builtins()
         left = replace(ProcessState.now(), names=names)
-        self._state.restore()
+        self._state.restore(left)
         self._streams.restore()
         return left
 

@@ -46,10 +46,12 @@ class ProcessState:
         """The states of the global random generators, by field."""
         return {"random": self.random, "numpy_random": self.numpy_random}
 
-    def restore(self) -> None:
-        """Put everything back that differs from this state. What cannot be put back stays: a removed folder, say."""
+    def restore(self, now: ProcessState) -> None:
+        """Put everything back that differs from this state in `now`, the state at this time.
+
+        What cannot be put back stays: a removed folder, say.
+        """
         self.restore_builtins()  # first, since the rest needs them
-        now = ProcessState.now()
         if now.recursion_limit != self.recursion_limit:
             sys.setrecursionlimit(self.recursion_limit)
         if now.folder != self.folder:
@@ -67,7 +69,8 @@ class ProcessState:
             warnings.filters[:] = self.filters  # type: ignore[index]
         if now.random != self.random:
             random.setstate(self.random)
-        np.random.set_state(self.numpy_random)  # noqa: NPY002
+        if not _equal(now.numpy_random, self.numpy_random):  # setting it costs as much as all of the above
+            np.random.set_state(self.numpy_random)  # noqa: NPY002
 
     def restore_builtins(self) -> None:
         """Put the builtins back, without use of any."""
@@ -76,6 +79,13 @@ class ProcessState:
                 del BUILTINS[name]
         for name in self.names:
             BUILTINS[name] = self.names[name]
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Whether two states of numpy's generator are equal: nested dicts of numbers, texts and arrays."""
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
+    return bool(np.array_equal(a, b))
 
 
 class Streams:
