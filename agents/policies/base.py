@@ -59,6 +59,39 @@ class Completion:
         return self.ids[:-1] if self.end is End.TOKEN else self.ids
 
 
+@dataclass
+class Writing:
+    """A completion that is being written: `limit` ids, but `room` ids to finish an action that has begun."""
+
+    mask: Mask | None
+    limit: int
+    room: int
+    stop_ids: Sequence[int]
+    ids: list[int] = field(default_factory=list)
+    nodes: list[Node] = field(default_factory=list)  # as in `Completion`
+    end: End | None = None
+    node: Node | None = field(init=False)  # of the next id; None without a mask
+
+    def __post_init__(self) -> None:
+        self.node = self.mask.first if self.mask is not None else None
+
+    def take(self, token: int) -> None:
+        """Append an id. Raises `ValueError` if the mask does not allow it, or the completion has ended."""
+        if self.end is not None:
+            raise ValueError("the completion has ended")
+        self.ids.append(token)
+        limit = self.limit
+        if self.mask is not None and self.node is not None:
+            self.nodes.append(self.node)
+            self.node = self.mask.follow(self.node, self.ids)
+            if self.node is not None and self.node.free is None:
+                limit = self.room
+        if token in self.stop_ids:
+            self.end = End.TOKEN
+        elif len(self.ids) >= limit or (self.mask is not None and self.node is None):
+            self.end = End.LENGTH  # also where nothing may follow, and the text is not an action
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How to sample: `temperature` 0 is greedy, `max_tokens` is per completion, a text in `stop` ends it."""

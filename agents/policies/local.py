@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from agents.masking import Mask, Node
-from agents.policies.base import Completion, End, Request, Sampling, token_limits
+from agents.policies.base import Completion, End, Request, Sampling, Writing, token_limits
 from agents.policies.models import (
     MOST_LOGITS,
     branch_sums,
@@ -99,22 +98,13 @@ class SlotCache(Cache):  # type: ignore[misc]
         return keys.index_select(0, self.active), values.index_select(0, self.active)
 
 
-@dataclass
-class _Writing:
-    """A completion that is being written."""
+@dataclass(kw_only=True)
+class _Writing(Writing):
+    """A completion that is being written, and what the cache holds of its sequence."""
 
     prompt: list[int]
-    limit: int  # of its ids
-    mask: Mask | None
     read: int = 0  # number of ids of prompt and completion in the cache
-    ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    nodes: list[Node] = field(default_factory=list)
-    end: End | None = None
-    node: Node | None = field(init=False)  # of the next id
-
-    def __post_init__(self) -> None:
-        self.node = self.mask.first if self.mask is not None else None
 
     def unread(self) -> list[int]:
         """The ids that are not in the cache yet."""
@@ -155,7 +145,13 @@ class LocalPolicy:
         limits = token_limits(requests, sampling, self.context_length)
         slots = self._arrange([request.session for request in requests])
         order = sorted(range(len(requests)), key=slots.__getitem__)  # requests by row
-        writing = [_Writing(list(requests[i].prompt_ids), limits[i], requests[i].mask) for i in order]
+        writing = [
+            _Writing(
+                requests[i].mask, limits[i], self.context_length - len(requests[i].prompt_ids), self.stop_ids,
+                prompt=list(requests[i].prompt_ids),
+            )
+            for i in order
+        ]  # fmt: skip
         self._write(writing, [requests[i].session for i in order], sampling, generator)
         completions: list[Completion | None] = [None] * len(requests)
         for i, row in zip(order, writing, strict=True):
@@ -185,33 +181,23 @@ class LocalPolicy:
             self._cached[session] = (row.prompt + row.ids)[: row.read]
 
     def _take(self, row: _Writing, token: int, logprob: float, sampling: Sampling) -> None:
-        row.ids.append(token)
+        row.take(token)
         row.logprobs.append(logprob)
-        if row.mask is not None and row.node is not None:
-            row.nodes.append(row.node)
-            row.node = row.mask.follow(row.node, row.ids)
-        limit = row.limit
-        if row.node is not None and row.node.free is None:  # an action that has begun is always finished
-            limit = self.context_length - len(row.prompt)
-        row.end = self._end(row.ids, limit, sampling.stop if row.mask is None else ())
-        if row.end is None and row.mask is not None and row.node is None:
-            row.end = End.LENGTH  # nothing may follow, and the text is not an action
+        if row.mask is None and row.end is not End.TOKEN and self._is_stopped(row.ids, sampling.stop):
+            row.end = End.STRING
 
     def _take_forced(self, row: _Writing, sampling: Sampling) -> None:
         """Append the ids that the mask forces: they have probability 1, and nothing is computed."""
         while row.end is None and row.node is not None and (token := row.node.forced) is not None:
             self._take(row, token, 0.0, sampling)
 
-    def _end(self, ids: list[int], limit: int, stop: Sequence[str]) -> End | None:
-        """Why a completion ends after `ids`, or None if it continues."""
-        if ids[-1] in self.stop_ids:
-            return End.TOKEN
-        if stop:
-            # A token is at least one byte, so a stop string just completed lies within as many tokens as it has bytes.
-            tail = self.tokenizer.decode(ids[-max(len(text.encode()) for text in stop) :])
-            if any(text in tail for text in stop):
-                return End.STRING
-        return End.LENGTH if len(ids) >= limit else None
+    def _is_stopped(self, ids: list[int], stop: Sequence[str]) -> bool:
+        """Whether the last of `ids` completes one of the texts in `stop`."""
+        if not stop:
+            return False
+        # A token is at least one byte, so a stop string just completed lies within as many tokens as it has bytes.
+        tail = self.tokenizer.decode(ids[-max(len(text.encode()) for text in stop) :])
+        return any(text in tail for text in stop)
 
     def _prefill(self, rows: list[int], starts: list[int], tokens: list[list[int]]) -> Tensor:
         """`_forward` for rows with similar numbers of tokens at a time: otherwise most of the work would be padding."""

@@ -14,7 +14,7 @@ import copy
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from agents.masking import Mask, Node
-from agents.policies.base import Completion, End, Request, Sampling, check_vllm, token_limits
+from agents.policies.base import Completion, End, Request, Sampling, Writing, check_vllm, token_limits
 from agents.policies.local import LocalPolicy
 from agents.policies.lora import merged_weights
 from agents.policies.models import masked_logits, next_token_logits, token_logprobs
@@ -57,34 +57,8 @@ class Answer:
     prompt_logprobs: list[float]  # [P - 1]; empty if they were not requested
 
 
-@dataclass
-class MaskedWriting:
-    """A completion that is written under a mask: `limit` ids of free text, `room` ids in all."""
-
-    mask: Mask
-    limit: int
-    room: int
-    stop_ids: Sequence[int]
-    ids: list[int] = field(default_factory=list)
-    nodes: list[Node] = field(default_factory=list)
-    end: End | None = None
-    node: Node | None = field(init=False)  # of the next id
-
-    def __post_init__(self) -> None:
-        self.node = self.mask.first
-
-    def take(self, token: int) -> None:
-        """One more id, as `LocalPolicy` ends completions. Raises `ValueError` where the mask does not allow it."""
-        if self.node is None:
-            raise ValueError("the completion has ended")
-        self.nodes.append(self.node)
-        self.ids.append(token)
-        self.node = self.mask.follow(self.node, self.ids)
-        limit = self.room if self.node is not None and self.node.free is None else self.limit
-        if token in self.stop_ids:
-            self.end = End.TOKEN
-        elif len(self.ids) >= limit or self.node is None:
-            self.end = End.LENGTH
+class MaskedWriting(Writing):
+    """A completion that the engine writes under a mask."""
 
     def take_all(self, ids: Sequence[int]) -> None:
         """The ids of a whole completion so far, of which some were taken before."""
