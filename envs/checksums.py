@@ -11,17 +11,21 @@ open as quickly as a small one.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import logging
 import zlib
 from pathlib import Path
 from typing import TypeAlias
 
-from envs.files import remove_whole
+from envs.core import cache_root
+from envs.files import remove_whole, write_whole
 
 _log = logging.getLogger(__name__)
 SUMS = "checksums.json"
 ALWAYS_READ = 1 << 26  # bytes
+ALWAYS_HASHED = 1 << 26  # bytes; the hash of a larger file is cached with its size and time
 _CHUNK = 1 << 20
 _Sum: TypeAlias = list[int]  # size, CRC-32, and the times of change of content and of state, in ns
 
@@ -116,3 +120,27 @@ def checksum(path: Path) -> int:
         while chunk := file.read(_CHUNK):
             crc = zlib.crc32(chunk, crc)
     return crc
+
+
+def hash_file(path: Path) -> bytes:
+    """The SHA-256 of a file's content; for a large file it is cached until size or time change."""
+    state = path.stat()
+    note = None
+    if state.st_size > ALWAYS_HASHED:
+        looks = f"{path.resolve()}\0{state.st_size}\0{state.st_mtime_ns}".encode("utf-8", "surrogateescape")
+        note = cache_root() / "hashes" / hashlib.sha256(looks).hexdigest()[:32]
+        with contextlib.suppress(FileNotFoundError):
+            noted = note.read_bytes()
+            if noted[32:] == _check(noted[:32]):
+                return noted[:32]
+            _log.warning("%s is damaged; %s is hashed again", note, path)
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").digest()
+    if note:
+        write_whole(note, found + _check(found))
+    return found
+
+
+def _check(digest: bytes) -> bytes:
+    """A checksum of a cached hash, which shows whether it is damaged."""
+    return hashlib.sha256(digest).digest()

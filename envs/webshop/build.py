@@ -5,21 +5,19 @@ from __future__ import annotations
 import contextlib
 import json
 from array import array
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+from envs.progress import reading
+from envs.store import Rows, RowWriter, remove_rows, save_array, written_whole
 from envs.webshop.analysis import analyze
-from envs.webshop.files import ALWAYS_HASHED, CatalogueFiles
+from envs.webshop.files import CatalogueFiles
 from envs.webshop.json_stream import JSONFileError, stream_list, stream_object
 from envs.webshop.nouns import key_of, shipped_nouns
 from envs.webshop.postings import PostingsWriter
 from envs.webshop.products import Product, ProductError, document, pack, parse_product
-from envs.webshop.store import Rows, RowWriter, remove_rows, save_array, written_whole
 
 LONGEST_ASIN = 10  # products with a longer asin are left out, as in the official code
 
@@ -31,7 +29,7 @@ class CatalogueError(JSONFileError):
 def build(files: CatalogueFiles, content_hash: str, kept: Path) -> None:
     """Write into `kept`, completely or not at all. Raises `JSONFileError`."""
     meta: dict[str, Any] = {"content_hash": content_hash}
-    with written_whole(kept, meta) as folder, _progress(files.products) as on_progress:
+    with written_whole(kept, meta) as folder, reading(files.products, "reading the catalogue") as on_progress:
         attributes, human = _Members(files.attributes, dict, folder), _read_human(files.human)
         brought = _Members(files.nouns, list, folder) if files.nouns else None
         columns = _Columns(folder)
@@ -147,16 +145,3 @@ class _Columns:
         for name, column in columns.items():
             save_array(self._folder, name, column)
         return {name: list(numbers) for name, numbers in self._group_numbers.items()}
-
-
-@contextlib.contextmanager
-def _progress(path: Path) -> Iterator[Callable[[int], None] | None]:
-    """Shows a progress bar for reading a large file."""
-    size = path.stat().st_size
-    if size < ALWAYS_HASHED:
-        yield None
-        return
-    columns = (TextColumn("reading the catalogue (once)"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = progress.add_task("", total=size)
-        yield lambda done: progress.update(bar, completed=done)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from envs.checksums import found_whole
 from envs.core import UnknownNameError, cache_root
+from envs.store import Rows, load_array, read_meta
 from envs.webshop import analysis
 from envs.webshop.build import LONGEST_ASIN, build
 from envs.webshop.build import CatalogueError as CatalogueError
@@ -33,7 +34,6 @@ from envs.webshop.products import HumanInstruction as HumanInstruction
 from envs.webshop.products import Product as Product
 from envs.webshop.products import document as document
 from envs.webshop.products import unpack
-from envs.webshop.store import Rows, load_array, read_meta
 
 VERSION = 2  # of the cached files
 

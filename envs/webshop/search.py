@@ -19,10 +19,10 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.store import Rows, load_array, read_meta
 from envs.webshop.analysis import analyze
 from envs.webshop.catalogue import Catalogue
 from envs.webshop.postings import encode, term_key
-from envs.webshop.store import Rows, load_array, read_meta
 
 HITS = 50  # number of results that the shop requests
 _WORTHWHILE = 1 << 17  # postings; with fewer, pruning costs more than it saves

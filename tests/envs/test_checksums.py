@@ -118,10 +118,10 @@ def test_a_damaged_cache_is_made_again_and_that_is_said(
 def test_a_remembered_hash_that_is_damaged_is_found_again(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("envs.webshop.files.ALWAYS_HASHED", 10)
+    monkeypatch.setattr("envs.checksums.ALWAYS_HASHED", 10)
     folder = write_catalogue(tmp_path)
     found = load_catalogue(folder).content_hash
-    for done, _ in each_damage(cache / "webshop" / "hashes", tmp_path / "spare"):
+    for done, _ in each_damage(cache / "hashes", tmp_path / "spare"):
         assert load_catalogue(folder).content_hash == found, done
 
 

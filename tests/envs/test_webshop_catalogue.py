@@ -168,10 +168,10 @@ def test_who_builds_at_the_same_time_keeps_the_first(tmp_path: Path, monkeypatch
 
 
 def test_the_hash_of_a_large_file_is_remembered(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("envs.webshop.files.ALWAYS_HASHED", 10)
+    monkeypatch.setattr("envs.checksums.ALWAYS_HASHED", 10)
     folder = write_catalogue(tmp_path)
     found = load_catalogue(folder).content_hash
-    assert len(list((cache / "hashes").iterdir())) == 4
+    assert len(list((cache.parent / "hashes").iterdir())) == 4
     assert load_catalogue(folder).content_hash == found
     path = folder / "items_ins_v2.json"
     path.write_text(path.read_text() + "\n")

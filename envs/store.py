@@ -1,4 +1,4 @@
-"""The cached files of a catalogue, read on demand: arrays, and rows of bytes."""
+"""Cached files that are read on demand: arrays, and rows of bytes."""
 
 from __future__ import annotations
 
