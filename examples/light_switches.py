@@ -1,10 +1,10 @@
-"""A game of text for Gymnasium, which knows nothing of polyturn."""
+"""A text game for Gymnasium. It does not import polyturn."""
 
 import gymnasium as gym
 
 
 class LightSwitches(gym.Env):
-    """Walk round five lamps, of which you see one at a time, and switch on the three that are off."""
+    """Walk past five lamps, see one at a time, and switch on the three that are off."""
 
     action_space = observation_space = gym.spaces.Text(max_length=80)
     lamps = ("red", "green", "blue", "white", "yellow")

@@ -1,4 +1,4 @@
-"""A method of one's own: GRPO, and a bonus for turns in states that the run has rarely visited.
+"""A method of your own: GRPO with a bonus for turns in states that the run has rarely visited.
 
     A_t = (R − mean R) / (std R + epsilon) + bonus · (n_t − mean n),  n_t = 1 / sqrt(visits of the turn's state)
 
@@ -20,10 +20,10 @@ from algorithms.turn_table import TurnTable
 
 
 class Novelty(UntrainedSignal):
-    """Signal `novelty`, [N]: 1 / sqrt(visits) of the state before the turn, those in this batch included."""
+    """Signal `novelty`, [N]: 1 / sqrt(visits) of the state before the turn, including those in this batch."""
 
     def __init__(self, context: SignalContext) -> None:
-        """Nothing of the run is needed."""
+        """Needs nothing from the context."""
         self.visits: Counter[str] = Counter()
 
     def measure(self, rollouts: RolloutBatch) -> Measurement:
