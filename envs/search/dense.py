@@ -46,14 +46,14 @@ class DenseRetriever:
             with written_whole(folder, parts) as whole:
                 save_array(whole, "embeddings", self._embed_corpus(prefix))
         self._embeddings: NDArray[np.float32] = load_array(folder, "embeddings")  # [passages, E], normalised
-        self._query = lru_cache(1 << 12)(self._embed_query)
+        self.embed = lru_cache(1 << 12)(self._embed_query)  # [E] the embedding of a query
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
         return [best_hits(self.corpus, self.scores(query), k) for query in queries]
 
     def scores(self, query: str) -> NDArray[np.float32]:
         """[passages] the cosine similarities with one query."""
-        found: NDArray[np.float32] = self._embeddings @ self._query(query)
+        found: NDArray[np.float32] = self._embeddings @ self.embed(query)
         return found
 
     def facts(self) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""How different projects play and grade questions: prompts, parsing, observations, turn limits, grades."""
