@@ -56,15 +56,15 @@ class Agent(Protocol):
         """The episode with this key has ended or will be restarted: forget everything about it."""
 
 
-def admissible_actions(view: View) -> list[str]:
-    """The actions that are possible now. Raises `ValueError` if the environment does not list them."""
-    admissible: list[str] | None = view.info["admissible"]
-    if not admissible:
-        raise ValueError(
-            f"this agent needs info['admissible'], and {view.episode.task.env} gives none; "
-            "use another agent for this environment"
-        )
-    return admissible
+def without_actions(view: View) -> Decision | None:
+    """The decision that ends an episode without admissible actions, for agents that need them; None if there are any.
+
+    It ends this episode only: the environment may list them in all others.
+    """
+    if view.info["admissible"]:
+        return None
+    error = f"this agent needs info['admissible'], and {view.episode.task.env} gives none in this state"
+    return Decision("", None, stop_reason=StopReason.ENV_ERROR, error=error)
 
 
 def prompt_within(
@@ -117,10 +117,17 @@ class PolicyAgent:
 
     def act(self, views: Sequence[View]) -> list[Decision]:
         """Prompt, sample and parse, in one batch."""
-        prompts = [self.prompt(view.episode.turns, view.observation, view.info) for view in views]
+        ended = [without_actions(view) if Need.ADMISSIBLE in self.needs else None for view in views]
+        prompts = [
+            None if end else self.prompt(view.episode.turns, view.observation, view.info)
+            for view, end in zip(views, ended, strict=True)
+        ]
         fits = [(view, prompt) for view, prompt in zip(views, prompts, strict=True) if prompt is not None]
         decisions = iter(self._decide([view for view, _ in fits], [prompt for _, prompt in fits]))
-        return [Decision("", None) if prompt is None else next(decisions) for prompt in prompts]
+        return [
+            next(decisions) if prompt is not None else end or Decision("", None)
+            for prompt, end in zip(prompts, ended, strict=True)
+        ]
 
     def prompt(self, turns: Sequence[Turn], observation: str, info: Info) -> list[int] | None:
         """The ids to continue, or None if they do not fit: the episode then ends with `context_limit`."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING
 
-from agents.agent import Decision, PolicyAgent, View, admissible_actions
+from agents.agent import Decision, PolicyAgent, View
 from agents.episode import Choice, ParseStatus
 from agents.samples import TURNS
 from envs.core import Need, UnknownNameError
@@ -52,12 +52,11 @@ class CandidateAgent(PolicyAgent):
         return TURNS
 
     def _decide(self, views: Sequence[View], prompts: Sequence[list[int]]) -> list[Decision]:
-        """Raises `ValueError` if an environment does not list its admissible actions."""
         from agents.policies.models import sample
 
         context = self.policy.context_length
-        actions = [admissible_actions(view) for view in views]
-        actions = [row if len(row) <= context else [] for row in actions]  # each has at least one id
+        admissible: list[list[str]] = [view.info["admissible"] for view in views]
+        actions = [row if len(row) <= context else [] for row in admissible]  # each has at least one id
         ids = [[self.prompter.action_ids(self.policy.tokenizer, action) for action in row] for row in actions]
         decisions = [Decision("", None, prompt) for prompt in prompts]
         counts = [[len(one) for one in row] for row in ids]

@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.agent import Decision, PolicyAgent, View, admissible_actions
+from agents.agent import Decision, PolicyAgent, View
 from agents.parsing import SLOT, THINK_CLOSE, fits, has_slot
 from agents.policies.base import Request
 from agents.prompts import Prompter, written
@@ -292,8 +292,7 @@ class MaskedAgent(PolicyAgent):
         return ActionForm(self.prompter, self.policy.tokenizer)
 
     def _decide(self, views: Sequence[View], prompts: Sequence[list[int]]) -> list[Decision]:
-        """Raises `ValueError` where an environment does not say what is admissible."""
-        masks = [self.form.mask(admissible_actions(view)) for view in views]
+        masks = [self.form.mask(view.info["admissible"]) for view in views]
         decisions = [Decision("", None, prompt) for prompt in prompts]
         fits = [
             i for i, (prompt, mask) in enumerate(zip(prompts, masks, strict=True))

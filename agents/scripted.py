@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import numpy as np
 
-from agents.agent import Decision, View, admissible_actions
+from agents.agent import Decision, View, without_actions
 from agents.parsing import SLOT
-from envs.core import Expert
+from envs.core import Expert, Need
 
 MOST_WORDS = 5  # of the text in a slot
 
@@ -20,16 +21,17 @@ class RandomAgent:
     Each episode has its own generator, seeded by its seed and task.
     """
 
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.ADMISSIBLE})
+
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
         self._rngs: dict[int, np.random.Generator] = {}
 
     def act(self, views: Sequence[View]) -> list[Decision]:
-        """Raises `ValueError` if the environment does not list its admissible actions."""
-        return [Decision(self._choose(view)) for view in views]
+        return [without_actions(view) or Decision(self._choose(view)) for view in views]
 
     def _choose(self, view: View) -> str:
-        admissible = admissible_actions(view)
+        admissible = view.info["admissible"]
         if view.key not in self._rngs:
             task = view.episode.task
             name = [*task.id.encode(), *view.episode.seed.to_bytes(8, "little", signed=True)]

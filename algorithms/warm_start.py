@@ -156,8 +156,11 @@ class Demonstrator:
 
     def act(self, views: Sequence[View]) -> list[Decision]:
         """What the teacher would do, most of the time."""
-        wants = [decision.action for decision in self.teacher.act(views)]
-        return [self._demonstrate(view, want) for view, want in zip(views, wants, strict=True)]
+        wants = self.teacher.act(views)
+        return [
+            want if want.status is None else self._demonstrate(view, want.action)
+            for view, want in zip(views, wants, strict=True)
+        ]
 
     def _demonstrate(self, view: View, want: str) -> Decision:
         admissible = view.info["admissible"] or []

@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import math
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from envs.core import BRIEF, INFO_KEYS, Info, StopReason
@@ -34,17 +34,17 @@ _shown = reprlib.Repr().repr
 def checked_reset(returned: Any) -> tuple[str, Info]:
     """What `reset` returned: the observation, and `info` as `checked_info` reads it."""
     observation, info = _parts(returned, "reset", BESIDE_THE_TEXT)
-    return _observation(observation, "reset"), checked_info(info)
+    return _read(_observation, observation, "the observation of reset"), checked_info(info)
 
 
 def checked_step(returned: Any) -> tuple[str, float, bool, bool, Info]:
     """What `step` returned: observation, reward, terminated, truncated, and `info` as `checked_info` reads it."""
     observation, reward, terminated, truncated, info = _parts(returned, "step", OF_A_STEP)
     return (
-        _observation(observation, "step"),
-        _number(reward, "the reward"),
-        _flag(terminated, "terminated"),
-        _flag(truncated, "truncated"),
+        _read(_observation, observation, "the observation of step"),
+        _read(_number, reward, "the reward"),
+        _read(_flag, terminated, "terminated"),
+        _read(_flag, truncated, "truncated"),
         checked_info(info),
     )
 
@@ -60,7 +60,7 @@ def checked_info(info: Any) -> Info:
     for key, name, read in _READERS:
         value = checked.get(key)
         if value is not None:
-            checked[key] = read(value, name)
+            checked[key] = _read(read, value, name)
         elif key not in _MAY_BE_NONE:
             checked.pop(key, None)
     return checked
@@ -187,11 +187,21 @@ def _parts(returned: Any, call: str, names: tuple[str, ...]) -> Any:
     return returned
 
 
-def _observation(value: Any, call: str) -> str:
+def _read(read: Callable[[Any, str], Any], value: Any, name: str) -> Any:
+    """What `read` makes of a value. Its error names the value, also one of Python's: a list that contains itself, say."""
+    try:
+        return read(value, name)
+    except Exception as error:
+        if str(error).startswith(name):
+            raise
+        raise ValueError(f"{name} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _observation(value: Any, name: str) -> str:
     if isinstance(_unwrapped(value), (str, bytes, bytearray)):
-        return _text(value, "the observation")
+        return _text(value, name)
     raise TypeError(
-        f"{call} gave an observation of type {type(value).__name__}, expected str: "
+        f"{name} is of type {type(value).__name__}, expected str: "
         "an environment for language agents says what there is to see in words"
     )
 

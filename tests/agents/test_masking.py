@@ -253,14 +253,6 @@ def test_an_agent_plays_admissible_actions_alone() -> None:
     ]
 
 
-def test_a_state_without_admissible_actions_is_an_error_that_names_the_environment() -> None:
-    agent = masked_agent(random_policy())
-    for admissible in (None, []):
-        view = View(0, Episode(corridor(), 0), "?", {**INFO, "admissible": admissible})
-        with pytest.raises(ValueError, match=r"info\['admissible'\], and test/Corridor-v0 gives none"):
-            agent.act([view])
-
-
 def test_an_action_that_no_longer_fits_ends_the_episode() -> None:
     policy = random_policy(context=24)
     view = View(

@@ -10,7 +10,9 @@ import torch
 
 import envs.pool
 from agents.agent import Decision, PolicyAgent, View
+from agents.candidates import CandidateAgent
 from agents.episode import Episode, ParseStatus, read_episodes, write_episodes
+from agents.masking import MaskedAgent
 from agents.policies.base import Sampling
 from agents.prompts import Transcript
 from agents.rollout import Job, rollout
@@ -278,13 +280,24 @@ def test_starts_are_not_written(tmp_path: Path) -> None:
     assert all(turn.start is not None for episode in episodes for turn in episode.turns)
 
 
-def test_the_random_agent_needs_admissible_actions() -> None:
+@pytest.mark.parametrize("admissible", [None, []])
+def test_a_state_without_admissible_actions_ends_its_own_episode(admissible: list[str] | None) -> None:
     class Silent(Corridor):
         def _extra(self, **more):
-            return {**super()._extra(**more), "admissible": None}
+            return super()._extra(**more) | ({"admissible": admissible} if self.payload["length"] == 3 else {})
 
-    with EnvPool(lambda: Silent(8), 1) as pool, pytest.raises(ValueError, match="gives none"):
-        rollout(RandomAgent(), pool, [Job(corridor(2))])
+    policy = random_policy()
+    agents = [RandomAgent(), *(
+        make(policy, Transcript(), Sampling(1.0, 12), torch.Generator().manual_seed(0))
+        for make in (CandidateAgent, MaskedAgent)
+    )]  # fmt: skip
+    for agent in agents:
+        with EnvPool(lambda: Silent(8), 3) as pool:
+            first, silent, last = rollout(agent, pool, [Job(corridor(2)), Job(corridor(3)), Job(corridor(2))])
+        assert (silent.stop_reason, silent.turns) == (StopReason.ENV_ERROR, [])
+        assert "needs info['admissible'], and test/Corridor-v0 gives none in this state" in silent.error
+        assert not first.error
+        assert not last.error
 
 
 def test_the_random_agent_says_words_of_the_goal_where_any_text_may_stand() -> None:

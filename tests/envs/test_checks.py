@@ -29,6 +29,8 @@ class Shouting(str):
 
 
 NAN, INF = float("nan"), float("inf")
+ENDLESS: list[Any] = []
+ENDLESS.append(ENDLESS)
 
 
 @pytest.mark.parametrize(
@@ -99,6 +101,9 @@ def test_what_has_a_plain_meaning_is_taken_at_that(given: Info, expected: Any) -
         ({"tool_result": "error"}, r"info\['tool_result'\]"),
         ({"state_key": object()}, r"info\['state_key'\] is <object"),
         ({"state_key": (1, NAN)}, r"info\['state_key'\]\[1\] is nan"),
+        ({"state_key": ENDLESS}, r"info\['state_key'\].* RecursionError"),
+        ({"state_key": 10**5000}, r"info\['state_key'\] cannot be read: ValueError: Exceeds the limit"),
+        ({"answers": (1 // zero for zero in (1, 0))}, r"info\['answers'\] cannot be read: ZeroDivisionError"),
         (None, r"info is None \(a NoneType\), expected a dict"),
         ([("goal", "g")], "info is .* expected a dict"),
     ],
@@ -162,11 +167,12 @@ def test_a_dict_keeps_all_its_keys_as_json_or_is_an_error() -> None:
     [
         (None, r"what step returned is None .*, expected a tuple \(observation, reward, terminated, truncated, info\)"),
         (("a", 0.0, True, {}), "step returned 4 values, expected 5: observation, reward, terminated, truncated, info"),
-        ((None, 0.0, True, False, {}), "step gave an observation of type NoneType, expected str"),
-        ((3, 0.0, True, False, {}), "step gave an observation of type int, expected str"),
+        ((None, 0.0, True, False, {}), "the observation of step is of type NoneType, expected str"),
+        ((3, 0.0, True, False, {}), "the observation of step is of type int, expected str"),
         (("a", NAN, True, False, {}), "the reward is nan, expected a finite number"),
         (("a", np.float32("inf"), True, False, {}), "the reward is inf"),
         (("a", 1e308, True, False, {}), r"the reward is 1e\+308, expected a finite number, of at most 1e\+30 in size"),
+        (("a", 10**5000, True, False, {}), "the reward cannot be read: ValueError: Exceeds the limit"),
         (("a", 10**400, True, False, {}), "the reward is 1000"),
         (("a", None, True, False, {}), "the reward is None"),
         (("a", 1j, True, False, {}), "the reward is 1j"),

@@ -164,9 +164,9 @@ def test_snapshots_are_the_environments_own() -> None:
 
 # -- what it says when something is wrong -----------------------------------------------------------------------------
 def test_observations_that_are_no_text_are_refused() -> None:
-    with pytest.raises(TypeError, match="reset gave an observation of type dict, expected str"):
+    with pytest.raises(TypeError, match="the observation of reset is of type dict, expected str"):
         TextAdapter(Script(first={}), max_turns=5).reset()
-    with pytest.raises(TypeError, match="step gave an observation of type int, expected str"):
+    with pytest.raises(TypeError, match="the observation of step is of type int, expected str"):
         played([(3, 0, False, False, {})])
 
 
