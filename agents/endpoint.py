@@ -242,7 +242,7 @@ class Endpoint:
 def _text(message: dict[str, Any]) -> str:
     """The text of a message for the parser: its content or refusal, then its tool calls, each as a JSON object."""
     content = _content(message.get("content")) or message.get("refusal") or ""
-    calls = [call["function"] for call in message.get("tool_calls") or [] if call.get("function")]
+    calls = [call["function"] for call in message.get("tool_calls") or [] if call and call.get("function")]
     calls += [message["function_call"]] if message.get("function_call") else []
     written = [json.dumps({"name": call.get("name"), "arguments": call.get("arguments")}, ensure_ascii=False)
                for call in calls]  # fmt: skip
@@ -255,7 +255,8 @@ def _content(content: Any) -> str:
         return content or ""
     parts = [content] if isinstance(content, dict) else content
     parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]
-    return "".join(part.get("text") or part.get("refusal") or "" for part in parts if part.get("type") in _TEXTS)
+    read = (part for part in parts if isinstance(part, dict) and part.get("type") in _TEXTS)
+    return "".join(part.get("text") or part.get("refusal") or "" for part in read)
 
 
 _TEXTS = ("text", "output_text", "refusal", None)

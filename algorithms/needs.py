@@ -200,7 +200,7 @@ def check_environment(needs: Needs, tasks: Sequence[Task], pool: EnvPool) -> Non
     Tasks that fail for other reasons are left to the run, which counts them.
     """
     first = _answered(pool.reset(dict(enumerate(tasks)), {slot: task.seed for slot, task in enumerate(tasks)}))
-    if Need.ADMISSIBLE in needs and not all(outcome.info.get("admissible") for outcome in first.values()):
+    if first and Need.ADMISSIBLE in needs and not any(outcome.info.get("admissible") for outcome in first.values()):
         raise _unmet(Need.ADMISSIBLE, needs, tasks)
     if first and Need.ANSWERS in needs and not any(outcome.info.get("answers") for outcome in first.values()):
         raise _unmet(Need.ANSWERS, needs, tasks)

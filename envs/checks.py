@@ -188,7 +188,7 @@ def _parts(returned: Any, call: str, names: tuple[str, ...]) -> Any:
 
 
 def _read(read: Callable[[Any, str], Any], value: Any, name: str) -> Any:
-    """What `read` makes of a value. Its error names the value, also one of Python's: a list that contains itself, say."""
+    """What `read` makes of a value. Every error names the value, also Python's own (a list that contains itself)."""
     try:
         return read(value, name)
     except Exception as error:

@@ -18,12 +18,15 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from agents.agent import Agent, PolicyAgent
+from agents.evaluation import spread
 from agents.policies.base import check_vllm
 from agents.policies.names import find_parts
 from agents.scripted import ExpertAgent, RandomAgent
 from algorithms.checkpoint import checkpoint_folder, checkpoints, load_state
-from envs.core import Expert, TaskSet, UnknownNameError
+from algorithms.needs import Needs, check_environment
+from envs.core import Expert, Manifest, TaskSet, UnknownNameError
 from envs.facts import differences
+from envs.pool import EnvPool
 from scripts.common import asked_under
 from scripts.run_folder import override_key
 
@@ -36,7 +39,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and only policies need it
     from agents.prompts import Prompter
 
 
-POLICY, CHAT = "scripts.agents.policy", "agents.chat.Chat"
+POLICY, RANDOM, CHAT = "scripts.agents.policy", "scripts.agents.random", "agents.chat.Chat"
 PRETRAINED = "algorithms.initial_policy.PretrainedPolicy"
 WITHOUT_MODEL = {  # agents that take no model=…
     "scripts.agents.expert": "agent=expert plays without a model",
@@ -49,6 +52,7 @@ logger = logging.getLogger(__name__)
 IN_PLACE = "agents.policies.local.in_place"
 VLLM, VLLM_SERVER = "agents.policies.vllm.VllmPolicy", "agents.policies.vllm_server.VllmServerPolicy"
 TINY = "algorithms.initial_policy.TinyPolicy"
+CHECKED_TASKS = 8  # whose first turn is played to find what the environment provides
 GIVEN = {"task_set", "model", "seed"}  # arguments of an agent that are not settings of its file
 NO_MODEL = ("trainer.pt", "run.json", "checksums.json")  # what a training run keeps beside the model of a checkpoint
 
@@ -168,6 +172,25 @@ def check_trained_agent(config: DictConfig) -> None:
             "agent=chat needs a model with a chat template, and policy=tiny has none: policy=hf model=FOLDER gives it "
             "one, and agent=transcript does without"
         )
+
+
+def needs_of_agent(config: DictConfig) -> Needs:
+    """What the agent of a configuration needs from the environment, without loading its model."""
+    if config._target_ == RANDOM:
+        return dict.fromkeys(RandomAgent.needs, "agent=random")
+    player = OmegaConf.select(config, "player._target_")
+    return dict.fromkeys(getattr(get_object(player), "needs", ()) if player else (), "agent.player")
+
+
+def check_tasks(needs: Needs, config: DictConfig, task_set: TaskSet, manifest: Manifest) -> None:
+    """Play the first turn of a few tasks if something is needed from them. Raises `ValueError` if they lack it."""
+    if not needs:
+        return
+    pool = config.get("pool") or {"workers": 0, "step_timeout": 30.0}  # `scripts.play` has none
+    tasks = [task_set.task(manifest.split, task_id) for task_id in spread(manifest.ids, CHECKED_TASKS)]
+    workers = min(pool["workers"], 1)  # where the environments of the run are elsewhere, so are these
+    with EnvPool(task_set.make, len(tasks), workers, pool["step_timeout"]) as environments:
+        check_environment(needs, tasks, environments)
 
 
 def make_agent(config: DictConfig, task_set: TaskSet, model: Model | None, seed: int) -> Agent:

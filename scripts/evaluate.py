@@ -32,7 +32,7 @@ from envs.core import StopReason, TaskSet, counted, evaluation_splits
 from envs.facts import Facts, differences, environment_facts, without
 from envs.files import naming, write_whole
 from envs.pool import EnvPool
-from scripts.agents import Model, check_agent, make_agent, model_of
+from scripts.agents import Model, check_agent, check_tasks, make_agent, model_of, needs_of_agent
 from scripts.common import Terminal, command, compare_machines, machine, plain, printable, versions
 from scripts.run_folder import Command, in_shell, locked, resume_command
 
@@ -61,6 +61,7 @@ def _run(cfg: DictConfig, run: Path) -> None:
     model = model_of(cfg)
     facts = _facts(cfg, task_set, model)
     before = _read_facts(run / "run.json", facts)
+    check_tasks(needs_of_agent(cfg.agent), cfg, task_set, manifest)
     agent = make_agent(cfg.agent, task_set, model, cfg.seeds[0])
     facts["machine"] = machine() if model else {}  # without a model there is nothing that it could round
     if before is None:

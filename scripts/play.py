@@ -23,7 +23,7 @@ from agents.episode import Episode, Turn
 from agents.parsing import SLOT
 from agents.scripted import HumanAgent
 from envs.core import Info, Task, TaskSet, UnknownNameError, evaluation_splits
-from scripts.agents import check_agent, make_agent, model_of
+from scripts.agents import check_agent, check_tasks, make_agent, model_of, needs_of_agent
 from scripts.common import Terminal, command, printable
 from scripts.view import result, show_goal
 
@@ -39,6 +39,7 @@ def main(cfg: DictConfig) -> None:
     task_set: TaskSet = instantiate(cfg.env)
     task = find_task(task_set, cfg.split or evaluation_splits(task_set)[0], str(cfg.task))
     if cfg.get("agent"):
+        check_tasks(needs_of_agent(cfg.agent), cfg, task_set, task_set.manifest(task.split))
         agent, delay = make_agent(cfg.agent, task_set, model_of(cfg), cfg.seed), float(cfg.delay)
     else:
         agent, delay = HumanAgent(lambda view: ask(view, console)), 0.0

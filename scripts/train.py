@@ -26,12 +26,12 @@ from agents.evaluation import Evaluation, evaluate, pooled, spread
 from agents.rollout import BrokenEnvironmentError
 from agents.source import agents_hash
 from algorithms.checkpoint import checkpoint_folder, checkpoints, load_run, load_state, remove_after, update_of
-from algorithms.needs import Needs, check_environment, check_method, check_parts
+from algorithms.needs import Needs, check_method, check_parts
 from envs.core import Manifest, TaskSet, UnknownNameError, counted, evaluation_splits, hold_out
 from envs.facts import Facts, differences, environment_facts, without
 from envs.files import read_json_lines, remove_whole, write_whole
 from envs.pool import EnvPool
-from scripts.agents import check_trained_agent, checkpoint_of
+from scripts.agents import check_tasks, check_trained_agent, checkpoint_of
 from scripts.common import Terminal, asked_for, command, compare_machines, machine, plain, versions
 from scripts.curve import PICTURES, SELECTION, draw_pictures, is_success
 from scripts.live import LiveReporter
@@ -51,7 +51,6 @@ if TYPE_CHECKING:  # torch and transformers take seconds to import, and mistakes
     from algorithms.tree_expansion import TreeExpansion
 
 ALL_SPLITS = "all"  # the evaluations of all splits in one, beside those of each
-CHECKED_TASKS = 8  # whose first turn is played to find what the environment does
 Outcome: TypeAlias = dict[str, float]  # of an episode: {"success": True, "score": 1.0}
 LEARNER_KEYS = (
     "epochs", "minibatches", "micro_batch_tokens", "gradient_checkpointing", "learning_rate", "final_learning_rate",
@@ -90,7 +89,7 @@ def _run(cfg: DictConfig, run: Path) -> None:
         _compare(without(before, ["machine"]), facts, console)
     method = Method.of(cfg)
     needs = method.check(cfg)
-    _check_environment(needs, cfg, task_set, training)
+    check_tasks(needs, cfg, task_set, training)
     _describe_tasks(cfg, task_set, selection, console)
     parts = Parts.of(cfg, method)
     report = _Report(cfg, run, task_set, selection)
@@ -100,7 +99,7 @@ def _run(cfg: DictConfig, run: Path) -> None:
         report.check(update_of(saved[-1]))
         return
     more = parts.check(cfg, task_set)
-    _check_environment({need: place for need, place in more.items() if need not in needs}, cfg, task_set, training)
+    check_tasks({need: place for need, place in more.items() if need not in needs}, cfg, task_set, training)
     facts["machine"] = machine()
     if before is not None:
         compare_machines(before, facts, console)
@@ -220,16 +219,6 @@ class Parts:
         """Raise what can be raised before the tasks are played (`algorithms.needs.check_parts`)."""
         with EnvPool(task_set.make, 1, step_timeout=cfg.pool.step_timeout) as pool:  # nothing is played in it
             return check_parts(self.agent, self.signals, self.estimator, self.learner, self.config, pool, cfg.seed)
-
-
-def _check_environment(needs: Needs, cfg: DictConfig, task_set: TaskSet, training: Manifest) -> None:
-    """Play the first turn of a few tasks if something is needed from them. Raises `ValueError`."""
-    if not needs:
-        return
-    tasks = [task_set.task(training.split, task_id) for task_id in spread(training.ids, CHECKED_TASKS)]
-    workers = min(cfg.pool.workers, 1)  # where the environments of the run are elsewhere, so are these
-    with EnvPool(task_set.make, len(tasks), workers, cfg.pool.step_timeout) as pool:
-        check_environment(needs, tasks, pool)
 
 
 def _describe_tasks(cfg: DictConfig, task_set: TaskSet, selection: Manifest, console: Terminal) -> None:

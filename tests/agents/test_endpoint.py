@@ -67,6 +67,7 @@ def test_the_conversation_goes_out_and_the_action_comes_back(serve) -> None:
         (said([THINKING, {"type": "text", "text": "go left"}]), ParseStatus.OK, "go left"),
         (said([THINKING]), ParseStatus.MALFORMED, ""),
         (said([]), ParseStatus.MALFORMED, ""),
+        (said([None, 3, {"type": "text", "text": "go left"}], tool_calls=[None]), ParseStatus.OK, "go left"),
         (said("go \ud800"), ParseStatus.ILLEGAL, "go \ufffd"),
     ],
 )

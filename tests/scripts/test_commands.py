@@ -253,7 +253,7 @@ def test_a_model_chooses_among_the_admissible_actions(cli: Cli) -> None:
     assert result_of(same) == result_of(run)
     silent = ["env=gym", "env.id=tests.envs.test_gym_tasks:Script-v0", "split=valid"]
     code, _, err = cli("evaluate", *silent, *chosen)
-    assert (code, "needs info['admissible']" in err, "Traceback" in err) == (2, True, False)
+    assert (code, "agent.player needs admissible actions" in err, "Traceback" in err) == (2, True, False), err
 
 
 def test_a_policy_is_played_from_the_best_checkpoint_of_a_run(cli: Cli) -> None:
