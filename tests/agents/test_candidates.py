@@ -19,7 +19,8 @@ from agents.rollout import Job, rollout
 from agents.samples import build_samples
 from envs.core import Info, Task, UnknownNameError
 from envs.pool import EnvPool
-from tests.agents.toys import ACTIONS, Corridors, corridor, random_policy
+from tests.agents.corridors import ACTIONS, Corridors, corridor
+from tests.agents.toys import random_policy
 
 LENGTHS = {"word": [2, 2, 3, 6], "token": None, "sum": [1, 1, 1, 1]}
 FOUR = [*ACTIONS, "open door 1 and go left"]

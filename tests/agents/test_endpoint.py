@@ -13,8 +13,8 @@ from agents.parsing import Json, Line, Parser
 from agents.policies.base import Sampling
 from envs.core import StopReason, Task
 from envs.pool import EnvPool
+from tests.agents.corridors import Corridors
 from tests.agents.endpoint_server import Reply, Server, refused, said
-from tests.agents.toys import Corridors
 
 THINKING = {"type": "thinking", "thinking": [{"type": "text", "text": "go right?"}]}
 INFO = {"goal": "reach the end", "admissible": ["go left", "go right"]}

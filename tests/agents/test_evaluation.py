@@ -26,7 +26,7 @@ from agents.evaluation import (
 from agents.scripted import ExpertAgent, RandomAgent
 from envs.core import StopReason, Task
 from envs.pool import EnvPool
-from tests.agents.toys import CorridorExpert, Corridors
+from tests.agents.corridors import CorridorExpert, Corridors
 
 
 def episode(task: str, success: bool = True, seed: int = 0, kind: str = "", **more) -> Episode:

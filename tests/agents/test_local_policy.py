@@ -12,7 +12,8 @@ from agents.policies.names import ModelError
 from agents.policies.pretrained import Pretrained
 from agents.prompts import Transcript
 from algorithms.checkpoint import save_checkpoint
-from tests.agents.toys import corridor, random_policy
+from tests.agents.corridors import corridor
+from tests.agents.toys import random_policy
 
 
 def test_kept_cache_gives_the_log_probabilities_of_a_full_forward() -> None:

@@ -31,7 +31,8 @@ from algorithms.batches import make_batch, sampled_logprobs
 from algorithms.learner import Learner
 from algorithms.turn_table import TurnTable
 from envs.pool import EnvPool
-from tests.agents.toys import Corridors, corridor, random_policy
+from tests.agents.corridors import Corridors, corridor
+from tests.agents.toys import random_policy
 from tests.algorithms.test_trainer import learner_config
 
 WHOLE = ["go to desk 1", "go to desk 10", "go to desk 10 now", "look", "open door 1", "go right"]

@@ -19,7 +19,8 @@ from agents.rollout import Job, rollout
 from agents.scripted import ExpertAgent, RandomAgent
 from envs.core import StopReason, TextEnv
 from envs.pool import EnvPool
-from tests.agents.toys import Corridor, CorridorExpert, Corridors, corridor, random_policy
+from tests.agents.corridors import Corridor, CorridorExpert, Corridors, corridor
+from tests.agents.toys import random_policy
 
 JOBS = [Job(corridor(length), group=length, seed=length) for length in (2, 4, 3, 2, 4)]
 

@@ -18,8 +18,9 @@ from algorithms.learner import Objective
 from algorithms.losses import aggregate, clip_loss
 from envs.core import Info
 from envs.pool import EnvPool
+from tests.agents.corridors import Corridor
 from tests.agents.endpoint_server import Serve, said
-from tests.agents.toys import Corridor, random_policy
+from tests.agents.toys import random_policy
 from tests.algorithms.test_trainer import make_trainer, without_times
 
 FOLDER = Path(conf.__path__[0]) / "algo"

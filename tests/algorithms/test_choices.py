@@ -19,7 +19,8 @@ from algorithms.learner import Learner
 from algorithms.losses import clip_loss
 from algorithms.signals.base import RolloutBatch
 from envs.pool import EnvPool
-from tests.agents.toys import Corridor, Corridors, corridor, random_policy
+from tests.agents.corridors import Corridor, Corridors, corridor
+from tests.agents.toys import random_policy
 from tests.algorithms.test_algo_conf import whole
 from tests.algorithms.test_learner import moved
 from tests.algorithms.test_trainer import learner_config, make_trainer, success, without_times

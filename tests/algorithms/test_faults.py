@@ -21,8 +21,9 @@ from algorithms.tree_expansion import TreeExpansion
 from algorithms.turn_table import TurnTable
 from envs.core import Info, StopReason
 from envs.pool import EnvPool
+from tests.agents.corridors import Corridor, Corridors, corridor
 from tests.agents.test_rollout import Walker
-from tests.agents.toys import Corridor, Corridors, corridor, random_policy
+from tests.agents.toys import random_policy
 from tests.algorithms.test_trainer import make_trainer
 
 FAULTS = [StopReason.ENV_ERROR, StopReason.STEP_TIMEOUT, StopReason.EPISODE_TIMEOUT]

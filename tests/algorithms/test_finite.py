@@ -22,7 +22,8 @@ from algorithms.signals.implicit_prm import ImplicitPRM
 from algorithms.turn_table import Estimate
 from algorithms.warm_start import WarmStart, warm_start
 from envs.pool import EnvPool
-from tests.agents.toys import Corridors, corridor, random_policy
+from tests.agents.corridors import Corridors, corridor
+from tests.agents.toys import random_policy
 from tests.algorithms.test_learner import samples
 from tests.algorithms.test_signals import context_of, play, won_by_half
 from tests.algorithms.test_trainer import Quiet, learner_config, make_trainer

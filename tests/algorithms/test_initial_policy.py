@@ -24,7 +24,7 @@ from envs import files
 from envs.core import Info, Task, TaskSet, hold_out
 from envs.pool import EnvPool
 from scripts.common import plain
-from tests.agents.toys import Corridor, Corridors
+from tests.agents.corridors import Corridor, Corridors
 from tests.algorithms.test_trainer import Quiet
 from tests.damage import each_damage
 
@@ -122,7 +122,7 @@ def test_nothing_is_cloned_from_an_environment_that_only_raises(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("POLYTURN_CACHE", str(tmp_path))
-    monkeypatch.setattr("tests.agents.toys.Corridor._begin", lambda *_: 1 / 0)
+    monkeypatch.setattr("tests.agents.corridors.Corridor._begin", lambda *_: 1 / 0)
     with pytest.raises(BrokenEnvironmentError, match=r"(?s)ended 24 of 24 episodes.*ZeroDivisionError"):
         make(Phases())
     assert not [path for path in (tmp_path / "warm_starts").iterdir() if path.is_dir()]
@@ -184,7 +184,7 @@ def test_what_the_configuration_does_not_hold_counts_too(tmp_path: Path, monkeyp
         "algorithms.initial_policy.code_hash": lambda _: "another prompter",
         "envs.facts.code_hash": lambda _: "another expert",
         "algorithms.initial_policy.metadata.version": lambda _: "0.0",
-        "tests.agents.toys.hash_tasks": lambda _: "other tasks",
+        "tests.agents.corridors.hash_tasks": lambda _: "other tasks",
     }.items():
         with monkeypatch.context() as patch:
             patch.setattr(target, value)

@@ -17,8 +17,9 @@ from algorithms.estimators.capo import capo
 from algorithms.signals.base import RolloutBatch, SignalContext
 from algorithms.signals.judge import Judge, LocalModel, voted, wrong_turns
 from envs.pool import EnvPool
+from tests.agents.corridors import Corridors
 from tests.agents.endpoint_server import Reply, Server, refused, said
-from tests.agents.toys import Corridors, random_policy
+from tests.agents.toys import random_policy
 from tests.algorithms.test_signals import context_of, play, won_by_half
 from tests.algorithms.test_trainer import make_trainer
 from tests.golden.tables import make_table, single_turns

@@ -21,7 +21,8 @@ from algorithms.estimators.vineppo import vineppo
 from algorithms.signals.base import Measurement, RolloutBatch, SignalContext
 from algorithms.signals.monte_carlo import MonteCarlo
 from envs.pool import EnvPool
-from tests.agents.toys import ACTIONS, Corridor, Corridors, corridor, random_policy
+from tests.agents.corridors import ACTIONS, Corridor, Corridors, corridor
+from tests.agents.toys import random_policy
 from tests.algorithms.test_trainer import make_trainer
 
 LENGTH, TURNS = 2, 4

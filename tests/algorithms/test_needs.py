@@ -16,8 +16,8 @@ from envs.core import Info, Need, UnknownNameError
 from envs.lookup.env import LookupTasks
 from envs.pool import EnvPool
 from scripts.train import Method, Parts
+from tests.agents.corridors import Corridor, Corridors, corridor
 from tests.agents.endpoint_server import Serve, said
-from tests.agents.toys import Corridor, Corridors, corridor
 from tests.algorithms.test_algo_conf import NAMES, whole
 
 NEEDS = {

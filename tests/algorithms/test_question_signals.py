@@ -28,7 +28,8 @@ from algorithms.signals.base import RolloutBatch, SignalContext
 from algorithms.signals.turn_rewards import TurnRewards
 from envs.lookup.env import LookupTasks
 from envs.pool import EnvPool
-from tests.agents.toys import Corridors, corridor, random_policy
+from tests.agents.corridors import Corridors, corridor
+from tests.agents.toys import random_policy
 from tests.algorithms.test_algo_conf import composed
 
 TASKS = LookupTasks(train_tasks=16, valid_tasks=4)

@@ -17,7 +17,8 @@ from algorithms.signals.implicit_prm import ImplicitPRM
 from algorithms.trainer import Trainer
 from algorithms.turn_table import Estimate
 from envs.pool import EnvPool
-from tests.agents.toys import Corridors, random_policy
+from tests.agents.corridors import Corridors
+from tests.agents.toys import random_policy
 from tests.algorithms.test_signals import context_of, play, won_by_half
 from tests.algorithms.test_trainer import make_trainer, without_times
 

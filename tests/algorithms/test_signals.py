@@ -25,7 +25,8 @@ from algorithms.signals.implicit_prm import ImplicitPRM, outcome_loss, pairwise_
 from algorithms.turn_table import Estimate
 from envs.core import StopReason
 from envs.pool import EnvPool
-from tests.agents.toys import Corridor, Corridors, corridor, random_policy
+from tests.agents.corridors import Corridor, Corridors, corridor
+from tests.agents.toys import random_policy
 from tests.algorithms.test_trainer import SAMPLING, make_trainer
 
 

@@ -34,7 +34,8 @@ from envs import files
 from envs.core import hold_out
 from envs.pool import EnvPool
 from scripts.agents import checkpoint_of
-from tests.agents.toys import Corridors, Wanderer, corridor, random_policy
+from tests.agents.corridors import Corridors, corridor
+from tests.agents.toys import Wanderer, random_policy
 
 SAMPLING = Sampling(1.0, 6)
 

@@ -21,8 +21,9 @@ from algorithms.signals.tree import Tree
 from algorithms.tree_expansion import TreeExpansion
 from envs.core import Info, UnknownNameError
 from envs.pool import EnvPool
+from tests.agents.corridors import Corridor, Corridors, corridor
 from tests.agents.test_rollout import Walker, policy_agent
-from tests.agents.toys import Corridor, Corridors, Wanderer, corridor, random_policy
+from tests.agents.toys import Wanderer, random_policy
 from tests.algorithms.test_algo_conf import composed
 from tests.algorithms.test_signals import context_of
 from tests.algorithms.test_trainer import make_trainer, without_times

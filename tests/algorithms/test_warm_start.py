@@ -35,7 +35,8 @@ from algorithms.warm_start import (
 )
 from envs.core import Info
 from envs.pool import EnvPool
-from tests.agents.toys import ACTIONS, Corridor, Corridors, corridor, random_policy
+from tests.agents.corridors import ACTIONS, Corridor, Corridors, corridor
+from tests.agents.toys import random_policy
 from tests.algorithms.test_trainer import Quiet
 
 # observation [7, 8], played [3, 4, 1], observation [9], played [5, 1]

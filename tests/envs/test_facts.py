@@ -13,7 +13,7 @@ from envs.gym_tasks import GymTasks
 from envs.key_corridor.env import KeyCorridorTasks
 from envs.lookup.env import LookupTasks
 from envs.webshop.tasks import WebShopTasks
-from tests.agents.toys import Corridors
+from tests.agents.corridors import Corridors
 
 
 def test_what_is_left_out_is_named_and_all_else_stays() -> None:

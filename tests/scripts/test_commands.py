@@ -26,9 +26,10 @@ from envs.core import Info, StopReason, Task
 from scripts import common, doctor
 from scripts.agents import checkpoint_of
 from scripts.play import find_task
+from tests.agents.corridors import ACTIONS, Corridor, Corridors
 from tests.agents.endpoint_server import Server, said
 from tests.agents.test_chat import CHATML
-from tests.agents.toys import ACTIONS, Corridor, Corridors, random_policy
+from tests.agents.toys import random_policy
 
 ROOT = Path(__file__).parents[2]
 CORRIDOR = ["--config-dir", str(Path(__file__).parent / "conf"), "env=corridor", "split=valid"]

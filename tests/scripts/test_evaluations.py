@@ -14,7 +14,8 @@ from agents.policies.base import Sampling
 from agents.prompts import Transcript
 from envs.pool import EnvPool
 from scripts import train
-from tests.agents.toys import Corridors, Wanderer, random_policy
+from tests.agents.corridors import Corridors
+from tests.agents.toys import Wanderer, random_policy
 from tests.algorithms.test_trainer import Quiet
 
 

@@ -12,7 +12,8 @@ from envs.checksums import SUMS
 from envs.facts import Facts
 from scripts import common, train
 from scripts.common import Terminal
-from tests.agents.toys import Corridors, random_policy
+from tests.agents.corridors import Corridors
+from tests.agents.toys import random_policy
 from tests.algorithms.test_initial_policy import configured, leaves, other
 
 
@@ -60,7 +61,7 @@ def test_another_manifest_is_refused(asked: list[str], monkeypatch: pytest.Monke
     config = configured()
     before = facts_of(config)
     with monkeypatch.context() as patch:
-        patch.setattr("tests.agents.toys.hash_tasks", lambda _: "other tasks")
+        patch.setattr("tests.agents.corridors.hash_tasks", lambda _: "other tasks")
         with pytest.raises(ValueError, match=r"manifests\.train\.sha256 was"):
             compare(before, facts_of(config))
     asked.append("eval.splits")

@@ -14,7 +14,7 @@ import pytest
 from envs.core import Info, cache_root
 from scripts.common import Terminal
 from scripts.live import LiveReporter
-from tests.agents.toys import Corridor
+from tests.agents.corridors import Corridor
 from tests.scripts.test_commands import CORRIDOR, Cli, cli, environment, result_of  # noqa: F401
 
 
