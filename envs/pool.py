@@ -300,14 +300,15 @@ class _Seat:
     Everything but `now`, which whoever watches the clock reads, belongs to the thread that plays.
     """
 
-    def __init__(self, slot: int, make: Make, timeout: float) -> None:
+    def __init__(self, slot: int, make: Make, timeout: float, shown: ctypes.c_double | None = None) -> None:
+        """`shown` gets every deadline, for another process."""
         self.slot = slot
         self.env: gym.Env[str, str] | None = None
         self.now: _Now | None = None
         self.handlers: dict[int, Any] = {}  # of signals, which it has set in a worker
         self.made: ProcessState | None = None  # in which it left the worker when it was made
         self.state: ProcessState | None = None  # … and after its last call
-        self._make, self._timeout = make, timeout
+        self._make, self._timeout, self._shown = make, timeout, shown
 
     def play(self, command: _Command) -> Outcome:
         """Carry a command out. Raises nothing but `_TimeUp`."""
@@ -359,6 +360,8 @@ class _Seat:
 
     def _begin(self, what: str, seconds: float) -> None:
         self.now = _Now(what, seconds, time.monotonic() + seconds)
+        if self._shown is not None:
+            self._shown.value = self.now.deadline
 
 
 def _carry_out(command: _Command, env: gym.Env[str, str]) -> Outcome:
@@ -524,7 +527,7 @@ class _Worker:
     def __init__(self, index: int, make: bytes, timeout: float, *, alone: bool = False) -> None:
         self.index, self.alone = index, alone
         self.pending: list[_Command] = []  # not answered yet; the first is being carried out
-        self.deadline = 0.0  # `time.monotonic` until which the process must answer, or be ready
+        self._patience = 0.0  # `time.monotonic` until which it must be ready, or have begun what it was sent
         self.problem = ""  # why it does not start, after all tries
         self._history: dict[int, list[_Recorded]] = {}  # by slot, from the reset or restore of its episode on
         self._here: set[int] = set()  # the slots whose environments the process holds
@@ -547,6 +550,11 @@ class _Worker:
         """What was being carried out when the process ended; once, and nothing where that has failed."""
         command, self._suspect = self._suspect, None
         return command
+
+    @property
+    def deadline(self) -> float:
+        """Until when (`time.monotonic`, one clock for all processes) the process must have answered, or be ready."""
+        return max(self._patience, float(self._call_deadline.value) + GRACE_SECONDS)
 
     @property
     def has_ended(self) -> bool:
@@ -648,10 +656,11 @@ class _Worker:
         context = multiprocessing.get_context("spawn")  # fork would copy torch's threads and locks in any state
         self.connection, theirs = context.Pipe()
         self._received = bytearray()
-        self._playing = context.RawValue("i", NOBODY)  # in memory that both have: it outlives the process
+        # In memory that both have, which outlives the process: whose turn it is, and the deadline of the call.
+        self._playing, self._call_deadline = context.RawValue("i", NOBODY), context.RawValue("d", 0.0)
         self._process = context.Process(
             target=_serve,
-            args=(theirs, self._make, self._timeout, self._playing),
+            args=(theirs, self._make, self._timeout, self._playing, self._call_deadline),
             name=f"env-worker-{self.index}",
             daemon=True,
         )
@@ -659,7 +668,7 @@ class _Worker:
         theirs.close()  # so that the pipe ends when the worker does
         self._running, self._ready = True, False
         self._tries += 1
-        self.deadline = time.monotonic() + START_SECONDS
+        self._patience = time.monotonic() + START_SECONDS
 
     def _send(self, results: dict[int, Outcome]) -> None:
         """Send all commands, each with the number of its answer and what has to be played before it."""
@@ -672,7 +681,7 @@ class _Worker:
                 text = f"{command.what} of env {command.slot} cannot be sent to a worker:\n{traceback.format_exc()}"
                 results[command.slot] = _failed(StopReason.ENV_ERROR, text)
                 self.pending.remove(command)
-        self._set_deadline()
+        self._be_patient()
         with contextlib.suppress(OSError):  # it has died, which `receive` finds and tells
             self.connection.send(messages)
 
@@ -703,13 +712,10 @@ class _Worker:
                 self._history[slot].append(_Recorded(command, outcome.observation))
         results[slot] = outcome
         self._tries = 0
-        self._set_deadline()
+        self._be_patient()
 
-    def _set_deadline(self) -> None:
-        if self.pending:
-            steps = 1 + len(self._missing(self.pending[0]))
-            making = START_SECONDS if steps > 1 or self.pending[0].what in MAKING else 0.0
-            self.deadline = time.monotonic() + self._timeout * steps + GRACE_SECONDS + making
+    def _be_patient(self) -> None:
+        self._patience = time.monotonic() + self._timeout + GRACE_SECONDS
 
     def _lose(self, reason: StopReason, why: str, results: dict[int, Outcome]) -> None:
         """The process has ended, or must. Whoever was playing may have ended it; the next process does what is left."""
@@ -750,12 +756,17 @@ def _pickled(make: Make, workers: int) -> bytes:
         ) from error
 
 
-def _serve(connection: Connection, make: bytes, timeout: float, playing: ctypes.c_int) -> None:
-    """The life of a worker: say that it is ready, answer every command, end with the pipe. `playing` tells a slot."""
+def _serve(
+    connection: Connection, make: bytes, timeout: float, playing: ctypes.c_int, call_deadline: ctypes.c_double
+) -> None:
+    """The life of a worker: say that it is ready, answer every command, end with the pipe.
+
+    `playing` and `call_deadline` are for the parent: the slot that plays, and the deadline of its call.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        environments = _WorkerEnvironments(pickle.loads(make), timeout)
+        environments = _WorkerEnvironments(pickle.loads(make), timeout, call_deadline)
     except BaseException:
         connection.send_bytes(traceback.format_exc().encode(errors="replace"))
         return
@@ -790,8 +801,8 @@ class _WorkerEnvironments:
     that looks for no signals goes on, until the parent kills the process.
     """
 
-    def __init__(self, make: Make, timeout: float) -> None:
-        self._make, self._timeout = make, timeout
+    def __init__(self, make: Make, timeout: float, call_deadline: ctypes.c_double) -> None:
+        self._make, self._timeout, self._call_deadline = make, timeout, call_deadline
         self._seats: dict[int, _Seat] = {}
         self._playing: _Seat | None = None
         self._late: Outcome | None = None
@@ -806,7 +817,9 @@ class _WorkerEnvironments:
 
     def answer(self, slot: int, message: bytes) -> bytes:
         """Carry a command out, after those that bring its environment to where it was. Returns the outcome, pickled."""
-        seat = self._seats.setdefault(slot, _Seat(slot, partial(self._make_in, slot), self._timeout))
+        if (seat := self._seats.get(slot)) is None:
+            make = partial(self._make_in, slot)
+            seat = self._seats[slot] = _Seat(slot, make, self._timeout, self._call_deadline)
         try:
             command, missing = pickle.loads(message)
         except BaseException:
