@@ -62,6 +62,8 @@ class BM25Retriever:
             with written_whole(folder, {"index": self.index_hash}) as whole:
                 _build(corpus, k1, b).save(whole, show_progress=False)
         self._index = bm25s.BM25.load(folder, mmap=True, show_progress=False)
+        arrays = self._index.scores  # memory-mapped: as plain arrays they are sliced faster
+        arrays |= {name: np.asarray(array) for name, array in arrays.items() if isinstance(array, np.memmap)}
         self._known = lru_cache(1 << 16)(self._token)
         self.backend = "numba" if find_spec("numba") and len(corpus) >= WORTH_COMPILING else "numpy"
         if self.backend == "numba":

@@ -32,11 +32,12 @@ class CorpusError(ValueError):
 
 
 class Passage(NamedTuple):
-    """`id` is the row's own if it has one, otherwise its number."""
+    """`id` is the row's own if it has one, otherwise its number. `names` are what it names, where the row lists it."""
 
     id: str
     title: str
     text: str
+    names: tuple[str, ...] = ()
 
     @property
     def contents(self) -> str:
@@ -50,7 +51,7 @@ class Passage(NamedTuple):
             name = str(row.get("id", number))
             title, text, contents = row.get("title"), row.get("text"), row.get("contents")
             if isinstance(title, str) and isinstance(text, str):
-                return cls(name, title, text)
+                return cls(name, title, text, tuple(row.get("names", ())))
             if isinstance(contents, str):
                 title, _, text = contents.partition("\n")
                 return cls(name, title.strip('"'), text)
