@@ -36,9 +36,9 @@ Needs: TypeAlias = Mapping[Need, str]  # each need, and the part of the configur
 MakeAgent: TypeAlias = "Callable[[LocalPolicy, torch.Generator], PolicyAgent]"
 WHERE = {  # how an environment provides it
     Need.ADMISSIBLE: "a list in info['admissible']",
-    Need.ANSWERS: "a list in info['answers'], as env=lookup has",
+    Need.ANSWERS: "a list in info['answers'], as env=search has",
     Need.SNAPSHOTS: "its methods snapshot() and restore(state)",
-    Need.TURN_REWARDS: f"{' and '.join(f'info[{key!r}]' for key in TURN_KEYS)} of every step, as env=lookup has",
+    Need.TURN_REWARDS: f"{' and '.join(f'info[{key!r}]' for key in TURN_KEYS)} of every step, as env=search has",
 }
 
 

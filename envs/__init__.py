@@ -22,7 +22,6 @@ PLUGIN_GROUP = "polyturn.envs"
 _HOUSE = {
     "polyturn/ALFWorld-v0": "envs.alfworld.env:ALFWorldEnv",
     "polyturn/KeyCorridor-v0": "envs.key_corridor.env:KeyCorridorEnv",
-    "polyturn/Lookup-v0": "envs.lookup.env:LookupEnv",
     "polyturn/Search-v0": "envs.search.env:SearchEnv",
     "polyturn/WebShop-v0": "envs.webshop.env:WebShopEnv",
 }

@@ -6,7 +6,7 @@ likely that answer is:
     <think>
     Now there's enough information to answer
     </think>
-    <action>answer: green</action>
+    <action>answer[green]</action>
 
 The signal is the mean log-probability of the tokens that hold a character of "green". Nothing is sampled.
 
@@ -48,7 +48,7 @@ class AnswerGain(UntrainedSignal):
     gives = ("answer_logprob",)
     gives_tokens = ()
 
-    def __init__(self, context: SignalContext, *, action: str = f"answer: {PLACE}", thought: str | None = None) -> None:
+    def __init__(self, context: SignalContext, *, action: str = f"answer[{PLACE}]", thought: str | None = None) -> None:
         """`action` is the form of an answer in the environment, `thought` the text before it: None means IGPO's
         sentence if the model has a chat template, otherwise no text. Raises `ValueError`.
         """
@@ -70,7 +70,7 @@ class AnswerGain(UntrainedSignal):
         context = self.context
         if not any(episode.answers for episode in rollouts.episodes):
             env = rollouts.episodes[0].task.env
-            raise ValueError(f"{env} has no right answers: this method needs info['answers'], as in env=lookup")
+            raise ValueError(f"{env} has no right answers: this method needs info['answers'], as in env=search")
         asked, rows = self._ask(rollouts, context.agent.policy)
 
         def logprobs(batch: Batch) -> Tensor:

@@ -31,7 +31,7 @@ class TurnRewards(UntrainedSignal):
                 if any(value is None for value in (entries[:-1] if episode.error else entries)):
                     raise ValueError(
                         f"{episode.task.env} has no rewards for single turns: this method needs info[{key!r}] in every "
-                        "step, as in env=lookup"
+                        "step, as in env=search"
                     )
                 values += [value or 0 for value in entries]
             columns[key] = np.array(values, dtype=kind)

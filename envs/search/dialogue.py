@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from envs.search import igpo, mt_grpo, polyturn, search_r1, verl_agent
 from envs.search.corpus import Passage
 from envs.search.grading import exact_match
-from envs.search.protocols import igpo, mt_grpo, polyturn, search_r1, verl_agent
 from envs.search.retrieval import Hit
 
 Find = Callable[[Sequence[str]], list[list[Hit]]]
@@ -94,7 +94,7 @@ class Protocol(ABC):
 
 
 class Polyturn(Protocol):
-    """See `envs.search.protocols.polyturn`. The reward is 1 for a right answer, otherwise 0."""
+    """See `envs.search.polyturn`. The reward is 1 for a right answer, otherwise 0."""
 
     max_turns, top_k = polyturn.MAX_TURNS, polyturn.TOP_K
 
@@ -111,7 +111,7 @@ class Polyturn(Protocol):
 
 
 class SearchR1(Protocol):
-    """See `envs.search.protocols.search_r1`. The reward is its exact match of prompt and response, at the end."""
+    """See `envs.search.search_r1`. The reward is its exact match of prompt and response, at the end."""
 
     max_turns, top_k = search_r1.MAX_TURNS, search_r1.TOP_K
     extra_turns = 1  # the final generation
@@ -136,7 +136,7 @@ class SearchR1(Protocol):
 
 
 class VerlAgent(Protocol):
-    """See `envs.search.protocols.verl_agent`. Observations are whole prompts; the reward is 1 for a right answer."""
+    """See `envs.search.verl_agent`. Observations are whole prompts; the reward is 1 for a right answer."""
 
     max_turns, top_k = verl_agent.MAX_TURNS, verl_agent.TOP_K
 
@@ -165,7 +165,7 @@ class VerlAgent(Protocol):
 
 
 class Igpo(Protocol):
-    """See `envs.search.protocols.igpo`. The reward is its F1, or -2, at the end."""
+    """See `envs.search.igpo`. The reward is its F1, or -2, at the end."""
 
     max_turns, top_k = igpo.MAX_TURNS, igpo.TOP_K
 
@@ -198,7 +198,7 @@ class Igpo(Protocol):
 
 
 class MtGrpo(Protocol):
-    """See `envs.search.protocols.mt_grpo`. The reward is that of the outcome, at the end; success is an exact match."""
+    """See `envs.search.mt_grpo`. The reward is that of the outcome, at the end; success is an exact match."""
 
     max_turns, top_k = 10, mt_grpo.TOP_K
 

@@ -117,6 +117,9 @@ def make_app(retriever: Retriever, limits: Limits | None = None) -> Starlette:
 
 async def _read_json(request: Request, most: int) -> Any:
     """The decoded body. Raises `RequestError`, for a large one before it is read completely."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > most:
+        raise RequestError(413, f"a body may have {most:,} bytes, this one has {int(declared):,}")
     body = bytearray()
     async for chunk in request.stream():
         body += chunk

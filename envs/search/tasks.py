@@ -23,7 +23,7 @@ from envs.search.dialogue import PROTOCOLS
 from envs.search.env import ENV_ID, SearchEnv
 from envs.search.expert import SearchExpert
 from envs.search.generate import SPLITS, VERSION, Question, World, embedded_world
-from envs.search.protocols.igpo import SPLIT as ANSWER_SPLIT
+from envs.search.igpo import SPLIT as ANSWER_SPLIT
 from envs.search.retrieval import RETRIEVERS, Retriever, RetrieverSpec, open_retriever
 
 EMBEDDED = "embedded"

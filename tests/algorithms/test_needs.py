@@ -13,8 +13,8 @@ from algorithms.needs import Needs, check_environment, check_parts
 from algorithms.signals.base import Measurement, RolloutBatch, SignalContext, UntrainedSignal
 from algorithms.turn_table import MissingSignalError, TurnTable
 from envs.core import Info, Need, UnknownNameError
-from envs.lookup.env import LookupTasks
 from envs.pool import EnvPool
+from envs.search.tasks import SearchTasks
 from scripts.train import Method, Parts
 from tests.agents.corridors import Corridor, Corridors, corridor
 from tests.agents.endpoint_server import Serve, said
@@ -156,7 +156,7 @@ def test_an_environment_that_does_not_meet_a_need_is_refused_by_name(need: Need)
 
 
 def test_an_environment_that_meets_all_needs_passes() -> None:
-    tasks = LookupTasks()
+    tasks = SearchTasks(embedded_people=48, train_tasks=20, valid_tasks=8)
     with EnvPool(tasks.make, 3) as pool:
         chosen = [tasks.task("train", task_id) for task_id in tasks.manifest("train").ids[:3]]
         check_environment(dict.fromkeys(Need, "algo.mine"), chosen, pool)

@@ -26,13 +26,14 @@ from algorithms.estimators.mt_grpo import mt_grpo
 from algorithms.signals.answer_gain import THOUGHT, AnswerGain, answer_span
 from algorithms.signals.base import RolloutBatch, SignalContext
 from algorithms.signals.turn_rewards import TurnRewards
-from envs.lookup.env import LookupTasks
 from envs.pool import EnvPool
+from envs.search.corpus import Corpus
+from envs.search.tasks import SearchTasks
 from tests.agents.corridors import Corridors, corridor
 from tests.agents.toys import random_policy
 from tests.algorithms.test_algo_conf import composed
 
-TASKS = LookupTasks(train_tasks=16, valid_tasks=4)
+TASKS = SearchTasks(embedded_people=48, train_tasks=16, valid_tasks=4)
 IDS = TASKS.manifest("train").ids
 
 
@@ -49,7 +50,7 @@ class Expert(PolicyAgent):
         expert.reset(seen[0], {})
         for turn, observation in zip(turns, seen[1:], strict=True):
             expert.observe(turn.action, observation, {})
-        action = "answer: nothing" if view.key % 2 and turns else expert.act()
+        action = "answer[nothing]" if view.key % 2 and turns else expert.act()
         tokenizer = self.policy.tokenizer
         prompt = self.prompter.prompt_ids(tokenizer, turns, view.observation, view.info)
         ids = self.prompter.action_ids(tokenizer, action)
@@ -62,8 +63,9 @@ def pool() -> Iterator[EnvPool]:
         yield made
 
 
-def lookup_policy(context: int = 512) -> LocalPolicy:
-    texts = [word for i in IDS for word in (TASKS.task("train", i).payload["question"], "search: Anna", "answer: red")]
+def search_policy(context: int = 512) -> LocalPolicy:
+    passages = (passage.text for passage in Corpus(TASKS.spec.corpus or Path()))
+    texts = ["search[Ada Arden]", "answer[red]", *(TASKS.task("train", i).payload["question"] for i in IDS), *passages]
     tokenizer = build_tokenizer(texts)
     size = vocabulary_size(tokenizer)
     model = build_model(size, width=32, layers=2, heads=2, feed_forward=64, context=context, seed=0)
@@ -71,7 +73,7 @@ def lookup_policy(context: int = 512) -> LocalPolicy:
 
 
 def context_of(pool: EnvPool, prompter: Any = None, context: int = 512) -> SignalContext:
-    policy = lookup_policy(context)
+    policy = search_policy(context)
     if isinstance(prompter, Chat):
         policy.tokenizer.chat_template = (
             "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
@@ -121,7 +123,7 @@ def test_a_step_that_failed_was_paid_nothing_and_a_missing_word_is_told(pool: En
     assert (measured["turn_reward"][last], measured["tool_result"][last]) == (0.0, False)
     assert measured["tool_result"].dtype == np.bool_
     episodes[0].error = ""
-    with pytest.raises(ValueError, match=r"polyturn/Lookup-v0 has no rewards for single turns: .*'turn_reward'"):
+    with pytest.raises(ValueError, match=r"polyturn/Search-v0 has no rewards for single turns: .*'turn_reward'"):
         TurnRewards(context).measure(RolloutBatch.of(episodes))
 
 
@@ -151,17 +153,17 @@ def naive_belief(context: SignalContext, prompt: list[int], before: str, answer:
 
 
 def chat(parser: Any, **options: Any) -> Chat:
-    return Chat("lookup", parser, History(), template_options=options)
+    return Chat("search", parser, History(), template_options=options)
 
 
 @pytest.mark.parametrize(
     ("prompter", "before", "after"),
     [
-        (Transcript(), "answer: ", ""),
-        (chat(Tagged()), f"{THOUGHT}<action>answer: ", "</action>"),
-        (chat(Json()), f'{THOUGHT}{{"action": "answer: ', '"}'),
-        (chat(Tagged(), opening="<think>"), f"{THOUGHT[7:]}<action>answer: ", "</action>"),
-        (chat(Tagged(), opening="<think>\n"), f"{THOUGHT[8:]}<action>answer: ", "</action>"),
+        (Transcript(), "answer[", "]"),
+        (chat(Tagged()), f"{THOUGHT}<action>answer[", "]</action>"),
+        (chat(Json()), f'{THOUGHT}{{"action": "answer[', ']"}'),
+        (chat(Tagged(), opening="<think>"), f"{THOUGHT[7:]}<action>answer[", "]</action>"),
+        (chat(Tagged(), opening="<think>\n"), f"{THOUGHT[8:]}<action>answer[", "]</action>"),
     ],
     ids=["transcript", "tags", "json", "opened", "opened with a line"],
 )

@@ -11,7 +11,7 @@ from envs.core import TaskSet
 from envs.facts import code_hash, differences, environment_facts, key_of, without
 from envs.gym_tasks import GymTasks
 from envs.key_corridor.env import KeyCorridorTasks
-from envs.lookup.env import LookupTasks
+from envs.search.tasks import SearchTasks
 from envs.webshop.tasks import WebShopTasks
 from tests.agents.corridors import Corridors
 
@@ -61,7 +61,7 @@ def task_sets() -> list[TaskSet]:
     return [
         Corridors(),
         KeyCorridorTasks(),
-        LookupTasks(),
+        SearchTasks(embedded_people=48, train_tasks=20, valid_tasks=8),
         ALFWorldTasks(games="embedded"),
         WebShopTasks(catalogue="embedded", embedded_products=60),
         GymTasks("CartPole-v1"),

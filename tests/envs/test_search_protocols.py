@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envs.search import grading
-from envs.search.protocols import igpo, mt_grpo, search_r1, verl_agent
-from envs.search.protocols.search_r1 import Action
+from envs.search import grading, igpo, mt_grpo, search_r1, verl_agent
+from envs.search.search_r1 import Action
 
 TAGS = ("search", "answer", "think", "information", "tool_call", "code", "tool", "reasoning", "result")
 PIECES = [f"<{mark}{tag}>" for tag in TAGS for mark in ("", "/")] + [

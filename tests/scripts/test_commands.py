@@ -286,12 +286,12 @@ def test_a_model_of_another_environment_or_player_is_played_with_a_warning(cli: 
     save_checkpoint(checkpoint_folder(trained, 0), policy.model, policy.tokenizer, {"best": None})
     (trained / ".hydra").mkdir()
     (trained / ".hydra" / "config.yaml").write_text(
-        "env: {_target_: envs.lookup.env.LookupTasks}\n"
+        "env: {_target_: envs.search.tasks.SearchTasks}\n"
         "agent: {prompter: {_target_: agents.prompts.Transcript}, player: {_target_: agents.masking.MaskedAgent}}"
     )
     code, _, err = cli("evaluate", *CORRIDOR, "agent=transcript", "model=trained", "limit=1")
     assert code == 0, err
-    for what in ("env=envs.lookup.env.LookupTasks", "agent.player=agents.masking.MaskedAgent"):
+    for what in ("env=envs.search.tasks.SearchTasks", "agent.player=agents.masking.MaskedAgent"):
         assert f"warning: trained was trained with {what}" in err
 
 

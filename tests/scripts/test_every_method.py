@@ -15,7 +15,7 @@ from tests.scripts.test_commands import Cli
 
 NAMES = sorted(path.stem for path in (Path(conf.__path__[0]) / "algo").glob("*.yaml"))
 AGENTS = ["transcript", "masked"]
-# What these methods log of signals that need the right answers and the tool of lookup; all others play ALFWorld.
+# What these methods log of signals that need the right answers and the tool of search; all others play ALFWorld.
 MEASURED = {
     "igpo": ["signal/answer_logprob", "signal/answer_tokens", "time/answer_gain_s"],
     "mt_grpo": ["signal/turn_reward", "signal/tool_result"],
@@ -30,7 +30,7 @@ GAMES = [
     "env=alfworld", "env.games=embedded", "env.embedded_train=8", "env.embedded_valid_seen=1", "env.max_turns=3",
     "eval.splits=[valid_seen]",
 ]  # fmt: skip
-QUESTIONS = ["env=lookup", "env.train_tasks=32", "env.valid_tasks=4", "eval.splits=[valid]"]
+QUESTIONS = ["env=search", "env.embedded_people=48", "env.train_tasks=32", "env.valid_tasks=4"]
 
 
 @pytest.fixture(scope="module")

@@ -51,7 +51,7 @@ ENVIRONMENTS = {
         "env.embedded_valid_unseen=1",
     ],
     "webshop": ["env.catalogue=embedded", "env.embedded_products=60"],
-    "lookup": ["env.train_tasks=8"],
+    "search": ["env.embedded_people=48", "env.train_tasks=8", "env.valid_tasks=3"],
     "key_corridor": ["env.train_tasks=8"],
     "gym": ["env.train_tasks=8"],
     "light_switches": ["env.train_tasks=8"],

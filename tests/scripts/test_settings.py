@@ -200,6 +200,9 @@ WORDS = {  # the settings that are words, and where these are known
     "catalogue": "envs.webshop.tasks.CATALOGUES",
     "instructions": "envs.webshop.tasks.INSTRUCTIONS",
     "protocol": "envs.webshop.env.PROTOCOLS",
+    "SearchTasks.protocol": "envs.search.dialogue.PROTOCOLS",
+    "retriever": "envs.search.retrieval.RETRIEVERS",
+    "wire": "envs.search.wire.WIRES",
     "observation": "envs.webshop.env.OBSERVATIONS",
 }
 

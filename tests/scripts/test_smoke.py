@@ -19,7 +19,7 @@ MORE = {
     "alfworld": ["env.embedded_train=8", "env.embedded_valid_seen=1", "env.embedded_valid_unseen=1"],
     "gym": ["env.id=examples.light_switches:LightSwitches-v0", "env.train_tasks=8"],
     "key_corridor": ["env.train_tasks=8"],
-    "lookup": ["env.train_tasks=8"],
+    "search": ["env.embedded_people=48", "env.train_tasks=8", "env.valid_tasks=3"],
     "webshop": ["env.embedded_products=60"],
 }
 

@@ -40,9 +40,9 @@ def test_an_environment_may_change_the_working_directory(cli: Cli) -> None:  # n
 def test_what_is_called_as_a_package_of_this_project_is_not_in_the_way(tmp_path: Path, package: str) -> None:
     (tmp_path / package).mkdir()
     (tmp_path / package / "__init__.py").write_text("raise RuntimeError('another one')")
-    (tmp_path / "mine.py").write_text("from envs.lookup.env import LookupTasks as Tasks\n")
+    (tmp_path / "mine.py").write_text("from envs.search.tasks import SearchTasks as Tasks\n")
     done = subprocess.run(
-        [sys.executable, "-m", "scripts.play", "env=lookup", "env._target_=mine.Tasks"],
+        [sys.executable, "-m", "scripts.play", "env=search", "env.embedded_people=48", "env._target_=mine.Tasks"],
         cwd=tmp_path, env=environment(), input=":q\n", capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -51,7 +51,8 @@ def test_what_is_called_as_a_package_of_this_project_is_not_in_the_way(tmp_path:
 
 def test_a_stdout_that_is_not_utf_8_gets_what_it_can_show(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "scripts.evaluate", "env=lookup", "agent=random", "limit=2", "hydra.run.dir=run"],
+        [sys.executable, "-m", "scripts.evaluate", "env=search", "env.embedded_people=48", "agent=random", "limit=2",
+         "hydra.run.dir=run"],
         cwd=tmp_path, env={**environment(), "PYTHONIOENCODING": "ascii"}, capture_output=True, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, b"")

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from envs.search import search_r1, verl_agent
 from envs.search.corpus import Corpus, Passage
-from envs.search.protocols import search_r1, verl_agent
 from envs.search.retrieval import Hit
 from envs.search.server import Limits, QueriesRequest, QueryRequest, RequestError, answer, read_request
 

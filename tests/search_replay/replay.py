@@ -14,10 +14,9 @@ import numpy as np
 
 from envs.core import cache_root
 from envs.files import write_whole
-from envs.search import grading
+from envs.search import grading, igpo, mt_grpo, search_r1, verl_agent
 from envs.search.bm25 import BM25Retriever, tokenize
 from envs.search.corpus import Corpus, Passage
-from envs.search.protocols import igpo, mt_grpo, search_r1, verl_agent
 from envs.search.retrieval import Hit, best_hits
 from tests.search_replay.official import StandIn, VerlAgentRow, calculate, run_llm_loop, serve, verl_agent_reply
 from tests.webshop_replay.replay import Recorder

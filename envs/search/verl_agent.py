@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from envs.search.grading import exact_match
-from envs.search.protocols.search_r1 import cut
+from envs.search.search_r1 import cut
 
 _TASK = (
     "\nYou are an expert agent tasked with answering the given question step-by-step.\n"

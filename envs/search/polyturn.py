@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 
 from envs.search.corpus import Passage
-from envs.search.protocols.search_r1 import Action
+from envs.search.search_r1 import Action
 
 MAX_TURNS = 8
 TOP_K = 3

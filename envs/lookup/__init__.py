@@ -1,1 +1,0 @@
-"""Questions to be answered by looking things up."""

@@ -1,1 +1,0 @@
-"""How different projects play and grade questions: prompts, parsing, observations, turn limits, grades."""
