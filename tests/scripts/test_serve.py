@@ -1,0 +1,161 @@
+"""The retrieval server: both formats, limits, and clients that misbehave while others search."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+
+from benchmarks.search import load_server
+from envs.search.bm25 import BM25Retriever
+from envs.search.corpus import Corpus
+from envs.search.remote import RemoteRetriever
+from envs.search.retrieval import Hit, RetrievalError
+from envs.search.server import Limits, make_app
+from scripts.serve import main
+
+WORDS = [f"word{number}" for number in range(50)]
+LIMITS = Limits(default_k=2, most_k=5, most_queries=8, most_bytes=10_000, deadline=2.0)
+
+
+class Served:
+    """A server in a thread of this process."""
+
+    def __init__(self, retriever: Any, limits: Limits) -> None:
+        self.retriever = retriever
+        config = uvicorn.Config(make_app(retriever, limits), host="127.0.0.1", port=0, log_level="error")
+        self.server = uvicorn.Server(config)
+        self.thread = threading.Thread(target=self.server.run, daemon=True)
+        self.thread.start()
+        while not self.server.started:
+            assert self.thread.is_alive(), "the server has ended"
+            time.sleep(0.01)
+        self.port = self.server.servers[0].sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}/retrieve"
+
+    def post(self, body: Any) -> tuple[int, Any]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+        with suppress(BrokenPipeError, ConnectionResetError):  # it answers before it has read all of a large body
+            connection.request("POST", "/retrieve", raw)
+        response = connection.getresponse()
+        reply = json.loads(response.read())
+        connection.close()
+        return response.status, reply
+
+    def stop(self) -> None:
+        self.server.should_exit = True
+        self.thread.join(20)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("POLYTURN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        path = tmp_path_factory.mktemp("corpus") / "corpus.jsonl"
+        rows = [{"title": word, "text": f"{word} {' '.join(WORDS[i % 7 :: 7])}"} for i, word in enumerate(WORDS)]
+        path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        server = Served(BM25Retriever(Corpus(path)), LIMITS)
+    yield server
+    server.stop()
+
+
+def titles(reply: Any) -> list[list[str]]:
+    return [[entry["document"]["title"] for entry in entries] for entries in reply["result"]]
+
+
+def test_both_formats_are_answered_at_one_address(served: Served) -> None:
+    status, both = served.post({"queries": ["word1", "word2"], "topk": 1, "return_scores": True})
+    assert (status, titles(both)) == (200, [["word1"], ["word2"]])
+    assert set(both["result"][0][0]["document"]) == {"id", "title", "text", "contents"}
+    assert titles(served.post({"query": "word2", "topk": 1, "return_scores": True})[1]) == [["word2"]]
+    _, bare = served.post({"queries": ["word1", "word2", "word3"], "topk": 1})
+    assert [entries[0]["title"] for entries in bare["result"]] == ["word1", "word2", "word3"]
+    assert len(served.post({"query": "word1", "topk": 0})[1]["result"][0]) == LIMITS.default_k
+    assert served.post({"queries": []}) == (200, {"result": []})
+    for wire in ("search_r1", "verl_agent"):
+        remote = RemoteRetriever(served.url, wire)
+        assert remote.search(["word3 word4", "nothing"], 3) == served.retriever.search(["word3 word4", "nothing"], 3)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "said"),
+    [
+        (b"{", 422, "json_invalid"),
+        (b"", 422, "missing"),
+        (b"\xff\xfe", 422, "json_invalid"),
+        (b"[" * 9_000, 422, "json_invalid"),
+        ([], 422, "model_attributes_type"),
+        ({}, 422, "missing"),
+        ({"queries": "word1"}, 422, "list_type"),
+        ({"queries": [1]}, 422, "string_type"),
+        ({"query": None}, 422, "string_type"),
+        ({"query": "x", "topk": "many"}, 422, "int_parsing"),
+        ({"query": "x", "topk": -1}, 422, "topk must be in 1 to 5"),
+        ({"query": "x", "topk": 6}, 422, "topk must be in 1 to 5"),
+        ({"queries": ["x"] * 9}, 422, "may have 8 queries"),
+        ({"query": "x" * 20_000}, 413, "10,000 bytes"),
+    ],
+)
+def test_a_malformed_request_is_told_what_is_wrong(served: Served, body: Any, status: int, said: str) -> None:
+    found, reply = served.post(body)
+    assert (found, said in json.dumps(reply)) == (status, True), reply
+    assert served.post({"query": "word1", "topk": 1})[0] == 200
+
+
+def test_nothing_is_lost_or_mixed_up_among_clients_that_misbehave(served: Served) -> None:
+    figures = load_server(served.port, served.retriever, WORDS, clients=12, queries=240, large_body=2_000_000)
+    assert figures["wrong"] == figures["lost"] == 0
+    assert figures["queries"] == 240
+    assert figures["refused"] == figures["misbehaved"]
+
+
+def test_a_client_that_sends_nothing_more_is_let_go(served: Served) -> None:
+    with socket.create_connection(("127.0.0.1", served.port), timeout=20) as client:
+        client.sendall(b"POST /retrieve HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        assert b"503" in client.recv(1000).partition(b"\r\n")[0]
+
+
+def test_a_search_that_fails_or_hangs_is_answered(served: Served) -> None:
+    class Failing:
+        def search(self, queries: list[str], k: int) -> list[list[Hit]]:
+            if queries == ["wait"]:
+                time.sleep(0.5)
+            raise RetrievalError("the index is gone")
+
+        def facts(self) -> dict[str, Any]:
+            return {"retriever": "failing"}
+
+    failing = Served(Failing(), Limits(deadline=0.1))
+    assert failing.post({"query": "x"}) == (502, {"detail": "the index is gone"})
+    status, reply = failing.post({"query": "wait"})
+    assert (status, reply["detail"]) == (503, "not done within 0.1 s")
+    failing.stop()
+
+
+@pytest.mark.parametrize("arguments", [["retriever", "--retriever", "remote"], ["retriever", "--port", "x"], []])
+def test_a_wrong_command_line_is_refused(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["serve", *arguments])
+    with pytest.raises(ValueError, match="--help shows what there is"):
+        main()
+
+
+def test_the_command_serves_on_this_machine_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("POLYTURN_CACHE", str(tmp_path))
+    started: dict[str, Any] = {}
+    monkeypatch.setattr(uvicorn, "run", lambda app, **options: started.update(options))
+    monkeypatch.setattr("sys.argv", ["serve", "retriever", "--people", "48"])
+    main()
+    assert started["host"] == "127.0.0.1"
+    assert "bm25 over" in capsys.readouterr().out
