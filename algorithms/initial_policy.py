@@ -32,7 +32,7 @@ from envs.pool import EnvPool
 
 logger = logging.getLogger(__name__)
 
-VERSION = 11  # raise it when a change of `algorithms` makes the same configuration give other weights
+VERSION = 12  # raise it when a change of `algorithms` makes the same configuration give other weights
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy")  # other versions may give other weights
 LEFT_OUT = (  # keys of a run's configuration that a warm start does not depend on
     "policy", "seed",  # they are in `TinyPolicy`
@@ -154,11 +154,11 @@ def _key(
 
 def _texts(
     task_set: TaskSet, tasks: Sequence[Task], pool: EnvPool, progress: Progress, longest: int, count: int = 500
-) -> tuple[list[str], list[str]]:
+) -> tuple[list[str], list[str], set[str]]:
     """The texts of some episodes of the environment and its teacher, spread evenly over the tasks.
 
-    Also the names in brackets that were admissible at three turns or more. Texts longer than `longest` characters are
-    left out.
+    Also the names in brackets that were admissible at three turns or more, and all admissible actions. Texts longer
+    than `longest` characters are left out.
     """
     chosen = tasks[:: max(1, len(tasks) // count)][:count]
     progress.phase("read the environment's text", len(chosen))
@@ -181,7 +181,7 @@ def _texts(
             "%d of %d texts of the environment have more than %d characters, too long for the policy's context; "
             "its tokenizer is made without them", len(texts) - len(short), len(texts), longest,
         )  # fmt: skip
-    return short, named
+    return short, named, reader.admissible
 
 
 class _Reader:
@@ -190,6 +190,7 @@ class _Reader:
     def __init__(self, teacher: Agent) -> None:
         self.teacher = teacher
         self.shown: defaultdict[int, list[str]] = defaultdict(list)
+        self.admissible: set[str] = set()  # actions
         self.named: Counter[str] = Counter()  # the text in brackets -> number of turns
         self.brief = False  # whether the environment has a brief form of its observations
 
@@ -197,6 +198,7 @@ class _Reader:
         """Act like the teacher, and record the texts."""
         for view in views:
             self.brief |= BRIEF in view.info
+            self.admissible.update(view.info["admissible"] or ())
             self.named.update({name for a in view.info["admissible"] or () for name in _IN_BRACKETS.findall(a)})
             self.shown[view.key].append(view.info.get(BRIEF, view.observation))
         return self.teacher.act(views)

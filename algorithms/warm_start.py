@@ -10,9 +10,9 @@ was played and the target, at the first id that differs, is what was wanted; the
 Observations are targets too, with a smaller weight: predicting the names in them teaches to copy names.
 
 With `masked` an action is cloned as a `MaskedAgent` samples it: by the cross-entropy of the masked distribution. The
-same ids are targets of the whole vocabulary too, weighted like observations: the mask leaves few things to tell apart,
-and a goal is bound to its thing sooner where all have to be told apart. No action is refused under a mask, so the share
-of the expert's moves is replaced by other admissible ones.
+same ids are targets of the whole vocabulary too, with the weight `text_weight`: the mask leaves few things to tell
+apart, and a goal is bound to its thing sooner where all have to be told apart. No action is refused under a mask, so
+the share of the expert's moves is replaced by other admissible ones.
 
 Left out: corrections of the policy's own episodes (DAgger, arXiv 1011.0686). Rounds of it, at a tenth of the learning
 rate and with as many demonstrations beside them, lowered the success of a policy that solved a quarter of the games.
@@ -75,7 +75,8 @@ class WarmStart:
     max_turns: int  # of an episode that is played to learn from
     matrix_lr: float | None  # Muon, for the hidden matrices; None: AdamW for them too
     other_lr: float  # AdamW, for embeddings and norms
-    observation_weight: float = 0.5
+    observation_weight: float = 0.1
+    text_weight: float = 0.5  # of an action among all texts, beside its weight of 1 among the admissible actions
     observation_share: float = 1.0  # of what is observed is a target, drawn anew at each step: less takes less time
 
     def __post_init__(self) -> None:
@@ -313,7 +314,7 @@ class Cloner:
         logits, targets = logits[acts], targets[acts]
         if nodes:
             logits = masked_logits(logits, nodes)
-            losses[acts] = losses[acts] * self.config.observation_weight + cross_entropy(logits, targets)
+            losses[acts] = losses[acts] * self.config.text_weight + cross_entropy(logits, targets)
         right = (logits.argmax(-1) == targets).float()
         # By its share a batch may have drawn nothing of what was observed, and have no actions.
         return losses.sum() / weights.sum().clamp(min=1e-6), float(right.mean()) if len(right) else 1.0

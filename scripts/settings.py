@@ -343,6 +343,7 @@ SETTINGS: dict[str, Kind] = {
     "warm_start.matrix_lr": _or_null(RATE),
     "warm_start.other_lr": RATE,
     "warm_start.observation_weight": WEIGHT,
+    "warm_start.text_weight": WEIGHT,
     "warm_start.observation_share": SHARE,
     "lora": _or_null(PART),
     "lora.rank": Whole(1, 65_536),

@@ -1,12 +1,17 @@
 """The embedded default policy: a Llama of about a million parameters and a tokenizer made from the environment's text.
 
 It is an ordinary Hugging Face model and tokenizer, saved and loaded as a folder like any other; in the form of Qwen3,
-which is a Llama that normalises queries and keys. That, and positions that turn slowly, teach it sooner to find a thing
-by its name far back in the episode: 95 % of the expert's tokens instead of 93 % after as many steps.
+which is a Llama that normalises queries and keys. Positions turn slowly, and keys begin equal to queries: both teach
+it sooner to find a thing by its name far back in the episode.
 
-What makes it learn within minutes on two cores is the tokenizer: a numbered thing ("drawer 3") is one token, so that
-naming a thing that was seen means copying one token; and a phrase that the environment uses between such names ("You
-arrive at") is one token too, which makes episodes short. So is what actions name in brackets ("click[navy blue]").
+What makes it learn within minutes on two cores is the tokenizer:
+
+- A numbered thing ("drawer 3") is one token. To name a thing that was seen, the model copies one token.
+- An action's verb and the thing that it names ("take mug 2") are one token. Under a mask, that token is allowed only
+  where the thing can be taken. The model has to know what it wants, and not whether it is there.
+- A phrase that the environment uses between names ("You arrive at") is one token, which makes episodes short. So is
+  what actions name in brackets ("click[navy blue]").
+
 Any other text still encodes without loss, in words or else in bytes.
 """
 
@@ -34,12 +39,19 @@ ROPE_THETA = 1e6  # most pairs of dimensions turn less than once in an episode, 
 
 
 def build_tokenizer(
-    texts: Iterable[str], named: Iterable[str] = (), min_phrase: int = 20, max_phrases: int = 200
+    texts: Iterable[str],
+    named: Iterable[str] = (),
+    actions: Iterable[str] = (),
+    min_phrase: int = 20,
+    max_phrases: int = 200,
 ) -> PreTrainedTokenizerFast:
     """A lossless tokenizer whose tokens are the names, the frequent phrases and the words of `texts`.
 
     `named` are more names: one token each, the same wherever they stand as words of their own, except that those beyond
     ASCII stay in words.
+
+    `actions` are actions of the environment. A verb and a name with which one begins are one token, at the beginning of
+    a text.
 
     A phrase is what stands between two names of a line (or a name and an end of the line) at least `min_phrase`
     times. Lines without any name bring words only: they are sentences, and a task must stay readable by its words.
@@ -47,7 +59,8 @@ def build_tokenizer(
     names: Counter[str] = Counter()
     phrases: Counter[str] = Counter()
     words: Counter[str] = Counter()
-    for line in (line for text in texts for line in text.splitlines(keepends=True)):
+    actions = sorted(set(actions))
+    for line in (line for text in [*texts, *actions] for line in text.splitlines(keepends=True)):
         between = re.split(ENTITY + r"\b", line.rstrip("\n"))
         if len(between) > 1:
             names.update(re.findall(ENTITY + r"\b", line))
@@ -59,9 +72,13 @@ def build_tokenizer(
     if len(words) > MOST_WORDS:
         logger.warning("the %d rarest of %d words have no token of their own", len(words) - MOST_WORDS, len(words))
     kept = [word for word, _ in words.most_common(MOST_WORDS)]
+    commands = {found[0] for action in actions if (found := re.match(r"[a-z ]+? [a-z]+ \d+\b", action))}
+    kinds = sorted({command.rsplit(" ", 1)[0] for command in commands}, key=lambda kind: (-len(kind), kind))
     # A phrase is one only where a name or the end of the text follows, as where it was found.
     pattern = "|".join(re.escape(p) for p in frequent)
     pattern = (f"(?:{pattern})(?= ?[a-z]+ \\d+\\b|$)|" if frequent else "") + f"{ENTITY}\\b|{WORD}"
+    if kinds:
+        pattern = f"\\A(?:{'|'.join(kinds)}) \\d+\\b|{pattern}"
     split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     vocabulary: dict[str, int] = {}
@@ -69,7 +86,7 @@ def build_tokenizer(
     for token in [*specials, *sorted(pre_tokenizers.ByteLevel.alphabet())]:
         vocabulary[token] = len(vocabulary)
     numbered = sorted(_all_numbers([name for name, _ in names.most_common(MOST_WORDS)]))
-    for piece in [*numbered, *frequent, *sorted(kept)]:
+    for piece in [*numbered, *frequent, *sorted(kept), *sorted(_all_numbers(commands))]:
         token = "".join(part for part, _ in to_bytes.pre_tokenize_str(piece))
         vocabulary.setdefault(token, len(vocabulary))
     # Without merges, and with whole pieces looked up first, BPE is a word list that falls back to bytes.
@@ -86,6 +103,8 @@ def build_tokenizer(
 
 def _all_numbers(names: Iterable[str]) -> set[str]:
     """The names seen, those of the same kind with a smaller number, and one more: " drawer 3" brings " drawer 1" to 4.
+
+    "take mug 2" is of the kind "take mug".
 
     A kind seen with numbers up to n comes with n + 1 in some game that was not read; then it should not be spelled.
     """
@@ -118,7 +137,12 @@ def build_model(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Qwen3ForCausalLM(config).eval()
+        model = Qwen3ForCausalLM(config).eval()
+    # A token begins by attending to what is like it: Trockman and Kolter, arXiv 2305.09828.
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.k_proj.weight.copy_(layer.self_attn.q_proj.weight)
+    return model
 
 
 class SharedWords:

@@ -32,6 +32,25 @@ def test_numbers_below_the_largest_seen_are_known() -> None:
     assert pieces("take mug 1 from desk 1")[1] == " mug 1"
 
 
+def test_an_action_begins_with_one_token_of_its_verb_and_its_name() -> None:
+    actions = ["take mug 2 from desk 1", "go to desk 1", "go north", "examine desk 1", "room 1"]
+    tokenizer = build_tokenizer(TEXTS, actions=actions)
+
+    def written(text: str) -> list[str]:
+        return tokenizer.batch_decode([[i] for i in tokenizer.encode(text)])
+
+    assert written("take mug 2 from desk 1") == ["take mug 2", " from", " desk 1"]
+    assert written("take mug 1 from desk 3") == ["take mug 1", " from", " desk 3"]  # other numbers of what was seen
+    assert written("go to desk 2") == ["go to desk 2"]
+    assert written("go north") == ["go", " north"]
+    assert written("room 1") == ["room 1"]
+    assert written("You take mug 2. go to desk 1")[-2:] == [" to", " desk 1"]  # only where a text begins
+    assert written("<act>go to desk 1<eos>take mug 2")[1::2] == ["go to desk 1", "take mug 2"]
+    assert written("take pen 1 from desk 1") == ["take", " pen 1", " from", " desk 1"]  # a pen was never taken
+    for text in actions:
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
 def test_a_task_is_read_by_its_words() -> None:
     assert " mug" in pieces("Your task is to: put a mug in desk.")
 

@@ -125,12 +125,14 @@ def test_under_a_mask_noise_is_admissible_and_what_is_forced_weighs_like_text() 
                 assert target in node.children
 
 
-@pytest.mark.parametrize("observation_weight", [0.25, 1.0])
-def test_the_loss_under_a_mask_is_that_of_the_mask_and_that_of_the_text(observation_weight: float) -> None:
+@pytest.mark.parametrize(("observation_weight", "text_weight"), [(0.25, 0.5), (1.0, 0.5), (0.25, 0.0)])
+def test_the_loss_under_a_mask_is_that_of_the_mask_and_that_of_the_text(
+    observation_weight: float, text_weight: float
+) -> None:
     policy, _, lessons = masked_lessons(0.0, observation_weight)
     config = WarmStart(
         episodes=1, noise=0.0, steps=1, tokens_per_step=512, max_turns=8, matrix_lr=None, other_lr=0.01,
-        observation_weight=observation_weight,
+        observation_weight=observation_weight, text_weight=text_weight,
     )  # fmt: skip
     lesson = lessons[0]
     loss, _ = Cloner(policy.model, config, np.random.default_rng(0))._loss([lesson], 1.0)
@@ -144,7 +146,7 @@ def test_the_loss_under_a_mask_is_that_of_the_mask_and_that_of_the_text(observat
         masked = 0.0
         if node is not None and node.forced is None:
             masked = -torch.log_softmax(logits[i, node.ids], -1)[list(node.ids).index(target)].item()
-        total += masked + (observation_weight if masked else weight) * text[i]
+        total += masked + (text_weight if masked else weight) * text[i]
         weights += weight
     assert float(loss) == pytest.approx(total / weights, rel=1e-5)
 
