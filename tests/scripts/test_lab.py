@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -205,8 +206,12 @@ def test_methods_and_seeds_are_run_from_one_warm_start(whole: tuple[Path, str], 
 
 
 def test_a_laboratory_that_was_ended_goes_on_and_reports_the_same(whole: tuple[Path, str], cache: Path) -> None:
+    """Ended in its second run, while another one has not begun."""
     folder = whole[0].parent / "ended"
-    process = lab(CONF, *SMALL, "algos=[grpo,gigpo]", f"hydra.run.dir={folder}", cache=cache)
+    shutil.copytree(whole[0], folder)
+    for missing in ("grpo/1", "gigpo/1"):
+        shutil.rmtree(folder / missing)
+    process = lab(f"resume={folder}", cache=cache)
     deadline = time.monotonic() + 300
     while not (folder / "grpo/1/checkpoints/update-000001").is_dir():
         assert process.poll() is None, process.communicate()[0]

@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
 from agents.episode import read_episodes
+from tests.scripts.test_commands import Cli
 
 ROOT = Path(__file__).parents[2]
 SMOKE = ["+experiment=smoke", "trainer.updates=4", "eval.splits=[valid_seen]", "eval.selection_tasks=8"]
@@ -25,12 +27,6 @@ def start(*arguments: str, cache: Path) -> subprocess.Popen:
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-
-
-def train(*arguments: str, cache: Path) -> tuple[int, str]:
-    process = start(*arguments, cache=cache)
-    said, _ = process.communicate(timeout=400)
-    return process.returncode, said
 
 
 def metrics(run: Path) -> list[dict[str, float]]:
@@ -46,9 +42,23 @@ def cache(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, cache: Path) -> tuple[Path, str]:
     run = tmp_path_factory.mktemp("runs") / "whole"
-    code, said = train(*SMOKE, f"hydra.run.dir={run}", cache=cache)
-    assert code == 0, said
+    process = start(*SMOKE, f"hydra.run.dir={run}", cache=cache)
+    said, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, said
     return run, said
+
+
+@pytest.fixture
+def train(tmp_path: Path, cache: Path, capsys, monkeypatch) -> Callable[..., tuple[int, str]]:
+    """Trains in this process, which has imported torch. Returns the exit code, and what is printed."""
+    monkeypatch.setenv("POLYTURN_CACHE", str(cache))
+    cli = Cli(tmp_path, capsys, monkeypatch)
+
+    def run(*arguments: str) -> tuple[int, str]:
+        code, out, err = cli("train", *arguments)
+        return code, out + err
+
+    return run
 
 
 def test_a_run_leaves_what_the_readme_promises(whole: tuple[Path, str]) -> None:
@@ -105,7 +115,7 @@ def test_an_evaluation_keeps_what_came_of_each_task(whole: tuple[Path, str]) -> 
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_run_that_was_ended_goes_on_as_if_it_had_not_been(whole, cache: Path, tmp_path: Path, how) -> None:
+def test_a_run_that_was_ended_goes_on_as_if_it_had_not_been(whole, cache: Path, tmp_path: Path, train, how) -> None:
     run = tmp_path / "ended"
     process = start(*SMOKE, f"hydra.run.dir={run}", cache=cache)
     deadline = time.monotonic() + 300
@@ -120,7 +130,7 @@ def test_a_run_that_was_ended_goes_on_as_if_it_had_not_been(whole, cache: Path, 
     if how is signal.SIGINT:
         assert process.returncode == 0, said
         assert f"go on with: python -m scripts.train resume={os.path.relpath(run, ROOT)}" in said
-    code, said = train(f"resume={run}", cache=cache)
+    code, said = train(f"resume={run}")
     assert code == 0, said
     assert metrics(run) == metrics(whole[0])
     newest = "checkpoints/update-000004/model.safetensors"
@@ -131,7 +141,7 @@ def test_a_run_that_was_ended_goes_on_as_if_it_had_not_been(whole, cache: Path, 
         assert (run / report).read_bytes() == (whole[0] / report).read_bytes()
 
 
-def test_a_complete_run_is_left_as_it_is_and_gets_the_report_that_it_lacks(whole, cache: Path, tmp_path: Path) -> None:
+def test_a_complete_run_is_left_as_it_is_and_gets_the_report_that_it_lacks(whole, train, tmp_path: Path) -> None:
     run = tmp_path / "complete"
     shutil.copytree(whole[0], run)
 
@@ -139,32 +149,32 @@ def test_a_complete_run_is_left_as_it_is_and_gets_the_report_that_it_lacks(whole
         return {str(path): path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
     before, times = contents(), {path: path.stat().st_mtime_ns for path in run.rglob("*")}
-    code, said = train(f"resume={run}", cache=cache)
+    code, said = train(f"resume={run}")
     assert (code, f"{run} is complete after 4 updates" in said) == (0, True), said
     assert (contents(), {path: path.stat().st_mtime_ns for path in run.rglob("*")}) == (before, times)
     (run / "evaluation.md").unlink()
     (run / "curve.png").unlink()
     (run / "evaluation.json").write_text((run / "evaluation.json").read_text()[:100])
-    code, said = train(f"resume={run}", cache=cache)
+    code, said = train(f"resume={run}")
     assert code == 0, said
     assert contents() == before
 
 
-def test_a_complete_run_goes_on_when_it_gets_more_updates(whole, cache: Path, tmp_path: Path) -> None:
+def test_a_complete_run_goes_on_when_it_gets_more_updates(whole, train, tmp_path: Path) -> None:
     run = tmp_path / "complete"
     shutil.copytree(whole[0], run)
-    code, said = train(f"resume={run}", "trainer.updates=5", cache=cache)
+    code, said = train(f"resume={run}", "trainer.updates=5")
     assert (code, "update 5/5" in said) == (0, True), said
     assert json.loads((run / "evaluation.json").read_text())["updates"] == 5
     assert metrics(run)[: len(metrics(whole[0]))] == metrics(whole[0])
-    code, said = train(f"resume={run}", cache=cache)  # the change was kept
+    code, said = train(f"resume={run}")  # the change was kept
     assert (code, f"{run} is complete after 5 updates" in said) == (0, True), said
 
 
-def test_a_run_is_not_resumed_as_another(whole, cache: Path) -> None:
-    code, said = train(f"resume={whole[0]}", "env.max_turns=9", cache=cache)
+def test_a_run_is_not_resumed_as_another(whole, train) -> None:
+    code, said = train(f"resume={whole[0]}", "env.max_turns=9")
     assert (code, "environment.max_turns was 50 and is 9" in said) == (2, True), said
-    code, said = train(f"resume={whole[0]}", "trainer.updates=4", "pool.size=64", cache=cache)
+    code, said = train(f"resume={whole[0]}", "trainer.updates=4", "pool.size=64")
     assert (code, "changed since the last start: pool.size was 128 and is 64" in said) == (0, True), said
 
 
@@ -186,15 +196,10 @@ def test_a_run_is_not_resumed_as_another(whole, cache: Path) -> None:
         ("trainer.groups=0", "trainer.groups must be a whole number from 1"),
     ],
 )
-def test_a_mistake_is_told_in_a_line(cache: Path, tmp_path: Path, mistake: str, said: str) -> None:
-    empty = {"POLYTURN_DATA": str(tmp_path / "no-data")}
-    command = [sys.executable, "-m", "scripts.train", *SMOKE, mistake]  # whose warm start is there
-    if not mistake.startswith("resume"):
-        command.append(f"hydra.run.dir={tmp_path / 'run'}")
-    done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, **empty, "POLYTURN_CACHE": str(cache)},
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 2, done.stderr
-    assert said in done.stderr.replace("\n", " ")
-    assert "Traceback" not in done.stderr
+def test_a_mistake_is_told_in_a_line(train, tmp_path: Path, monkeypatch, mistake: str, said: str) -> None:
+    monkeypatch.setenv("POLYTURN_DATA", str(tmp_path / "no-data"))
+    code, printed = train(*SMOKE, mistake)
+    assert code == 2, printed
+    assert said in printed.rpartition("error: ")[2]
+    assert "Traceback" not in printed
+    assert not list(tmp_path.iterdir())
