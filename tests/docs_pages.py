@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from functools import cache
 from pathlib import Path
@@ -21,6 +23,15 @@ def metric_keys() -> tuple[str, ...]:
     return tuple(
         re.findall(r"^\| `([\w/]+)` \|", (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8"), re.MULTILINE)
     )
+
+
+def checked_updates(metrics: Path) -> list[dict[str, float]]:
+    """The updates in a metrics.jsonl, whose numbers are finite and whose keys all have a row in docs/metrics.md."""
+    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    assert [key for line in lines for key in line if not is_documented(key)] == []
+    updates = [line for line in lines if "train/loss" in line]
+    assert all(math.isfinite(value) for line in updates for value in line.values())
+    return updates
 
 
 def is_documented(key: str) -> bool:

@@ -16,6 +16,7 @@ from envs import fetch
 from tests.agents.endpoint_server import Server, said
 from tests.agents.test_chat import CHATML
 from tests.agents.toys import random_policy
+from tests.docs_pages import checked_updates
 from tests.scripts.test_commands import Cli
 
 ROOT = Path(__file__).parents[2]
@@ -157,10 +158,16 @@ def filled(argument: str, cli: Cli) -> str:
     return argument.replace("RUN_DIR", trained(cli)) if "RUN_DIR" in argument else argument
 
 
+def written(cli: Cli) -> set[Path]:
+    """What runs of training have logged."""
+    return set(cli.folder.glob("outputs/**/metrics.jsonl"))
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if any(commands(page))], ids=lambda p: p.stem)
 def test_the_commands_of_a_page_run_or_are_refused_in_a_line(cli: Cli, page: Path) -> None:
     for shown in commands(page):
         arguments = [filled(argument, cli) for argument in shortened(shown)]
+        before = written(cli)
         code, _, err = cli(shown.name, *arguments, stdin=":q\n")
         errors = [line for line in err.splitlines() if not line.startswith(NOTES)]
         said_so = f"{page.name}: {shown.name} {' '.join(arguments)}\n{err}"
@@ -169,6 +176,9 @@ def test_the_commands_of_a_page_run_or_are_refused_in_a_line(cli: Cli, page: Pat
             assert len(errors) == 1, said_so
             assert errors[0].startswith("error: "), said_so
             assert re.search("|".join(REFUSALS), errors[0]), said_so
+        own = any(a.startswith("--config-dir=") for a in arguments)  # a signal with metrics of its own
+        for metrics in written(cli) - before if not own else ():
+            assert [line["update"] for line in checked_updates(metrics)] == [1], said_so
 
 
 def test_all_pages_are_read() -> None:
