@@ -7,6 +7,7 @@ from datetime import date
 from functools import lru_cache
 from typing import Any
 
+from agents.policies.names import NO_CHAT_TEMPLATE
 from agents.quoting import control_ids, encode
 
 MARK = "\u2063polyturn\u2063"  # marks the place of an answer, with invisible separators that nobody else would write
@@ -22,10 +23,7 @@ class ChatTemplateError(ValueError):
 def render_chat(tokenizer: Any, messages: Sequence[dict[str, str]], **options: Any) -> str:
     """The chat template's text for `messages`. Raises `ChatTemplateError`."""
     if not tokenizer.chat_template:
-        raise ChatTemplateError(
-            f"{model_name(tokenizer)} has no chat template, so it is not an instruction-tuned model. "
-            "agent=transcript works with any model, agent=chat with models that have a chat template"
-        )
+        raise ChatTemplateError(f"{model_name(tokenizer)} {NO_CHAT_TEMPLATE}")
     try:
         text: str = tokenizer.apply_chat_template(
             messages, **{"tokenize": False, "strftime_now": DAY.strftime, **options}

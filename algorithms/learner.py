@@ -42,6 +42,7 @@ from algorithms.losses import (
     loss_layouts,
     probability_mask,
 )
+from algorithms.needs import check_aggregation
 from algorithms.turn_table import TurnTable
 from envs.core import UnknownNameError
 
@@ -94,11 +95,7 @@ class Objective:
         for name, known in (("aggregation", AGGREGATIONS), ("kl_estimator", KL_ESTIMATORS), ("kl_in", KL_PLACES)):
             if getattr(self, name) not in known:
                 raise UnknownNameError(f"algo.{name}", getattr(self, name), known)
-        if (self.aggregation == "seq-mean-token-sum-norm") != (self.loss_divisor is not None):
-            raise ValueError(
-                f"algo.loss_divisor is {self.loss_divisor} with algo.aggregation={self.aggregation}; the aggregation "
-                "seq-mean-token-sum-norm needs a constant, for example the token limit, and no other uses one"
-            )
+        check_aggregation(self.aggregation, self.loss_divisor)
         if self.probability_mask is not None and not 0 < self.probability_mask <= 1:
             raise ValueError(f"algo.probability_mask must lie between 0 and 1, got {self.probability_mask}")
 

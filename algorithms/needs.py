@@ -65,6 +65,24 @@ def check_method(
     return _needs(made, tree_expansion, getattr(_function(player), "needs", ()))
 
 
+def check_aggregation(aggregation: str, loss_divisor: float | None) -> None:
+    """Raises `ValueError` for a divisor that the aggregation does not use, or lacks."""
+    if (aggregation == "seq-mean-token-sum-norm") != (loss_divisor is not None):
+        raise ValueError(
+            f"algo.loss_divisor is {loss_divisor} with algo.aggregation={aggregation}; the aggregation "
+            "seq-mean-token-sum-norm needs a constant, for example the token limit, and no other uses one"
+        )
+
+
+def check_dynamic_sampling(dynamic_sampling: bool, group_size: int) -> None:
+    """Raises `ValueError` for groups of which all would be dropped."""
+    if dynamic_sampling and group_size == 1:
+        raise ValueError(
+            "algo.dynamic_sampling=true drops groups in which all attempts have the same return; with "
+            "trainer.group_size=1 this is every group, so use at least 2"
+        )
+
+
 def _declared(make: MakeSignal) -> Any:
     """The class of a signal, which has its declarations; `SignalBase` if another function makes it."""
     made = _function(make)

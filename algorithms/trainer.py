@@ -42,6 +42,7 @@ from algorithms.checkpoint import (
 from algorithms.estimators.groups import uniform_groups
 from algorithms.finite import NotFiniteError
 from algorithms.learner import Learner
+from algorithms.needs import check_dynamic_sampling
 from algorithms.signals.base import MakeSignal, Measurement, RolloutBatch, SignalContext, turn_means
 from algorithms.tree_expansion import TreeExpansion
 from algorithms.turn_table import Estimate, TurnTable
@@ -85,11 +86,7 @@ class TrainerConfig:
                 raise ValueError(f"trainer.{name} must be at least {low}, got {value}")
         if self.updates is None and self.env_steps is None:
             raise ValueError("a run needs an end: trainer.updates, trainer.env_steps or both")
-        if self.dynamic_sampling and self.group_size == 1:
-            raise ValueError(
-                "algo.dynamic_sampling=true drops groups in which all attempts have the same return; with "
-                "trainer.group_size=1 this is every group, so use at least 2"
-            )
+        check_dynamic_sampling(self.dynamic_sampling, self.group_size)
         if self.tree_expansion is not None:
             self.tree_expansion.check(self.group_size)
 

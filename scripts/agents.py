@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from agents.agent import Agent, PolicyAgent
 from agents.evaluation import spread
 from agents.policies.base import check_vllm
-from agents.policies.names import find_parts
+from agents.policies.names import check_chat_template, check_quantization, find_parts
 from agents.scripted import ExpertAgent, RandomAgent
 from algorithms.checkpoint import checkpoint_folder, checkpoints, load_state
 from algorithms.needs import Needs, check_environment
@@ -115,7 +115,7 @@ def check_agent(config: DictConfig) -> None:
     check_engine(config)
     if "prompter" in config.agent:
         _compare_with_training(config, Path(model).expanduser())
-    _check_model(model)
+    _check_model(config)
 
 
 def check_engine(config: DictConfig) -> None:
@@ -130,13 +130,17 @@ def check_engine(config: DictConfig) -> None:
         check_vllm()
 
 
-def _check_model(name: str) -> None:
-    """Raise `OSError` where there is no model of that name."""
-    path = Path(name).expanduser()
-    if not (path / "checkpoints").is_dir():
-        find_parts(name)
-    elif not checkpoints(path):
-        raise FileNotFoundError(f"the run {path} has no checkpoint yet")
+def _check_model(config: DictConfig) -> None:
+    """Raise `OSError` where there is no model of that name, or one that cannot be used as it is asked for."""
+    path = Path(config.model).expanduser()
+    if (path / "checkpoints").is_dir():
+        if not checkpoints(path):
+            raise FileNotFoundError(f"the run {path} has no checkpoint yet")
+        return
+    find_parts(config.model)
+    check_quantization(config.policy.get("quantization"))
+    if OmegaConf.select(config, "agent.prompter._target_") == CHAT:
+        check_chat_template(config.model)
 
 
 def check_trained_agent(config: DictConfig) -> None:
@@ -158,7 +162,7 @@ def check_trained_agent(config: DictConfig) -> None:
     if config.resume:
         return
     if config.model:
-        _check_model(config.model)
+        _check_model(config)
         if config.policy.get("_target_") == TINY and asked_under("policy"):
             raise ValueError(
                 f"model={config.model} is the model to train, and policy=tiny creates another one: leave one of them "
@@ -240,12 +244,23 @@ def endpoint(
     name: str,
     prompter: Chat,
     sampling: Sampling,
-    **connection: Any,
+    *,
+    base_url: str | None,
+    api_key: str | None,
+    concurrency: int,
+    timeout: float,
+    max_retries: int,
+    prices: Sequence[float] | None,
+    parameters: Mapping[str, Any] | None,
+    system_role: str | None,
 ) -> EndpointAgent:
     """The model `name` behind an OpenAI-compatible endpoint, which draws by seeds of its own."""
     from agents.endpoint import EndpointAgent
 
-    return EndpointAgent(name, prompter, sampling, **connection)
+    return EndpointAgent(
+        name, prompter, sampling, base_url=base_url, api_key=api_key, concurrency=concurrency, timeout=timeout,
+        max_retries=max_retries, prices=prices, parameters=parameters, system_role=system_role,
+    )  # fmt: skip
 
 
 def checkpoint_of(name: str) -> str:

@@ -26,7 +26,7 @@ from agents.evaluation import Evaluation, evaluate, pooled, spread
 from agents.rollout import BrokenEnvironmentError
 from agents.source import agents_hash
 from algorithms.checkpoint import checkpoint_folder, checkpoints, load_run, load_state, remove_after, update_of
-from algorithms.needs import Needs, check_method, check_parts
+from algorithms.needs import Needs, check_aggregation, check_dynamic_sampling, check_method, check_parts
 from envs.core import Manifest, TaskSet, UnknownNameError, counted, evaluation_splits, hold_out
 from envs.facts import Facts, differences, environment_facts, without
 from envs.files import read_json_lines, remove_whole, write_whole
@@ -179,6 +179,8 @@ class Method:
     def check(self, cfg: DictConfig) -> Needs:
         """Check what the parts declare (`algorithms.needs.check_method`); returns what they need."""
         group_size = cfg.trainer.group_size
+        check_aggregation(cfg.algo.get("aggregation", ""), cfg.algo.get("loss_divisor"))
+        check_dynamic_sampling(cfg.algo.dynamic_sampling, group_size)
         return check_method(self.player, self.signals, self.estimator, self.tree_expansion, group_size)
 
 

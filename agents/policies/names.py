@@ -14,11 +14,25 @@ import json
 import re
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 PACKAGE = "package:"
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 HUB_TIMEOUT = 5.0  # seconds
+NO_CHAT_TEMPLATE = (
+    "has no chat template, so it is not an instruction-tuned model. "
+    "agent=transcript works with any model, agent=chat with models that have a chat template"
+)
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
+# Model types that `LocalPolicy.check` refuses: without attention, with other layers between it, without keys and values
+# that can be kept, or with other inputs than text.
+UNSUPPORTED = frozenset({
+    "bamba", "bart", "bert", "bigbird_pegasus", "blenderbot", "bloom", "cpmant", "deepseek_v32", "electra",
+    "falcon_h1", "falcon_mamba", "granitemoehybrid", "jamba", "lfm2_moe", "llama4_text", "mamba", "mamba2", "marian",
+    "mbart", "megatron-bert", "minimax", "modernbert-decoder", "olmo_hybrid", "openai-gpt", "qwen3_5_text",
+    "qwen3_next", "recurrent_gemma", "reformer", "roberta", "roformer", "rwkv", "trocr", "xlm", "xlm-roberta", "xlnet",
+    "xlstm",
+})  # fmt: skip
 
 
 class ModelError(OSError):
@@ -42,7 +56,10 @@ def find(name: str | Path) -> Path | str:
     path = _in_package(text) if text.startswith(PACKAGE) else Path(text).expanduser()
     if path.suffix == ".gguf" and path.is_file():
         return path
-    if (path / CONFIG).is_file() or (path / ADAPTER_CONFIG).is_file():
+    if (path / CONFIG).is_file():
+        _check_folder(path)
+        return path
+    if (path / ADAPTER_CONFIG).is_file():
         return path
     here = len(path.parts) > 1 and path.parent.is_dir()  # "outputs/x" beside a folder "outputs" is not a hub id
     if path.exists() or here or not HUB_ID.fullmatch(text):
@@ -65,6 +82,49 @@ def _ask_hub(name: str) -> None:
     except Exception as error:  # of the hub, its client or the network
         reason = str(error).strip().partition("\n")[0]
         raise ModelError(f"no model {name}: no such folder, and the hub cannot provide it ({reason})") from error
+
+
+def _check_folder(folder: Path) -> None:
+    """Raises `ModelError` for a folder whose model cannot be read, or is of a kind that cannot be used."""
+    config = _read_json(folder / CONFIG)
+    if (kind := config.get("model_type")) in UNSUPPORTED:
+        raise ModelError(
+            f"{folder} is a model of type {kind}; it cannot be sampled and trained here. docs/agents.md lists the "
+            "models that can"
+        )
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+        raise ModelError(f"{folder} has a {CONFIG}, but no weights: expected *.safetensors or *.bin")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises `ModelError`."""
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+
+
+def check_chat_template(name: str | Path) -> None:
+    """Raises `ModelError` if the model is in a folder, and neither it nor its adapters have a chat template."""
+    folders = [part for part in find_parts(name) if isinstance(part, Path) and part.is_dir()]
+    if len(folders) < len(find_parts(name)) or any(map(_has_chat_template, folders)):
+        return  # or it is not known: GGUF files and models of a hub are read later
+    raise ModelError(f"{folders[-1]} {NO_CHAT_TEMPLATE}")
+
+
+def _has_chat_template(folder: Path) -> bool:
+    if any(folder.glob("chat_template*")):
+        return True
+    path = folder / "tokenizer_config.json"
+    return path.is_file() and bool(_read_json(path).get("chat_template"))
+
+
+def check_quantization(quantization: str | None) -> None:
+    """Raises `ModelError` if the package for it is not installed."""
+    if quantization is not None and find_spec("bitsandbytes") is None:
+        raise ModelError(
+            f"policy.quantization={quantization} needs the package bitsandbytes; pip install 'polyturn[quantized]'"
+        )
 
 
 def _in_package(text: str) -> Path:

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from agents.policies.local import LocalPolicy
 from agents.policies.lora import Lora, add_adapters, add_adapters_of, read_adapters, save_adapters
 from agents.policies.models import find_device, one_line
-from agents.policies.names import ModelError, find_parts
+from agents.policies.names import ModelError, check_quantization, find_parts
 from agents.policies.weights import check_tensors, has_adapters, train_in_float32
 from envs.checksums import DamagedError, found_whole, verify_if_noted, write_checksums
 from envs.core import UnknownNameError, cache_root
@@ -200,6 +200,5 @@ def save_model(folder: Path, model: Any, tokenizer: Any) -> None:
 def _four_bits() -> Any:
     from transformers import BitsAndBytesConfig
 
-    if find_spec("bitsandbytes") is None:
-        raise ModelError("policy.quantization=4bit needs the package bitsandbytes; pip install 'polyturn[quantized]'")
+    check_quantization("4bit")
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)

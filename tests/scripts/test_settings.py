@@ -221,6 +221,13 @@ def test_no_words_are_left_out_of_that() -> None:
     assert {name for name, kind in SETTINGS.items() if isinstance(kind, Word)} - others <= WORDS.keys()
 
 
+SILENT = "env=gym env.id=tests.envs.test_gym_tasks:Script-v0 split=valid"  # tells nothing but text
+MODELS = {  # the config.json of folders, and a file that passes for weights
+    "llama": ('{"model_type": "llama"}', "model.safetensors"),
+    "mamba": ('{"model_type": "mamba"}', "model.safetensors"),
+    "no_weights": ('{"model_type": "llama"}', "README.md"),
+    "broken": ("{", "model.safetensors"),
+}
 REFUSALS = [
     ("train", "seed=abc", "seed must be "),
     ("train", "algo=igpo", "algo.signals.answer_gain needs right answers"),
@@ -244,6 +251,17 @@ REFUSALS = [
     ("evaluate", "model=./nothing", "no model at nothing"),
     ("evaluate", "agent=chat model=./nothing +agent.prompter.x=1", "unknown setting of agent.prompter 'x'"),
     ("evaluate", "agent=random split=nope", "unknown split of polyturn/KeyCorridor-v0 'nope'"),
+    ("train", "algo.aggregation=turn-mean algo.loss_divisor=5", "and no other uses one"),
+    ("train", "algo=reinforce_pp trainer.group_size=1 algo.dynamic_sampling=true", "this is every group"),
+    ("train", "policy=hf model=../models/llama policy.quantization=4bit", "needs the package bitsandbytes"),
+    ("train", "policy=hf model=../models/llama agent=chat", "models/llama has no chat template"),
+    ("train", "policy=hf model=../models/mamba", "models/mamba is a model of type mamba"),
+    ("evaluate", "agent=transcript model=../models/no_weights", "has a config.json, but no weights"),
+    ("evaluate", "agent=transcript model=../models/broken", "broken/config.json cannot be read"),
+    ("evaluate", "agent=openai agent.name=m +agent.x=1", "unknown setting of agent 'x'"),
+    ("evaluate", f"{SILENT} agent=candidates model=../models/llama", "agent.player needs admissible actions"),
+    ("evaluate", f"{SILENT} agent=random", "agent=random needs admissible actions"),
+    ("play", f"{SILENT} agent=masked model=../models/llama", "agent.player needs admissible actions"),
     ("play", "seed=abc", "seed must be "),
     ("play", "agent=transcript model=./nothing", "no model at nothing"),
 ]
@@ -251,11 +269,12 @@ REFUSALS = [
 
 WATCH = """
 import importlib, io, json, os, sys
+sys.modules["bitsandbytes"] = None
 from contextlib import redirect_stderr, redirect_stdout
 
 for command, mistakes in json.loads(sys.argv[1]):
     main = importlib.import_module(f"scripts.{command}").main
-    sys.argv = [command, "env=key_corridor", *mistakes.split()]
+    sys.argv = [command, *(["env=key_corridor"] if "env=" not in mistakes else []), *mistakes.split()]
     err, code = io.StringIO(), 0
     try:
         with redirect_stdout(io.StringIO()), redirect_stderr(err):
@@ -272,6 +291,10 @@ def refused(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], l
     """The exit code, stderr, slow modules and files left of each of `REFUSALS`, one after the other in one process."""
     folder = tmp_path_factory.mktemp("refusals")
     (folder / "here").mkdir()
+    for name, (config, weights) in MODELS.items():
+        (folder / "models" / name).mkdir(parents=True)
+        (folder / "models" / name / "config.json").write_text(config)
+        (folder / "models" / name / weights).touch()
     small = {"HF_HUB_OFFLINE": "1", "POLYTURN_CACHE": str(folder / "cache"), "POLYTURN_DATA": str(folder / "data")}
     commands = [(command, mistakes) for command, mistakes, _ in REFUSALS]
     done = subprocess.run(
