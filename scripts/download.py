@@ -1,4 +1,4 @@
-"""Download published data: `python -m scripts.download alfworld`, or `webshop`. It can be interrupted and run again.
+"""Download published data: `python -m scripts.download alfworld`, `webshop` or `search`. It can be interrupted and run again.
 
 --data   where to put it (default: $POLYTURN_DATA, otherwise the folder that environments read)
 --from   copy it from a folder with the published files instead of downloading it
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from envs.alfworld import download as alfworld
 from envs.core import data_root
+from envs.search import download as search
 from envs.webshop import download as webshop
 from scripts.common import Arguments, run
 
@@ -38,12 +39,22 @@ def main() -> None:
         help="find the nouns of the products' names, which rewards need (known for the 1,000 products; pip install "
         "polyturn[webshop]; an hour for a million)",
     )
+    what = "the usual question sets, and the corpus wiki-18 that they are asked about"
+    command = commands.add_parser("search", parents=[shared], help=what, description=what)
+    command.add_argument(
+        "--sets", nargs="+", default=list(search.SETS), metavar="SET", help="which ones (all: %(default)s)"
+    )
+    command.add_argument("--corpus", action="store_true", help="also wiki-18: 21 million passages, 14 GB unpacked")
 
     args = parser.parse_args()
     data = args.data.expanduser() if args.data else data_root()
     if args.what == "alfworld":
         archives = (alfworld.GAMES, alfworld.TRAJECTORIES) if args.trajectories else (alfworld.GAMES,)
         alfworld.install(data, args.mirror, archives)
+    elif args.what == "search":
+        search.install(data, args.sets, args.mirror)
+        if args.corpus:
+            search.install_corpus(data, args.mirror)
     else:
         webshop.install(data, args.size, args.mirror, args.nouns)
 

@@ -10,7 +10,6 @@ verified against it. Every file is read completely, as part of a catalogue, befo
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,10 +18,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from envs.fetch import DownloadError, Remote, check, fetch
-from envs.files import whole_file, write_whole
+from envs.fetch import DownloadError, Remote, fetch
+from envs.files import whole_file
+from envs.sums import SUMS, read_sums, verify_sum, write_sums
 from envs.webshop.catalogue import SIZES, Catalogue, JSONFileError, load_catalogue
-from envs.webshop.files import SUMS, read_sums
 from envs.webshop.nouns import load_tagger, tag_names
 
 _HUMAN = "items_human_ins.json"
@@ -88,14 +87,14 @@ def install(
             new += _copy(source, folder, remote.name, size, sums, say)
         else:
             new.append(fetch(remote, folder, console))
-            _verify(new[-1], sums, say, remove=True)
+            verify_sum(new[-1], sums, say, remove=True)
     try:
         catalogue = load_catalogue(folder, size)
     except JSONFileError:
         for path in new:
             path.unlink()
         raise
-    _write_sums(folder, sums)
+    write_sums(folder, sums)
     say(f"{size}: {len(catalogue):,} products, catalogue {catalogue.content_hash[:12]}, in {folder}")
     if nouns and not catalogue.has_nouns:
         names = (catalogue.product(number).name for number in range(len(catalogue)))
@@ -134,27 +133,5 @@ def _copy(
         return []
     with whole_file(folder / found) as part:
         shutil.copyfile(source / found, part)
-        _verify(part, sums, say, name=found)
+        verify_sum(part, sums, say, name=found)
     return [folder / found]
-
-
-def _verify(path: Path, sums: dict[str, str], say: Callable[[str], None], name: str = "", remove: bool = False) -> None:
-    """Verify the file's hash if it is known. Raises `DownloadError`; with `remove`, a wrong file is removed."""
-    name = name or path.name
-    if name in sums:
-        try:
-            check(path, sums[name], f"the {name} of {SUMS}")
-        except DownloadError:
-            if remove:
-                path.unlink()
-            raise
-        say(f"{name}: verified")
-        return
-    with path.open("rb") as file:
-        sums[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    say(f"{name}: SHA-256 {sums[name]}; no published hash exists to compare it with")
-
-
-def _write_sums(folder: Path, sums: dict[str, str]) -> None:
-    lines = [f"{digest}  {name}\n" for name, digest in sorted(sums.items()) if (folder / name).is_file()]
-    write_whole(folder / SUMS, "".join(lines))

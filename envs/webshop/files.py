@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from envs.checksums import DamagedError, hash_file
 from envs.core import NoDataError, UnknownNameError
+from envs.sums import SUMS, read_sums
 
 _AGAIN = "delete it, and `python -m scripts.download webshop` downloads it again"
 SIZES = {"small": "_1000", "full": ""}  # suffix in the official files' names
 EMBEDDED = "embedded-"  # the name of the folder of a generated catalogue begins with it
-SUMS = "SHA256SUMS"  # hashes of downloaded files, next to them
 TITLE_NOUNS = "title_nouns.json"  # {asin: [noun, …]}, in the folder of a catalogue that has its own
 
 
@@ -78,16 +77,3 @@ class CatalogueFiles:
                 raise DamagedError(f"{path} is damaged: its hash differs from the one in {SUMS}; {_AGAIN}")
             digest.update(found)
         return digest.hexdigest()
-
-
-def read_sums(path: Path) -> dict[str, str]:
-    """The SHA-256 of files by name, in the format of `sha256sum`; empty if there is no file. Raises `DamagedError`."""
-    if not path.is_file():
-        return {}
-    sums = {}
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        digest, _, name = line.partition(" ")
-        if not re.fullmatch("[0-9a-fA-F]{64}", digest) or not name.strip(" *"):
-            raise DamagedError(f"{path}: {line!r:.80} is not a line of sha256sum")
-        sums[name.strip(" *")] = digest.lower()
-    return sums

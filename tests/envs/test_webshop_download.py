@@ -17,8 +17,9 @@ from rich.console import Console
 from envs import fetch as fetch_module
 from envs.checksums import DamagedError
 from envs.fetch import DownloadError
+from envs.sums import SUMS
 from envs.webshop.catalogue import JSONFileError, load_catalogue
-from envs.webshop.download import FILES, SUMS, DriveFile, install
+from envs.webshop.download import FILES, DriveFile, install
 from envs.webshop.nouns import NounsNotFoundError, nouns_folder, tag_names
 from tests.envs.webshop_shop import ATTRIBUTES, HUMAN, PRODUCTS
 from tests.file_server import FileServer

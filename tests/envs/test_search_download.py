@@ -1,0 +1,137 @@
+"""Fetching question sets and a corpus: from a server on this machine or a mirror, verified, resumed."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from envs import fetch as fetch_module
+from envs.core import UnknownNameError
+from envs.fetch import DownloadError, Remote
+from envs.search import download
+from envs.search.download import CORPUS, SETS, install, install_corpus
+from envs.search.tasks import QuestionsError, SearchTasks
+from envs.sums import SUMS
+from scripts.download import main
+from tests.file_server import FileServer
+
+
+def lines(rows: Sequence[Any]) -> bytes:
+    return "".join(f"{json.dumps(row)}\n" for row in rows).encode()
+
+
+CONTENTS = {
+    "train.jsonl": lines([{"id": "train_0", "question": "a?", "golden_answers": ["x"]}]),
+    "test.jsonl": lines([{"id": f"test_{n}", "question": f"{n}?", "golden_answers": ["y", "z"]} for n in range(2)]),
+    f"{CORPUS}.gz": gzip.compress(lines([{"id": "0", "contents": '"T"\ntext'}])),
+}
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLYTURN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(fetch_module, "_FAILURES", 2)
+    monkeypatch.setitem(SETS, "nq", {"train": 1, "test": 3})
+
+
+@pytest.fixture
+def server() -> Iterator[FileServer]:
+    with FileServer().running() as running:
+        running.contents = dict(CONTENTS)
+        yield running
+
+
+def get(data: Path, server: FileServer | None = None, mirror: Path | None = None) -> str:
+    """What it said."""
+    console = Console(file=io.StringIO(), width=200)
+    install(data, ["nq"], mirror, address=server.address if server else "http://127.0.0.1:9", console=console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def mirrored(folder: Path, contents: dict[str, bytes]) -> Path:
+    for name, content in contents.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def test_a_set_becomes_one_file_that_can_be_played(server: FileServer, tmp_path: Path) -> None:
+    said = get(tmp_path, server)
+    assert "nq train: 1 questions" in said
+    assert "nq test: 2 questions of the official 3 (incomplete)" in said
+    assert "no published hash" in said
+    assert sorted(path.name for path in (tmp_path / "qa").iterdir() if path.suffix != ".lock") == [SUMS, "nq.jsonl"]
+    install_corpus(tmp_path, remote=Remote(f"{server.address}/{CORPUS}.gz", None, None), console=Console(quiet=True))
+    tasks = SearchTasks("nq.jsonl", CORPUS, data=tmp_path)
+    assert tasks.splits == ("train", "test")
+    assert tasks.manifest("test").ids == ("test_0", "test_1")
+    assert tasks.task("test", "test_1").payload["answers"] == ["y", "z"]
+    before = len(server.asked)
+    assert "already there" in get(tmp_path, server)
+    assert len(server.asked) == before
+
+
+def test_a_broken_connection_is_taken_up_where_it_broke(server: FileServer, tmp_path: Path) -> None:
+    server.cuts = [20]
+    get(tmp_path, server)
+    assert server.asked[:2] == [None, "bytes=20-"]
+    assert (tmp_path / "qa" / "nq.jsonl").is_file()
+
+
+@pytest.mark.parametrize("shape", ["nq/{}", "qa/nq/{}", "nq-{}", "qa/nq-{}"])
+def test_a_mirror(shape: str, tmp_path: Path) -> None:
+    splits = ("train.jsonl", "test.jsonl")
+    mirror = mirrored(tmp_path / "mirror", {shape.format(name): CONTENTS[name] for name in splits})
+    get(tmp_path, mirror=mirror)
+    assert (tmp_path / "qa" / "nq.jsonl").read_text().count("\n") == 3
+    assert (mirror / shape.format("test.jsonl")).is_file()
+
+
+def test_known_hashes_are_held_to(server: FileServer, tmp_path: Path) -> None:
+    digest = hashlib.sha256(CONTENTS["test.jsonl"]).hexdigest()
+    mirrored(tmp_path / "qa", {SUMS: f"{digest}  nq-test.jsonl\n".encode()})
+    server.contents["test.jsonl"] += b" "
+    with pytest.raises(DownloadError, match=r"is not the nq-test\.jsonl of SHA256SUMS"):
+        get(tmp_path, server)
+    server.contents = dict(CONTENTS)
+    assert "nq-test.jsonl: verified" in get(tmp_path, server)
+
+
+def test_what_is_no_question_set_does_not_stay(server: FileServer, tmp_path: Path) -> None:
+    server.contents["train.jsonl"] = b"no questions"
+    with pytest.raises(QuestionsError, match="is no question"):
+        get(tmp_path, server)
+    assert not list((tmp_path / "qa").glob("*.jsonl"))[1:]
+    assert not (tmp_path / "qa" / "nq.jsonl").exists()
+    server.contents = dict(CONTENTS)
+    get(tmp_path, server)
+
+
+def test_a_damaged_corpus_is_told(tmp_path: Path) -> None:
+    mirror = mirrored(tmp_path / "mirror", {f"{CORPUS}.gz": CONTENTS[f"{CORPUS}.gz"][:-6]})
+    with pytest.raises(DownloadError, match="cannot be unpacked"):
+        install_corpus(tmp_path, mirror, console=Console(quiet=True))
+    assert not (tmp_path / "qa" / CORPUS).exists()
+    with pytest.raises(DownloadError, match=r"no nq-train\.jsonl in"):
+        get(tmp_path, mirror=mirror)
+    with pytest.raises(UnknownNameError, match="did you mean 'nq'"):
+        install(tmp_path, ["nqq"])
+
+
+def test_the_command_passes_its_choices_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mirror = mirrored(tmp_path / "mirror", {f"nq/{name}": content for name, content in CONTENTS.items()})
+    mirrored(mirror, {f"{CORPUS}.gz": CONTENTS[f"{CORPUS}.gz"]})
+    choices = ["--data", str(tmp_path), "--from", str(mirror), "--sets", "nq", "--corpus"]
+    monkeypatch.setattr("sys.argv", ["download", "search", *choices])
+    main()
+    assert {path.name for path in (tmp_path / "qa").iterdir()} == {"nq.jsonl", CORPUS, SUMS}
+    assert download.CORPUS_FILE.url.startswith("https://huggingface.co/datasets/")
