@@ -30,7 +30,10 @@ def read_sums(path: Path) -> dict[str, str]:
 def verify_sum(
     path: Path, sums: dict[str, str], say: Callable[[str], None], name: str = "", remove: bool = False
 ) -> None:
-    """Verify the file's hash if it is known, else note it in `sums`. Raises `DownloadError`; with `remove`, a wrong file is removed."""
+    """Verify the file's hash if it is known, otherwise note it in `sums`.
+
+    Raises `DownloadError`; with `remove`, a wrong file is removed.
+    """
     name = name or path.name
     if name in sums:
         try:

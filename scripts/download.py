@@ -1,4 +1,6 @@
-"""Download published data: `python -m scripts.download alfworld`, `webshop` or `search`. It can be interrupted and run again.
+"""Download published data: `python -m scripts.download alfworld`, `webshop` or `search`.
+
+It can be interrupted and run again.
 
 --data   where to put it (default: $POLYTURN_DATA, otherwise the folder that environments read)
 --from   copy it from a folder with the published files instead of downloading it

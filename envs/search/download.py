@@ -3,9 +3,9 @@
     install(data_root(), ["nq", "hotpotqa"])     # fills data_root()/qa with nq.jsonl and hotpotqa.jsonl
     install_corpus(data_root())                  # … with wiki-18.jsonl, 21 million passages
 
-The sets are those of FlashRAG, which Search-R1, verl-agent and others use. Sizes and hashes are not published: files are
-verified against a `SHA256SUMS` file if the mirror or the data folder has one, and against the sets' known numbers of
-questions. Every file is read completely before it is accepted.
+The sets are those of FlashRAG, which Search-R1, verl-agent and others use. Sizes and hashes are not published. So files
+are verified against a `SHA256SUMS` file if the mirror or the data folder has one, and the number of questions is
+compared with that of the published set. Every file is read completely before it is accepted.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
+from envs.checksums import hash_file
 from envs.core import UnknownNameError
 from envs.fetch import DownloadError, Remote, fetch
 from envs.files import whole_file
@@ -73,97 +75,93 @@ def install(
     for name in sets:
         if name not in SETS:
             raise UnknownNameError("question set", name, SETS)
-    say, folder, sums = _prepare(data, mirror, console)
+    installer = _Installer(data, mirror, console)
     for name in sets:
-        target = folder / f"{name}.jsonl"
-        if target.is_file():
-            say(f"{target.name}: already there")
-            continue
-        parts = [
-            _part(file_of(name, split, address), split, folder, mirror, sums, say, console) for split in SETS[name]
-        ]
-        with whole_file(target) as whole:
-            _join(whole, name, parts, say)
-        for path, _, own in parts:
-            if own:
-                path.unlink()
-        write_sums(folder, sums)
-        say(f"{target.name}: in {folder}; play it with env.questions={target.name} and an env.corpus")
+        installer.install(name, address)
 
 
 def install_corpus(
     data: Path, mirror: Path | None = None, remote: Remote = CORPUS_FILE, console: Console | None = None
 ) -> Corpus:
     """Put the corpus into `data/qa` and index its lines. Raises `DownloadError` and `CorpusError`."""
-    say, folder, sums = _prepare(data, mirror, console)
-    target = folder / CORPUS
-    if not target.is_file():
-        packed = _part(remote, "", folder, mirror, sums, say, console)
-        say(f"{CORPUS}: unpacking")
-        try:
-            with whole_file(target) as whole, gzip.open(packed[0], "rb") as source, whole.open("wb") as file:
-                shutil.copyfileobj(source, file, 1 << 20)
-        except (OSError, EOFError) as error:
-            raise DownloadError(
-                f"{packed[0]} cannot be unpacked: {error}; delete it and run the command again"
-            ) from error
-        if packed[2]:
-            packed[0].unlink()
-        write_sums(folder, sums)
-    corpus = Corpus(target)
-    say(f"{CORPUS}: {len(corpus):,} passages, corpus {corpus.content_hash[:12]}, in {folder}")
-    return corpus
+    return _Installer(data, mirror, console).install_corpus(remote)
 
 
-def _prepare(
-    data: Path, mirror: Path | None, console: Console | None
-) -> tuple[Callable[[str], None], Path, dict[str, str]]:
-    say = partial((console or Console(markup=False)).print, highlight=False, soft_wrap=True)
-    folder = data / "qa"
-    folder.mkdir(parents=True, exist_ok=True)
-    known = [read_sums(place / SUMS) for place in (folder, *([mirror, mirror / "qa"] if mirror else []))]
-    return say, folder, {name: digest for sums in reversed(known) for name, digest in sums.items()}
+class _Installer:
+    """Gets files from the net or a mirror into one folder."""
 
+    def __init__(self, data: Path, mirror: Path | None, console: Console | None) -> None:
+        self.folder, self.mirror, self.console = data / "qa", mirror, console or Console(markup=False)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.say = partial(self.console.print, highlight=False, soft_wrap=True)
+        places = [*([mirror / "qa", mirror] if mirror else []), self.folder]
+        self.sums = {name: digest for place in places for name, digest in read_sums(place / SUMS).items()}
 
-def _part(
-    remote: Remote,
-    split: str,
-    folder: Path,
-    mirror: Path | None,
-    sums: dict[str, str],
-    say: Callable[[str], None],
-    console: Console | None,
-) -> tuple[Path, str, bool]:
-    """The file, its split, and whether it was downloaded (and may be removed)."""
-    if mirror is None:
-        path = fetch(remote, folder, console or Console(markup=False))
-    else:
-        names = (remote.name, "/".join(remote.url.split("/")[-2:]))
-        places = [place / name for place in (mirror, mirror / "qa") for name in names]
-        path = next((place for place in places if place.is_file()), mirror)
-        if path == mirror:
-            raise DownloadError(f"no {remote.name} in {mirror}, nor {names[1]}, nor in its subfolder qa")
-    verify_sum(path, sums, say, name=remote.name, remove=mirror is None)
-    return path, split, mirror is None
+    def install(self, name: str, address: str) -> None:
+        target = self.folder / f"{name}.jsonl"
+        if target.is_file():
+            self.say(f"{target.name}: already there")
+            return
+        parts = {split: self._get(file_of(name, split, address)) for split in SETS[name]}
+        with whole_file(target) as whole, whole.open("w", encoding="utf-8") as file:
+            for split, path in parts.items():
+                file.writelines(f"{json.dumps(row, ensure_ascii=False)}\n" for row in self._read(name, split, path))
+        self._accept(target, parts.values())
+        self.say(f"{target.name}: in {self.folder}; play it with env.questions={target.name} and an env.corpus")
 
-
-def _join(whole: Path, name: str, parts: Sequence[tuple[Path, str, bool]], say: Callable[[str], None]) -> None:
-    """Write the questions of all splits into one file."""
-    with whole.open("w", encoding="utf-8") as file:
-        for path, split, own in parts:
+    def install_corpus(self, remote: Remote) -> Corpus:
+        target = self.folder / CORPUS
+        if not target.is_file():
+            packed = self._get(remote)
+            self.say(f"{CORPUS}: unpacking")
             try:
-                found = read_questions(path, "")
-            except QuestionsError:
-                if own:
-                    path.unlink()
-                raise
-            payloads = {task_id: payload for part in found.values() for task_id, payload in part.items()}
-            official = SETS[name][split]
-            missing = f" of the official {official:,} (incomplete)" if official not in (None, len(payloads)) else ""
-            say(f"{name} {split}: {len(payloads):,} questions{missing}")
-            for task_id, payload in payloads.items():
-                row = {
-                    "id": task_id, "dataset": name, "split": split, "question": payload["question"],
-                    "answers": payload["answers"], "gold_titles": payload["gold"],
-                }  # fmt: skip
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                with whole_file(target) as whole, gzip.open(packed, "rb") as source, whole.open("wb") as file:
+                    shutil.copyfileobj(source, file, 1 << 20)
+            except (OSError, EOFError) as error:
+                raise DownloadError(f"{packed} cannot be unpacked ({error}): delete it and run this again") from error
+            self._accept(target, [packed])
+        corpus = Corpus(target)
+        self.say(f"{CORPUS}: {len(corpus):,} passages, corpus {corpus.content_hash[:12]}, in {self.folder}")
+        return corpus
+
+    def _get(self, remote: Remote) -> Path:
+        """The verified file. Raises `DownloadError`."""
+        if self.mirror is None:
+            path = fetch(remote, self.folder, self.console)
+        else:
+            names = (remote.name, "/".join(remote.url.split("/")[-2:]))
+            places = [place / name for place in (self.mirror, self.mirror / "qa") for name in names]
+            found = next((place for place in places if place.is_file()), None)
+            if found is None:
+                raise DownloadError(f"no {names[0]} in {self.mirror}, nor {names[1]}, nor in its subfolder qa")
+            path = found
+        verify_sum(path, self.sums, self.say, name=remote.name, remove=self.mirror is None)
+        return path
+
+    def _read(self, name: str, split: str, path: Path) -> Iterator[dict[str, Any]]:
+        """The rows of a split. Raises `QuestionsError`; a downloaded file is then removed."""
+        try:
+            found = read_questions(path, "")
+        except QuestionsError:
+            self._remove([path])
+            raise
+        payloads = {task_id: payload for tasks in found.values() for task_id, payload in tasks.items()}
+        official = SETS[name][split]
+        missing = f" of the official {official:,} (incomplete)" if official not in (None, len(payloads)) else ""
+        self.say(f"{name} {split}: {len(payloads):,} questions{missing}")
+        for task_id, payload in payloads.items():
+            yield {
+                "id": task_id, "dataset": name, "split": split, "question": payload["question"],
+                "answers": payload["answers"], "gold_titles": payload["gold"],
+            }  # fmt: skip
+
+    def _accept(self, target: Path, used: Iterable[Path]) -> None:
+        """Note the hash of a new file, and remove what it was made from."""
+        self._remove(used)
+        self.sums[target.name] = hash_file(target).hex()
+        write_sums(self.folder, self.sums)
+
+    def _remove(self, paths: Iterable[Path]) -> None:
+        for path in paths:
+            if self.mirror is None:
+                path.unlink()
