@@ -102,15 +102,20 @@ def check_environment(episodes: Sequence[Episode]) -> None:
 
     Raises `NoDataError` instead if missing files ended more than half of them.
     """
-    missing = [episode for episode in episodes if lacks_data(episode)]
-    if 2 * len(missing) > len(episodes):
-        first = error_line(missing[0].error).removeprefix(_MISSING_DATA)
-        raise NoDataError(f"missing files ended {len(missing)} of {len(episodes)} episodes; the first was: {first}")
+    check_data(episodes)
     errors = [episode.error for episode in episodes if episode.stop_reason is StopReason.ENV_ERROR]
     if 2 * len(errors) > len(episodes):
         raise BrokenEnvironmentError(
             f"errors of the environment ended {len(errors)} of {len(episodes)} episodes; the first was:\n{errors[0]}"
         )
+
+
+def check_data(episodes: Sequence[Episode]) -> None:
+    """Raises `NoDataError` with the first missing file if missing files ended more than half of the episodes."""
+    missing = [episode for episode in episodes if lacks_data(episode)]
+    if 2 * len(missing) > len(episodes):
+        first = error_line(missing[0].error).removeprefix(_MISSING_DATA)
+        raise NoDataError(f"missing files ended {len(missing)} of {len(episodes)} episodes; the first was: {first}")
 
 
 @dataclass

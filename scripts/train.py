@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from agents.agent import PolicyAgent
 from agents.episode import Episode
 from agents.evaluation import Evaluation, evaluate, pooled, spread
-from agents.rollout import BrokenEnvironmentError
+from agents.rollout import BrokenEnvironmentError, check_data
 from agents.source import agents_hash
 from algorithms.checkpoint import checkpoint_folder, checkpoints, load_run, load_state, remove_after, update_of
 from algorithms.needs import Needs, check_aggregation, check_dynamic_sampling, check_method, check_parts
@@ -377,8 +377,10 @@ class _Evaluator:
         agent = replace(self.agent, sampling=self.sampling, generator=generator)
         self.reporter.phase(f"evaluate {name}", len(spread(manifest.ids, limit)))
         outcomes: dict[str, Outcome] = {}
+        ended: list[Episode] = []
 
         def keep(episode: Episode) -> None:
+            ended.append(episode)
             outcomes[episode.task.id] = {"success": episode.success, "score": episode.score}
             self.reporter.advance()
 
@@ -392,6 +394,7 @@ class _Evaluator:
             episode_timeout=self.cfg.trainer.episode_timeout,
             on_episode=keep,
         )
+        check_data(ended)  # its success would be that of the tasks that are left, and of the missing ones as failures
         self.outcomes[name] = dict(sorted(outcomes.items()))
         return evaluation
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from agents.episode import Episode, read_episodes
+from algorithms import trainer
 from envs.alfworld.generate import generate_game
 from envs.core import StopReason
 from envs.webshop.generate import embedded_catalogue
@@ -21,9 +22,9 @@ ALFWORLD = ["env=alfworld", "split=valid_seen", "agent=expert", "pool.size=1"]
 EMBEDDED = ["env.games=embedded", "env.embedded_valid_seen=4"]
 
 
-def official_games(cli: Cli, count: int = 4) -> Path:  # noqa: F811
+def official_games(cli: Cli, count: int = 4, name: str = "valid_seen") -> Path:  # noqa: F811
     """The folder of a small official split, where the environment looks for it."""
-    split = cli.folder / "data" / "alfworld" / "json_2.1.1" / "valid_seen"
+    split = cli.folder / "data" / "alfworld" / "json_2.1.1" / name
     for seed in range(count):
         game = generate_game(seed)
         (split / game.id).mkdir(parents=True)
@@ -141,3 +142,40 @@ def test_a_catalogue_that_is_deleted_ends_the_run_in_a_line(cli: Cli, catalogue:
     code, _, err = cli("evaluate", *arguments, "hydra.run.dir=run")
     assert code == 0, err
     assert result_of(cli.folder / "run")["success"]["n"] == 3
+
+
+TRAINING = [
+    "env=alfworld", "eval.splits=[valid_seen]", "eval.selection_tasks=0", "policy.width=16", "policy.layers=1",
+    "policy.warm_start.episodes=4", "policy.warm_start.steps=2", "policy.warm_start.max_turns=2", "trainer.updates=2",
+    "trainer.groups=2", "trainer.group_size=2", "trainer.max_turns=2", "trainer.checkpoint_every=1",
+    "trainer.eval_every=1", "pool.size=1", "env.max_turns=2",
+]  # fmt: skip
+
+
+def after_first_update(cli: Cli, then: Callable[[], Any]) -> None:  # noqa: F811
+    """Call `then` once, when the episodes of the first update are written."""
+    write = trainer.write_episodes
+
+    def write_and_then(path: Path, episodes: Iterable[Episode], append: bool = False) -> None:
+        write(path, episodes, append)
+        cli.monkeypatch.setattr(trainer, "write_episodes", write)
+        then()
+
+    cli.monkeypatch.setattr(trainer, "write_episodes", write_and_then)
+
+
+def test_most_games_of_an_evaluation_that_are_deleted_end_training_in_a_line(cli: Cli) -> None:  # noqa: F811
+    official_games(cli, 4, "train")
+    games = sorted(official_games(cli, 3).glob("*/*/game.tw-pddl"))
+    cli.monkeypatch.setattr("scripts.train.draw_pictures", lambda *_, **__: None)
+    after_first_update(cli, lambda: [game.rename(game.with_name("away")) for game in games[1:]])
+    code, _, err = cli("train", *TRAINING, "hydra.run.dir=run")
+    *_, error = err.splitlines()
+    assert code == 2, err
+    assert error.startswith(f"error: missing files ended 2 of 3 episodes; the first was: the game {games[1]} does not")
+    assert "Traceback" not in err
+    for game in games[1:]:
+        game.with_name("away").rename(game)
+    code, _, err = cli("train", "resume=run")
+    assert code == 0, err
+    assert (cli.folder / "run" / "evaluation.json").exists()
