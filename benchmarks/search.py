@@ -67,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--corpus", type=Path, help="a JSONL file of {title, text} (the generated world)")
     parser.add_argument("--questions", type=Path, help="a JSONL file of questions, for queries and recall")
     parser.add_argument("--dense", action="store_true", help="also dense and hybrid retrieval; embedding takes minutes")
+    parser.add_argument("--people", type=int, default=480, help="size of the generated world (%(default)s)")
     parser.add_argument("--scale", type=int, help="measure a synthetic corpus of so many passages instead")
     parser.add_argument("--folder", type=Path, help="keep the synthetic corpus here")
     parser.add_argument("--load", action="store_true", help="load a server instead")
@@ -75,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     if (options.corpus is None) != (options.questions is None):
         parser.error("--corpus and --questions go together")
-    world = SearchTasks()
+    world = SearchTasks(embedded_people=options.people)
     corpus = options.corpus or world.spec.corpus
     with tempfile.TemporaryDirectory() as temporary:
         if options.scale:
