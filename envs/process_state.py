@@ -30,6 +30,7 @@ class ProcessState:
     filters: list[Any]
     random: Any
     numpy_random: Any
+    bit_generator: Any  # of numpy's global generator, which an environment may replace by one of another kind
 
     @classmethod
     def now(cls) -> ProcessState:
@@ -40,11 +41,12 @@ class ProcessState:
         return cls(
             BUILTINS.copy(), sys.getrecursionlimit(), folder, dict(os.environ), locale.setlocale(locale.LC_ALL),
             list(warnings.filters), random.getstate(), np.random.get_state(legacy=False),  # noqa: NPY002
+            np.random.get_bit_generator(),  # type: ignore[attr-defined]
         )  # fmt: skip
 
     def generators(self) -> dict[str, Any]:
         """The states of the global random generators, by field."""
-        return {"random": self.random, "numpy_random": self.numpy_random}
+        return {"random": self.random, "numpy_random": self.numpy_random, "bit_generator": self.bit_generator}
 
     def restore(self, now: ProcessState) -> None:
         """Put everything back that differs from this state in `now`, the state at this time.
@@ -69,7 +71,10 @@ class ProcessState:
             warnings.filters[:] = self.filters  # type: ignore[index]
         if now.random != self.random:
             random.setstate(self.random)
-        if not _equal(now.numpy_random, self.numpy_random):  # setting it costs as much as all of the above
+        is_another = now.bit_generator is not self.bit_generator
+        if is_another:
+            np.random.set_bit_generator(self.bit_generator)  # type: ignore[attr-defined]
+        if is_another or not _equal(now.numpy_random, self.numpy_random):  # setting it costs as much as the rest
             np.random.set_state(self.numpy_random)  # noqa: NPY002
 
     def restore_builtins(self) -> None:

@@ -76,6 +76,7 @@ CHANGES: dict[str, Callable[[], Any]] = {  # of what all environments of a proce
     "warnings": lambda: warnings.simplefilter("error"),
     "random": lambda: random.seed(1),
     "numpy's random": lambda: np.random.seed(1),  # noqa: NPY002
+    "numpy's generator": lambda: np.random.set_bit_generator(np.random.PCG64(1)),
     "builtins": lambda: setattr(builtins, "len", lambda _: 1 / 0),
     "descriptors": lambda: os.closerange(0, 3),
 }
@@ -88,9 +89,10 @@ def surroundings() -> list[Any]:
     ]  # fmt: skip
 
 
-def generators() -> tuple[Any, list[int]]:
+def generators() -> tuple[Any, list[Any]]:
     """The global ones, whose states are an environment's own in a worker."""
-    return random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    state = np.random.get_state(legacy=False)["state"]  # noqa: NPY002
+    return random.getstate(), [np.asarray(part).tolist() for part in state.values()]
 
 
 def check_surroundings() -> None:
