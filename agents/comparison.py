@@ -1,20 +1,19 @@
-"""Compare training methods by what several runs of each reach on the same tasks.
+"""Compare training methods by the results of several runs on the same tasks.
 
-The outcomes of a method are an array [S, T]: S training seeds, each with a policy of its own, and T tasks that all of
-them play. A training seed is the unit of replication: five policies that play 274 tasks are five measurements of the
-method, and not 1,370. Two intervals answer two questions, both at 95 %:
+The outcomes of a method are an array [S, T]: S training seeds, each with its own policy, and T tasks, the same for all
+seeds. A training seed is the unit of replication: five policies that play 274 tasks are five measurements of the
+method, not 1,370. There are two intervals, both at 95 %:
 
-*Over seeds* (`seed_interval`): what would the method reach on these very tasks, by other seeds? Student's interval of
-the S means.
+*Over seeds* (`seed_interval`): the results of other seeds on these tasks. Student's interval of the S means.
 
-*Over seeds and tasks* (`two_level_interval`): and on other tasks like these? The bootstrap on both levels (Owen, *The
-pigeonhole bootstrap*, Annals of Applied Statistics 2007): draw S of the seeds, then T of the tasks, each with
-replacement, the same tasks for all seeds, and take the percentiles of the means. It is wide where a task's outcomes
-are mostly chance. With five seeds that differ much more than chance it holds the truth in 90 % of the cases rather than
-95 %, so look at both.
+*Over seeds and tasks* (`two_level_interval`): the results of other seeds on other tasks like these. The bootstrap on
+both levels (Owen, *The pigeonhole bootstrap*, Annals of Applied Statistics 2007): draw S of the seeds, then T of the
+tasks, each with replacement, the same tasks for all seeds, and take the percentiles of the means. It is wide if a
+task's outcomes are mostly chance. With five seeds that differ much more than chance, it covers the true value in 90 %
+of the cases instead of 95 %, so look at both intervals.
 
-Differences of two methods are intervals of the differences, `a - b`, of the same seeds at the same tasks: what makes
-a seed lucky (the order of its tasks) or a task hard is in both, and cancels.
+The intervals of a difference are those of `a - b` for the same seeds at the same tasks: effects of a seed (the order of
+its tasks) or of a task (its difficulty) are in both, and cancel.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ RESAMPLES = 10_000
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean, and its 95 % interval: None where one seed alone leaves nothing to estimate it by."""
+    """A mean and its 95 % interval, which is None for a single seed."""
 
     mean: float
     low: float | None
@@ -41,14 +40,14 @@ class Interval:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether all of it is on one side of 0."""
+        """Whether the interval is on one side of 0."""
         return self.low is not None and self.high is not None and self.low * self.high > 0
 
 
 def seed_interval(values: Sequence[float]) -> Interval:
-    """Student's interval of the mean of `values`, one of each seed. Raises `ValueError` without any."""
+    """Student's interval of the mean of `values`, one per seed. Raises `ValueError` for an empty sequence."""
     if len(values) == 0:
-        raise ValueError("there is no seed to take the mean of")
+        raise ValueError("expected at least one seed, got none")
     mean = statistics.fmean(values)
     if len(values) == 1:
         return Interval(mean, None, None)
@@ -59,16 +58,16 @@ def seed_interval(values: Sequence[float]) -> Interval:
 def two_level_interval(values: NDArray[np.float64], resamples: int = RESAMPLES, seed: int = 0) -> Interval:
     """The bootstrap interval of the mean of `values` [S, T] over seeds and tasks; see the module.
 
-    `seed` draws the resamples. Raises `ValueError` for an array without a value.
+    `seed` is for drawing the resamples. Raises `ValueError` for an empty array.
     """
     if values.ndim != 2 or values.size == 0:
-        raise ValueError(f"expected values of seeds at tasks, [S, T], got an array of shape {values.shape}")
+        raise ValueError(f"expected an array [seeds, tasks] that is not empty, got the shape {values.shape}")
     seeds, tasks = values.shape
     mean = float(values.mean())
     if seeds == 1:
         return Interval(mean, None, None)
     rng = np.random.default_rng(seed)
-    by_seed = rng.multinomial(seeds, np.full(seeds, 1 / seeds), resamples)  # [R, S] how often each is drawn
+    by_seed = rng.multinomial(seeds, np.full(seeds, 1 / seeds), resamples)  # [R, S] how many times each is drawn
     by_task = rng.multinomial(tasks, np.full(tasks, 1 / tasks), resamples)  # [R, T]
     means = ((by_seed @ values) * by_task).sum(1) / values.size
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
@@ -76,10 +75,10 @@ def two_level_interval(values: NDArray[np.float64], resamples: int = RESAMPLES, 
 
 
 def t_quantile(freedom: int) -> float:
-    """How far Student's distribution with so many degrees of freedom reaches to both sides, to hold 95 %."""
+    """The t with 95 % of Student's distribution between -t and t, for `freedom` degrees of freedom."""
     if freedom < 1:
         raise ValueError(f"expected at least one degree of freedom, got {freedom}")
-    low, high = 0.0, 20.0  # one degree has 12.7
+    low, high = 0.0, 20.0  # for one degree it is 12.7
     while high - low > 1e-12:
         middle = (low + high) / 2
         low, high = (middle, high) if _t_within(middle, freedom) < LEVEL else (low, middle)

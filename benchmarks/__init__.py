@@ -1,3 +1,3 @@
-"""Side-by-side measurements against the peers: `python -m benchmarks.<name>`."""
+"""Measurements, compared with other projects: `python -m benchmarks.<name>`."""
 
-import agents  # noqa: F401 -- before torch: says how its threads wait
+import agents  # noqa: F401 -- before torch: sets how its threads wait

@@ -1,14 +1,14 @@
-"""ALFWorld: the native engine beside TextWorld, for equal transcripts and for speed.
+"""ALFWorld: the native engine compared with TextWorld, in transcripts and in speed.
 
     python -m benchmarks.alfworld --games DIR       # a folder with official games anywhere below it
 
 Both engines play the same commands in lockstep, on official games (evenly over the six task types) and on generated
-ones. Feedback, score, done, won and the admissible commands are compared after every step; a difference is printed
-with the commands that led to it, and makes the exit status 1. Half of the games are played by their walkthrough and
-go on after the goal, the other half by the aimed player (rare commands, and some that are wrong) and then the expert.
+ones. Feedback, score, done, won and the admissible commands are compared after every step. A difference is printed with
+the commands that led to it, and the exit code is 1. Half of the games play their walkthrough and continue after the
+goal. The other half play rare commands and some wrong ones, and then the expert's.
 
-Speed is that of the same commands in the same run, reading the admissible commands after every step. "first play" is
-a game whose places and texts the engine has not seen yet, "played before" any later play.
+Speed is measured on the same commands in the same run, including the admissible commands after every step. "first play"
+is the first play of a game, "played before" any later one.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from envs.alfworld.game import GAME_FILE, Game, load_games, parse_game
 from envs.alfworld.generate import generate_game
 from envs.alfworld.reference import ReferenceEngine
 
-# How eagerly the aimed player picks a command, by verb: what is rarely admissible is picked when it is.
-_EAGERNESS: dict[str, float] = {
+# Weight of a command by its verb: commands that are rarely admissible have a large weight.
+_WEIGHTS: dict[str, float] = {
     "slice": 40,
     "heat": 30,
     "cool": 30,
@@ -49,9 +49,9 @@ _EAGERNESS: dict[str, float] = {
     "take": 10,
     "move": 10,
 }
-_EAGERNESS |= {"examine": 5, "look": 4, "inventory": 3, "close": 3, "help": 0.5, "go": 1}
+_WEIGHTS |= {"examine": 5, "look": 4, "inventory": 3, "close": 3, "help": 0.5, "go": 1}
 _REPEATS = 10  # later plays of each game
-_WRONG = 0.1  # share of the aimed player's commands that are not taken from the admissible ones
+_WRONG = 0.1  # share of commands that are not admissible
 
 _LOAD = """
 import json, resource, sys, time
@@ -77,7 +77,7 @@ class Play:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Compare and time. Ends with one line of JSON; raises `SystemExit(1)` where the engines differ."""
+    """Compare and measure, and print one line of JSON. Raises `SystemExit(1)` if the engines differ."""
     parser = argparse.ArgumentParser(prog="benchmarks.alfworld", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--games", type=Path, required=True, help="folder with official games below it")
     parser.add_argument("--official", type=int, default=60, help="official games to compare")
@@ -149,7 +149,7 @@ def _compare(paths: Sequence[str], steps: int, seed: int, console: Console) -> l
 
 
 def play_both(path: str, steps: int, walkthrough_first: bool, rng: random.Random) -> Play:
-    """Play one game in lockstep, up to the first difference: the walkthrough and then aimed, or aimed, then expert."""
+    """Play one game in lockstep up to the first difference: the walkthrough first, or rare commands and the expert."""
     content = json.loads(Path(path).read_bytes())
     play, native, reference = Play(path), Engine(parse_game(path, content)), ReferenceEngine(path)
     start = time.perf_counter()
@@ -169,7 +169,7 @@ def play_both(path: str, steps: int, walkthrough_first: bool, rng: random.Random
         command = next(script, "")
         if expert is not None and len(play.commands) >= steps // 2:
             command = expert.act()
-        command = command or _aim(native.admissible, play.commands, rng)
+        command = command or _rare_command(native.admissible, play.commands, rng)
         play.commands.append(command)
         start = time.perf_counter()
         theirs = reference.step(command)
@@ -181,9 +181,9 @@ def play_both(path: str, steps: int, walkthrough_first: bool, rng: random.Random
             expert.observe(command, ours[0], {})
 
 
-def _aim(admissible: Sequence[str], played: Sequence[str], rng: random.Random) -> str:
-    """A command that is admissible, mostly, and rather a rare one."""
-    command = rng.choices(admissible, [_EAGERNESS[c.split()[0]] for c in admissible])[0]
+def _rare_command(admissible: Sequence[str], played: Sequence[str], rng: random.Random) -> str:
+    """A random command: mostly admissible, with a preference for rare ones."""
+    command = rng.choices(admissible, [_WEIGHTS[c.split()[0]] for c in admissible])[0]
     if rng.random() > _WRONG:
         return command
     wrong = [
@@ -198,7 +198,7 @@ def _aim(admissible: Sequence[str], played: Sequence[str], rng: random.Random) -
 
 
 def _difference(play: Play, ours: tuple[Any, ...], theirs: tuple[Any, ...]) -> str:
-    """What differs, and the commands that led there; "" where nothing does."""
+    """The differences, and the commands that led to them; empty if there are none."""
     if ours == theirs:
         return ""
     lines = [f"{play.path}: the engines differ after {json.dumps(play.commands, ensure_ascii=False)}"]

@@ -1,17 +1,17 @@
-"""What a number on ALFWorld or WebShop depends on: one fixed policy, one choice of the protocol changed at a time.
+"""How much a number on ALFWorld or WebShop depends on the protocol: one fixed policy, one changed choice at a time.
 
     python -m benchmarks.audit --model DIR      # a model or a training run of agent=transcript, on official games
-    python -m benchmarks.audit --parts webshop  # needs no model: the scripted shopper plays
+    python -m benchmarks.audit --parts webshop  # without a model: the scripted expert plays
 
-ALFWorld: the base is every game of valid_seen once, sampled at temperature 0.4, at most 50 turns, the whole episode in
-the prompt, any text allowed as an action. WebShop: the base is the 500 test goals of the small catalogue in the
-official order, prices of seed 0, at most 15 turns, played by the scripted shopper, who draws nothing.
+The base setting of ALFWorld is every game of valid_seen once, temperature 0.4, at most 50 turns, the whole episode in
+the prompt, any text as an action. The base setting of WebShop is the 500 test goals of the small catalogue in the
+official order, prices of seed 0, at most 15 turns, played by the scripted expert, which is deterministic.
 
-A row changes one choice. Where both sides play the same tasks, the difference is paired: the mean over tasks of what
-the task gains, with a 95 % interval of 1.96 standard errors over tasks. Where they do not, it is the difference of two
-means, with the interval of independent samples. Rows that only choose among results (a step limit, tasks drawn with
-repetition, the best of several checkpoints) are computed from the episodes of the base, and give a range: what holds
-19 times in 20, if there is chance in the choice. Ends with one line of JSON.
+A row changes one choice. If both settings play the same tasks, the difference is paired over tasks, with a 95 %
+interval of 1.96 standard errors. Otherwise it is the difference of two means, with the interval of independent samples.
+Rows that only select results (a step limit, tasks drawn with repetition, the best of several checkpoints) are computed
+from the episodes of the base setting. If the selection is random, they give the range of 19 draws in 20. The last line
+of the output is JSON.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ from scripts.agents import checkpoint_of
 
 PARTS = ("alfworld", "webshop")
 TEMPERATURE, TURNS = 0.4, 50
-DRAWS = 10_000  # of what is left to chance
-CHECKPOINTS = 10  # among which a best one is chosen
-WORKERS = 128  # whose goals verl-agent validates on
+DRAWS = 10_000  # of random selections
+CHECKPOINTS = 10  # of which the best is chosen
+WORKERS = 128  # of verl-agent; each has its own validation goals
 
 
 @dataclass(frozen=True)
-class Played:
+class Results:
     """The results of episodes: by task, in the order of the manifest, the mean over seeds."""
 
     ids: list[str]
@@ -66,13 +66,13 @@ class Played:
     solved: NDArray[np.bool_]  # [N, S]
 
     def within(self, turns: int) -> NDArray[np.float64]:
-        """The success [N] that a limit of so many turns would have left."""
+        """The success [N] with a limit of `turns`."""
         return (self.solved & (self.turns <= turns)).mean(1)
 
 
 @dataclass(frozen=True)
 class Row:
-    """A choice, what it was in the base, what it is now, and what that does to a mean."""
+    """A choice in the base setting and in another one, with the mean success in both and their difference."""
 
     world: str
     choice: str
@@ -84,7 +84,7 @@ class Row:
     high: float
     n: int  # tasks
 
-    def told(self) -> list[str]:
+    def cells(self) -> list[str]:
         """The cells of a table, in per cent and points."""
         gain, low, high = (100 * x for x in (self.after - self.before, self.low, self.high))
         rates = [f"{100 * x:.1f}" for x in (self.before, self.after)]
@@ -98,14 +98,14 @@ class Row:
 
 
 class LastTurns(Transcript):
-    """The first turn and the last few, in place of the whole episode."""
+    """A prompter that shows the first turn and the last few, instead of the whole episode."""
 
     def __init__(self, count: int) -> None:
         super().__init__()
         self.count = count
 
     def prompt_ids(self, tokenizer: Any, turns: Sequence[Turn], observation: str, info: Info) -> list[int]:
-        """As `Transcript`, whose prompt of each turn it cuts what came with that turn out of."""
+        """The ids of these turns as in `Transcript`, and of the observation."""
         ids: list[int] = []
         for number in [0, *range(max(1, len(turns) - self.count), len(turns))] if turns else []:
             turn = turns[number]
@@ -116,7 +116,7 @@ class LastTurns(Transcript):
         return [*ids, *(now[1:] if ids else now)]
 
 
-def play(agent: Agent, tasks: TaskSet, split: str, seeds: Sequence[int], limit: int | None, turns: int) -> Played:
+def play(agent: Agent, tasks: TaskSet, split: str, seeds: Sequence[int], limit: int | None, turns: int) -> Results:
     """Play tasks of a split once for each seed."""
     jobs = plan(tasks, split, seeds, limit)
     with EnvPool(tasks.make, min(64, len(jobs))) as pool:
@@ -126,7 +126,7 @@ def play(agent: Agent, tasks: TaskSet, split: str, seeds: Sequence[int], limit: 
     score = np.array([episode.score for episode in episodes]).reshape(shape).T
     ids = [job.task.id for job in jobs[: len(solved)]]
     lengths = np.array([len(episode.turns) for episode in episodes]).reshape(shape).T
-    return Played(ids, solved.mean(1), score.mean(1), lengths, solved)
+    return Results(ids, solved.mean(1), score.mean(1), lengths, solved)
 
 
 def paired(gains: NDArray[np.float64]) -> tuple[float, float]:
@@ -136,29 +136,29 @@ def paired(gains: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def unpaired(before: NDArray[np.float64], after: NDArray[np.float64]) -> tuple[float, float]:
-    """The same of the difference of two means over other tasks."""
+    """The 95 % interval of the difference of two means over different tasks."""
     error = Z95 * np.sqrt(before.var(ddof=1) / len(before) + after.var(ddof=1) / len(after))
     gain = after.mean() - before.mean()
     return float(gain - error), float(gain + error)
 
 
 class Rows:
-    """Collects what differs from the base of a world."""
+    """Collects the rows of an environment, each compared with the base setting."""
 
-    def __init__(self, world: str, base: Played) -> None:
+    def __init__(self, world: str, base: Results) -> None:
         self.world, self.base, self.rows = world, base, list[Row]()
 
     def same_tasks(self, choice: str, base: str, now: str, after: NDArray[np.float64]) -> None:
-        """A side that plays the same tasks."""
+        """A setting with the same tasks."""
         before = self.base.success
         self._add(choice, base, now, after, *paired(after - before))
 
     def other_tasks(self, choice: str, base: str, now: str, after: NDArray[np.float64]) -> None:
-        """A side that plays other tasks."""
+        """A setting with other tasks."""
         self._add(choice, base, now, after, *unpaired(self.base.success, after))
 
     def by_chance(self, choice: str, base: str, now: str, means: NDArray[np.float64]) -> None:
-        """What a choice among the results of the base gives: `means` over many draws."""
+        """A selection of the base setting's results: its `means` in many draws."""
         before = float(self.base.success.mean())
         low, high = np.quantile(means - before, [0.025, 0.975])
         self.rows.append(
@@ -170,7 +170,7 @@ class Rows:
         self.rows.append(Row(self.world, choice, base, now, before, float(after.mean()), low, high, len(after)))
 
     def drawn(self, count: int) -> None:
-        """Rows of both worlds: which tasks count, and which checkpoint."""
+        """Rows of both environments about the selection of tasks."""
         rng, success = np.random.default_rng(0), self.base.success
         n = len(success)
         self.by_chance(
@@ -185,7 +185,7 @@ class Rows:
         self.by_chance("order of the ids", "all", f"the first {n // 4}", np.full(1, success[: n // 4].mean()))
 
     def best_of(self) -> None:
-        """What the best of equal checkpoints is told to solve, where it is chosen on the split that is reported."""
+        """The success of the best of equal checkpoints, if it is chosen on the split that is reported."""
         rng, success = np.random.default_rng(0), self.base.success
         rates = rng.binomial(1, success, size=(1000, CHECKPOINTS, len(success))).mean(2).max(1)
         self.by_chance("checkpoint", "one", f"best of {CHECKPOINTS} equal ones on the split", rates)
@@ -204,7 +204,7 @@ def audit_alfworld(model: str, data: str | None, seeds: Sequence[int], limit: in
         made: Agent = kind(policy, prompter, Sampling(temperature, 24), generator)
         return made
 
-    def played(one: Agent, split: str = "valid_seen", turns: int = TURNS) -> Played:
+    def played(one: Agent, split: str = "valid_seen", turns: int = TURNS) -> Results:
         start = time.perf_counter()
         found = play(one, tasks, split, seeds, limit, turns)
         Console().print(
@@ -241,7 +241,7 @@ def audit_alfworld(model: str, data: str | None, seeds: Sequence[int], limit: in
 def audit_webshop(data: str | None, limit: int | None) -> list[Row]:
     """All rows of WebShop."""
 
-    def played(split: str = "test", limit: int | None = limit, **settings: Any) -> Played:
+    def played(split: str = "test", limit: int | None = limit, **settings: Any) -> Results:
         tasks = WebShopTasks("small", data, **settings)
         return play(ExpertAgent(tasks.expert), tasks, split, [0], limit, 15)
 
@@ -249,7 +249,7 @@ def audit_webshop(data: str | None, limit: int | None) -> list[Row]:
     rows = Rows("webshop", base)
     for turns in (10, 5):
         rows.same_tasks("step limit", "15", str(turns), base.within(turns))
-    rows.same_tasks("what is reported", "success", "score", base.score)
+    rows.same_tasks("the reported number", "success", "score", base.score)
     for seed in (1, 2):
         rows.same_tasks("prices", "seed 0", f"seed {seed}", played(seed=seed).success)
     rows.other_tasks("split", "test", "valid", played("valid").success)
@@ -263,9 +263,9 @@ def audit_webshop(data: str | None, limit: int | None) -> list[Row]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure and tell. Ends with one line of JSON."""
+    """Measure, and print tables and one line of JSON."""
     parser = argparse.ArgumentParser(prog="benchmarks.audit", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--parts", default=",".join(PARTS), help="some of them, with commas between")
+    parser.add_argument("--parts", default=",".join(PARTS), help="a comma-separated list")
     parser.add_argument("--model", help="folder of a model or of a training run, for ALFWorld")
     parser.add_argument("--data", help="folder with official files ($POLYTURN_DATA)")
     parser.add_argument("--limit", type=int, help="tasks of each split, evenly spaced (all)")
@@ -276,7 +276,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if unknown := set(parts) - set(PARTS):
         raise UnknownNameError("part", sorted(unknown)[0], PARTS)
     if "alfworld" in parts and not options.model:
-        parser.error("ALFWorld needs --model, a folder; --parts webshop does without")
+        parser.error("ALFWorld needs --model FOLDER; --parts webshop needs no model")
     rows: list[Row] = []
     if "alfworld" in parts:
         rows += audit_alfworld(options.model, options.data, range(options.seeds), options.limit)
@@ -286,7 +286,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         table = Table("choice", "base → now", "base %", "now %", "difference (95 %)", "tasks", title=world)
         for row in rows:
             if row.world == world:
-                table.add_row(*row.told())
+                table.add_row(*row.cells())
         Console().print(table)
     write_line({"audit": [vars(row) for row in rows], "options": {**vars(options), "output": None}}, options.output)
 

@@ -1,13 +1,13 @@
-"""Estimators: a million turns, beside a plain loop, and beside verl where it is installed.
+"""Estimators: speed on a million turns, compared with a plain loop, and with verl if it is installed.
 
     python -m benchmarks.estimators                                # GRPO and GiGPO, and GiGPO as a loop
-    python -m benchmarks.estimators --verl .venv-verl/bin/python   # also verl's GRPO and GAE, by that interpreter
+    python -m benchmarks.estimators --verl .venv-verl/bin/python   # also verl's GRPO and GAE, with this interpreter
 
-Turns come in groups of 8 attempts of 20 turns, 3 of 10 in a state that the group has seen. The loop is GiGPO as the
-authors' code does it, group after group and row after row with torch scalars, written after its description; it gives
-the same advantages, which is checked. It is timed on fewer turns, as many as ours beside it.
+Groups have 8 attempts of 20 turns; 30 % of the turns are in a repeated state. The loop computes GiGPO like the authors'
+code, group after group and row after row with torch scalars. The benchmark checks that it gives the same advantages,
+and measures both on fewer turns.
 
-All figures are seconds of CPU time on one core, the best of some runs, so that other processes do not count.
+All figures are CPU seconds on one core, the best of several runs, so other processes do not matter.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from algorithms.estimators.grpo import grpo
 from algorithms.turn_table import TurnTable
 
 GROUP_SIZE, TURNS = 8, 20
-REPEATED = 0.3  # share of the turns in a state that the group has seen
+REPEATED = 0.3  # share of the turns in a repeated state
 SEQUENCES, LENGTH = 4096, 2048  # of the comparison with verl
 
 _VERL = f"""
@@ -61,7 +61,7 @@ print(json.dumps({{
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Time, and end with one line of JSON. Raises `SystemExit(1)` where the loop gives other advantages."""
+    """Measure, and print one line of JSON. Raises `SystemExit(1)` if the loop gives other advantages."""
     parser = argparse.ArgumentParser(prog="benchmarks.estimators", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--turns", type=int, default=1_000_000, help="of the large table")
     parser.add_argument("--loop-turns", type=int, default=8_000, help="of the table that the loop is timed on")
@@ -79,13 +79,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     figures["gigpo_small_s"] = best(lambda c: gigpo(TurnTable(**c)), small, repeats=10)
     figures["gigpo_loop_s"] = best(lambda c: loop_gigpo(TurnTable(**c)), small, repeats=1)
     figures["gigpo_loop_ratio"] = round(figures["gigpo_loop_s"] / figures["gigpo_small_s"])
-    figures |= _beside_verl(options.verl) if options.verl else {"verl": "not given"}
+    figures |= _compare_with_verl(options.verl) if options.verl else {"verl": "not given"}
     Console().print(_table(figures))
     print(json.dumps({name: round(value, 5) if isinstance(value, float) else value for name, value in figures.items()}))
 
 
 def best(run: Callable[[Any], Any], argument: Any, repeats: int = 3) -> float:
-    """The least CPU seconds of some runs."""
+    """The CPU seconds of the fastest run."""
     seconds = []
     for _ in range(repeats):
         start = time.process_time()
@@ -95,7 +95,7 @@ def best(run: Callable[[Any], Any], argument: Any, repeats: int = 3) -> float:
 
 
 def random_columns(n: int, seed: int = 0) -> dict[str, Any]:
-    """Columns of a table of `n` turns. The table itself is made in the timed part, since it keeps what it works out."""
+    """Columns of a table of `n` turns. The table is created in the measured part, because it caches its results."""
     rng = np.random.default_rng(seed)
     row = np.arange(n)
     episode, turn = row // TURNS, row % TURNS
@@ -114,7 +114,7 @@ def random_columns(n: int, seed: int = 0) -> dict[str, Any]:
 
 # -- the peers --------------------------------------------------------------------------------------------------------
 def loop_gigpo(table: TurnTable, gamma: float = 0.95, penalty: float = 0.1) -> NDArray[np.float64]:
-    """GiGPO in mode "mean_norm", in the order of work of the authors' code."""
+    """GiGPO in mode "mean_norm", computed in the order of the authors' code."""
     names = np.array([f"episode {number}" for number in table.episode], dtype=object)
     groups = np.array([f"group {number}" for number in table.group], dtype=object)
     returns_of, sums = {}, {}
@@ -156,11 +156,11 @@ def _less_mean(values: torch.Tensor, keys: NDArray[Any], keep_single: bool) -> t
     return result
 
 
-def _beside_verl(python: str) -> dict[str, Any]:
-    """GRPO and GAE on whole sequences, by verl and by us, every token its own advantage."""
+def _compare_with_verl(python: str) -> dict[str, Any]:
+    """GRPO and GAE on whole sequences, by verl and by polyturn, with one advantage per token."""
     done = subprocess.run([python, "-c", _VERL], capture_output=True, text=True, timeout=600, check=False)
     if done.returncode:
-        return {"verl": f"not there: {done.stderr.strip().splitlines()[-1]}"}
+        return {"verl": f"failed: {done.stderr.strip().splitlines()[-1]}"}
     rng = np.random.default_rng(0)
     state = np.full(SEQUENCES, "start", dtype=object)
     columns = {
@@ -193,13 +193,13 @@ def _table(figures: dict[str, Any]) -> Table:
             table.add_row(f"{name}, {size:,} turns", f"{figures[f'{name}_{size}_s']:.3f}")
     table.add_row(f"gigpo, {figures['loop_turns']:,} turns", f"{figures['gigpo_small_s']:.5f}")
     loop, ratio = figures["gigpo_loop_s"], figures["gigpo_loop_ratio"]
-    table.add_row(f"… as a loop, {ratio}× as long", f"{loop:.3f}")
+    table.add_row(f"… as a loop ({ratio}×)", f"{loop:.3f}")
     if "verl" in figures:
         table.add_row(f"verl: {figures['verl']}", "")
         return table
     for name in ("grpo", "gae"):
         table.add_row(f"{name}, {SEQUENCES} × {LENGTH} tokens, verl", f"{figures[f'verl_{name}_s']:.3f}")
-        table.add_row("… ours", f"{figures[f'our_{name}_s']:.3f}")
+        table.add_row("… polyturn", f"{figures[f'our_{name}_s']:.3f}")
     return table
 
 

@@ -3,19 +3,19 @@
     python -m benchmarks.gpu --output benchmarks/results/gpu_h100.json
     python -m benchmarks.gpu --shapes tiny          # seconds, on any machine
 
-Needs torch, transformers and gymnasium; ALFWorld's games and vLLM are used where `alfworld` and `vllm` are installed.
-Models have the shapes of Qwen2.5 0.5B and 1.5B, embeddings tied, and random weights, which cost what trained ones do.
-A part that fails, for want of memory or otherwise, is reported as failed, and the others go on.
+Needs torch, transformers and gymnasium. ALFWorld's games and vLLM are used if `alfworld` and `vllm` are installed.
+Models have the shapes of Qwen2.5 0.5B and 1.5B with tied embeddings and random weights, which are as fast as trained
+ones. If a part fails, for example for lack of memory, the error is reported, and the other parts continue.
 
 sampling    64 sessions with prompts of 512 ids, 128 new ids each, weights in bfloat16: the prompts (one new id), and
             from there on the new ids. With the policy of transformers, and with vLLM on a GPU.
 training    One update with as many sequences, of which the new ids are trained on: weights in float32 with
             bfloat16 autocast, without and with gradient checkpointing.
-run         Rollouts of 32 ALFWorld episodes (embedded games, else lamps to switch on), and an update with KL each.
+run         Rollouts of 32 ALFWorld episodes (or of examples.light_switches), and an update with KL for each rollout.
 
-Model FLOPs are those that the task asks for: 2 a weight and token in a forward pass, three times that with the backward
-pass, the head where its logits are needed, 4 a dimension and pair of tokens for attention; what gradient checkpointing
-computes twice counts once. Utilisation is their share of the dense bfloat16 peak in the vendor's data sheet.
+Model FLOPs are the necessary ones: 2 per weight and token in a forward pass, three times that with the backward pass,
+the head where its logits are needed, and 4 per dimension and pair of tokens for attention. Computations that gradient
+checkpointing repeats count once. Utilisation is their share of the dense bfloat16 peak in the vendor's data sheet.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from algorithms.estimators.grpo import grpo
 from algorithms.learner import Learner, Objective
 from algorithms.losses import clip_loss
 from algorithms.turn_table import TurnTable
-from benchmarks.rollouts import apart, learner_config, table_of, write_line
+from benchmarks.rollouts import in_new_process, learner_config, table_of, write_line
 from envs.alfworld.env import ALFWorldEnv
 from envs.alfworld.game import GAME_FILE
 from envs.alfworld.generate import generate_game
@@ -58,7 +58,7 @@ from envs.core import Task, UnknownNameError
 from envs.gym_tasks import GymTasks
 from envs.pool import EnvPool
 
-# Dense bfloat16 with float32 sums, FLOP/s, by the name that the driver gives.
+# Peak of dense bfloat16 with float32 sums, in FLOP/s, by the name of the device.
 PEAKS = {
     "NVIDIA H200": 989e12,
     "NVIDIA H100 80GB HBM3": 989e12,
@@ -75,7 +75,7 @@ PEAKS = {
 
 @dataclass(frozen=True)
 class Shape:
-    """A model, and how much is asked of it."""
+    """The shape of a model, and the size of the measurements."""
 
     width: int
     feed_forward: int
@@ -106,7 +106,7 @@ class Shape:
         )
 
     def flops(self, model: Any, tokens: int, context: float, heads: int) -> float:
-        """Of a forward pass of `tokens` that attend to `context` each on average, with logits at `heads` of them."""
+        """FLOPs of a forward pass of `tokens` with a mean `context` each, and logits at `heads` of them."""
         embedding = model.get_input_embeddings().weight.numel()
         weights = sum(p.numel() for p in model.parameters()) - embedding
         return float(tokens * (2 * weights + 4 * self.layers * self.width * context) + heads * 2 * embedding)
@@ -155,7 +155,7 @@ class Benchmark:
         return self.sample(policy, policy.model)
 
     def sample(self, policy: Policy, model: Any) -> dict[str, Any]:
-        """Seconds of the prompts with one new id, and of as much with all of them; the rest is decoding."""
+        """Measure with one new id per prompt and with all; the difference is decoding."""
         shape = self.shape
         rng = np.random.default_rng(0)
         generator = torch.Generator(policy.device).manual_seed(0)
@@ -177,8 +177,8 @@ class Benchmark:
         read, made = shape.sessions * shape.prompt, shape.sessions * (shape.new - 1)
         context = shape.prompt + shape.new / 2
         return {
-            "prompt": self.told(read, first, shape.flops(model, read, shape.prompt / 2, shape.sessions)),
-            "decoding": self.told(made, whole - first, shape.flops(model, made, context, made)),
+            "prompt": self.rates(read, first, shape.flops(model, read, shape.prompt / 2, shape.sessions)),
+            "decoding": self.rates(made, whole - first, shape.flops(model, made, context, made)),
             "sampled_tokens_per_s": round(shape.sessions * shape.new / whole),
             "peak_gb": self.peak_gb(),
         }
@@ -206,7 +206,7 @@ class Benchmark:
         tokens, trained = shape.sessions * length, shape.sessions * shape.new
         flops = 3 * shape.flops(model, tokens, length / 2, trained)
         return {
-            **self.told(tokens, statistics.median(times[1:]), flops),
+            **self.rates(tokens, statistics.median(times[1:]), flops),
             "trained_tokens_per_s": round(trained / statistics.median(times[1:])),
             "micro_batch_tokens": learner.micro_batch_tokens,
             "peak_gb": self.peak_gb(),
@@ -214,10 +214,10 @@ class Benchmark:
 
     # -- a short run ------------------------------------------------------------------------------------------------
     def run(self, folder: Path) -> dict[str, Any]:
-        """Two updates, of which the second is reported."""
+        """Two updates; the second is reported."""
         shape, policy = self.shape, self.policy(torch.float32)
         tasks, make = _games(folder, shape) if find_spec("alfworld") else _lamps(shape)
-        # A policy that wins nothing has no advantages to learn from; KL has it learn all the same.
+        # A policy that wins nothing has no advantages to learn from; with KL there is a gradient.
         objective = Objective(partial(clip_loss, dual_clip=None), kl_coef=0.01)
         learner = Learner(
             policy.model, learner_config(shape.micro_batch_tokens, objective=objective, precision=self.precision)
@@ -249,7 +249,7 @@ class Benchmark:
 
     # -- clocks and meters ------------------------------------------------------------------------------------------
     def clock(self, call: Callable[[], Any]) -> tuple[float, Any]:
-        """Seconds until the device is done, and what came back."""
+        """Seconds until the device has finished, and the result."""
         self.wait()
         start = time.perf_counter()
         result = call()
@@ -260,7 +260,7 @@ class Benchmark:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
-    def told(self, tokens: int, seconds: float, flops: float) -> dict[str, Any]:
+    def rates(self, tokens: int, seconds: float, flops: float) -> dict[str, Any]:
         found = {"tokens_per_s": round(tokens / seconds), "tflops": float(f"{flops / seconds / 1e12:.4g}")}
         return found | ({"utilisation": round(flops / seconds / self.peak, 4)} if self.peak else {})
 
@@ -269,14 +269,14 @@ class Benchmark:
             torch.cuda.reset_peak_memory_stats()
 
     def peak_gb(self) -> float:
-        """Of the device since `forget_peak`; on a CPU of the process, since it began."""
+        """The peak of the device since `forget_peak`; on a CPU, the peak of the process since its start."""
         if self.device.type == "cuda":
             return round(torch.cuda.max_memory_allocated() / 2**30, 2)
         return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
 
 
 def sampling_vllm(shape: Shape, repeats: int) -> dict[str, Any]:
-    """`Benchmark.sampling` of vLLM, in a process of its own so that its memory is free again afterwards."""
+    """`Benchmark.sampling` with vLLM. It runs in its own process, so its memory is free afterwards."""
     from agents.policies.vllm import VllmPolicy
 
     benchmark = Benchmark(shape, find_device(), repeats)
@@ -300,7 +300,7 @@ def _lamps(shape: Shape) -> tuple[list[Task], Callable[[], Any]]:
 
 
 def measure(shape: Shape, device: torch.device, repeats: int, folder: Path) -> dict[str, Any]:
-    """All parts of one shape; a part that fails has the error in its place."""
+    """The results of all parts for one shape, or their errors."""
     benchmark = Benchmark(shape, device, repeats)
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "sampling": benchmark.sampling,
@@ -309,12 +309,12 @@ def measure(shape: Shape, device: torch.device, repeats: int, folder: Path) -> d
         "run": partial(benchmark.run, folder),
     }
     if device.type == "cuda" and find_spec("vllm"):
-        parts["sampling, vllm"] = partial(apart, sampling_vllm, shape, repeats)
+        parts["sampling, vllm"] = partial(in_new_process, sampling_vllm, shape, repeats)
     found = {}
     for name, part in parts.items():
         try:
             found[name] = part()
-        except Exception as error:  # unattended: whatever it is, the other parts are worth having
+        except Exception as error:  # the other parts continue
             found[name] = {"failed": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"}
         gc.collect()
         if device.type == "cuda":
@@ -325,21 +325,21 @@ def measure(shape: Shape, device: torch.device, repeats: int, folder: Path) -> d
 
 def _line(found: dict[str, Any]) -> str:
     """One line for people: "prompt tokens/s 802, …, peak gb 0.43"."""
-    told = []
+    parts = []
     for name, value in found.items():
         if isinstance(value, dict):
-            told.append(f"{name} {_line(value)}")
+            parts.append(f"{name} {_line(value)}")
         else:
             shown = value if isinstance(value, str) else f"{value:,}"
-            told.append(f"{name.replace('_per_s', '/s').replace('_', ' ')} {shown}")
-    return ", ".join(told)
+            parts.append(f"{name.replace('_per_s', '/s').replace('_', ' ')} {shown}")
+    return ", ".join(parts)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure the shapes that are asked for. Ends with one line of JSON."""
+    """Measure the chosen shapes, and print one line of JSON."""
     parser = argparse.ArgumentParser(prog="benchmarks.gpu", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--shapes", default="0.5b,1.5b", help=f"of {', '.join(SHAPES)}; with commas between")
-    parser.add_argument("--repeats", type=int, default=3, help="of every measurement, of which the median counts")
+    parser.add_argument("--shapes", default="0.5b,1.5b", help=f"a comma-separated list of {', '.join(SHAPES)}")
+    parser.add_argument("--repeats", type=int, default=3, help="of every measurement; the median is reported")
     parser.add_argument("--output", type=Path, help="file for the line of JSON")
     options = parser.parse_args(argv)
     names = options.shapes.split(",")

@@ -1,17 +1,17 @@
-"""Masked actions: processor seconds of a rollout under the mask and without it, at equal tokens.
+"""Masked actions: processor time of a rollout with the mask and without it, for the same tokens.
 
     python -m benchmarks.masking                    # all worlds; --worlds alfworld for one, --output FILE
 
-ALFWorld's embedded games and a made-up WebShop are played by the tiny policy and by one of 64M parameters with a
-vocabulary of 32,768, both of random weights in float32, on the threads that torch takes.
+The tiny policy and a policy of 64M parameters with a vocabulary of 32,768 play ALFWorld's embedded games and WebShop's
+embedded catalogue. Both have random weights in float32.
 
 Both sides write the same actions: those of the environment's expert, three in ten of them replaced by other admissible
-ones. Each id is sampled as ever, and then replaced by the one of the demonstration. So both have the same prompts,
-tokens and turns. A play has a new agent, which has seen no state before: the prefix trees are made within it.
+ones. Each id is sampled, and then replaced by the one of the demonstration. So prompts, tokens and turns are equal.
+Each play has a new agent, so its time includes building the prefix trees.
 
-Seconds are those of the process, environments, prompts and parsing included, so that others on the machine do not
-count. The sides take turns; a ratio is that of neighbours, told as the median and the range. An id that the mask leaves
-no choice of takes no step of the model: `forced` is their share.
+Processor time includes environments, prompts and parsing, and does not depend on other processes. The two sides are
+measured alternately; a ratio is that of two neighbouring measurements, reported as the median with the range. An id
+that is the only allowed one needs no step of the model: `forced` is the share of these ids.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from envs.core import Manifest, TaskSet, UnknownNameError
 from envs.pool import EnvPool
 from envs.webshop.tasks import WebShopTasks
 
-BAR = "≤ 1.15×"
+TARGET = "≤ 1.15×"
 NOISE = 0.3  # share of the expert's actions that are replaced
 MODELS = {"tiny": TinyPolicy(128, 4, 4, 2048, None), "64M": TinyPolicy(640, 12, 10, 2048, None)}
 LARGE_VOCABULARY = 2**15  # of all models but the tiny one
@@ -53,18 +53,18 @@ WORLDS: dict[str, Callable[[int], TaskSet]] = {
 }
 
 
-class LedPolicy(LocalPolicy):
-    """Samples as any `LocalPolicy`, and then writes the completions `led` of a session in place of what it sampled."""
+class ReplayPolicy(LocalPolicy):
+    """A `LocalPolicy` that replaces the ids that it samples with given completions."""
 
-    def __init__(self, model: Any, tokenizer: Any, led: Sequence[Sequence[list[int]]]) -> None:
+    def __init__(self, model: Any, tokenizer: Any, completions: Sequence[Sequence[list[int]]]) -> None:
         super().__init__(model, tokenizer)
-        self.led = led  # of each session, in the order of its turns
+        self.completions = completions  # of each session, in the order of its turns
         self.begin()
 
     def begin(self) -> None:
-        """All sessions begin again; `written` counts ids from now on."""
+        """Restart all sessions and the count of written ids."""
         self.written = 0
-        self._left = [iter(completions) for completions in self.led]
+        self._left = [iter(completions) for completions in self.completions]
 
     def _write(self, rows: Any, sessions: list[int], sampling: Sampling, generator: torch.Generator) -> None:
         self._ids = {id(row): next(self._left[session]) for row, session in zip(rows, sessions, strict=True)}
@@ -77,8 +77,8 @@ class LedPolicy(LocalPolicy):
 
 
 @dataclass(frozen=True)
-class Obedient:
-    """The teacher; where what it would do is not admissible, the first action that is."""
+class AdmissibleTeacher:
+    """The teacher, with its inadmissible actions replaced by the first admissible one."""
 
     teacher: Agent
 
@@ -100,15 +100,15 @@ class _Quiet:
 
 @dataclass(frozen=True)
 class Play:
-    """What both sides do: the same jobs, with the same ids written by the same policy."""
+    """The jobs that both sides play, with the same policy and the same ids."""
 
     tasks: TaskSet
     jobs: list[Job]
-    policy: LedPolicy
+    policy: ReplayPolicy
     turns: int
 
     def once(self, masked: bool) -> tuple[float, int, float]:
-        """Processor seconds of a rollout, the ids that were written in it, and the share of them that was forced."""
+        """Processor seconds of a rollout, the number of written ids, and the share of forced ones."""
         kind = MaskedAgent if masked else PolicyAgent
         agent = kind(self.policy, Transcript(), Sampling(1.0, 10_000), torch.Generator().manual_seed(0))
         self.policy.begin()
@@ -122,35 +122,37 @@ class Play:
 
 
 def prepare(tasks: TaskSet, model: TinyPolicy, large: bool, episodes: int, turns: int) -> Play:
-    """A model, and what it is to write: demonstrations of as many tasks, played side by side."""
+    """A model, and the demonstrations of `episodes` tasks that it writes."""
     manifest: Manifest = tasks.manifest("train")
     prompter = Transcript()
     with EnvPool(tasks.make, episodes) as pool:
         policy, _ = tiny_policy(model, tasks, manifest, prompter, pool, 0, _Quiet(), {}, masked=True)
         chosen = [tasks.task("train", i) for i in manifest.ids[:: max(1, len(manifest.ids) // episodes)][:episodes]]
         jobs = [Job(task, group, task.seed) for group, task in enumerate(chosen)]
-        demonstrator = Demonstrator(Obedient(teacher_of(tasks)), prompter, policy.tokenizer, NOISE, 0, masked=True)
+        demonstrator = Demonstrator(
+            AdmissibleTeacher(teacher_of(tasks)), prompter, policy.tokenizer, NOISE, 0, masked=True
+        )
         shown = rollout(demonstrator, pool, jobs, max_turns=turns)
     if large:
         policy.model.resize_token_embeddings(LARGE_VOCABULARY, mean_resizing=False)
-    led = [[turn.completion_ids for turn in episode.turns] for episode in shown]
-    return Play(tasks, jobs, LedPolicy(policy.model, policy.tokenizer, led), turns)
+    completions = [[turn.completion_ids for turn in episode.turns] for episode in shown]
+    return Play(tasks, jobs, ReplayPolicy(policy.model, policy.tokenizer, completions), turns)
 
 
 def measure(play: Play, repeats: int) -> dict[str, Any]:
-    """Microseconds of each id on both sides, and their ratio. Raises `RuntimeError` where they write other ids."""
+    """Microseconds per id on both sides, and their ratio. Raises `RuntimeError` if their numbers of ids differ."""
     per_token: dict[bool, list[float]] = {False: [], True: []}
-    told: dict[bool, tuple[int, float]] = {}
-    for repeat in range(-1, repeats):  # the first does not count
+    written: dict[bool, tuple[int, float]] = {}
+    for repeat in range(-1, repeats):  # the first is a warm-up
         for masked, found in per_token.items():
-            seconds, *told[masked] = play.once(masked)
+            seconds, *written[masked] = play.once(masked)
             if repeat >= 0:
-                found.append(seconds / told[masked][0])
-    if told[False][0] != told[True][0]:
-        raise RuntimeError(f"the sides wrote {told[False][0]} and {told[True][0]} ids: they are to be the same")
+                found.append(seconds / written[masked][0])
+    if written[False][0] != written[True][0]:
+        raise RuntimeError(f"the sides wrote {written[False][0]} and {written[True][0]} ids, expected the same number")
     return {
-        "tokens": told[True][0],
-        "forced": round(told[True][1], 4),
+        "tokens": written[True][0],
+        "forced": round(written[True][1], 4),
         "us_per_token": {
             name: spread([1e6 * s for s in per_token[masked]]) for name, masked in (("free", False), ("masked", True))
         },
@@ -159,12 +161,12 @@ def measure(play: Play, repeats: int) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure and tell. Ends with one line of JSON."""
+    """Measure, and print a table and one line of JSON."""
     parser = argparse.ArgumentParser(prog="benchmarks.masking", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--worlds", default=",".join(WORLDS), help="some of them, with commas between")
-    parser.add_argument("--models", default=",".join(MODELS), help="some of them, with commas between")
-    parser.add_argument("--episodes", type=int, default=16, help="at a time, each of another task")
-    parser.add_argument("--turns", type=int, default=15, help="of an episode at most")
+    parser.add_argument("--worlds", default=",".join(WORLDS), help="a comma-separated list")
+    parser.add_argument("--models", default=",".join(MODELS), help="a comma-separated list")
+    parser.add_argument("--episodes", type=int, default=16, help="number of episodes, each of another task")
+    parser.add_argument("--turns", type=int, default=15, help="most turns of an episode")
     parser.add_argument("--repeats", type=int, default=5, help="of every comparison")
     parser.add_argument("--output", type=Path, help="file for the line of JSON")
     options = vars(parser.parse_args(argv))
@@ -173,12 +175,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         if unknown := set(asked) - set(known):
             raise UnknownNameError(kind, sorted(unknown)[0], known)
     if min(options.values()) < 1:
-        parser.error(f"sizes have to be at least 1, got {options}")
+        parser.error(f"sizes must be at least 1, got {options}")
 
     disable_progress_bar()
     console = Console()
     figures: dict[str, Any] = {"machine": machine(), "size": options, "masking": {}}
-    table = Table("", "free", "masked", "ratio", "is to be", "forced", title="Masked actions")
+    table = Table("", "free", "masked", "ratio", "target", "forced", title="Masked actions")
     for column in table.columns[1:]:
         column.justify = "right"
     for world in worlds:
@@ -186,9 +188,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         for model in models:
             play = prepare(tasks, MODELS[model], model != "tiny", options["episodes"], options["turns"])
             found = figures["masking"].setdefault(world, {})[model] = measure(play, options["repeats"])
-            told = [f"{found['us_per_token'][side]['median']:,.0f} µs/token" for side in ("free", "masked")]
+            speeds = [f"{found['us_per_token'][side]['median']:,.0f} µs/token" for side in ("free", "masked")]
             between = "{median:.2f} ({low:.2f}–{high:.2f})".format(**found["ratio"])
-            table.add_row(f"{world}, {model}", *told, between, BAR, f"{found['forced']:.0%}")
+            table.add_row(f"{world}, {model}", *speeds, between, TARGET, f"{found['forced']:.0%}")
     console.print(table)
     write_line(figures, output)
 

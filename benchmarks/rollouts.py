@@ -1,30 +1,29 @@
-"""Rollouts and updates: what the environment costs beside the engine, what kept keys and values save, and TRL.
+"""Rollouts and updates: time outside of the engine, the gain of cached keys and values, and a comparison with TRL.
 
-    python -m benchmarks.rollouts                   # all parts; --parts kv,trl for some, --output FILE to keep the line
+    python -m benchmarks.rollouts                   # all parts; --parts kv,trl for some; --output FILE
 
-Everything runs on ALFWorld's embedded games with a Llama of 4.2M random weights in float32, on the threads that torch
-takes. The games are on rails: whatever the policy writes, each plays its own script and answers at length, and no
-completion ends before its `--new-tokens`. So all sides have the same prompts, tokens and turns, however they sample.
-The sides of a comparison take turns; ratios are those of neighbours, told as the median and the range.
+Everything runs on ALFWorld's embedded games with a Llama of 4.2M random weights in float32. The games ignore the action
+and play a fixed script, and every completion has `--new-tokens` tokens. So all sides have the same prompts, tokens and
+turns. The sides of a comparison are measured alternately; a ratio is that of two neighbouring measurements, reported as
+the median with the range.
 
-orchestration   Seconds of a rollout outside of the engine (environments, prompts, parsing, book-keeping), as a share of
-                the seconds that the engine alone takes for the same requests, which are recorded and asked again. For
-                the model of transformers and, where it is installed, for vLLM.
-kv              The rollout that keeps keys and values from turn to turn, beside the one that reads the whole history
-                again in every turn: the same policy, its sessions released before each request.
-trl             Turns per second from the first observation to a batch that can be learned from, beside TRL's
-                `GRPOTrainer`: `environment_factory` (its own loop, in which the action is a tool call) and
-                `rollout_func` (a loop of ours over its generation, all episodes at a time, on ids). TRL gets: no
-                gradient checkpointing, no bf16, one batch of all episodes, a chat template without boilerplate, and a
-                response template that reads any answer as a call. Its vLLM mode is
-                not compared: 1.16 takes vLLM up to 0.31.
-update          One GRPO update on the same batch, in a process for each side: sequences, masks, advantages, old
-                log-probabilities, clipping, float32 and AdamW are the same, and the gradient's norm has to be. TRL's
-                `train()` is handed the batch in place of a rollout, and keeps its own choice of AdamW (fused). A
-                micro-batch has as many sequences as TRL's, or as many padded tokens where sequences are shorter.
-                Memory is the peak of the process minus what it held before the optimiser was made (Linux).
+orchestration   Seconds of a rollout outside of the engine (environments, prompts, parsing, bookkeeping), divided by the
+                seconds of the engine for the same requests, which are recorded and sent again. For the model of
+                transformers and, if it is installed, for vLLM.
+kv              The rollout with keys and values cached between turns, compared with reading the whole history in every
+                turn: the same policy, with its sessions released before each request.
+trl             Turns per second from the first observation to a training batch, compared with TRL's `GRPOTrainer`:
+                `environment_factory` (its own loop, in which the action is a tool call) and `rollout_func` (our loop
+                over its generation, all episodes at a time, on ids). TRL has no gradient checkpointing, no bf16, one
+                batch of all episodes, a minimal chat template, and a response template that reads any answer as a
+                call. Its vLLM mode is not compared: 1.16 supports vLLM up to 0.31.
+update          One GRPO update on the same batch, each side in its own process. Sequences, masks, advantages, old
+                log-probabilities, clipping, float32 and AdamW are the same, and the gradient's norm must be equal.
+                TRL's `train()` gets the batch instead of a rollout, and keeps its own AdamW (fused). A micro-batch has
+                as many sequences as TRL's, or as many padded tokens if sequences are shorter. Memory is the peak of the
+                process minus its memory before the optimiser was created (Linux).
 
-TRL needs `pip install trl` (1.16), which is not among the project's dependencies.
+TRL needs `pip install trl` (1.16), which is not a dependency of polyturn.
 """
 
 from __future__ import annotations
@@ -79,10 +78,10 @@ from envs.files import write_whole
 from envs.pool import EnvPool
 
 PARTS = ("orchestration", "kv", "trl", "update")
-BARS = {"orchestration": "≤ 10 %", "kv": "≥ 2.5×", "trl": "≥ 2×", "update": "≥ 1.3×", "update memory": "< 1"}
+TARGETS = {"orchestration": "≤ 10 %", "kv": "≥ 2.5×", "trl": "≥ 2×", "update": "≥ 1.3×", "update memory": "< 1"}
 VOCABULARY, CONTEXT = 4096, 2048
 LEARNING_RATE = 1e-6
-UPDATES = 3  # in a process; the first does not count
+UPDATES = 3  # in a process; the first is a warm-up
 
 # TRL's tools, rendered as the ids that `Transcript` makes: <bos> observation <act> action <eos> observation <act> …
 CHAT_TEMPLATE = (
@@ -109,7 +108,7 @@ RESPONSE_TEMPLATE = {
 
 @dataclass(frozen=True)
 class Size:
-    """How much is played."""
+    """The size of the measurements."""
 
     episodes: int  # all at a time
     group: int  # attempts at each game
@@ -120,8 +119,8 @@ class Size:
 
 
 # -- the world --------------------------------------------------------------------------------------------------------
-class OnRails(ALFWorldEnv):
-    """ALFWorld, in which each turn plays the next command of the task's script, whatever the policy writes."""
+class ScriptedALFWorld(ALFWorldEnv):
+    """ALFWorld that ignores the action, and plays the next command of the task's script."""
 
     def _begin(self, task: Any, seed: int | None) -> tuple[str, Info]:
         self._script = iter(task.payload["script"])
@@ -134,14 +133,14 @@ class OnRails(ALFWorldEnv):
 
 @dataclass(frozen=True)
 class World:
-    """What all sides share: the tasks, and a folder with the model and its tokenizer."""
+    """The tasks, and a folder with the model and its tokenizer, which all sides share."""
 
     size: Size
     tasks: list[Task]
     folder: Path
 
     def policy(self) -> LocalPolicy:
-        """The model, as it samples here. Nothing but the limit of tokens ends a completion."""
+        """The model as a policy. Only the token limit ends a completion."""
         tokenizer = AutoTokenizer.from_pretrained(self.folder)
         model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32)
         policy = LocalPolicy(model.eval(), tokenizer, self.folder)
@@ -157,22 +156,22 @@ class World:
         with EnvPool(self.make, self.size.episodes) as pool:
             return rollout(agent, pool, jobs, max_turns=turns or self.size.turns)
 
-    def make(self) -> OnRails:
-        return OnRails(max_turns=self.size.turns + 1)
+    def make(self) -> ScriptedALFWorld:
+        return ScriptedALFWorld(max_turns=self.size.turns + 1)
 
 
 def make_world(size: Size, folder: Path) -> World:
-    """Generate games and their scripts, and save a model with a tokenizer made from what the games say."""
+    """Generate games and their scripts, and save a model with a tokenizer for the texts of the games."""
     tasks, texts = [], []
     for number in range(size.episodes // size.group):
         path = folder / f"game-{number}" / GAME_FILE
         path.parent.mkdir()
         content = generate_game(number).content
         path.write_text(json.dumps(content), encoding="utf-8")
-        script, said = _script(Engine(parse_game(str(path), content)), size.turns, random.Random(number))
-        texts += said
+        script, observations = _script(Engine(parse_game(str(path), content)), size.turns, random.Random(number))
+        texts += observations
         tasks.append(Task(f"game-{number}", "polyturn/ALFWorld-v0", payload={"path": str(path), "script": script}))
-    # Words that nobody says fill the vocabulary up, so that every id that can be sampled is a token.
+    # Unused words fill the vocabulary, so every id that can be sampled is a token.
     known = len(build_tokenizer(texts))
     tokenizer = build_tokenizer([*texts, *(f"word{i:04d}x" for i in range(VOCABULARY - known))])
     tokenizer.pad_token, tokenizer.chat_template = EOS, CHAT_TEMPLATE
@@ -197,9 +196,9 @@ def make_world(size: Size, folder: Path) -> World:
 
 
 def _script(engine: Engine, turns: int, rng: random.Random) -> tuple[list[str], list[str]]:
-    """Commands that are admissible one after the other and do not win, and the observations that they bring."""
+    """A sequence of admissible commands that does not win, and its observations."""
     script: list[str] = []
-    said = [engine.reset()]
+    observations = [engine.reset()]
     while len(script) < turns:
         before, command = engine.snapshot(), rng.choice(engine.admissible)
         text, _, done = engine.step(command)
@@ -207,13 +206,13 @@ def _script(engine: Engine, turns: int, rng: random.Random) -> tuple[list[str], 
             engine.restore(before)
             continue
         script.append(command)
-        said.append(text)
-    return script, said
+        observations.append(text)
+    return script, observations
 
 
 # -- orchestration ----------------------------------------------------------------------------------------------------
-class Meter:
-    """A policy that is asked through this notes what it was asked, what it answered, and how long that took."""
+class RecordingPolicy:
+    """Wraps a policy, and records its requests, its completions and its seconds."""
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
@@ -237,7 +236,7 @@ class Meter:
         self.calls.append(session)
 
     def replay(self, sampling: Sampling) -> tuple[float, float]:
-        """Ask the same again of the engine alone: the seconds, and the share of answers that were the same."""
+        """Send the same requests again: the seconds, and the share of equal completions."""
         generator = torch.Generator(self.device).manual_seed(0)
         sampled: list[list[int]] = []
         start = time.perf_counter()
@@ -251,12 +250,12 @@ class Meter:
 
 
 def orchestration(world: World, policy: Policy) -> dict[str, Any]:
-    """Shares of the engine's own time, and how fast it is."""
+    """The time outside of the engine as a share of the engine's time, and the engine's speed."""
     world.play(policy, turns=2)
     shares, wholes, engines, same = [], [], [], []
     for _ in range(world.size.repeats):
-        policy.sync()  # an engine that keeps prefixes by itself forgets them
-        meter = Meter(policy)
+        policy.sync()  # clears the prefixes that an engine caches
+        meter = RecordingPolicy(policy)
         start = time.perf_counter()
         world.play(meter)  # type: ignore[arg-type]
         seconds = time.perf_counter() - start
@@ -275,12 +274,12 @@ def orchestration(world: World, policy: Policy) -> dict[str, Any]:
 
 
 def measure_orchestration(world: World, note: Callable[[str], None]) -> dict[str, Any]:
-    """By engine: the model of transformers, and vLLM where it can be had."""
+    """By engine: the model of transformers, and vLLM if it is installed."""
     found = {"hf": orchestration(world, world.policy())}
     if missing := [name for name in ("vllm", "agents.policies.vllm") if not find_spec(name)]:
         note(f"orchestration with vLLM was left out: no {' and no '.join(missing)}")
     else:
-        found["vllm"] = apart(_orchestration_vllm, world)
+        found["vllm"] = in_new_process(_orchestration_vllm, world)
     return found
 
 
@@ -291,8 +290,8 @@ def _orchestration_vllm(world: World) -> dict[str, Any]:
 
 
 # -- kept keys and values ---------------------------------------------------------------------------------------------
-class Forgetful(Meter):
-    """The same policy, with nothing kept from one request of a session to the next."""
+class UncachedPolicy(RecordingPolicy):
+    """The same policy without a cache between the requests of a session."""
 
     def generate(self, requests: Sequence[Request], sampling: Sampling, generator: torch.Generator) -> list[Completion]:
         for request in requests:
@@ -301,12 +300,12 @@ class Forgetful(Meter):
 
 
 def measure_kv(world: World, note: Callable[[str], None]) -> dict[str, Any]:
-    """Turns per second with and without, and how many times faster."""
+    """Turns per second with and without the cache, and their ratio."""
     del note
     policy = world.policy()
     sides = {
         "kept": lambda turns: world.play(policy, turns),
-        "read_again": lambda turns: world.play(Forgetful(policy), turns),  # type: ignore[arg-type]
+        "read_again": lambda turns: world.play(UncachedPolicy(policy), turns),  # type: ignore[arg-type]
     }
     seconds = alternate(sides, world.size)
     return {**_turns_per_s(seconds, world.size), "ratio": ratio(seconds["read_again"], seconds["kept"])}
@@ -314,7 +313,7 @@ def measure_kv(world: World, note: Callable[[str], None]) -> dict[str, Any]:
 
 # -- TRL --------------------------------------------------------------------------------------------------------------
 class Tool:
-    """The environment as TRL takes it: what can be called is a tool."""
+    """The environment in TRL's form: its public methods are tools."""
 
     def __init__(self, world: World) -> None:
         self._tasks = {task.id: task for task in world.tasks}
@@ -366,7 +365,7 @@ class TurnLoop:
 
 
 def measure_trl(world: World, note: Callable[[str], None]) -> dict[str, Any]:
-    """Turns per second of the three, and how many times faster than either of TRL's. Empty without TRL."""
+    """Turns per second of the three loops, and the ratios to those of TRL. Empty without TRL."""
     if not find_spec("trl"):
         note("trl was left out: it is not installed")
         return {}
@@ -418,13 +417,13 @@ def _earned(earned: Sequence[float], **_: Any) -> list[float]:
 
 
 def _trainer(folder: Path, micro_batch: int, size: Size, rows: Sequence[Mapping[str, Any]], **options: Any) -> Any:
-    """A `GRPOTrainer` as fast as it gets on a CPU in float32."""
+    """A `GRPOTrainer` with its fastest settings on a CPU in float32."""
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
     from datasets import Dataset  # type: ignore[import-untyped]
     from transformers import PrinterCallback
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of versions of vLLM, which is not used
+        warnings.simplefilter("ignore")  # about versions of vLLM, which is not used
         from trl import GRPOConfig, GRPOTrainer  # type: ignore[attr-defined]
 
     kind = options.pop("kind", GRPOTrainer)
@@ -448,14 +447,14 @@ def _trainer(folder: Path, micro_batch: int, size: Size, rows: Sequence[Mapping[
     )
     trainer = kind(model=str(folder), args=config, train_dataset=Dataset.from_list(list(rows)), **options)
     trainer.remove_callback(PrinterCallback)
-    trainer.eos_token_ids = []  # as ours: nothing but the limit ends a completion
+    trainer.eos_token_ids = []  # only the token limit ends a completion, as in polyturn
     trainer.model.train()
     return trainer
 
 
 # -- one update -------------------------------------------------------------------------------------------------------
 def measure_update(world: World, note: Callable[[str], None]) -> dict[str, Any]:
-    """Seconds and memory of both sides. Raises `RuntimeError` where they do not compute the same gradient."""
+    """Seconds and memory of both sides. Raises `RuntimeError` if their gradients differ."""
     sides: dict[str, Callable[..., dict[str, Any]]] = {"polyturn": _update_ours, "trl": _update_trl}
     if not find_spec("trl"):
         note("the update of trl was left out: it is not installed")
@@ -465,7 +464,9 @@ def measure_update(world: World, note: Callable[[str], None]) -> dict[str, Any]:
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
     for _ in range(max(1, world.size.repeats - 1)):
         for name, side in sides.items():
-            found[name].append(apart(side, world.folder, world.size, samples, advantages, torch.get_num_threads()))
+            found[name].append(
+                in_new_process(side, world.folder, world.size, samples, advantages, torch.get_num_threads())
+            )
     figures: dict[str, Any] = {
         "tokens": sum(len(s.ids) for s in samples),
         "sampled_tokens": sum(sum(s.mask) for s in samples),
@@ -512,7 +513,7 @@ def _update_trl(
     from trl import GRPOTrainer  # type: ignore[attr-defined]
 
     class PreparedTrainer(GRPOTrainer):
-        """Trains on the batch that is there."""
+        """Trains on the given batch."""
 
         def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
             del inputs
@@ -538,7 +539,7 @@ def _update_trl(
 
 
 def _trl_batch(samples: Sequence[Sample], advantages: NDArray[np.float64]) -> dict[str, Any]:
-    """The samples as TRL's rollout hands them on: prompts [B, P] padded on the left, the rest [B, C] on the right."""
+    """The samples in TRL's format: prompts [B, P] padded on the left, the rest [B, C] padded on the right."""
     firsts = [sample.mask.index(True) for sample in samples]
     most_prompt, most_rest = max(firsts), max(len(s.ids) - n for s, n in zip(samples, firsts, strict=True))
     prompt_ids = torch.zeros(len(samples), most_prompt, dtype=torch.long)
@@ -566,7 +567,7 @@ def _trl_batch(samples: Sequence[Sample], advantages: NDArray[np.float64]) -> di
 
 
 def table_of(samples: Sequence[Sample]) -> TurnTable:
-    """The turns of samples, of an episode each, as far as a learner asks: how many tokens each has."""
+    """A table of the samples' turns, one episode per sample, with their numbers of tokens."""
     counts = [np.unique([t for t in sample.turn if t >= 0], return_counts=True)[1] for sample in samples]
     turns, tokens = np.array([len(these) for these in counts]), np.concatenate(counts)
     n = len(tokens)
@@ -582,7 +583,7 @@ def table_of(samples: Sequence[Sample]) -> TurnTable:
 
 
 def learner_config(micro_batch_tokens: int, **changes: Any) -> LearnerConfig:
-    """One optimiser step an update, PPO's clipping, no KL."""
+    """One optimiser step per update, PPO's clipping, no KL."""
     settings: dict[str, Any] = {
         "objective": Objective(partial(clip_loss, dual_clip=None)),
         "learning_rate": LEARNING_RATE,
@@ -600,7 +601,7 @@ def learner_config(micro_batch_tokens: int, **changes: Any) -> LearnerConfig:
 
 
 class Memory:
-    """The peak of this process's memory from now on, above what it holds now. `resource` would count the parent's."""
+    """The peak of this process's memory from now on, minus its memory now. `resource` would count the parent's."""
 
     STATUS = Path("/proc/self/status")
 
@@ -620,7 +621,7 @@ class Memory:
 
 # -- times, ratios and the report -------------------------------------------------------------------------------------
 def alternate(sides: Mapping[str, Callable[[int], object]], size: Size) -> dict[str, list[float]]:
-    """Seconds of each side, which take turns; two turns each to begin with do not count."""
+    """Seconds of each side, measured alternately after a warm-up of two turns each."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for play in sides.values():
         play(2)
@@ -632,8 +633,8 @@ def alternate(sides: Mapping[str, Callable[[int], object]], size: Size) -> dict[
     return seconds
 
 
-def apart(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    """Call in a process of its own."""
+def in_new_process(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+    """Call the function in a new process."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
         return process.submit(function, *arguments).result()
 
@@ -645,7 +646,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def ratio(slow: Sequence[float], fast: Sequence[float]) -> dict[str, float]:
-    """The ratios of neighbours."""
+    """The ratios of neighbouring measurements."""
     return spread([a / b for a, b in zip(slow, fast, strict=True)])
 
 
@@ -655,39 +656,41 @@ def _turns_per_s(seconds: Mapping[str, Sequence[float]], size: Size) -> dict[str
 
 
 def _table(figures: Mapping[str, Any]) -> Table:
-    table = Table("", "polyturn", "peer", "ratio", "is to be", title="Rollouts and updates")
+    table = Table("", "polyturn", "peer", "ratio", "target", title="Rollouts and updates")
     for column in table.columns[1:]:
         column.justify = "right"
     for engine, found in figures.get("orchestration", {}).items():
         tokens = f"{found['engine_tokens_per_s']['median']:,.0f} tokens/s"
         share = {name: 100 * value for name, value in found["share"].items()}
-        table.add_row(f"beside the engine ({engine})", "", tokens, _told(share, " %"), BARS["orchestration"])
+        table.add_row(
+            f"outside of the engine ({engine})", "", tokens, _median_and_range(share, " %"), TARGETS["orchestration"]
+        )
     if found := figures.get("kv"):
         speeds = found["turns_per_s"]
-        told = [f"{speeds[side]['median']:.1f} turns/s" for side in ("kept", "read_again")]
-        table.add_row("keys and values kept, read again", *told, _told(found["ratio"]), BARS["kv"])
+        cells = [f"{speeds[side]['median']:.1f} turns/s" for side in ("kept", "read_again")]
+        table.add_row("keys and values kept, read again", *cells, _median_and_range(found["ratio"]), TARGETS["kv"])
     if found := figures.get("trl"):
         speeds = found["turns_per_s"]
         for name, one in found["ratio"].items():
-            told = [f"{speeds[side]['median']:.1f} turns/s" for side in ("polyturn", name)]
-            table.add_row(f"trl, {name}", *told, _told(one), BARS["trl"])
+            cells = [f"{speeds[side]['median']:.1f} turns/s" for side in ("polyturn", name)]
+            table.add_row(f"trl, {name}", *cells, _median_and_range(one), TARGETS["trl"])
     if found := figures.get("update"):
         for row, unit, key, bar in (
             ("update", "s", "ratio", "update"),
             ("its memory", "MB", "memory_ratio", "update memory"),
         ):
             sides = found["seconds" if unit == "s" else "peak_mb"]
-            told = [f"{sides[s]['median']:,.4g} {unit}" if s in sides else "" for s in ("polyturn", "trl")]
-            table.add_row(f"{row}, trl", *told, _told(found[key]) if key in found else "", BARS[bar])
+            cells = [f"{sides[s]['median']:,.4g} {unit}" if s in sides else "" for s in ("polyturn", "trl")]
+            table.add_row(f"{row}, trl", *cells, _median_and_range(found[key]) if key in found else "", TARGETS[bar])
     return table
 
 
-def _told(found: Mapping[str, float], unit: str = "×") -> str:
+def _median_and_range(found: Mapping[str, float], unit: str = "×") -> str:
     return f"{found['median']:.2f} ({found['low']:.2f}–{found['high']:.2f}){unit}"
 
 
 def machine() -> dict[str, Any]:
-    """Where figures come from."""
+    """The machine of the measurements."""
     return {
         "processor": platform.machine(),
         "threads": torch.get_num_threads(),
@@ -698,15 +701,15 @@ def machine() -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure the parts that are asked for. Ends with one line of JSON."""
+    """Measure the chosen parts, and print a table and one line of JSON."""
     parser = argparse.ArgumentParser(prog="benchmarks.rollouts", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--parts", default=",".join(PARTS), help="some of them, with commas between")
-    parser.add_argument("--episodes", type=int, default=16, help="at a time")
+    parser.add_argument("--parts", default=",".join(PARTS), help="a comma-separated list")
+    parser.add_argument("--episodes", type=int, default=16, help="episodes at a time")
     parser.add_argument("--group", type=int, default=4, help="attempts at each game")
-    parser.add_argument("--turns", type=int, default=20, help="of every episode")
-    parser.add_argument("--new-tokens", type=int, default=16, help="of every completion")
+    parser.add_argument("--turns", type=int, default=20, help="turns of every episode")
+    parser.add_argument("--new-tokens", type=int, default=16, help="tokens of every completion")
     parser.add_argument("--micro-batch", type=int, default=4, help="sequences in one pass of the update")
-    parser.add_argument("--repeats", type=int, default=3, help="of every comparison")
+    parser.add_argument("--repeats", type=int, default=3, help="repeats of every comparison")
     parser.add_argument("--output", type=Path, help="file for the line of JSON")
     options = vars(parser.parse_args(argv))
     parts, output = options.pop("parts").split(","), options.pop("output")
@@ -714,7 +717,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UnknownNameError("part", sorted(unknown)[0], PARTS)
     size = Size(**options)
     if size.episodes % size.group or size.episodes % size.micro_batch or size.turns < 2:
-        parser.error("--episodes has to be a multiple of --group and of --micro-batch, and --turns at least 2")
+        parser.error("--episodes must be a multiple of --group and of --micro-batch, and --turns at least 2")
 
     disable_progress_bar()
     console = Console()
@@ -740,7 +743,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def write_line(figures: Mapping[str, Any], output: Path | None) -> None:
-    """Print figures as one line of JSON, and keep it in the file `output`."""
+    """Print figures as one line of JSON, and write it to the file `output`."""
     text = json.dumps(figures)
     if output:
         write_whole(output, text + "\n")

@@ -1,16 +1,16 @@
-"""WebShop: steps per second, start-up, memory and queries, on a thousand products and on as many as you like.
+"""WebShop: steps per second, start time, memory and queries, on a thousand products and on larger catalogues.
 
     python -m benchmarks.webshop --catalogue DIR --recordings DIR    # official files; episodes.json and search.json
-    python -m benchmarks.webshop                                     # the embedded catalogue, shopped at random
+    python -m benchmarks.webshop                                     # the embedded catalogue, random actions
     python -m benchmarks.webshop --scale 1_000_000 [--folder DIR]    # a synthetic catalogue of that size
 
-Steps are those of the Gymnasium environment in text mode, observation, admissible actions and reward included, on fixed
-action lists: "first play" in a new process, with nothing remembered of pages, searches and words, else any later play;
-the median of eleven and the fastest, which on a machine that others share is nearest to what the work itself takes.
-Start-up is that of a new process up to the first observation, with the catalogue read before. Queries are each asked
-once. Where it says "cpu", and for steps and queries, seconds are those of the process, so that others on the machine do
-not count. Synthetic products have words by Zipf's law, and as many as the official ones; they are written first, which
-is not timed. Ends with one line of JSON.
+Steps are those of the Gymnasium environment in text mode, including observation, admissible actions and reward, on
+fixed action lists. "first play" is in a new process without cached pages, searches and words; other plays are later
+ones. The median of eleven plays is reported, and the fastest, which depends least on other processes of the machine.
+The start time is that of a new process up to the first observation, with the catalogue read before. Each query is sent
+once. Steps, queries and names with "cpu" are in processor time, which does not depend on other processes. Synthetic
+products have words by Zipf's law, as many as the official ones; writing them is not timed. The last line of the output
+is JSON.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ from envs.webshop.search import open_index
 
 _REPEATS = 11  # first plays of all action lists, and later ones
 _TURNS = 1000  # more than any list has
-_TAIL = 60  # actions of a random shopper
+_TAIL = 60  # actions of a random play
 
-# In a new process: what it costs to open a catalogue that was read before, and then to search it.
+# In a new process: open a catalogue that was read before, and search it.
 _OPEN = """
 import json, sys, time
 start = time.process_time()
@@ -103,18 +103,18 @@ print(json.dumps([seconds, time.process_time(), most / 1024]))
 
 @dataclass(frozen=True)
 class Play:
-    """A task and the actions to play in it; after a purchase it begins anew."""
+    """A task and the actions to play in it; after a purchase it starts again."""
 
     task: Task
     actions: tuple[str, ...]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure and tell."""
+    """Measure, and print a table and one line of JSON."""
     parser = argparse.ArgumentParser(prog="benchmarks.webshop", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--catalogue", type=Path, help="folder with the official files (the embedded catalogue)")
     parser.add_argument("--recordings", type=Path, help="folder with episodes.json and search.json")
-    parser.add_argument("--scale", type=int, help="measure a synthetic catalogue of so many products instead")
+    parser.add_argument("--scale", type=int, help="measure a synthetic catalogue with this number of products instead")
     parser.add_argument("--folder", type=Path, help="keep the synthetic catalogue here")
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as temporary:
@@ -154,7 +154,7 @@ def _recorded(folder: Path, recordings: Path) -> Iterator[Play]:
 
 
 def _at_random(folder: Path, count: int = 60) -> Iterator[Play]:
-    """Random shoppers: they search for words of the instruction and click what is there."""
+    """Random plays: they search for words of the instruction and click listed texts."""
     rng = random.Random(0)
     goals = build_goals(open_shop(folder).catalogue, 0)
     env = WebShopEnv(_TURNS)

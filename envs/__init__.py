@@ -19,7 +19,7 @@ import gymnasium as gym
 
 PLUGIN_GROUP = "polyturn.envs"
 # Gymnasium's own checks are off: they expect numbers, and the environments here keep the contract of `envs.core`.
-_HOUSE = {
+_BUILT_IN = {
     "polyturn/ALFWorld-v0": "envs.alfworld.env:ALFWorldEnv",
     "polyturn/KeyCorridor-v0": "envs.key_corridor.env:KeyCorridorEnv",
     "polyturn/Search-v0": "envs.search.env:SearchEnv",
@@ -58,6 +58,6 @@ def _load(point: metadata.EntryPoint) -> None:
         warnings.warn(_errors[point], RuntimeWarning, stacklevel=2)
 
 
-for _id, _entry_point in _HOUSE.items():
+for _id, _entry_point in _BUILT_IN.items():
     gym.register(_id, _entry_point, order_enforce=False, disable_env_checker=True)
 plugin_errors()

@@ -1,7 +1,7 @@
 """The agents of the configuration group `agent`.
 
-Each file `conf/agent/<name>.yaml` names one of these functions, or anyone's, in `_target_`. Beside the other keys of
-the file it gets the task set to play, the `Model` that the command was given or None, and a seed.
+Each file `conf/agent/<name>.yaml` names one of these functions, or a user's, in `_target_`. Its arguments are the other
+keys of the file, the task set, the `Model` of the command (or None) and a seed.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ if TYPE_CHECKING:  # torch takes seconds to import, and only policies need it
 
 POLICY, RANDOM, CHAT = "scripts.agents.policy", "scripts.agents.random", "agents.chat.Chat"
 PRETRAINED = "algorithms.initial_policy.PretrainedPolicy"
-WITHOUT_MODEL = {  # agents that take no model=…
-    "scripts.agents.expert": "agent=expert plays without a model",
-    "scripts.agents.random": "agent=random plays without a model",
-    "scripts.agents.endpoint": "agent=openai names its model by agent.name",
+WITHOUT_MODEL = {  # agents without model=…
+    "scripts.agents.expert": "agent=expert takes no model",
+    "scripts.agents.random": "agent=random takes no model",
+    "scripts.agents.endpoint": "agent=openai has its model in agent.name",
 }
-PLAYERS = ("candidates", "masked")  # agents that are named for their player
+PLAYERS = ("candidates", "masked")  # agents with the name of their player
 logger = logging.getLogger(__name__)
 
 IN_PLACE = "agents.policies.local.in_place"
@@ -54,7 +54,7 @@ VLLM, VLLM_SERVER = "agents.policies.vllm.VllmPolicy", "agents.policies.vllm_ser
 TINY = "algorithms.initial_policy.TinyPolicy"
 CHECKED_TASKS = 8  # whose first turn is played to find what the environment provides
 GIVEN = {"task_set", "model", "seed"}  # arguments of an agent that are not settings of its file
-NO_MODEL = ("trainer.pt", "run.json", "checksums.json")  # what a training run keeps beside the model of a checkpoint
+NO_MODEL = ("trainer.pt", "run.json", "checksums.json")  # the files of a checkpoint that are not of its model
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,11 @@ class Model:
     rollout: DictConfig  # conf/rollout
 
     def load(self) -> Policy:
-        """The policy. An engine beside the trained weights gets them from the CPU, whose memory it does not need."""
+        """Load the policy. With an engine, the weights stay on the CPU: the engine needs the GPU's memory."""
         import torch
         from transformers.utils.logging import disable_progress_bar
 
-        disable_progress_bar()  # of loading, which takes no time that would need one
+        disable_progress_bar()  # loading is fast
         engine = instantiate(self.rollout)
         device = None if self.rollout._target_ == IN_PLACE else torch.device("cpu")
         policy: Policy = engine(instantiate(self.policy).load(self.name, device))
@@ -78,9 +78,9 @@ class Model:
         return policy
 
     def facts(self) -> dict[str, Any]:
-        """What its answers depend on: its name, and its files by their hashes or, on a hub, its revision."""
+        """The model's name and the hashes of its files or, for a model of the hub, its revision."""
         found = find_parts(self.name)
-        if any(isinstance(part, Path) and part.is_file() for part in found):  # GGUF: what it holds counts
+        if any(isinstance(part, Path) and part.is_file() for part in found):  # GGUF: compare the unpacked model
             from agents.policies.pretrained import sources
 
             found = sources(self.name)
@@ -89,24 +89,26 @@ class Model:
 
 
 def model_of(config: DictConfig) -> Model | None:
-    """The model that a command's configuration asks for."""
+    """The model of a command's configuration, or None."""
     if not config.model:
         return None
     return Model(checkpoint_of(config.model), config.policy, config.rollout)
 
 
 def check_agent(config: DictConfig) -> None:
-    """Raise where agent and model of a configuration do not belong together, or are not there."""
+    """Raise if the agent and the model of a configuration do not fit together, or do not exist."""
     target, model = config.agent.get("_target_"), config.model
     if taken := sorted(GIVEN & config.agent.keys()):
         raise UnknownNameError("setting of agent", taken[0], config.agent.keys() - GIVEN - {"_target_"})
     if target == POLICY and not model:
         raise ValueError(
-            "this agent needs a model: model=FOLDER, of a Hugging Face model or of a training run; "
-            "agent=expert and agent=random play without one"
+            "this agent needs a model: model=FOLDER, the folder of a Hugging Face model or of a training run; "
+            "agent=expert and agent=random need no model"
         )
     if target in WITHOUT_MODEL and model:
-        raise ValueError(f"{WITHOUT_MODEL[target]}, got model={model}; a model is played by agent=transcript")
+        raise ValueError(
+            f"{WITHOUT_MODEL[target]}, got model={model}; use a model with agent=masked or agent=transcript"
+        )
     for group in ("policy", "rollout"):
         if target in WITHOUT_MODEL and asked_under(group):
             logger.warning("%s: %s has no effect", WITHOUT_MODEL[target], group)
@@ -131,7 +133,7 @@ def check_engine(config: DictConfig) -> None:
 
 
 def _check_model(config: DictConfig) -> None:
-    """Raise `OSError` where there is no model of that name, or one that cannot be used as it is asked for."""
+    """Raise `OSError` or `ValueError` if there is no such model, or if it cannot be used with these settings."""
     path = Path(config.model).expanduser()
     if (path / "checkpoints").is_dir():
         if not checkpoints(path):
@@ -144,7 +146,7 @@ def _check_model(config: DictConfig) -> None:
 
 
 def check_trained_agent(config: DictConfig) -> None:
-    """Raise `ValueError` for an agent that cannot be trained, or not by the method or from the policy asked for."""
+    """Raise `ValueError` for an agent that cannot be trained, at all or with this method, policy or engine."""
     choices = HydraConfig.get().runtime.choices
     if config.agent.get("_target_") in WITHOUT_MODEL or not {"player", "prompter", "sampling"} <= config.agent.keys():
         raise ValueError(
@@ -154,9 +156,9 @@ def check_trained_agent(config: DictConfig) -> None:
     asked = {override_key(override) for override in HydraConfig.get().overrides.task}
     replaced = choices["agent"] in PLAYERS and choices["agent/player"] != choices["agent"]
     if replaced and "agent" in asked and "agent/player" not in asked:
-        raise ValueError(  # the method's own choice would win, and nobody would be told
+        raise ValueError(  # the method's player would replace the agent's without a message
             f"algo={choices['algo']} has agent/player={choices['agent/player']}, which is not that of "
-            f"agent={choices['agent']}: leave one of them out, or say agent/player=… to choose"
+            f"agent={choices['agent']}: leave one of them out, or choose with agent/player=…"
         )
     check_engine(config)
     if config.resume:
@@ -170,11 +172,11 @@ def check_trained_agent(config: DictConfig) -> None:
             )
         return
     if config.policy.get("_target_") == PRETRAINED:
-        raise ValueError("this policy needs a model to start from: model=FOLDER, or policy=tiny for one made here")
+        raise ValueError("this policy needs a model: model=FOLDER, or use policy=tiny, which creates a small one")
     if config.agent.prompter.get("_target_") == CHAT:
         raise ValueError(
-            "agent=chat needs a model with a chat template, and policy=tiny has none: policy=hf model=FOLDER gives it "
-            "one, and agent=transcript does without"
+            "agent=chat needs a model with a chat template, and policy=tiny has none: use policy=hf model=FOLDER, or "
+            "agent=transcript, which needs no template"
         )
 
 
@@ -198,18 +200,18 @@ def check_tasks(needs: Needs, config: DictConfig, task_set: TaskSet, manifest: M
 
 
 def make_agent(config: DictConfig, task_set: TaskSet, model: Model | None, seed: int) -> Agent:
-    """The agent of a configuration that `check_agent` has passed."""
+    """Create the agent of a configuration that `check_agent` has accepted."""
     agent: Agent = instantiate(config, _partial_=True)(task_set=task_set, model=model, seed=seed)
     return agent
 
 
 def expert(task_set: TaskSet, model: Model | None, seed: int) -> ExpertAgent:  # noqa: ARG001
-    """The scripted expert of the environment, which draws nothing. Raises `ValueError` where there is none."""
+    """The scripted expert of the environment, which is deterministic. Raises `ValueError` if there is none."""
 
     def make() -> Expert:
         made = task_set.expert()
         if made is None:
-            raise ValueError(f"{task_set.env_id} has no scripted expert; choose another agent, agent=random for one")
+            raise ValueError(f"{task_set.env_id} has no scripted expert; choose another agent, such as agent=random")
         return made
 
     make()
@@ -229,7 +231,7 @@ def policy(
     sampling: Sampling,
     player: Callable[[Policy, Prompter, Sampling, Generator], PolicyAgent],
 ) -> PolicyAgent:
-    """A language model behind a prompter, and who makes decisions of it."""
+    """A language model with a prompter and a player."""
     import torch
 
     assert model is not None, "see check_agent"
@@ -254,7 +256,7 @@ def endpoint(
     parameters: Mapping[str, Any] | None,
     system_role: str | None,
 ) -> EndpointAgent:
-    """The model `name` behind an OpenAI-compatible endpoint, which draws by seeds of its own."""
+    """The model `name` behind an OpenAI-compatible endpoint, which samples with its own seeds."""
     from agents.endpoint import EndpointAgent
 
     return EndpointAgent(
@@ -264,7 +266,7 @@ def endpoint(
 
 
 def checkpoint_of(name: str) -> str:
-    """The model called `name`; of a training run's folder, its best checkpoint, or where none was ranked its newest."""
+    """The model `name`. For the folder of a training run: its best checkpoint, or the newest if none was ranked."""
     path = Path(name).expanduser()
     if not (path / "checkpoints").is_dir():
         return str(path.resolve()) if path.exists() else name
@@ -277,9 +279,9 @@ def checkpoint_of(name: str) -> str:
 
 
 def _compare_with_training(config: DictConfig, run: Path) -> None:
-    """A policy that is prompted, masked or asked otherwise than in its training does badly, and nobody sees why.
+    """Compare the agent with that of the training run, because a policy performs badly with other prompts or masks.
 
-    Raises `ValueError` for another prompter; another environment and another player may be meant, and are a warning.
+    Raises `ValueError` for another prompter. Another environment or player may be intended, so it is a warning.
     """
     file = run / ".hydra" / "config.yaml"
     if not file.is_file():
@@ -288,16 +290,16 @@ def _compare_with_training(config: DictConfig, run: Path) -> None:
     trained, now = (OmegaConf.to_container(one.agent.prompter) for one in (before, config))
     if changed := differences({"agent.prompter": trained}, {"agent.prompter": now}):
         changes = "; ".join(f"{name} {change}" for name, change in changed.items())
-        raise ValueError(f"{run} was trained with another prompter: {changes}; take the agent that it was trained with")
+        raise ValueError(f"{run} was trained with another prompter: {changes}; use the agent that it was trained with")
     for what in ("env", "agent.player"):
         trained, now = (OmegaConf.select(one, f"{what}._target_") for one in (before, config))
         if trained is not None and trained != now:
-            logger.warning("%s was trained with %s=%s, and plays with %s: set %s=… to play alike",
+            logger.warning("%s was trained with %s=%s, and is now used with %s: set %s=… to use the same",
                            run, what, trained, now, what.replace(".", "/"))  # fmt: skip
 
 
 def _content(source: Path | str) -> dict[str, str]:
-    """The hashes of a model's files; of one on a hub, its revision."""
+    """The hashes of a model's files; for a model of the hub, its revision."""
     if isinstance(source, str):
         from transformers import AutoConfig
 

@@ -1,7 +1,7 @@
-"""What the commands share: configuration by Hydra, errors in one line, and clean endings.
+"""Shared by the commands: configuration by Hydra, errors of one line, exit codes.
 
-Exit codes: 0 done; 1 a bug, with its traceback; 2 something the user can put right, in one line (HYDRA_FULL_ERROR=1
-shows the traceback here too); 130 Ctrl-C; 128 + n ended by signal n, a closed terminal or pipe among them.
+Exit codes: 0 done; 1 a bug, with its traceback; 2 an error that the user can correct, in one line (HYDRA_FULL_ERROR=1
+prints its traceback too); 130 Ctrl-C; 128 + n ended by signal n, for example by a closed terminal or pipe.
 """
 
 from __future__ import annotations
@@ -39,23 +39,23 @@ import conf
 from envs.core import UnknownNameError
 from envs.facts import Facts, differences
 from scripts.run_folder import Command, override_key, quoted, remove_traces
-from scripts.settings import HOUSE, check_added_keys, check_settings, shown
+from scripts.settings import OUR_PACKAGES, check_added_keys, check_settings, shown
 from scripts.targets import check_targets, settings_of
 
 Job: TypeAlias = Callable[[DictConfig], None]
 FOLDER_SETTINGS = ("env.data", "rollout.folder")
 FOLDERS = ("POLYTURN_CACHE", "POLYTURN_DATA", "HF_HOME")  # environment variables that name one
 PACKAGES = ("polyturn", "torch", "transformers", "gymnasium", "hydra-core", "textworld", "alfworld")
-_asked: list[str] = []  # the overrides of this start, without those that `resume` brings
+_asked: list[str] = []  # the keys that the command line sets, without those that `resume` adds
 FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 
 # -- running a command ------------------------------------------------------------------------------------------------
 def command(config_name: str) -> Callable[[Job], Callable[[], None]]:
-    """Make a function of a configuration a command: `conf/<config_name>.yaml`, overrides, `--multirun` and `--help`.
+    """Turn a function of a configuration into a command: `conf/<config_name>.yaml`, overrides, `--multirun`, `--help`.
 
-    `resume=RUN_DIR` starts with the overrides that run was started with, then takes the new ones, and goes on in its
-    folder (`scripts.run_folder`). In a multirun a job that fails is reported, and the others go on.
+    `resume=RUN_DIR` starts with the overrides of that run, adds the new ones, and continues in its folder
+    (`scripts.run_folder`). In a multirun, a job that fails is reported, and the others continue.
     """
 
     def decorate(function: Job) -> Callable[[], None]:
@@ -88,25 +88,25 @@ def command(config_name: str) -> Callable[[Job], Callable[[], None]]:
 
 
 def _make_absolute(cfg: DictConfig) -> None:
-    """Have the folders of a configuration stay what they are now: an environment may change the working directory."""
+    """Make the folders of a configuration absolute: an environment may change the working directory."""
     for key in FOLDER_SETTINGS:
         if isinstance(folder := OmegaConf.select(cfg, key), str):
             OmegaConf.update(cfg, key, os.path.abspath(os.path.expanduser(folder)))
 
 
 class Arguments(argparse.ArgumentParser):
-    """Reads a command line. What is wrong with it is raised as `ValueError`, to be told in a line as any mistake."""
+    """A parser of command lines. It raises `ValueError` for an error, instead of printing its usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; --help shows what there is")
+        raise ValueError(f"{message}; see --help")
 
 
 class _ReportedError(Exception):
-    """A job of a multirun failed, and that was said. Its argument is the exit code."""
+    """A job of a multirun failed, and its error was printed. The argument is the exit code."""
 
 
 def run(main: Callable[[], None], config_name: str = "") -> None:
-    """Call `main`, and turn whatever ends it into a message and an exit code (see the module)."""
+    """Call `main`. Its exceptions become messages and exit codes (see the module)."""
     old = {number: signal.signal(number, _end) for number in _deadly_signals()}
     _prepare_process()
     try:
@@ -122,16 +122,16 @@ def run(main: Callable[[], None], config_name: str = "") -> None:
     finally:
         try:
             sys.stdout.flush()
-        except OSError:  # Python would try once more at its end, and complain
+        except OSError:  # Python would flush again when it exits, and print an error
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         for number, handler in old.items():
             signal.signal(number, handler)
 
 
 def _prepare_process() -> None:
-    """Let text in any encoding through, and have the folders in environment variables stay what they are now.
+    """Accept text that the encoding lacks, and make the folders in environment variables absolute.
 
-    An environment may change the working directory.
+    Absolute, because an environment may change the working directory.
     """
     for stream, errors in ((sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace"), (sys.stdin, "replace")):
         if isinstance(stream, io.TextIOWrapper):
@@ -142,15 +142,15 @@ def _prepare_process() -> None:
 
 
 def _deadly_signals() -> Iterator[signal.Signals]:
-    """Those that would end the process at once; `nohup`, say, has them ignored."""
+    """The signals that would end the process at once, unless they are ignored (`nohup`)."""
     return (s for s in (signal.SIGHUP, signal.SIGTERM) if signal.getsignal(s) is signal.SIG_DFL)
 
 
 def _end(number: int, _: FrameType | None) -> None:
-    raise SystemExit(128 + number)  # so that files and processes are closed on the way out
+    raise SystemExit(128 + number)  # an exception, so that files and processes are closed
 
 
-def _nobody_reads() -> bool:
+def _stdout_is_closed() -> bool:
     """Whether the terminal or pipe at stdout is closed."""
     poll = select.poll()
     poll.register(1, 0)
@@ -158,12 +158,12 @@ def _nobody_reads() -> bool:
 
 
 def _launch(launch: Callable[[], None], name: str) -> None:
-    """Call Hydra so that its errors reach us, instead of being printed and turned into exits."""
+    """Call Hydra so that it raises its errors, instead of printing them and exiting."""
     before, arguments = os.environ.get("HYDRA_FULL_ERROR", "0"), sys.argv
     _asked[:] = [override_key(argument) for argument in arguments[1:] if "=" in argument]
     try:
         given = _resumed(arguments[1:], name)
-        # Hydra's parser does not take options between overrides; here they may stand anywhere.
+        # Hydra's parser does not accept options between overrides: move them to the front.
         sys.argv = [arguments[0], *sorted(given, key=lambda a: "=" in a and not a.startswith("-"))]
         os.environ["HYDRA_FULL_ERROR"] = "1"
         _check_options()
@@ -174,10 +174,10 @@ def _launch(launch: Callable[[], None], name: str) -> None:
 
 
 def _check_options() -> None:
-    """Raise `ValueError` for options that Hydra does not have; it would print its usage and exit."""
+    """Raise `ValueError` for options that Hydra does not have. Hydra would print its usage and exit."""
 
     def refuse(message: str) -> NoReturn:
-        raise ValueError(f"{message}; --help shows what there is")
+        raise ValueError(f"{message}; see --help")
 
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign]
@@ -185,15 +185,17 @@ def _check_options() -> None:
 
 
 def _resumed(arguments: list[str], name: str) -> list[str]:
-    """The arguments, and where `resume=RUN_DIR` is among them those of that run that are not given anew.
+    """The arguments; with `resume=RUN_DIR`, also the overrides of that run that are not set again.
 
-    `name` is the command's, which must be that of the run.
+    `name` is the name of the command. The run must have been started by the same command.
     """
     given = [_unquoted(a.removeprefix("resume=")) for a in arguments if a.startswith("resume=")]
     if not given or given[-1] in ("", "null"):
         return arguments
     if {"-m", "--multirun"} & set(arguments):
-        raise ValueError("resume=RUN_DIR goes on with one run, which --multirun cannot do; resume its jobs one by one")
+        raise ValueError(
+            "resume=RUN_DIR resumes one run, so it cannot be used with --multirun; resume the jobs one by one"
+        )
     folder = Path(given[-1]).expanduser()
     command = Command.of_run(folder, name)
     new = [a for a in arguments if not a.startswith("resume=")]
@@ -204,25 +206,25 @@ def _resumed(arguments: list[str], name: str) -> list[str]:
 
 
 def _unquoted(text: str) -> str:
-    """A path as it is meant: in quotes for Hydra, or as it is."""
+    """A path without the quotes that it may have for Hydra."""
     inner = text[1:-1]
     return inner if text[:1] + text[-1:] in ("''", '""') and not Path(text).exists() else text
 
 
 def asked_for(key: str) -> bool:
-    """Whether this start's command line itself sets a key or its group; what `resume` brings does not count."""
+    """Whether the command line sets a key or its group. Overrides that `resume` adds do not count."""
     return any(key == asked or key.startswith(f"{asked}.") for asked in _asked)
 
 
 def asked_under(group: str) -> bool:
-    """Whether the command line of this start chooses from a group or sets a key in it."""
+    """Whether the command line chooses from a group or sets a key in it. Overrides that `resume` adds do not count."""
     return any(asked == group or asked.startswith(f"{group}.") for asked in _asked)
 
 
 # -- errors -----------------------------------------------------------------------------------------------------------
 def _report(error: Exception, config_name: str) -> int:
-    """Say what went wrong on stderr, unless it is that nobody reads. Returns the exit code."""
-    if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.EIO) and _nobody_reads():
+    """Print the error on stderr, unless stdout was closed. Returns the exit code."""
+    if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.EIO) and _stdout_is_closed():
         return 128 + (signal.SIGPIPE if error.errno == errno.EPIPE else signal.SIGHUP)
     message = explain(error, config_name)
     if message is None or FULL_ERROR:
@@ -245,8 +247,8 @@ def explain(error: BaseException, config_name: str = "") -> str | None:
         case ValueError() if text.startswith("Config group override must be"):
             return _no_option(text)
         case OSError(errno=errno.ENOSPC):
-            what = error.filename or "stdout"  # files that are written are named, see `envs.files.naming`
-            return f"the disk is full: {what} could not be written; free some space and go on"
+            what = error.filename or "stdout"  # errors of files have a name, see `envs.files.naming`
+            return f"the disk is full: {what} could not be written; free some space and try again"
         case OSError(strerror=str() as reason, filename=str() as name):
             return f"{reason}: {name}"
         case OSError() | UnknownNameError():
@@ -257,13 +259,13 @@ def explain(error: BaseException, config_name: str = "") -> str | None:
 
 
 def _explain_configuration(error: HydraException | OmegaConfBaseException, config_name: str) -> str:
-    """The same of what Hydra and OmegaConf raise."""
+    """The message for an error of Hydra or OmegaConf."""
     text = str(error)
     match error:
         case MissingMandatoryValue():
-            return f"{error.full_key} has no value; give it one: {error.full_key}=…"
+            return f"{error.full_key} has no value; set it: {error.full_key}=…"
         case ConfigAttributeError() | ConfigKeyError():
-            return f"{error.full_key} has no value in this configuration; give it one: +{error.full_key}=…"
+            return f"{error.full_key} has no value in this configuration; set it: +{error.full_key}=…"
         case MissingConfigException():
             group, _, option = (error.missing_cfg_file or "").rpartition("/")
             return str(UnknownNameError(group, option, error.options)) if error.options else _one_line(text)
@@ -280,18 +282,20 @@ def _one_line(text: str) -> str:
 
 
 def _raised_for_the_user(error: BaseException) -> bool:
-    """Whether a `raise` of ours says this, or Hydra's call of what a configuration names; anything else is a bug."""
+    """Whether a `raise` statement of polyturn, or Hydra when it calls a target, raised this; anything else is a bug."""
     frames = list(traceback.walk_tb(error.__traceback__))
     if not frames:
         return False
     frame, line = frames[-1]
     package = str(frame.f_globals["__name__"]).partition(".")[0]
     statement = linecache.getline(frame.f_code.co_filename, line).strip()
-    return package == "hydra" or (package in (*HOUSE, "benchmarks", "__main__") and statement.startswith("raise "))
+    return package == "hydra" or (
+        package in (*OUR_PACKAGES, "benchmarks", "__main__") and statement.startswith("raise ")
+    )
 
 
 def _unknown_key(key: str, config_name: str) -> UnknownNameError:
-    """An override names what the configuration does not have: tell it with what stands at that place."""
+    """The error for a key that the configuration does not have, with the keys that it has in that place."""
     config = _compose_without(key, config_name)
     *parents, leaf = key.split(".")
     place, at = config, ""
@@ -303,17 +307,17 @@ def _unknown_key(key: str, config_name: str) -> UnknownNameError:
     leaves = {name: name.rpartition(".")[2] for name in _keys(config)}
     near = difflib.get_close_matches(leaf, leaves.values(), n=1, cutoff=0.8)
     elsewhere = [name for name, last in leaves.items() if last in near and name != f"{at}{last}"]
-    hint = f"elsewhere there is {', '.join(elsewhere[:5])}" if elsewhere else ""
+    hint = f"the same name exists in {', '.join(elsewhere[:5])}" if elsewhere else ""
     target = place.get("_target_")
     known = settings_of(target, at[:-1]) if isinstance(target, str) else None
     takes_more = not place or (target and (known is None or leaf in known))
     if not hint and takes_more and not difflib.get_close_matches(leaf, place):
-        hint = f"+{key}=… adds it"
+        hint = f"to add it: +{key}=…"
     return UnknownNameError(f"key of {at[:-1]}" if at else "key", leaf, place, hint)
 
 
 def _no_option(text: str) -> str:
-    """An override chooses from a group what is no name, such as `env=null` or `trainer=5`; `text` is Hydra's."""
+    """The message for a choice that is not a name, such as `env=null` or `trainer=5`. `text` is Hydra's message."""
     for override in OverridesParser.create().parse_overrides(get_args_parser().parse_args().overrides):
         group, value = override.key_or_group, override.value()
         folder = Path(conf.__file__).parent / group
@@ -323,7 +327,7 @@ def _no_option(text: str) -> str:
 
 
 def _compose_without(key: str, config_name: str) -> dict[str, Any]:
-    """The configuration that the command line asks for, but for one override; the defaults if that fails too."""
+    """The configuration of the command line without one override, or the defaults if that fails too."""
     args = get_args_parser().parse_args()
     overrides = [override for override in args.overrides if override_key(override) != key]
     if args.config_dir:
@@ -336,7 +340,9 @@ def _compose_without(key: str, config_name: str) -> dict[str, Any]:
     plain = cast(dict[str, Any], OmegaConf.to_container(config))
     if key.startswith("hydra."):
         return plain
-    groups = [group for group in plain["hydra"]["runtime"]["choices"] if "/" not in group]  # also one without a choice
+    groups = [
+        group for group in plain["hydra"]["runtime"]["choices"] if "/" not in group
+    ]  # including groups without a choice
     return dict.fromkeys(groups) | {name: plain[name] for name in plain if name != "hydra"}
 
 
@@ -347,11 +353,12 @@ def _keys(config: dict[str, Any], parent: str = "") -> Iterator[str]:
             yield from _keys(value, f"{parent}{name}.")
 
 
-# -- what commands say and write --------------------------------------------------------------------------------------
+# -- output -----------------------------------------------------------------------------------------------------------
 class Terminal(Console):
-    """What commands print to. Somebody who stops reading is `run`'s business; Rich would exit by itself.
+    """The console of the commands.
 
-    Text is text, whatever brackets there are in a folder's name or in what an environment says.
+    Text is printed literally: brackets in a folder's name or an observation are not markup. If stdout is closed, it
+    raises `BrokenPipeError` (see `run`); Rich would exit.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -359,13 +366,13 @@ class Terminal(Console):
         super().__init__(markup=False, highlight=False, emoji=False, **options)
 
     def on_broken_pipe(self) -> None:
-        raise BrokenPipeError(errno.EPIPE, "nobody reads any more")
+        raise BrokenPipeError(errno.EPIPE, "stdout is closed")
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
-    """A configuration as plain data, resolved, to be kept or compared.
+    """A configuration as plain data, resolved, to be stored or compared.
 
-    Secrets stay out: keys called `api_key`, and what `${oc.env:…}` stands for.
+    Without secrets: keys called `api_key`, and the values of `${oc.env:…}`.
     """
     raw = OmegaConf.create(_escaped(OmegaConf.to_container(config)))
     return cast(dict[str, Any], OmegaConf.to_container(raw, resolve=True))
@@ -380,7 +387,7 @@ def _escaped(value: Any) -> Any:
 
 
 def printable(text: str) -> str:
-    """Text for a terminal: what would move the cursor or change colours is written out."""
+    """Text for a terminal: characters that would move the cursor or change colours are escaped."""
     return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
 
 
@@ -391,7 +398,7 @@ def compare_machines(before: Facts, now: Facts, console: Console) -> None:
 
 
 def versions() -> dict[str, str]:
-    """What the results of a run may depend on."""
+    """The versions of Python and of the packages that results may depend on."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -402,7 +409,7 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, str | int]:
-    """What the last bits of what torch computes on a CPU depend on, beside its version. Imports torch."""
+    """What the rounding of torch on a CPU depends on, besides its version. Imports torch."""
     import torch
 
     return {"instructions": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}

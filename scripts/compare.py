@@ -75,8 +75,8 @@ class Group:
     def size(self) -> str:
         """The number of runs, and of seeds."""
         seeds = len({one.seed for one in self.runs})
-        told = f"{seeds} seed{'s' if seeds > 1 else ''}"
-        return told if seeds == len(self.runs) else f"{len(self.runs)} runs of {told}"
+        count = f"{seeds} seed{'s' if seeds > 1 else ''}"
+        return count if seeds == len(self.runs) else f"{len(self.runs)} runs of {count}"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"left out: {reason}", file=sys.stderr)
     if not runs:
         raise FileNotFoundError(
-            f"no training run in {', '.join(map(str, args.folders))}: expected folders of scripts.train, which hold "
+            f"no training run in {', '.join(map(str, args.folders))}: expected folders of scripts.train, with "
             "metrics.jsonl and .hydra"
         )
     groups = grouped(runs)
@@ -120,7 +120,7 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
     for folder in folders:
         found = sorted(folder.glob("**/metrics.jsonl"))
         if not found:
-            left_out.append(f"{folder} {'holds no metrics.jsonl' if folder.is_dir() else 'is no folder'}")
+            left_out.append(f"{folder} {'has no metrics.jsonl' if folder.is_dir() else 'is not a folder'}")
         for path in found:
             try:
                 runs.setdefault(path.parent.resolve(), read_run(path.parent))
@@ -203,7 +203,7 @@ def labels_of(runs: Sequence[Run]) -> list[str]:
     if len(runs) == 1:
         return [_title(runs)]
     settings = [{**one.choices, **one.config} for one in runs]
-    chosen = _telling(settings, list(dict.fromkeys(name for one in runs for name in one.choices)))
+    chosen = _distinguishing_keys(settings, list(dict.fromkeys(name for one in runs for name in one.choices)))
     names = _short_names(chosen, {key for one in settings for key in one})
     rows = [_values(one, chosen) for one in settings]
     cut = {key: _shared_length([_shown(one[key]) for one in settings if key in one]) for key in chosen}
@@ -227,7 +227,7 @@ def _values(settings: Mapping[str, Any], keys: Sequence[str]) -> tuple[str | Non
     return tuple(repr(settings[key]) if key in settings else None for key in keys)
 
 
-def _telling(settings: Sequence[Mapping[str, Any]], choices: Sequence[str]) -> list[str]:
+def _distinguishing_keys(settings: Sequence[Mapping[str, Any]], choices: Sequence[str]) -> list[str]:
     """Keys that distinguish all `settings`, the most distinguishing first; those of `choices` before others."""
     chosen: list[str] = []
     keys = sorted({key for one in settings for key in one}, key=lambda key: (len(key), key))
@@ -283,24 +283,24 @@ def draw(groups: Sequence[Group], target: Path) -> None:
     shown = [group for group in groups if group.begun]
     columns = min(len(shown), 4 if len(shown) > 6 else 3)
     rows = -(-len(shown) // columns)
-    whats = whats_of(shown)
+    measures = measures_of(shown)
     width = max(7.2, 2.9 * columns)
     lines = [_wrapped(group, width / columns) for group in shown]
     title = 0.17 * max(text.count("\n") + 1 for text in lines)
     height = max(3.2, 0.7 + rows * (1.7 + title))
-    figure = plt.figure(figsize=(width, height * len(whats)), layout="constrained")
-    for part, what in zip(figure.subfigures(len(whats), 1, squeeze=False)[:, 0], whats, strict=True):
-        _draw_part(part, shown, lines, what, rows, columns)
+    figure = plt.figure(figsize=(width, height * len(measures)), layout="constrained")
+    for part, measure in zip(figure.subfigures(len(measures), 1, squeeze=False)[:, 0], measures, strict=True):
+        _draw_part(part, shown, lines, measure, rows, columns)
     if len(groups) > 1:
         figure.suptitle(_title([one for group in groups for one in group.runs]), fontsize=10, parse_math=False)
     save(figure, target)
 
 
 def _draw_part(
-    part: SubFigure, groups: Sequence[Group], titles: Sequence[str], what: str, rows: int, columns: int
+    part: SubFigure, groups: Sequence[Group], titles: Sequence[str], measure: str, rows: int, columns: int
 ) -> None:
     panels = part.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
-    curves = [line_of(group.begun, what) for group in groups]
+    curves = [line_of(group.begun, measure) for group in groups]
     for at, (axes, title) in enumerate(zip(panels, titles, strict=False)):
         for other, (steps, values) in enumerate(curves):
             if other != at:
@@ -312,13 +312,13 @@ def _draw_part(
         axes.tick_params(labelsize=8)
         axes.xaxis.set_major_formatter(mpl.ticker.EngFormatter(sep=""))
         axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(4, steps=[1, 2, 5, 10]))
-        if what == "success":
+        if measure == "success":
             axes.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
         if at + columns >= len(groups):  # no panel below it
             axes.tick_params(labelbottom=True)
     for axes in panels[len(groups) :]:
         axes.remove()
-    part.supylabel(f"{what} in training (mean of {SMOOTH} updates)", fontsize=9)
+    part.supylabel(f"{measure} in training (mean of {SMOOTH} updates)", fontsize=9)
     part.supxlabel("steps taken in environments", fontsize=9)
 
 
@@ -333,16 +333,16 @@ def _wrapped(group: Group, inches: float) -> str:
     return textwrap.fill(f"{group.label} ({group.size})", int(inches * 13), break_on_hyphens=False)
 
 
-def line_of(runs: Sequence[Run], what: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Steps [P] up to the end of the shortest run, and the smoothed `what` of each run there, [runs, P]."""
+def line_of(runs: Sequence[Run], measure: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Steps [P] up to the end of the shortest run, and the smoothed `measure` of each run there, [runs, P]."""
     begin, end = max(r.steps[0] for r in runs), min(r.steps[-1] for r in runs)
     steps = np.linspace(begin, end, POINTS) if begin < end else np.array([end])
-    smooth = [moving_mean(getattr(one, what), SMOOTH) for one in runs]
+    smooth = [moving_mean(getattr(one, measure), SMOOTH) for one in runs]
     return steps, np.array([np.interp(steps, one.steps, values) for one, values in zip(runs, smooth, strict=True)])
 
 
 # -- the table --------------------------------------------------------------------------------------------------------
-def whats_of(groups: Sequence[Group]) -> list[str]:
+def measures_of(groups: Sequence[Group]) -> list[str]:
     """The quantities to show: success, and the score if it differs from success in some group."""
     scored = any(not np.array_equal(one.score, one.success) for group in groups for one in group.runs)
     return ["success", "score"] if scored else ["success"]
@@ -351,16 +351,16 @@ def whats_of(groups: Sequence[Group]) -> list[str]:
 def table(groups: Sequence[Group]) -> str:
     """The mean over the seeds of each group and their range, with a legend of the columns."""
     forms = {"success": "{:.1%}", "score": "{:.3f}"}
-    whats = whats_of(groups)
-    heads = ["first", "last", *(["first score", "last score"] if len(whats) > 1 else [])]
+    measures = measures_of(groups)
+    heads = ["first", "last", *(["first score", "last score"] if len(measures) > 1 else [])]
     rows = [f"| | runs | steps | {' | '.join(heads)} | split | before | after |"]
     rows.append(f"|---|---:|---:|{'---:|' * len(heads)}---|---:|---:|")
     for group in groups:
         begun = group.begun
         steps = np.mean([one.steps[-1] for one in begun] or [0.0])
         trained = [
-            summary([getattr(one, what)[part].mean() for one in begun], forms[what])
-            for what in whats
+            summary([getattr(one, measure)[part].mean() for one in begun], forms[measure])
+            for measure in measures
             for part in (slice(SMOOTH), slice(-SMOOTH, None))
         ]
         label = group.label.replace("|", "\\|")
@@ -372,7 +372,7 @@ def table(groups: Sequence[Group]) -> str:
                 f"| {label} | {len(group.runs)} | {steps:,.0f} | {' | '.join(trained)} | {split} | {before} | {after} |"
             )
     legend = (
-        f"`first`, `last`: success{' and score' * (len(whats) > 1)} in training, in the first and the last {SMOOTH} "
+        f"`first`, `last`: success{' and score' * (len(measures) > 1)} in training, in the first and the last {SMOOTH} "
         "updates. `before`, `after`: success in the first and the last evaluation on the split. `steps`: taken in "
         "environments. Each number is the mean over the runs of a group, with the lowest and the highest in brackets."
     )

@@ -1,10 +1,10 @@
-"""Judge an agent: `python -m scripts.evaluate env=alfworld agent=expert split=valid_seen seeds=[0,1,2]`.
+"""Evaluate an agent: `python -m scripts.evaluate env=alfworld agent=expert split=valid_seen seeds=[0,1,2]`.
 
-Every task of the split is played exactly once for each seed. The run folder gets run.json (what was played, with the
-manifest's hash and versions), episodes.jsonl (as they end), and evaluation.json, .md and .png at the end.
-`resume=RUN_DIR` plays what is missing there, and again the episodes that ended because a file was missing; seeds may be
-added, and nothing else about the episodes may differ.
-A model is played by `agent=transcript model=FOLDER`, FOLDER being a model's or a training run's.
+Every task of the split is played exactly once for each seed. The run folder gets run.json (the configuration, the hash
+of the manifest, the versions), episodes.jsonl (written during the run), and at the end evaluation.json, .md and .png.
+`resume=RUN_DIR` plays the missing episodes, and those that ended because a file was missing. Seeds can be added;
+other settings of the episodes must not change.
+`model=FOLDER` evaluates a model or a training run; the default agent is `agent=masked`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from scripts.run_folder import Command, in_shell, locked, resume_command
 
 @command("evaluate")
 def main(cfg: DictConfig) -> None:
-    """Evaluate into a folder that no other process has."""
+    """Evaluate in the run folder, which is locked for this process."""
     run = Path(HydraConfig.get().runtime.output_dir)
     with locked(run):
         _run(cfg, run)
@@ -63,17 +63,17 @@ def _run(cfg: DictConfig, run: Path) -> None:
     before = _read_facts(run / "run.json", facts)
     check_tasks(needs_of_agent(cfg.agent), cfg, task_set, manifest)
     agent = make_agent(cfg.agent, task_set, model, cfg.seeds[0])
-    facts["machine"] = machine() if model else {}  # without a model there is nothing that it could round
+    facts["machine"] = machine() if model else {}  # without a model, nothing is rounded differently
     if before is None:
         write_whole(run / "run.json", json.dumps(facts, indent=2) + "\n")
     else:
         compare_machines(before, facts, console)
-    asked.keep(run, cfg)  # the seeds may be others
+    asked.keep(run, cfg)  # seeds may have been added
     file = run / "episodes.jsonl"
     wanted = {(job.task.id, job.seed) for job in jobs}
     played = [episode for episode in _drop_lacking(file, console) if episode_key(episode) in wanted]
     if played:
-        console.print(f"{len(played)} of {len(jobs)} episodes are there already")
+        console.print(f"{len(played)} of {len(jobs)} episodes were played before")
     ended = list(played)
     with (
         EnvPool(task_set.make, min(cfg.pool.size, len(jobs)), cfg.pool.workers, cfg.pool.step_timeout) as pool,
@@ -97,26 +97,26 @@ def _run(cfg: DictConfig, run: Path) -> None:
                 console.print(usage.describe())
     if errors := [episode.error for episode in ended if episode.error]:
         console.print(
-            f"{counted(len(errors), 'episode')} ended by an error, the first by: {printable(error_line(errors[0]))}"
+            f"errors ended {counted(len(errors), 'episode')}; the first was: {printable(error_line(errors[0]))}"
         )
     _write(run, facts, task_set.describe(), evaluation, console)
     check_environment(ended)
     if evaluation.stops.get(StopReason.REFUSED, 0) == evaluation.success.n:
-        raise ValueError(f"the endpoint refused all {counted(evaluation.success.n, 'episode')}: there is no result")
+        raise ValueError(f"the endpoint refused all {counted(evaluation.success.n, 'episode')}, so there is no result")
 
 
-# -- what is played ---------------------------------------------------------------------------------------------------
-LEFT_OUT = (  # of the configuration: what may differ between the starts of one evaluation
-    "seeds", "limit",  # how much is played
-    "resume", "pool",  # and how
-    "env.data", "model",  # the content of their files is compared
+# -- the facts of an evaluation ---------------------------------------------------------------------------------------
+LEFT_OUT = (  # settings that may change when an evaluation is resumed
+    "seeds", "limit",  # the number of episodes
+    "resume", "pool",
+    "env.data", "model",  # the contents of their files are compared instead
     *(f"agent.{key}" for key in ("concurrency", "timeout", "max_retries", "prices")),
     *(f"rollout.{key}" for key in ("concurrency", "timeout", "max_retries")),
 )  # fmt: skip
 
 
 def _facts(cfg: DictConfig, task_set: TaskSet, model: Model | None) -> Facts:
-    """What makes the episodes of a run comparable, but for the machine."""
+    """A description of the evaluation, without the machine. All its episodes have these facts."""
     manifest = task_set.manifest(cfg.split)
     configured = without(plain(cfg), LEFT_OUT)
     return {
@@ -142,12 +142,12 @@ def _read_facts(file: Path, facts: Facts) -> Facts | None:
     before: Facts = json.loads(file.read_text(encoding="utf-8"))
     if changed := differences(without(before, ["machine"]), facts):
         changes = "; ".join(f"{name} {change}" for name, change in changed.items())
-        raise ValueError(f"{file.parent} was played otherwise, start a new run: {changes}")
+        raise ValueError(f"{file.parent} was evaluated with other settings, so start a new run: {changes}")
     return before
 
 
 def _read_whole_lines(file: Path) -> list[Episode]:
-    """The episodes of an earlier start; a last line that it did not finish is cut off."""
+    """The episodes of an earlier start. An incomplete last line is removed from the file."""
     if not file.exists():
         return []
     content = file.read_bytes()
@@ -158,24 +158,27 @@ def _read_whole_lines(file: Path) -> list[Episode]:
 
 
 def _drop_lacking(file: Path, console: Console) -> list[Episode]:
-    """The episodes of an earlier start, without those that a missing file ended; these are removed from the file."""
+    """The episodes of an earlier start, except those that a missing file ended: these are removed from the file."""
     episodes = _read_whole_lines(file)
     kept = [episode for episode in episodes if not lacks_data(episode)]
     if len(kept) < len(episodes):
         console.print(
-            f"playing {counted(len(episodes) - len(kept), 'episode')} again, which ended because a file was missing"
+            f"playing {counted(len(episodes) - len(kept), 'episode')} again that ended because a file was missing"
         )
         lines = zip(file.read_bytes().splitlines(keepends=True), episodes, strict=True)
         write_whole(file, b"".join(line for line, episode in lines if not lacks_data(episode)))
     return kept
 
 
-# -- what is shown ----------------------------------------------------------------------------------------------------
+# -- output -----------------------------------------------------------------------------------------------------------
 @contextmanager
 def _progress(
     console: Console, total: int, played: Sequence[Episode], run: Path
 ) -> Iterator[Callable[[Episode], None]]:
-    """A bar with the running success on a terminal, a line for every tenth elsewhere; on the way out, how to go on."""
+    """A progress bar with the success rate so far; without a terminal, a line for every tenth of the episodes.
+
+    If the evaluation ends early, the command that resumes it is printed.
+    """
     done, solved = len(played), sum(episode.success for episode in played)
     bar = Progress(
         BarColumn(), MofNCompleteColumn(), TextColumn("success {task.fields[success]}"), TimeRemainingColumn(),
@@ -196,14 +199,14 @@ def _progress(
     finally:
         if done < total and (file := run / "episodes.jsonl").exists():
             again = resume_command("evaluate", run)
-            console.print(f"kept {counted(len(_read_whole_lines(file)), 'episode')}; go on with: {again}")
+            console.print(f"kept {counted(len(_read_whole_lines(file)), 'episode')}; resume with: {again}")
 
 
 def _write(run: Path, facts: Facts, environment: str, evaluation: Evaluation, console: Console) -> None:
-    """The results as JSON, as Markdown, as a picture, and on the terminal. `environment` is its description."""
+    """Write the results as JSON, Markdown and a picture, and print them. `environment` is its description."""
     tasks = describe_limit(evaluation.tasks, facts["tasks"])
     official = facts["official_tasks"]
-    missing = f" (officially there are {official})" if official not in (None, facts["tasks"]) else ""
+    missing = f" (the official split has {official})" if official not in (None, facts["tasks"]) else ""
     title = f"{facts['agent']} on {evaluation.env} {evaluation.split}"
     seeds = ("seed " if len(evaluation.by_seed) == 1 else "seeds ") + ", ".join(map(str, evaluation.by_seed))
     limit = (
@@ -221,7 +224,7 @@ def _write(run: Path, facts: Facts, environment: str, evaluation: Evaluation, co
     for name in changed:
         write_whole(run / name, files[name])
     if not changed:
-        console.print("the evaluation is complete already; nothing was changed")
+        console.print("the evaluation was complete already; nothing was changed")
     console.print(Markdown(markdown) if console.is_terminal else markdown)
     console.print(
         f"in {in_shell(run)}: evaluation.json, .md, .png; see episodes with: python -m scripts.view {in_shell(run)}"
@@ -229,7 +232,7 @@ def _write(run: Path, facts: Facts, environment: str, evaluation: Evaluation, co
 
 
 def chart(evaluation: Evaluation, title: str) -> bytes:
-    """Success by task type with its 95 % intervals, as a PNG."""
+    """A chart of the success rates by task type, with 95 % intervals, as a PNG."""
     rates = {"all": evaluation.success, **evaluation.by_type}
     figure = Figure(figsize=(8, 1.4 + 0.45 * len(rates)), layout="constrained")
     axes = figure.subplots()

@@ -1,13 +1,13 @@
 """Compare methods from one warm start: `python -m scripts.lab +experiment=lab_alfworld algos=[grpo,gigpo] seeds=[0,1]`.
 
-Each run is a process of its own, `python -m scripts.train … algo=gigpo seed=1 hydra.run.dir=DIR/gigpo/1`, whose output
-is in DIR/logs. At the end DIR has report.md, report.json and the pictures (`scripts.lab_report`).
+Each run is its own process, `python -m scripts.train … algo=gigpo seed=1 hydra.run.dir=DIR/gigpo/1`, with its output in
+DIR/logs. At the end, DIR has report.md, report.json and the pictures (`scripts.lab_report`).
 
-`resume=DIR` goes on: what has finished is not run again, what was ended goes on from its last checkpoint, and methods
-and seeds may be added. A run that fails does not end the others, and the report shows it.
+`resume=DIR` continues: finished runs are kept, interrupted runs resume from their last checkpoint, and methods and
+seeds can be added. If a run fails, the others continue, and the report shows the failure.
 
-With `lab.rates=[3e-4,1e-3]` every method is trained with each of these learning rates instead, and judged by the tasks
-that are held out from training; nothing else is evaluated (tuning.md, tuning.json).
+With `lab.rates=[3e-4,1e-3]` every method is trained with each of these learning rates, and evaluated only on tasks that
+are held out from training (tuning.md, tuning.json).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from scripts.run_folder import Command, locked, override_key, quoted, resume_com
 from scripts.settings import check_settings
 
 OWN = ("algos", "seeds", "lab")  # settings that scripts.train does not have
-SET = {"algo": "algos", "seed": "seeds"}  # of each run, by the laboratory
+SET = {"algo": "algos", "seed": "seeds"}  # setting of a run -> setting of the laboratory
 
 
 @dataclass(frozen=True)
@@ -54,17 +54,17 @@ class Job:
 
     @property
     def is_finished(self) -> bool:
-        """Whether it has been run to its end, as it is asked for now."""
+        """Whether the run is complete and has the same overrides."""
         try:
             if {*Command.of_run(self.folder, "train").overrides} != {*self.overrides}:
                 return False
             evaluations = json.loads((self.folder / "evaluation.json").read_bytes())["evaluations"]
             return not any(Evaluation.from_json(row).is_broken for row in evaluations.values())
-        except (OSError, ValueError, KeyError, TypeError):  # not there, or not whole
+        except (OSError, ValueError, KeyError, TypeError):  # missing or damaged
             return False
 
     def start(self, processes: int) -> subprocess.Popen[bytes]:
-        """Start it, or go on with it."""
+        """Start the run, or resume it."""
         arguments = [*(f"--config-dir={path}" for path in self.config_dirs), *self.overrides]
         where = quoted(self.folder)
         begun = (self.folder / "command.json").is_file()
@@ -79,7 +79,7 @@ class Job:
             )  # fmt: skip
 
     def ending(self, code: int) -> Ending:
-        """How its process ended."""
+        """How the process ended that returned `code`."""
         if self.is_finished and code == 0:
             return Ending.of_finished()
         if code < 0:
@@ -88,13 +88,13 @@ class Job:
             return Ending(finished=False, error="stopped before its end")
         lines = self.log.read_text(encoding="utf-8", errors="replace").split("\n")
         errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-        said = errors or [line.strip() for line in lines if line.strip()] or [f"exit code {code}"]
-        return Ending(finished=False, error=said[-1])
+        last = errors or [line.strip() for line in lines if line.strip()] or [f"exit code {code}"]
+        return Ending(finished=False, error=last[-1])
 
 
 @command("lab")
 def main(cfg: DictConfig) -> None:
-    """Run what is missing, in a folder that no other process has, and write the report."""
+    """Run the laboratory in its folder, which is locked for this process."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     with locked(folder):
         _run(cfg, folder)
@@ -106,7 +106,7 @@ def _run(cfg: DictConfig, folder: Path) -> None:
     asked.keep(folder, cfg)
     console = Terminal(soft_wrap=True)
     finished = [job for job in jobs if job.is_finished]
-    console.print(f"{len(jobs)} runs in {folder}: {len(finished)} have finished before")
+    console.print(f"{len(jobs)} runs in {folder}: {len(finished)} are finished already")
     endings = {job.variant: Ending.of_finished() for job in finished}
     missing = [job for job in jobs if job.variant not in endings]
     try:
@@ -123,29 +123,29 @@ def _run(cfg: DictConfig, folder: Path) -> None:
         else:
             text = write_report(folder, folders, endings, asked, cfg.lab.baseline, cfg.lab.seconds)
         if len(endings) < len(jobs):
-            console.print(f"{len(jobs) - len(endings)} runs are missing; go on with: {resume_command('lab', folder)}")
+            console.print(f"{len(jobs) - len(endings)} runs are missing; resume with: {resume_command('lab', folder)}")
     console.print(text)
     console.print(f"in {folder}: " + ", ".join(sorted(path.name for path in folder.iterdir() if path.is_file())))
     if broken := [str(variant) for variant, ending in endings.items() if not ending.finished]:
         raise ValueError(f"{len(broken)} of {len(jobs)} runs failed ({', '.join(broken)}); the report shows them")
 
 
-# -- what is run ------------------------------------------------------------------------------------------------------
+# -- the runs ---------------------------------------------------------------------------------------------------------
 def _jobs(cfg: DictConfig, folder: Path, asked: Command) -> Iterator[Job]:
-    """One for each method, rate and seed. Raises where a method's configuration is wrong, before anything is run."""
+    """A run for each method, rate and seed. Raises if the configuration of a method is wrong, before any run starts."""
     keys = {override_key(override) for override in asked.overrides}
     for key, own in SET.items():
         if key in keys:
-            raise ValueError(f"{key} is set for each run, from {own}: give {own}=[…]")
+            raise ValueError(f"scripts.lab sets {key} for each run: use {own}=[…] instead")
     if cfg.lab.baseline not in cfg.algos and not cfg.lab.rates:
         raise UnknownNameError("lab.baseline", cfg.lab.baseline, list(cfg.algos))
     if cfg.lab.rates and not cfg.eval.selection_tasks:
-        raise ValueError("lab.rates needs tasks that are held out from training: eval.selection_tasks is 0")
+        raise ValueError("lab.rates needs tasks that are held out from training, but eval.selection_tasks is 0")
     shared = [o for o in asked.overrides if override_key(o).partition(".")[0] not in OWN]
     tuned = tuned_settings(HydraConfig.get().runtime.choices["env"], asked.config_dirs)
     methods = {algo: [f"algo={algo}", *tuned.get(algo, []), *shared] for algo in cfg.algos}
     for overrides in methods.values():
-        check_settings(hydra.compose("config", overrides), "config")  # as scripts.train will
+        check_settings(hydra.compose("config", overrides), "config")  # as scripts.train does
     for algo, overrides in methods.items():
         for rate in cfg.lab.rates or [None]:
             for seed in cfg.seeds:
@@ -168,11 +168,11 @@ def tuned_settings(env: str, config_dirs: Sequence[str]) -> dict[str, list[str]]
     return {}
 
 
-# -- running it -------------------------------------------------------------------------------------------------------
+# -- running them -----------------------------------------------------------------------------------------------------
 def _run_all(jobs: Sequence[Job], processes: int) -> Generator[tuple[Job, Ending, float]]:
-    """Run `jobs`, so many at a time, and give each with how it ended and its seconds.
+    """Run `jobs`, this many `processes` at a time, and yield each with its ending and its seconds.
 
-    Where this is ended, the runs that go on are told to finish their update and save, and waited for.
+    If the generator is closed, the running jobs get SIGTERM: they finish their update and save.
     """
     running: dict[Job, subprocess.Popen[bytes]] = {}
     stopping = threading.Event()

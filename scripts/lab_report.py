@@ -1,12 +1,12 @@
-"""The report of a laboratory: what each method reaches on held-out tasks, from the folders of its runs.
+"""The report of a laboratory: the results of each method on held-out tasks, from the folders of its runs.
 
-    DIR/report.md       tables that can be pasted into a page as they are
+    DIR/report.md       tables in Markdown
     DIR/report.json     the same numbers, and those of every run
     DIR/curves.png      success over environment steps, seconds of training and sampled tokens
     DIR/differences.png each method's difference to the baseline, with its intervals
 
-A run is read as far as it is. One that ended early counts with its last evaluation, and is named beside every table;
-one that was never evaluated cannot count, and is named, too.
+A run that ended early counts with its last evaluation. A run that was never evaluated does not count. The report names
+both.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from scripts.run_folder import Command
 
 AXES = {"env_steps": "environment steps", "seconds": "seconds of training", "tokens": "sampled tokens"}
 FORMS = {"success": "{:.1%}", "score": "{:.3f}"}
-POINTS = 100  # of a line
+POINTS = 100  # in a line
 DAGGER = "†"
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What one run of a laboratory trains: a method with a seed, and with a learning rate where that is tuned."""
+    """The method and the seed of a run, and its learning rate if that is tuned."""
 
     algo: str
     seed: int
@@ -50,7 +50,7 @@ class Variant:
 
     @property
     def path(self) -> Path:
-        """The place of its run in the folder of the laboratory."""
+        """The path of its run in the folder of the laboratory."""
         return Path(self.algo, *([] if self.rate is None else [f"{self.rate:g}"]), str(self.seed))
 
     def __str__(self) -> str:
@@ -73,21 +73,21 @@ class Ending:
         return "finished" if self.finished else f"ended early: {self.error}"
 
 
-NOT_RUN = Ending(finished=False, error="not run to its end yet")
+NOT_RUN = Ending(finished=False, error="not finished yet")
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One evaluation of a run, and what its training had cost until then."""
+    """One evaluation of a run, and the cost of training up to it."""
 
     update: int
     cost: dict[str, float]  # by `AXES`
     tasks: dict[str, dict[str, dict[str, float]]]  # split -> task -> {"success": …, "score": …}
 
-    def outcomes(self, what: str, split: str | None = None) -> dict[tuple[str, str], float]:
-        """What came of each task of a split; None: of all that do not rank checkpoints."""
+    def outcomes(self, measure: str, split: str | None = None) -> dict[tuple[str, str], float]:
+        """The outcome of each task of a split, by split and task; None: of all tasks that do not rank checkpoints."""
         return {
-            (name, task): float(outcome[what])
+            (name, task): float(outcome[measure])
             for name, tasks in self.tasks.items()
             if name == split or (split is None and name != SELECTION)
             for task, outcome in tasks.items()
@@ -100,13 +100,13 @@ class LabRun:
 
     variant: Variant
     ending: Ending
-    evaluations: list[Evaluated]  # the first before any update
-    warm_start: str | None  # hash of the weights that it started from
-    facts: dict[str, Any]  # what it is, see `scripts.train`
+    evaluations: list[Evaluated]  # the first is before any update
+    warm_start: str | None  # hash of its initial weights
+    facts: dict[str, Any]  # its description, see `scripts.train`
 
     @classmethod
     def read(cls, variant: Variant, folder: Path, ending: Ending) -> LabRun:
-        """What is there of a run, which may be nothing."""
+        """Read the files of a run that exist."""
         start = checkpoint_folder(folder, 0)
         try:
             costs = _costs(folder / "metrics.jsonl")
@@ -116,12 +116,12 @@ class LabRun:
         evaluations = []
         for path in sorted((folder / "evaluations").glob("update-*.json")):
             update = int(path.stem.removeprefix("update-"))
-            if update in costs:  # else the run was killed before its metrics were written
+            if update in costs:  # otherwise the run was killed before it wrote its metrics
                 evaluations.append(Evaluated(update, costs[update], json.loads(path.read_bytes())["tasks"]))
         return cls(variant, ending, evaluations, hash_files(start.glob("*.safetensors")), facts)
 
     def after(self, axis: str, cost: float) -> tuple[Evaluated, Evaluated, float]:
-        """The evaluations before and after a cost, and the share of the way between them that it is."""
+        """The evaluations before and after a cost, and its position between them, from 0 to 1."""
         known = [evaluated.cost[axis] for evaluated in self.evaluations]
         later = int(np.clip(np.searchsorted(known, cost), 1, len(known) - 1)) if len(known) > 1 else 0
         before, after = self.evaluations[max(later - 1, 0)], self.evaluations[later]
@@ -130,7 +130,7 @@ class LabRun:
 
 
 def _costs(metrics_file: Path) -> dict[int, dict[str, float]]:
-    """What training had cost after each update, by `AXES`: what signals took is in it, and no evaluation is."""
+    """The cost of training up to each update, by `AXES`, including signals, without evaluations."""
     total = dict.fromkeys(AXES, 0.0)
     costs = {0: dict(total)}
     for line in read_metrics(metrics_file):
@@ -154,10 +154,10 @@ class Method:
     def seeds(self) -> list[int]:
         return [run.variant.seed for run in self.runs]
 
-    def matrix(self, what: str, keys: Sequence[tuple[str, str]], at: int | tuple[str, float]) -> NDArray[np.float64]:
-        """[S, T] of each seed at each task: of the evaluation number `at`, or after a cost (axis, amount).
+    def matrix(self, measure: str, keys: Sequence[tuple[str, str]], at: int | tuple[str, float]) -> NDArray[np.float64]:
+        """[S, T] the outcome of each seed at each task, at evaluation number `at` or after a cost (axis, amount).
 
-        Between two evaluations it is on the line from one to the other.
+        Between two evaluations it is interpolated linearly.
         """
         rows = []
         for run in self.runs:
@@ -166,7 +166,7 @@ class Method:
                 share = 1.0
             else:
                 before, after, share = run.after(*at)
-            pair = [evaluated.outcomes(what) for evaluated in (before, after)]
+            pair = [evaluated.outcomes(measure) for evaluated in (before, after)]
             rows.append([(1 - share) * pair[0][key] + share * pair[1][key] for key in keys])
         return np.array(rows)
 
@@ -195,7 +195,7 @@ def write_report(
 
 
 def command_line(command: Command) -> str:
-    """What to paste into a shell to run a laboratory again."""
+    """The shell command of a laboratory."""
     folders = [f"--config-dir={path}" for path in command.config_dirs]
     return shlex.join(["python", "-m", "scripts.lab", *folders, *command.overrides])
 
@@ -211,7 +211,9 @@ def summarise(runs: Sequence[LabRun], baseline: str, seconds: float | None = Non
     keys = sorted(evaluated[0].evaluations[0].outcomes("success")) if evaluated else []
     for run in evaluated:
         if any(sorted(e.outcomes("success")) != keys for e in run.evaluations):
-            raise ValueError(f"{run.variant} was evaluated on other tasks than {evaluated[0].variant}: no comparison")
+            raise ValueError(
+                f"{run.variant} was evaluated on other tasks than {evaluated[0].variant}, so they cannot be compared"
+            )
     whole = [run.evaluations[-1].cost["seconds"] for run in evaluated if run.ending.finished]
     seconds = seconds or (min(whole) if whole else None)
     scored = any(
@@ -226,15 +228,15 @@ def summarise(runs: Sequence[LabRun], baseline: str, seconds: float | None = Non
         "baseline": baseline,
         "seconds": seconds,
         "tasks": {split: sum(name == split for name, _ in keys) for split in dict.fromkeys(name for name, _ in keys)},
-        "whats": ["success", "score"] if scored else ["success"],
+        "measures": ["success", "score"] if scored else ["success"],
         "methods": {
             method.algo: {
                 "seeds": method.seeds,
                 "ended_early": [run.variant.seed for run in method.runs if not run.ending.finished],
                 "cost": {axis: float(np.mean([r.evaluations[-1].cost[axis] for r in method.runs])) for axis in AXES},
                 **{
-                    what: _rates(method, base, what, keys, budgets)
-                    for what in (["success", "score"] if scored else ["success"])
+                    measure: _rates(method, base, measure, keys, budgets)
+                    for measure in (["success", "score"] if scored else ["success"])
                 },
             }
             for method in methods
@@ -248,14 +250,14 @@ def summarise(runs: Sequence[LabRun], baseline: str, seconds: float | None = Non
 def _rates(
     method: Method,
     base: Method | None,
-    what: str,
+    measure: str,
     keys: Sequence[tuple[str, str]],
     budgets: Mapping[str, int | tuple[str, float]],
 ) -> dict[str, Any]:
-    start = method.matrix(what, keys, 0)
+    start = method.matrix(measure, keys, 0)
     rates: dict[str, Any] = {"start": asdict(seed_interval(start.mean(1)))}
     for name, at in budgets.items():
-        reached = method.matrix(what, keys, at)
+        reached = method.matrix(measure, keys, at)
         rates[name] = {
             "rate": asdict(seed_interval(reached.mean(1))),
             "gain": asdict(two_level_interval(reached - start)),
@@ -265,18 +267,18 @@ def _rates(
             },
         }
         if base is not None and base is not method:
-            rates[name]["difference"] = _difference(method, base, what, keys, at)
+            rates[name]["difference"] = _difference(method, base, measure, keys, at)
     return rates
 
 
 def _difference(
-    method: Method, base: Method, what: str, keys: Sequence[tuple[str, str]], at: int | tuple[str, float]
+    method: Method, base: Method, measure: str, keys: Sequence[tuple[str, str]], at: int | tuple[str, float]
 ) -> dict[str, Any] | None:
-    """Of the same seeds at the same tasks; None where no seed was evaluated with both."""
+    """The difference of the same seeds at the same tasks; None if no seed was evaluated with both methods."""
     shared = [seed for seed in method.seeds if seed in base.seeds]
     if not shared:
         return None
-    rows = [one.matrix(what, keys, at)[[one.seeds.index(seed) for seed in shared]] for one in (method, base)]
+    rows = [one.matrix(measure, keys, at)[[one.seeds.index(seed) for seed in shared]] for one in (method, base)]
     paired = rows[0] - rows[1]
     return {
         "seeds": shared,
@@ -308,7 +310,7 @@ def _run_record(run: LabRun, keys: Sequence[tuple[str, str]]) -> dict[str, Any]:
 
 
 def _shared_facts(runs: Sequence[LabRun]) -> dict[str, Any]:
-    """What the runs have in common; a list of values where they differ."""
+    """The facts of the runs; a list of values if they differ."""
     facts: dict[str, Any] = {}
     for name in ("environment", "manifests", "training", "versions", "machine"):
         values = [run.facts[name] for run in runs if name in run.facts]
@@ -329,36 +331,36 @@ def markdown(record: Mapping[str, Any]) -> str:
         f"Held-out tasks: {tasks}. Success of the last evaluation: the mean over training seeds, with Student's 95 % "
         f"interval. Gains over the warm start and differences to {baseline} are in points, paired by seed and task, "
         f"with the 95 % interval over seeds and tasks (two-level bootstrap, {RESAMPLES:,} resamples); differences also "
-        "with the one over seeds alone, on these tasks. Bold: neither holds 0."
+        "with the interval over seeds only, on these tasks. Bold: neither interval contains 0."
     )
     if any(len(method["seeds"]) == 1 for method in methods.values()):
-        parts.append("**Of a single seed there is no interval: it says nothing of the method.**")
-    parts.extend(_table(record, what, "end") for what in record["whats"])
+        parts.append("**With a single seed there is no interval, and no conclusion about the method.**")
+    parts.extend(_table(record, measure, "end") for measure in record["measures"])
     if record["seconds"] is not None:
         parts.append(
-            f"**After {record['seconds']:,.0f} s of training**, evaluations not counted, on the line between the "
-            "evaluations before and after:"
+            f"**After {record['seconds']:,.0f} s of training**, without the time of evaluations (interpolated linearly "
+            "between two evaluations):"
         )
-        parts.extend(_table(record, what, "seconds") for what in record["whats"])
+        parts.extend(_table(record, measure, "seconds") for measure in record["measures"])
     parts += [*_warnings(record), _runs_table(record), _facts_text(record)]
     return "\n\n".join(parts) + "\n"
 
 
-def _table(record: Mapping[str, Any], what: str, budget: str) -> str:
+def _table(record: Mapping[str, Any], measure: str, budget: str) -> str:
     splits = list(record["tasks"]) if len(record["tasks"]) > 1 else []
     costs = ["env. steps", "seconds", "tokens"] if budget == "end" else []
     minus = f"minus {record['baseline']}"
-    head = ["method", "seeds", "warm start", what, *splits, "gain", minus, "over seeds alone", *costs]
+    head = ["method", "seeds", "warm start", measure, *splits, "gain", minus, "over seeds only", *costs]
     lines = [f"| {' | '.join(head)} |", f"|---{'|---:' * (len(head) - 1)}|"]
     for algo, method in record["methods"].items():
-        rates = method[what]
+        rates = method[measure]
         reached = rates[budget]
-        form = FORMS[what]
+        form = FORMS[measure]
         mark = DAGGER if method["ended_early"] else ""
         cells = [
             f"{algo}{mark}", str(len(method["seeds"])), form.format(rates["start"]["mean"]),
-            _shown(reached["rate"], what), *(form.format(reached["splits"][split]) for split in splits),
-            _change(reached["gain"], what), *_difference_cells(reached.get("difference"), what),
+            _shown(reached["rate"], measure), *(form.format(reached["splits"][split]) for split in splits),
+            _change(reached["gain"], measure), *_difference_cells(reached.get("difference"), measure),
         ]  # fmt: skip
         if budget == "end":
             cells += [_count(method["cost"][axis]) for axis in AXES]
@@ -366,38 +368,38 @@ def _table(record: Mapping[str, Any], what: str, budget: str) -> str:
     return "\n".join(lines)
 
 
-def _shown(interval: Mapping[str, float | None], what: str) -> str:
-    form = FORMS[what]
+def _shown(interval: Mapping[str, float | None], measure: str) -> str:
+    form = FORMS[measure]
     if interval["low"] is None:
         return form.format(interval["mean"])
     low, high = (form.format(min(max(interval[side] or 0.0, 0.0), 1.0)) for side in ("low", "high"))
     return f"{form.format(interval['mean'])} ({low} – {high})"
 
 
-def _signed(value: float | None, what: str) -> str:
+def _signed(value: float | None, measure: str) -> str:
     if value is None:
         return "–"
-    return f"{100 * value:+.1f}" if what == "success" else f"{value:+.3f}"
+    return f"{100 * value:+.1f}" if measure == "success" else f"{value:+.3f}"
 
 
-def _change(interval: Mapping[str, float | None], what: str) -> str:
+def _change(interval: Mapping[str, float | None], measure: str) -> str:
     """Points of success, or score."""
     if interval["low"] is None:
-        return _signed(interval["mean"], what)
-    low, high = (_signed(interval[side], what) for side in ("low", "high"))
-    return f"{_signed(interval['mean'], what)} ({low} … {high})"
+        return _signed(interval["mean"], measure)
+    low, high = (_signed(interval[side], measure) for side in ("low", "high"))
+    return f"{_signed(interval['mean'], measure)} ({low} … {high})"
 
 
-def _difference_cells(difference: Mapping[str, Any] | None, what: str) -> tuple[str, str]:
-    """The difference with its interval over seeds and tasks, and that over seeds alone."""
+def _difference_cells(difference: Mapping[str, Any] | None, measure: str) -> tuple[str, str]:
+    """The difference with its interval over seeds and tasks, and the interval over seeds only."""
     if difference is None:
         return "–", "–"
     both, seeds = difference["over_seeds_and_tasks"], difference["over_seeds"]
     if seeds["low"] is None:
-        return _signed(both["mean"], what), "–"
+        return _signed(both["mean"], measure), "–"
     certain = Interval(**both).excludes_zero and Interval(**seeds).excludes_zero
-    text = _change(both, what)
-    return f"**{text}**" if certain else text, f"{_signed(seeds['low'], what)} … {_signed(seeds['high'], what)}"
+    text = _change(both, measure)
+    return f"**{text}**" if certain else text, f"{_signed(seeds['low'], measure)} … {_signed(seeds['high'], measure)}"
 
 
 def _count(value: float) -> str:
@@ -405,32 +407,32 @@ def _count(value: float) -> str:
 
 
 def _warnings(record: Mapping[str, Any]) -> list[str]:
-    """What a reader has to know before the tables are believed."""
-    told = []
+    """Warnings about the runs that the tables compare."""
+    warnings = []
     for algo, method in record["methods"].items():
         if method["ended_early"]:
             seeds = ", ".join(map(str, method["ended_early"]))
-            told.append(f"{DAGGER} {algo}: seed {seeds} ended early, and counts with its last evaluation.")
+            warnings.append(f"{DAGGER} {algo}: seed {seeds} ended early and counts with its last evaluation.")
         gain = method["success"]["end"]["gain"]
         if gain["mean"] < 0:
-            told.append(f"{algo} ends below its warm start: {_change(gain, 'success')} points.")
+            warnings.append(f"{algo} ends below its warm start: {_change(gain, 'success')} points.")
     evaluated = {(algo, seed) for algo, method in record["methods"].items() for seed in method["seeds"]}
-    told += [
-        f"{run['algo']}, seed {run['seed']} is in no table, as it was never evaluated: {run['ending']}."
+    warnings += [
+        f"{run['algo']}, seed {run['seed']} is in no table, because it was never evaluated: {run['ending']}."
         for run in record["runs"]
         if (run["algo"], run["seed"]) not in evaluated
     ]
     if len(record["warm_starts"]) > 1:
-        told.append(
-            f"**The runs have {len(record['warm_starts'])} different warm starts** (policy.seed is not set, or another "
-            "configuration): differences of methods are partly theirs."
+        warnings.append(
+            f"**The runs have {len(record['warm_starts'])} different warm starts** (policy.seed is not set, or their "
+            "configurations differ), which causes a part of the differences between methods."
         )
-    told += [
+    warnings += [
         f"**The runs have different {name}** (report.json lists them)."
         for name in ("manifests", "environment", "versions")
         if isinstance(record[name], list) and record[name]
     ]
-    return ["\n".join(f"- {line}" for line in told)] if told else []
+    return ["\n".join(f"- {line}" for line in warnings)] if warnings else []
 
 
 def _runs_table(record: Mapping[str, Any]) -> str:
@@ -475,37 +477,37 @@ def colours(algos: Sequence[str], baseline: str) -> dict[str, Any]:
 
 def curves(record: Mapping[str, Any]) -> Figure:
     """Mean success of each method over each of `AXES`; rows for success and score."""
-    whats = record["whats"]
+    measures = record["measures"]
     figure, panels = plt.subplots(
-        len(whats), len(AXES), figsize=(10.5, 1.2 + 2.6 * len(whats)), sharey="row", sharex="col", squeeze=False,
+        len(measures), len(AXES), figsize=(10.5, 1.2 + 2.6 * len(measures)), sharey="row", sharex="col", squeeze=False,
         layout="constrained",
     )  # fmt: skip
     colour = colours(list(record["methods"]), record["baseline"])
-    for row, what in zip(panels, whats, strict=True):
+    for row, measure in zip(panels, measures, strict=True):
         for axes, (axis, label) in zip(row, AXES.items(), strict=True):
             for algo in record["methods"]:
                 runs = [run["evaluations"] for run in record["runs"] if run["algo"] == algo and run["evaluations"]]
-                cost, mean = mean_line(runs, axis, what)
+                cost, mean = mean_line(runs, axis, measure)
                 axes.plot(cost, mean, color=colour[algo], linewidth=1.6, label=algo)
             axes.grid(alpha=0.3)
             axes.xaxis.set_major_formatter(mpl.ticker.EngFormatter(sep=""))
             axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(4, steps=[1, 2, 5, 10]))
             axes.set_xlim(left=0)
-            if what == whats[-1]:
+            if measure == measures[-1]:
                 axes.set_xlabel(label)
-        row[0].set_ylabel(f"{what}, held-out tasks")
-        if what == "success":
+        row[0].set_ylabel(f"{measure}, held-out tasks")
+        if measure == "success":
             row[0].yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=9)
     return figure
 
 
 def mean_line(
-    runs: Sequence[Sequence[Mapping[str, Any]]], axis: str, what: str
+    runs: Sequence[Sequence[Mapping[str, Any]]], axis: str, measure: str
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean cost and mean `what` of runs, given by their evaluations, at equal numbers of environment steps, [P] each.
+    """Mean cost and `measure` of runs, given by their evaluations, at equal numbers of environment steps, [P] each.
 
-    A run that ended before the others stays where it is, so that the line ends with the numbers of the tables.
+    A run that ended before the others keeps its last value, so the line ends with the numbers of the tables.
     """
     steps = [[evaluated["cost"]["env_steps"] for evaluated in run] for run in runs]
     grid = np.linspace(0, max(known[-1] for known in steps), POINTS)
@@ -514,11 +516,11 @@ def mean_line(
         return np.mean([np.interp(grid, known, of) for known, of in zip(steps, values, strict=True)], axis=0)
 
     cost = mean([[evaluated["cost"][axis] for evaluated in run] for run in runs])
-    return cost, mean([[evaluated[what] for evaluated in run] for run in runs])
+    return cost, mean([[evaluated[measure] for evaluated in run] for run in runs])
 
 
 def differences_chart(record: Mapping[str, Any]) -> Figure:
-    """Each method's difference to the baseline at the end: the interval over seeds and tasks, and thick over seeds."""
+    """Differences to the baseline at the end, with thin intervals over seeds and tasks and thick ones over seeds."""
     shown = {
         algo: difference
         for algo, method in record["methods"].items()
@@ -541,7 +543,7 @@ def differences_chart(record: Mapping[str, Any]) -> Figure:
     axes.set_ylim(0.4, len(shown) + 0.6)
     axes.grid(axis="x", alpha=0.3)
     axes.set_xlabel(
-        f"points of success beyond {record['baseline']}, held-out tasks\n"
+        f"success minus that of {record['baseline']} in points, held-out tasks\n"
         "(95 %: thin over seeds and tasks, thick over seeds on these tasks)"
     )
     return figure
@@ -549,7 +551,7 @@ def differences_chart(record: Mapping[str, Any]) -> Figure:
 
 # -- learning rates ---------------------------------------------------------------------------------------------------
 def write_tuning(folder: Path, folders: Mapping[Variant, Path], endings: Mapping[Variant, Ending]) -> str:
-    """Which learning rate of each method solves most of the tasks that are held out from training."""
+    """Write the table of learning rates, by success on the tasks that are held out from training. Returns its text."""
     runs = [LabRun.read(variant, path, endings.get(variant, NOT_RUN)) for variant, path in folders.items()]
     algos = dict.fromkeys(run.variant.algo for run in runs)
     rates = sorted({run.variant.rate for run in runs if run.variant.rate is not None})
@@ -566,7 +568,7 @@ def write_tuning(folder: Path, folders: Mapping[Variant, Path], endings: Mapping
         lines.append(f"| {algo} | {' | '.join(cells)} | {'–' if best is None else f'{best:g}'} |")
     early = [f"- {run.variant}: {run.ending}" for run in runs if not run.ending.finished]
     note = (
-        "Mean success over seeds on the tasks that are held out from training, after the last update; a run that ended "
+        "Mean success over seeds on the tasks that are held out from training, after the last update. A run that ended "
         "early counts with its last evaluation."
     )
     text = "\n\n".join([note, "\n".join(lines), *(["\n".join(early)] if early else [])]) + "\n"
@@ -576,6 +578,6 @@ def write_tuning(folder: Path, folders: Mapping[Variant, Path], endings: Mapping
 
 
 def _selection(runs: Sequence[LabRun], at: int) -> float | None:
-    """Mean success on the tasks that rank checkpoints, over runs; of their first or last evaluation."""
+    """Mean success of runs on the tasks that rank checkpoints, at evaluation number `at`."""
     rates = [np.mean(list(run.evaluations[at].outcomes("success", SELECTION).values())) for run in runs]
     return float(np.mean(rates)) if rates else None

@@ -44,7 +44,7 @@ class LiveReporter:
         )  # fmt: skip
         self.task: TaskID | None = None
         self.phase_started, self.phase_name, self.phase_status = time.monotonic(), "", ""
-        self.said = self.phase_started  # time of the last line about the phase
+        self.line_time = self.phase_started  # time of the last line about the phase
         self.live = Live(self._screen(), console=self.console, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> LiveReporter:
@@ -74,7 +74,7 @@ class LiveReporter:
         """See `algorithms.warm_start.Progress`."""
         self._end_phase()
         self.phase_started, self.phase_name, self.phase_status = time.monotonic(), name, ""
-        self.said = self.phase_started
+        self.line_time = self.phase_started
         if self.task is not None:
             self.progress.remove_task(self.task)
         self.task = self.progress.add_task(name, total=total, status="")
@@ -85,11 +85,11 @@ class LiveReporter:
         if self.task is None:
             return
         self.progress.update(self.task, advance=1, status=status)
-        if not self.console.is_terminal and time.monotonic() - self.said > SAY_EVERY:
-            self.said = time.monotonic()
+        if not self.console.is_terminal and time.monotonic() - self.line_time > SAY_EVERY:
+            self.line_time = time.monotonic()
             task = self.progress.tasks[0]
             far = f"{task.completed:.0f} of {task.total:.0f}" if task.total else f"{task.completed:.0f}"
-            self.say(f"{self.phase_name}: {far}, {self.said - self.phase_started:.0f} s{self._status()}")
+            self.say(f"{self.phase_name}: {far}, {self.line_time - self.phase_started:.0f} s{self._status()}")
 
     def update(self, update: int, metrics: dict[str, float]) -> None:
         """Add a row for an update, and print an evaluation in a line."""

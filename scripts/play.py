@@ -1,7 +1,7 @@
 """Play a task in the terminal: `python -m scripts.play env=alfworld task=3`; or watch: `… agent=expert delay=1`.
 
-At the prompt enter an action or its number, `?` for help, `:undo` to take a turn back, `:q` (or Ctrl-D) to stop. Where
-an action has a place for any text, as `search[<your query>]` has, the text is asked for.
+Enter an action or its number, `?` for help, `:undo` to take back a turn, `:q` (or Ctrl-D) to stop. If an action has a
+place for any text, such as `search[<your query>]`, you are asked for the text.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from scripts.agents import check_agent, check_tasks, make_agent, model_of, needs
 from scripts.common import Terminal, command, printable
 from scripts.view import result, show_goal
 
-HELP = "enter an action or its number; ? for help, :undo to take a turn back, :q to stop"
+HELP = "enter an action or its number; ? for help, :undo to take back a turn, :q to stop"
 
 
 @command("play")
@@ -52,7 +52,7 @@ def main(cfg: DictConfig) -> None:
 
 
 def find_task(task_set: TaskSet, split: str, name: str) -> Task:
-    """A task by its id, by its place in the manifest, or by a part of its id. Raises `UnknownNameError`."""
+    """A task by its id, its number in the manifest, or a part of its id. Raises `ValueError` or `UnknownNameError`."""
     ids = task_set.manifest(split).ids
     if name.isdecimal() and name not in ids:
         if int(name) >= len(ids):
@@ -60,22 +60,24 @@ def find_task(task_set: TaskSet, split: str, name: str) -> Task:
         return task_set.task(split, ids[int(name)])
     matches = [name] if name in ids else [task_id for task_id in ids if name in task_id]
     if len(matches) > 1:
-        raise ValueError(f"{len(matches)} tasks of {split} have {name!r} in their id, {matches[0]!r} for one; say more")
+        raise ValueError(
+            f"{len(matches)} tasks of {split} have {name!r} in their id, such as {matches[0]!r}; give a longer part"
+        )
     if not matches:
         raise UnknownNameError(f"task of {split}", name, ids)
     return task_set.task(split, matches[0])
 
 
 class StopPlaying(Exception):  # noqa: N818 - no error
-    """The person at the terminal has had enough."""
+    """The user wants to stop."""
 
 
 class TakeBack(Exception):  # noqa: N818 - no error
-    """The person at the terminal wants the last turn undone."""
+    """The user wants to take back the last turn."""
 
 
 def ask(view: View, console: Console) -> str:
-    """The action that a person enters. Raises `StopPlaying` and `TakeBack`."""
+    """The action that the user enters. Raises `StopPlaying` and `TakeBack`."""
     actions: list[str] = view.info["admissible"] or []
     while True:
         match entered := _read("[bold green]>[/] ", console):
@@ -87,7 +89,7 @@ def ask(view: View, console: Console) -> str:
                 console.print(HELP, style="dim")
             case _ if entered.isdecimal() and entered not in actions and actions:
                 if not 1 <= int(entered) <= len(actions):
-                    console.print(f"there are actions 1 to {len(actions)}", style="yellow")
+                    console.print(f"enter a number from 1 to {len(actions)}", style="yellow")
                 elif action := _fill(actions[int(entered) - 1], console):
                     console.print(Text(f"> {printable(action)}", style="dim"))
                     return action
@@ -101,30 +103,30 @@ def ask(view: View, console: Console) -> str:
 
 
 def _read(prompt: str, console: Console) -> str:
-    """A line that a person enters. Raises `StopPlaying` at the end of the input."""
+    """A line that the user enters. Raises `StopPlaying` at the end of the input."""
     try:
         entered = console.input(prompt).strip()
     except EOFError:
         console.print()
         raise StopPlaying from None
     if not sys.stdin.isatty():
-        console.print(printable(entered))  # so that what was piped in stands in the transcript
+        console.print(printable(entered))  # show input that was piped in
     return entered
 
 
 def _fill(action: str, console: Console) -> str:
-    """The action with what a person enters in each place for any text; nothing where they enter nothing."""
+    """The action with the texts that the user enters in its free places; empty if a text is empty."""
     entered = [_read(f"[green]{escape(printable(place[1:-1]))}:[/] ", console) for place in SLOT.findall(action)]
     texts = iter(entered)
     return SLOT.sub(lambda _: next(texts), action) if all(entered) else ""
 
 
 def play(env: gym.Env[str, str], task: Task, seed: int, agent: Agent, console: Console, delay: float = 0.0) -> Episode:
-    """Play one episode before somebody's eyes, until it ends or they stop it."""
+    """Play one episode and print it, until it ends or the user stops."""
     observation, info = env.reset(seed=seed, options={"task": task})
     episode = Episode(task, group=0, goal=info["goal"], seed=seed)
     show_goal(episode, console)
-    past: list[tuple[Any, str, Info]] = []  # where each turn began: the environment's state, what it said
+    past: list[tuple[Any, str, Info]] = []  # before each turn: the environment's state, observation and info
     while True:
         if observation != info["goal"]:
             console.print(Text(printable(observation)))
@@ -165,7 +167,7 @@ def _choices(info: Info) -> Columns:
 
 
 def _snapshot(env: gym.Env[str, str]) -> Any:
-    """The state of the environment, None where it has no snapshots."""
+    """The state of the environment; None if it has no snapshots."""
     try:
         return env.get_wrapper_attr("snapshot")()
     except (AttributeError, NotImplementedError):
@@ -180,13 +182,13 @@ def _take_back(
     info: Info,
     console: Console,
 ) -> tuple[str, Info]:
-    """Undo the last turn, and say why where that cannot be. Returns what the environment said then."""
+    """Take back the last turn, or print why this is not possible. Returns the current observation and info."""
     if not past:
         console.print("there is no turn to take back", style="yellow")
         return observation, info
     state, before, info_before = past[-1]
     if state is None:
-        console.print(f"{episode.task.env} cannot go back: it takes no snapshots", style="yellow")
+        console.print(f"{episode.task.env} has no snapshots, so no turn can be taken back", style="yellow")
         return observation, info
     env.get_wrapper_attr("restore")(state)
     del past[-1], episode.turns[-1]
@@ -195,9 +197,9 @@ def _take_back(
 
 def _show_decision(turn: Turn, agent: Agent, console: Console) -> None:
     if isinstance(agent, PolicyAgent):
-        said = agent.policy.tokenizer.decode(turn.completion_ids, skip_special_tokens=True).strip()
-        if turn.action != said and turn.action in said.lower():  # there was reasoning around it
-            console.print(Text(printable(said), style="dim"))
+        answer = agent.policy.tokenizer.decode(turn.completion_ids, skip_special_tokens=True).strip()
+        if turn.action != answer and turn.action in answer.lower():  # it contains reasoning too
+            console.print(Text(printable(answer), style="dim"))
     note = "" if turn.status == "ok" else f"  ({turn.status})"
     console.print(Text.assemble(("> ", "bold green"), (printable(turn.action), "bold"), (note, "yellow")))
 

@@ -1,9 +1,9 @@
-"""What each setting of a configuration may be: its type, its range, or the words that it knows.
+"""The type, range or choices of each setting of a configuration.
 
-The whole configuration is checked before anything is imported, made or played (`check_settings`), so that a mistake
-is reported within a second, by its name. A name in `SETTINGS` is the end of a setting's key,
-`eval.limit`, or that of the function or class in `_target_` and a parameter of it, `gigpo.mode`; the longest that fits
-counts. What others bring (a `_target_` outside of this project, keys that are not listed) is left to them.
+The whole configuration is checked before torch is imported (`check_settings`), so an error is reported within a second.
+A name in `SETTINGS` is the end of a setting's key (`eval.limit`), or the function or class of a `_target_` and one of
+its parameters (`gigpo.mode`). The form with a `_target_` has precedence; of the others, the longest that matches.
+Arguments of a `_target_` outside of polyturn, and keys that are not listed, are not checked.
 """
 
 from __future__ import annotations
@@ -20,32 +20,32 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from envs.core import UnknownNameError
 from scripts.run_folder import override_key
 
-HOUSE = ("envs", "agents", "algorithms", "scripts")
-GROUPS = {  # by the name of a command's configuration: what it cannot do without
+OUR_PACKAGES = ("envs", "agents", "algorithms", "scripts")
+GROUPS = {  # configuration of a command -> the groups that it needs
     "config": ("env", "agent", "policy", "rollout", "trainer", "algo", "eval", "pool"),
     "lab": ("env", "agent", "policy", "rollout", "trainer", "algo", "eval", "pool"),
     "evaluate": ("env", "agent", "policy", "rollout", "pool"),
     "play": ("env", "policy", "rollout"),
 }
-KEYS = {  # by the same: the other keys of the top level that it reads
+KEYS = {  # configuration of a command -> the other keys of the top level that it reads
     "config": ("seed", "split", "model", "resume"),
     "lab": ("seed", "split", "model", "resume", "algos", "seeds", "lab"),
     "evaluate": ("seeds", "split", "model", "max_turns", "limit", "resume"),
     "play": ("agent", "split", "task", "seed", "model", "delay"),
 }
-CLOSED = ("trainer", "eval", "pool", "lab")  # groups with all the keys that are listed here, and no other
-OPTIONAL = ("trainer.env_steps",)  # keys of these that need not be there
+CLOSED = ("trainer", "eval", "pool", "lab")  # groups with exactly the keys that are listed here
+OPTIONAL = ("trainer.env_steps",)  # keys of these groups that may be absent
 
 
 # -- kinds of settings ------------------------------------------------------------------------------------------------
 class Kind(Protocol):
-    """What a setting may be. Its text goes on after "must be"."""
+    """The values that a setting accepts. Its text completes the sentence "KEY must be …"."""
 
     def accepts(self, value: Any) -> bool:
-        """Whether `value` is one."""
+        """Whether `value` is accepted."""
 
     def near(self, value: Any) -> str:
-        """What was perhaps meant by a value that is none, as it is written on the command line; or nothing."""
+        """The accepted value that was probably meant, as it is written on the command line; or an empty text."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Real:
 
     low: float
     high: float
-    above: bool = False  # `low` itself is none
+    above: bool = False  # `low` itself is excluded
 
     def accepts(self, value: Any) -> bool:
         return type(value) in (int, float) and self.low <= value <= self.high and not (self.above and value == self.low)
@@ -138,9 +138,9 @@ class Word:
 class Section:
     """A group of settings."""
 
-    is_part: bool = False  # it says by `_target_` what is made of it
-    of_parts: bool = False  # so does each of its members
-    is_free: bool = False  # its members may be anything
+    is_part: bool = False  # it has a `_target_`
+    of_parts: bool = False  # each of its members has a `_target_`
+    is_free: bool = False  # its members are not checked
 
     def accepts(self, value: Any) -> bool:
         if not isinstance(value, DictConfig):
@@ -157,7 +157,7 @@ class Section:
 
 @dataclass(frozen=True)
 class ListOf:
-    """A list without repetitions."""
+    """A list, without duplicates if `distinct`."""
 
     item: Kind
     fewest: int = 0
@@ -173,13 +173,13 @@ class ListOf:
         return f"[{value}]" if self.item.accepts(value) and self.fewest <= 1 else ""
 
     def __str__(self) -> str:
-        count = f" of {self.most}" if self.most == self.fewest else " that is not empty" if self.fewest else ""
-        return f"a list{count}, each {self.item}{', and none twice' * self.distinct}"
+        count = f" of {self.most} items" if self.most == self.fewest else " of one or more items" if self.fewest else ""
+        return f"a list{count}, each {self.item}{', without duplicates' * self.distinct}"
 
 
 @dataclass(frozen=True)
 class Either:
-    """Any of some kinds; None is the setting's null."""
+    """Any of several kinds; None is null."""
 
     kinds: tuple[Kind | None, ...]
 
@@ -203,10 +203,10 @@ def _words(*words: str) -> Word:
 
 # -- the settings -----------------------------------------------------------------------------------------------------
 MANY = 1_000_000
-SEED = Whole(0, 2**32 - 1)  # what every generator takes
-COUNT, SOME = Whole(1, MANY), Whole(0, MANY)
+SEED = Whole(0, 2**32 - 1)  # accepted by every random generator
+COUNT, NON_NEGATIVE = Whole(1, MANY), Whole(0, MANY)
 TOKENS = Whole(1, 1_000_000_000)
-SECONDS, PAUSE = Real(0, 1e6, above=True), Real(0, 1e6)
+SECONDS, DURATION = Real(0, 1e6, above=True), Real(0, 1e6)
 SHARE, WEIGHT, POSITIVE = Real(0, 1), Real(0, 1e6), Real(0, 1e6, above=True)
 RATE = Real(0, 10)  # of learning
 TEMPERATURE = Real(0, 100)
@@ -216,7 +216,7 @@ DTYPE = _words("float32", "bfloat16", "float16")
 SEQUENCE_MEANS = ("seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm")
 
 SETTINGS: dict[str, Kind] = {
-    # what a command does
+    # of a command
     "seed": SEED,
     "seeds": ListOf(SEED, fewest=1),
     "split": _or_null(TEXT),
@@ -224,12 +224,12 @@ SETTINGS: dict[str, Kind] = {
     "resume": _or_null(TEXT),
     "max_turns": _or_null(COUNT),
     "limit": _or_null(COUNT),
-    "delay": PAUSE,
+    "delay": DURATION,
     "eval": SECTION,
     "eval.splits": _or_null(ListOf(TEXT)),
     "eval.limit": _or_null(COUNT),
     "eval.temperature": TEMPERATURE,
-    "eval.selection_tasks": SOME,
+    "eval.selection_tasks": NON_NEGATIVE,
     "pool": SECTION,
     "pool.size": Whole(1, 100_000),
     "pool.workers": Whole(0, 1_000),
@@ -243,7 +243,7 @@ SETTINGS: dict[str, Kind] = {
     "lab.processes": Whole(0, 1_000),
     # trainer
     "trainer": SECTION,
-    "trainer.updates": _or_null(SOME),
+    "trainer.updates": _or_null(NON_NEGATIVE),
     "trainer.env_steps": _or_null(Whole(1, 1_000_000_000)),
     "trainer.groups": COUNT,
     "trainer.group_size": COUNT,
@@ -254,12 +254,12 @@ SETTINGS: dict[str, Kind] = {
     "trainer.gradient_checkpointing": FLAG,
     "trainer.learning_rate": RATE,
     "trainer.final_learning_rate": RATE,
-    "trainer.warmup_updates": SOME,
+    "trainer.warmup_updates": NON_NEGATIVE,
     "trainer.weight_decay": WEIGHT,
     "trainer.grad_clip": POSITIVE,
     "trainer.precision": _words("float32", "bfloat16"),
     "trainer.importance_cap": _or_null(POSITIVE),
-    "trainer.eval_every": SOME,
+    "trainer.eval_every": NON_NEGATIVE,
     "trainer.checkpoint_every": COUNT,
     "trainer.episode_timeout": SECONDS,
     # env
@@ -302,13 +302,13 @@ SETTINGS: dict[str, Kind] = {
     "prompter": PART,
     "prompter.system": TEXT,
     "prompter.name": TEXT,
-    "prompter.history": Either((SOME, PART)),  # turns, of the templates; of a chat its kind
+    "prompter.history": Either((NON_NEGATIVE, PART)),  # a number of turns for templates; a kind of history for chats
     "prompter.parser": PART,
     "prompter.keep_reasoning": FLAG,
     "prompter.admissible": FLAG,
     "prompter.template_options": FREE,
     "history.kind": _words("full", "last_k", "summary"),
-    "history.turns": _or_null(SOME),
+    "history.turns": _or_null(NON_NEGATIVE),
     "history.max_tokens": _or_null(TOKENS),
     "sampling": PART,
     "sampling.temperature": TEMPERATURE,
@@ -334,7 +334,7 @@ SETTINGS: dict[str, Kind] = {
     "policy.width": Whole(1, 65_536),
     "policy.layers": Whole(1, 1_000),
     "policy.heads": Whole(1, 1_000),
-    "policy.context": _or_null(Whole(2, 10_000_000)),  # a model that is there says its own
+    "policy.context": _or_null(Whole(2, 10_000_000)),  # a pretrained model has its own
     "warm_start": _or_null(PART),
     "warm_start.episodes": COUNT,
     "warm_start.noise": Real(0, 0.999),
@@ -406,7 +406,7 @@ SETTINGS: dict[str, Kind] = {
     "gigpo.mode": _words("mean_std_norm", "mean_norm"),
     "gigpo.similarity": _or_null(SHARE),
     "hgpo.mode": _words("mean_std_norm", "mean_norm"),
-    "hgpo.history": SOME,
+    "hgpo.history": NON_NEGATIVE,
     "hgpo.alpha": WEIGHT,
     "hgpo.base_group": FLAG,
     "hgpo.precision": _words("float64", "float32"),
@@ -430,7 +430,7 @@ SETTINGS: dict[str, Kind] = {
     "empg.clarity_scale": WEIGHT,
     "empg.clarity_weight": WEIGHT,
     "ngrpo.max_reward": Real(-1e6, 1e6),
-    "ngrpo.virtual": SOME,
+    "ngrpo.virtual": NON_NEGATIVE,
     # algo: signals
     "Critic.body": _words("separate", "policy"),
     "Critic.learning_rate": RATE,
@@ -459,14 +459,14 @@ SETTINGS: dict[str, Kind] = {
 
 # -- the check --------------------------------------------------------------------------------------------------------
 def check_settings(config: DictConfig, command: str) -> None:
-    """Compare a configuration with what it may be. `command` names it, as in `conf/<command>.yaml`.
+    """Check the settings of a configuration. `command` names it, as in `conf/<command>.yaml`.
 
-    Raises `ValueError` and `UnknownNameError` naming the first setting that is wrong, and what was expected; and
-    `MissingMandatoryValue` for one that has to be given and is not.
+    Raises `ValueError` or `UnknownNameError` for the first wrong setting, with what was expected, and
+    `MissingMandatoryValue` for a required setting without a value.
     """
     for group in GROUPS[command]:
         if config.get(group) is None:
-            raise ValueError(f"{group} has no value, and scripts.{command.replace('config', 'train')} needs one")
+            raise ValueError(f"{group} has no value; scripts.{command.replace('config', 'train')} needs one")
     for key, value, kind in _settings(config):
         if kind.accepts(value):
             continue
@@ -480,13 +480,13 @@ def check_settings(config: DictConfig, command: str) -> None:
         if unknown := config[group].keys() - known:
             raise UnknownNameError(f"key of {group}", min(unknown), known)
         if missing := {key for key in known if f"{group}.{key}" not in OPTIONAL} - config[group].keys():
-            raise ValueError(f"{group}.{min(missing)} has no value; give it one: {group}.{min(missing)}=…")
+            raise ValueError(f"{group}.{min(missing)} has no value; set it: {group}.{min(missing)}=…")
 
 
 def check_added_keys(config: DictConfig, command: str) -> None:
     """Raises `UnknownNameError` for an added key (`+key=…`) that no code and no interpolation (`${key}`) reads."""
     overrides = HydraConfig.get().overrides
-    texts = OmegaConf.to_yaml(config) + OmegaConf.to_yaml(overrides)  # the name of the run's folder may use a key
+    texts = OmegaConf.to_yaml(config) + OmegaConf.to_yaml(overrides)  # the run folder's name may contain a key
     of_algo = {key.split(".")[1] for key in SETTINGS if key.startswith("algo.")} | {"probability_mask"}
     for override in overrides.task:
         key, *rest = override_key(override).split(".")
@@ -500,7 +500,7 @@ def check_added_keys(config: DictConfig, command: str) -> None:
 
 
 def shown(value: Any) -> str:
-    """A value as it is written on the command line, texts in quotes; a long one is shortened."""
+    """A value as it is written on the command line, with quotes around texts; long values are shortened."""
     if isinstance(value, (DictConfig, ListConfig)):
         value = OmegaConf.to_container(value)
     text = {"None": "null", "True": "true", "False": "false"}.get(str(value), repr(value))
@@ -508,17 +508,17 @@ def shown(value: Any) -> str:
 
 
 def _settings(config: DictConfig, parents: tuple[str, ...] = (), name: str = "") -> Iterator[tuple[str, Any, Kind]]:
-    """Key, value and kind of each setting whose kind is known; `name` is that of what is made of these."""
+    """Key, value and kind of each setting whose kind is known. `name` is the name of the `_target_` of `config`."""
     for part in config:
         key = (*parents, str(part))
         if part == "_target_":
             continue
-        value = config[part]  # raises where it is missing
+        value = config[part]  # raises if it is missing
         if kind := _kind_of(key, name):
             yield ".".join(key), value, kind
         if isinstance(value, DictConfig) and kind != FREE and (kind or parents):
-            package, _, rest = str(value.get("_target_", f"{HOUSE[0]}.")).partition(".")
-            if package in HOUSE:
+            package, _, rest = str(value.get("_target_", f"{OUR_PACKAGES[0]}.")).partition(".")
+            if package in OUR_PACKAGES:
                 yield from _settings(value, key, rest.rpartition(".")[2])
 
 

@@ -1,7 +1,7 @@
 """Check each `_target_` of a configuration and its settings by reading the source of the target.
 
 The modules are not imported, because many of them import torch and transformers, which takes seconds, and a wrong name
-should be reported at once. If the source does not tell (a name that is created when its module is imported, a base
+should be reported at once. If the source does not show this (a name that is created when its module is imported, a base
 class from elsewhere), nothing is refused here: Hydra reports the mistake when it creates the part.
 """
 
@@ -46,7 +46,7 @@ def _parts(value: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def settings_of(target: str, place: str = "_target_") -> Mapping[str, bool] | None:
-    """The keyword arguments of `target`, and whether each has a default; None if its source does not tell.
+    """The keyword arguments of `target`, and whether each has a default; None if its source does not show them.
 
     `place` is its key in the configuration, for errors. Raises `UnknownNameError` or `ModuleNotFoundError` if `target`
     does not exist.

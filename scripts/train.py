@@ -2,7 +2,7 @@
 
 The run folder gets metrics.jsonl, checkpoints/, episodes/, evaluations/, and at the end curve.png, diagnostics.png,
 evaluation.md and evaluation.json. Ctrl-C (or a closed terminal) finishes the update, saves and stops; `resume=RUN_DIR`
-goes on from there, or from the last checkpoint of a run that was killed. A run that is complete is left as it is.
+continues from there, or from the last checkpoint of a run that was killed. A complete run is not changed.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ if TYPE_CHECKING:  # torch and transformers take seconds to import, and mistakes
     from algorithms.trainer import Estimator, Metrics, Trainer, TrainerConfig
     from algorithms.tree_expansion import TreeExpansion
 
-ALL_SPLITS = "all"  # the evaluations of all splits in one, beside those of each
+ALL_SPLITS = "all"  # the evaluations of all splits together
 Outcome: TypeAlias = dict[str, float]  # of an episode: {"success": True, "score": 1.0}
 LEARNER_KEYS = (
     "epochs", "minibatches", "micro_batch_tokens", "gradient_checkpointing", "learning_rate", "final_learning_rate",
@@ -60,14 +60,14 @@ LEARNER_KEYS = (
 
 @command("config")
 def main(cfg: DictConfig) -> None:
-    """Run in a folder that no other process has."""
+    """Train in the run folder, which is locked for this process."""
     run = Path(HydraConfig.get().runtime.output_dir)
     with locked(run):
         _run(cfg, run)
 
 
 def _run(cfg: DictConfig, run: Path) -> None:
-    """Build the parts that the configuration names, and run the loop.
+    """Create the parts that the configuration names, and run the loop.
 
     Mistakes are reported before torch is imported, as far as possible: the import takes seconds.
     """
@@ -76,7 +76,7 @@ def _run(cfg: DictConfig, run: Path) -> None:
     saved = checkpoints(run)
     if cfg.resume is None and saved:
         raise ValueError(
-            f"{run} holds a run already; go on with it: {resume_command('train', run)}; or choose another hydra.run.dir"
+            f"{run} contains a run already; resume it: {resume_command('train', run)}; or choose another hydra.run.dir"
         )
     task_set: TaskSet = instantiate(cfg.env)
     console = Terminal(soft_wrap=True)
@@ -95,7 +95,9 @@ def _run(cfg: DictConfig, run: Path) -> None:
     report = _Report(cfg, run, task_set, selection)
     if saved and report.is_complete(saved[-1], parts.config):
         limit = "trainer.updates" if parts.config.env_steps is None else "trainer.env_steps"
-        console.print(f"{run} is complete after {counted(update_of(saved[-1]), 'update')}; to go on, raise {limit}")
+        console.print(
+            f"{run} is complete after {counted(update_of(saved[-1]), 'update')}; to continue it, increase {limit}"
+        )
         report.check(update_of(saved[-1]))
         return
     more = parts.check(cfg, task_set)
@@ -136,17 +138,17 @@ def _run(cfg: DictConfig, run: Path) -> None:
         if saved:
             trainer.resume()
             report.take_back(trainer.update)
-            console.print(f"going on after {counted(trainer.update, 'update')}")
-        asked.keep(run, cfg)  # with what was changed on purpose, now that it can be
+            console.print(f"resuming after {counted(trainer.update, 'update')}")
+        asked.keep(run, cfg)  # with the changed settings, now that the run has started
         with _stop_on_signals(trainer, reporter):
             trainer.train()
         if trainer.is_done and report.evaluations(trainer.update) is None:
-            evaluate_and_keep()  # for the report: it was trained as far as this, but not evaluated in this way
+            evaluate_and_keep()  # for the report: these weights were not evaluated with these settings
     if not trainer.is_done:
         draw_pictures(run, report.title)
         share = parts.config.progress(trainer.update, trainer.env_steps)
         console.print(f"stopped after {counted(trainer.update, 'update')}, {share:.0%} of the run")
-        console.print(f"go on with: {resume_command('train', run)}")
+        console.print(f"resume with: {resume_command('train', run)}")
         return
     console.print(report.write(trainer.update))
     pictures = ", ".join(str(run / name) for name in PICTURES)
@@ -177,7 +179,7 @@ class Method:
         )
 
     def check(self, cfg: DictConfig) -> Needs:
-        """Check what the parts declare (`algorithms.needs.check_method`); returns what they need."""
+        """Check what the parts declare (`algorithms.needs.check_method`). Returns their needs."""
         group_size = cfg.trainer.group_size
         check_aggregation(cfg.algo.get("aggregation", ""), cfg.algo.get("loss_divisor"))
         check_dynamic_sampling(cfg.algo.dynamic_sampling, group_size)
@@ -218,7 +220,7 @@ class Parts:
         return cls(method.prompter, agent, method.signals, method.estimator, learner, config, instantiate(cfg.rollout))
 
     def check(self, cfg: DictConfig, task_set: TaskSet) -> Needs:
-        """Raise what can be raised before the tasks are played (`algorithms.needs.check_parts`)."""
+        """Check the parts before any task is played (`algorithms.needs.check_parts`)."""
         with EnvPool(task_set.make, 1, step_timeout=cfg.pool.step_timeout) as pool:  # nothing is played in it
             return check_parts(self.agent, self.signals, self.estimator, self.learner, self.config, pool, cfg.seed)
 
@@ -235,37 +237,39 @@ def _describe_tasks(cfg: DictConfig, task_set: TaskSet, selection: Manifest, con
 
 
 def _choose_splits(cfg: DictConfig, task_set: TaskSet) -> None:
-    """Set `eval.splits` where nobody did. Raises `UnknownNameError` for splits that do not exist."""
+    """Set `eval.splits` if it is null. Raises `UnknownNameError` for splits that do not exist."""
     if cfg.eval.splits is None:
         cfg.eval.splits = evaluation_splits(task_set)
     for key, split in (("split", cfg.split), *(("eval.splits", split) for split in cfg.eval.splits)):
         if split not in task_set.splits:
             raise UnknownNameError(key, str(split), task_set.splits)
         if key == "eval.splits" and split == SELECTION:
-            raise ValueError(f"no split can be evaluated as {split!r}: it names the tasks that rank checkpoints")
+            raise ValueError(
+                f"eval.splits cannot contain {split!r}: this is the name of the tasks that rank checkpoints"
+            )
 
 
 def _clear(run: Path) -> None:
-    """Remove what a run that died before its first checkpoint has left."""
+    """Remove the files of a run that died before its first checkpoint."""
     owned = [run / name for name in ("metrics.jsonl", "episodes", "evaluations")]
     if any(path.exists() for path in owned) and not (run / COMMAND).is_file():
-        raise ValueError(f"{run} holds the files of something else; choose another hydra.run.dir")
+        raise ValueError(f"{run} contains files that are not of a training run; choose another hydra.run.dir")
     for path in owned:
         if path.exists():
             remove_whole(path)
 
 
-# -- what a run is ----------------------------------------------------------------------------------------------------
-LEFT_OUT = (  # of the configuration: what does not change what is trained
+# -- the facts of a run -----------------------------------------------------------------------------------------------
+LEFT_OUT = (  # settings that do not change the results
     "resume", "env.data",
     *(f"algo.signals.judge.model.{key}" for key in ("concurrency", "timeout", "max_retries", "prices")),
 )  # fmt: skip
-MAY_CHANGE = ("trainer", "eval", "pool", "rollout")  # when the command line that resumes a run sets them
-MAY_DIFFER = ("versions.", "agents_code", "environment.code")  # of what is installed, and where
+MAY_CHANGE = ("trainer", "eval", "pool", "rollout")  # groups that the command which resumes a run may override
+MAY_DIFFER = ("versions.", "agents_code", "environment.code")  # facts about installed code
 
 
 def _facts(cfg: DictConfig, task_set: TaskSet, training: Manifest) -> Facts:
-    """What the run is, but for the machine: its checkpoints keep that, and `resume` compares it."""
+    """A description of the run, without the machine. Checkpoints store it, and `resume` compares it."""
     configured = without(plain(cfg), LEFT_OUT)
     splits = dict.fromkeys([cfg.split, *cfg.eval.splits])
     return {
@@ -279,20 +283,20 @@ def _facts(cfg: DictConfig, task_set: TaskSet, training: Manifest) -> Facts:
 
 
 def _compare(before: Facts, now: Facts, console: Terminal) -> None:
-    """Say what has changed on purpose since the last start. Raises `ValueError` for anything else that differs."""
+    """Print the allowed changes since the last start. Raises `ValueError` for all others."""
     shared = before["manifests"].keys() & now["manifests"].keys()  # other splits may be evaluated
     both = [{**facts, "manifests": {split: facts["manifests"][split] for split in shared}} for facts in (before, now)]
-    refused, said = [], []
+    refused, allowed = [], []
     for name, change in differences(*both).items():
         key = name.removeprefix("config.")
         may = name.startswith(MAY_DIFFER) or (key.partition(".")[0] in MAY_CHANGE and asked_for(key))
-        (said if may else refused).append(f"{key} {change}")
+        (allowed if may else refused).append(f"{key} {change}")
     if refused:
         raise ValueError(
-            f"that is not the run that is to be resumed: {'; '.join(refused)}. "
-            f"Only {', '.join(MAY_CHANGE)} may change, each by an override of the command that resumes"
+            f"the run cannot be resumed with other settings: {'; '.join(refused)}. "
+            f"Only {', '.join(MAY_CHANGE)} may change, by an override of the command that resumes it"
         )
-    for change in said:
+    for change in allowed:
         console.print(f"changed since the last start: {change}")
 
 
@@ -305,7 +309,7 @@ def _start(
     pool: EnvPool,
     reporter: LiveReporter,
 ) -> LocalPolicy:
-    """The policy to train: of the last checkpoint `saved`, a model that is there, or a warm-started small one."""
+    """The policy to train: the last of the `saved` checkpoints, a pretrained model, or a warm-started small policy."""
     from agents.policies.pretrained import Pretrained
     from algorithms.initial_policy import PretrainedPolicy, tiny_policy
     from algorithms.warm_start import warm_start
@@ -327,8 +331,8 @@ def _start(
 class _Evaluator:
     """Evaluates the current weights on every split of `eval.splits`, and on the tasks that rank the checkpoints.
 
-    Keeps the last evaluations of the splits, and what came of each task. None of the splits has a task that ranks
-    checkpoints: where the training split itself is evaluated, it is without those.
+    Keeps the last evaluations of the splits and the outcomes of their tasks. If the training split is evaluated, it is
+    without the tasks that rank checkpoints.
     """
 
     def __init__(
@@ -349,10 +353,10 @@ class _Evaluator:
         self.pool, self.reporter = pool, reporter
         self.name = HydraConfig.get().runtime.choices["env"]
         self.evaluations: dict[str, Evaluation] = {}
-        self.outcomes: dict[str, dict[str, Outcome]] = {}  # split -> task -> what came of it
+        self.outcomes: dict[str, dict[str, Outcome]] = {}  # split -> task -> outcome
 
     def __call__(self) -> tuple[Metrics, float | None]:
-        """The metrics of all splits, and the success that ranks the checkpoint; None without tasks for that."""
+        """The metrics of all splits, and the success rate that ranks the checkpoint, if there is one."""
         metrics: Metrics = {}
         for split, manifest in self.splits.items():
             self.evaluations[split] = self._evaluate(split, manifest, self.cfg.eval.limit)
@@ -409,7 +413,7 @@ def _stop_on_signals(trainer: Trainer, reporter: LiveReporter) -> Iterator[None]
         trainer.stopping = True
         if number == signal.SIGHUP:
             reporter.mute()
-        reporter.say("finishing this update, then saving and stopping; once more stops at once, without saving")
+        reporter.say("finishing this update, then saving and stopping; press Ctrl-C again to stop now without saving")
 
     reporter.on_closed = lambda: setattr(trainer, "stopping", True)
     old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
@@ -422,9 +426,9 @@ def _stop_on_signals(trainer: Trainer, reporter: LiveReporter) -> Iterator[None]
 
 # -- the report of a run ----------------------------------------------------------------------------------------------
 class _Report:
-    """The report of a run, made from its folder, so that it can be made at any time after the last update.
+    """The report of a run, written from the files in its folder, at any time after the last update.
 
-    RUN/evaluations/update-000010.json      every evaluation, kept when it was made, with its settings and every task
+    RUN/evaluations/update-000010.json      an evaluation, with its settings and the outcome of every task
     RUN/curve.png, diagnostics.png, evaluation.md, evaluation.json
     """
 
@@ -440,27 +444,27 @@ class _Report:
     def keep(
         self, update: int, evaluations: Mapping[str, Evaluation], outcomes: Mapping[str, Mapping[str, Outcome]]
     ) -> None:
-        """Keep the evaluations that were made after an update, by split, and what came of each task."""
+        """Write the evaluations after an update, and the outcome of each task, by split."""
         rows = {split: evaluation.to_json() for split, evaluation in evaluations.items()}
         record = {"settings": self.settings, "evaluations": rows, "tasks": outcomes}
         write_whole(self._kept(update), json.dumps(record, indent=1) + "\n")
 
     def evaluations(self, update: int) -> dict[str, Evaluation] | None:
-        """Those that were kept after an update; None where there are none, or others were asked for then."""
+        """The evaluations after an update; None if there are none, or if their settings were different."""
         try:
             kept = json.loads(self._kept(update).read_bytes())
             if kept["settings"] == self.settings:
                 return {split: Evaluation.from_json(row) for split, row in kept["evaluations"].items()}
-        except (FileNotFoundError, ValueError, KeyError, TypeError):  # none, or not as it was written
+        except (FileNotFoundError, ValueError, KeyError, TypeError):  # missing or damaged
             pass
         return None
 
     def take_back(self, update: int) -> None:
-        """Remove what was kept after a later update."""
+        """Remove the evaluations of later updates."""
         remove_after(update, self._kept(0).parent, ".json")
 
     def is_complete(self, newest: Path, config: TrainerConfig) -> bool:
-        """Whether the run has ended with the checkpoint `newest`, and the report that belongs to it is written."""
+        """Whether the run has ended with the checkpoint `newest`, and its report is written."""
         update = update_of(newest)
         steps = 0 if config.env_steps is None else int(load_state(newest, "env_steps")["env_steps"])
         if config.progress(update, steps) < 1.0 or self.evaluations(update) is None:
@@ -471,7 +475,7 @@ class _Report:
         )
 
     def write(self, update: int) -> str:
-        """Write the report, evaluation.json at last. Returns its text."""
+        """Write the report, evaluation.json last. Returns its text."""
         draw_pictures(self.run, self.title)
         files = self._files(update)
         for name, text in files.items():
@@ -479,11 +483,11 @@ class _Report:
         return files["evaluation.md"].removeprefix(f"# {self.title}\n\n")
 
     def check(self, update: int) -> None:
-        """Raises `BrokenEnvironmentError` for evaluations that tell nothing of the policy."""
+        """Raises `BrokenEnvironmentError` if errors of the environment ended most episodes of an evaluation."""
         evaluations = self.evaluations(update) or {}
         if broken := [split for split, evaluation in evaluations.items() if evaluation.is_broken]:
             raise BrokenEnvironmentError(
-                f"more than half of the episodes on {', '.join(broken)} ended by an error of the environment"
+                f"errors of the environment ended more than half of the episodes on {', '.join(broken)}"
             )
 
     def _files(self, update: int) -> dict[str, str]:
@@ -520,18 +524,18 @@ def _limited(limit: int) -> str:
 
 
 def _choice(selection: Manifest, best: tuple[float, int] | None) -> str:
-    """Which checkpoint evaluations of the run take, and why."""
+    """Which checkpoint `model=RUN_DIR` loads, and why."""
     if best is None:
-        return "No tasks ranked the checkpoints (eval.selection_tasks=0); `model=RUN_DIR` takes the newest one.\n"
+        return "No tasks ranked the checkpoints (eval.selection_tasks=0); `model=RUN_DIR` loads the newest one.\n"
     return (
-        f"The checkpoint after {counted(best[1], 'update')} solved most of the {len(selection.ids)} tasks of "
-        f"{selection.split} that are held out from training to rank the checkpoints ({SELECTION}): {best[0]:.1%}; "
-        "the first of equals is taken. `model=RUN_DIR` takes it.\n"
+        f"The best checkpoint is the one after {counted(best[1], 'update')}: it solved {best[0]:.1%} of the "
+        f"{len(selection.ids)} tasks of {selection.split} that are held out from training to rank checkpoints "
+        f"({SELECTION}). Of equal checkpoints, the first is the best. `model=RUN_DIR` loads it.\n"
     )
 
 
 def _history(metrics_file: Path) -> str:
-    """A table of the success of every evaluation of the run, with 95 % intervals."""
+    """A table of the success rates of all evaluations of the run, with 95 % intervals."""
     lines = read_json_lines(metrics_file)
     prefixes = list(dict.fromkeys(key.removesuffix("/success") for line in lines for key in line if is_success(key)))
     rows = [

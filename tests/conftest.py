@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Fixtures of all tests."""
 
 import os
 import signal
@@ -33,7 +33,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.fixture
 def serve() -> Iterator[Serve]:
-    """Starts endpoints that answer as they are told to, until the test is over."""
+    """Starts endpoints with given answers, until the test is over."""
     servers: list[Server] = []
 
     def start(reply: Callable[[dict], Reply]) -> Server:

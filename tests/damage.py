@@ -1,4 +1,4 @@
-"""What happens to files on disks, for tests: each kind of damage to each file of a folder."""
+"""Kinds of damage to the files of a folder, for tests."""
 
 from __future__ import annotations
 

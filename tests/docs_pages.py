@@ -1,4 +1,4 @@
-"""What the pages of the documentation say, as data for tests."""
+"""The pages of the documentation as data for tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server of files on this machine, which can be told to fail."""
+"""A server of files on this machine, which can fail on purpose."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,7 +7,7 @@ from threading import Thread
 
 
 class FileServer(ThreadingHTTPServer):
-    """Serves one file under any name, or several by theirs, as well or badly as it is told."""
+    """Serves one file under any name, or several by theirs, with the failures that a test sets."""
 
     def __init__(self, content: bytes = b"") -> None:
         super().__init__(("127.0.0.1", 0), Handler)

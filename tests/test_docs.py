@@ -109,7 +109,7 @@ def test_the_calls_that_check_an_environment_run(number: int) -> None:
         space["TestLightSwitches"]().test_09_replay_is_equal()
 
 
-def test_the_method_of_ones_own_gives_a_bonus_to_rare_states() -> None:
+def test_the_example_method_gives_a_bonus_to_rare_states() -> None:
     pages = blocks(ROOT / "docs" / "signals.md", "python")
     exec(pages[-1], {"__name__": "page"})
     states = np.array(["hall", "desk", "hall"], dtype=object)
@@ -122,14 +122,14 @@ def test_the_method_of_ones_own_gives_a_bonus_to_rare_states() -> None:
         np.testing.assert_allclose(one.measure(batch).signals["novelty"], [0.5, 2**-0.5, 0.5])
 
 
-def test_a_signal_of_ones_own_that_was_not_measured_is_named() -> None:
+def test_a_user_signal_that_was_not_measured_is_named() -> None:
     column = np.array([0])
     table = TurnTable(column, column, column, np.array([1.0]), np.array(["hall"], dtype=object), np.array([True]))
     with pytest.raises(MissingSignalError, match=r"needs the signal 'novelty'.*measured were: none"):
         novelty_grpo(table, bonus=0.1)
 
 
-def test_the_method_of_ones_own_trains(tmp_path: Path) -> None:
+def test_the_example_method_trains(tmp_path: Path) -> None:
     (command,) = blocks(ROOT / "docs" / "signals.md", "bash")
     words = [sys.executable, *command.split()[1:]]
     assert words[1:3] == ["-m", "scripts.train"]

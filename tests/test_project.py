@@ -1,4 +1,4 @@
-"""What the project promises about itself: its README, its layers, the size of its configuration."""
+"""Promises of the project about itself: its README, its layers, the size of its configuration."""
 
 import ast
 import re
@@ -40,9 +40,9 @@ def test_every_method_has_a_page_and_every_page_is_in_the_index() -> None:
     folder = ROOT / "docs" / "algorithms"
     pages = {path.name: path.read_text() for path in folder.glob("*.md")}
     index = pages.pop("index.md")
-    told = set(re.findall(r"algo=(\w+)", "\n".join(pages.values())))
+    documented = set(re.findall(r"algo=(\w+)", "\n".join(pages.values())))
     methods = {path.stem for path in (ROOT / "conf" / "algo").glob("*.yaml")}
-    assert methods - told == set()
+    assert methods - documented == set()
     assert set(re.findall(r"\((\w+\.md)\)", index)) == set(pages)
 
 

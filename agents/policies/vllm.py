@@ -70,7 +70,7 @@ class MaskedWriting(Writing):
         """What may follow `ids`; where they have ended, what ends the engine's completion too."""
         try:
             self.take_all(ids)
-        except ValueError:  # told when the engine is done, which an error in its loop would leave in pieces
+        except ValueError:  # raised after the engine has finished: an error in its loop would leave it unusable
             self.end = End.LENGTH
         if self.end is None and self.node is not None:
             return self.node

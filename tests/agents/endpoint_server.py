@@ -1,4 +1,4 @@
-"""A server on this machine that speaks OpenAI's protocol as a test wants it to."""
+"""A local server with OpenAI's protocol whose answers a test chooses."""
 
 import json
 import threading
@@ -12,7 +12,7 @@ Reply = tuple[int, dict[str, str], str]
 USAGE = {"prompt_tokens": 100, "completion_tokens": 7, "total_tokens": 107}
 
 
-def said(text: Any, finish: str | None = "stop", usage: Any = USAGE, **fields: Any) -> Reply:
+def answered(text: Any, finish: str | None = "stop", usage: Any = USAGE, **fields: Any) -> Reply:
     """An answer; `fields` are further ones of its message."""
     message = {"role": "assistant", "content": text, **fields}
     choice = {"index": 0, "message": message, "finish_reason": finish}

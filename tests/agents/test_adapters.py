@@ -1,4 +1,4 @@
-"""Folders of adapters that others have written through peft: loaded as peft loads them, or refused in one line."""
+"""Adapter folders written by peft: loaded as peft loads them, or refused in one line."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ TIED = ("a head", "tokens", "embeddings")
 
 
 def saved(folder: Path, **settings: Any) -> Path:
-    """A small model in `folder`, without checksums, as of somebody else."""
+    """A small model in `folder`, without checksums, as from another project."""
     save_checkpoint(folder, tiny_model("llama", **settings), random_policy().tokenizer)
     (folder / SUMS).unlink()
     return folder
 
 
 def adapted(folder: Path, base: Path, config: Any) -> torch.Tensor:
-    """Adapters of somebody else in `folder`, trained a little; the logits of the model with them."""
+    """Adapters of another project in `folder`, trained a little; returns the logits of the model with them."""
     model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
@@ -80,7 +80,7 @@ CASES = [*((kind, False) for kind in LORA), *((kind, True) for kind in TIED)]
 
 @pytest.mark.filterwarnings("ignore")  # peft warns of what is tried here
 @pytest.mark.parametrize(("kind", "tied"), CASES)
-def test_adapters_of_others_load_train_and_are_saved(kind: str, tied: bool, tmp_path: Path) -> None:
+def test_adapters_of_other_projects_load_train_and_are_saved(kind: str, tied: bool, tmp_path: Path) -> None:
     base = saved(tmp_path / "base", tie_word_embeddings=tied)
     expected = adapted(tmp_path / "adapters", base, lora(**LORA[kind]))
     policy = Pretrained().load(tmp_path / "adapters", trained=True)
@@ -125,8 +125,8 @@ def test_the_tokenizer_of_adapters_is_taken_where_they_bring_one(tmp_path: Path)
 
 
 # -- what is refused --------------------------------------------------------------------------------------------------
-def refused(folder: Path, said: str) -> None:
-    with pytest.raises(ModelError, match=said) as error:
+def refused(folder: Path, message: str) -> None:
+    with pytest.raises(ModelError, match=message) as error:
         Pretrained().load(folder)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 900
@@ -138,7 +138,7 @@ def belong_to(folder: Path, base: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("targets", "other", "said"),
+    ("targets", "other", "message"),
     [
         ("all-linear", {"num_hidden_layers": 4}, r"cover the first 2 of the 4 layers in model\.layers"),
         (["q_proj"], {"num_hidden_layers": 4}, r"missing \['model\.layers\.2\.self_attn\.q_proj"),
@@ -147,10 +147,10 @@ def belong_to(folder: Path, base: Path) -> None:
         ("all-linear", {"intermediate_size": 64}, r"of another shape \['model\.layers\.0\.mlp"),
     ],
 )
-def test_adapters_of_another_model_are_named(targets: Any, other: dict[str, int], said: str, tmp_path: Path) -> None:
+def test_adapters_of_another_model_are_named(targets: Any, other: dict[str, int], message: str, tmp_path: Path) -> None:
     adapted(tmp_path / "adapters", saved(tmp_path / "base"), lora(target_modules=targets))
     belong_to(tmp_path / "adapters", saved(tmp_path / "other", **other))
-    refused(tmp_path / "adapters", said)
+    refused(tmp_path / "adapters", message)
 
 
 def test_adapters_of_some_layers_by_choice_belong_to_any_depth(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ FIRST = f"{PREFIX}model.layers.0.self_attn.q_proj.lora_A.weight"
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda weights: weights.pop(FIRST), r"missing \['model\.layers\.0\.self_attn\.q_proj\.lora_A"),
         (lambda weights: weights.update({f"{PREFIX}model.layers.7.x.lora_A.weight": torch.ones(2)}), r"extra \['model"),
@@ -194,13 +194,13 @@ FIRST = f"{PREFIX}model.layers.0.self_attn.q_proj.lora_A.weight"
         ),
     ],
 )
-def test_what_is_missing_or_too_much_is_named(change: Callable[..., Any], said: str, tmp_path: Path) -> None:
+def test_missing_and_extra_tensors_are_named(change: Callable[..., Any], message: str, tmp_path: Path) -> None:
     adapted(tmp_path / "adapters", saved(tmp_path / "base"), lora(target_modules=["q_proj"]))
     changed(tmp_path / "adapters", change)
-    refused(tmp_path / "adapters", said)
+    refused(tmp_path / "adapters", message)
 
 
-def test_embeddings_that_are_those_of_the_model_may_stand_beside(tmp_path: Path) -> None:
+def test_embeddings_in_an_adapter_may_equal_those_of_the_model(tmp_path: Path) -> None:
     base = saved(tmp_path / "base")
     expected = adapted(tmp_path / "adapters", base, lora(target_modules=["q_proj"]))
     embeddings = load_file(base / "model.safetensors")["model.embed_tokens.weight"]
@@ -209,18 +209,18 @@ def test_embeddings_that_are_those_of_the_model_may_stand_beside(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "message"),
     [
         ({"base_model_name_or_path": None}, "does not name the model of its adapters"),
         ({"peft_type": "SUPER"}, "cannot be loaded: .*SUPER"),
         ({"target_modules": ["W_pack"]}, "W_pack.* not found"),
     ],
 )
-def test_a_configuration_that_cannot_be_read_is_named(config: dict[str, Any], said: str, tmp_path: Path) -> None:
+def test_a_configuration_that_cannot_be_read_is_named(config: dict[str, Any], message: str, tmp_path: Path) -> None:
     adapted(tmp_path / "adapters", saved(tmp_path / "base"), lora(target_modules=["q_proj"]))
     path = tmp_path / "adapters" / ADAPTER_CONFIG
     path.write_text(json.dumps({**json.loads(path.read_text()), **config}))
-    refused(tmp_path / "adapters", said)
+    refused(tmp_path / "adapters", message)
 
 
 def test_adapters_without_weights_are_named(tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def test_fresh_adapters_of_layers_that_are_not_there_are_named(tmp_path: Path) -
 
 # -- whole models -----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "message"),
     [
         ({"num_hidden_layers": 4}, r"missing \['model\.layers\.2\."),
         ({"num_hidden_layers": 1}, r"extra \['model\.layers\.1\."),
@@ -246,15 +246,15 @@ def test_fresh_adapters_of_layers_that_are_not_there_are_named(tmp_path: Path) -
     ],
 )
 def test_a_folder_whose_weights_are_not_its_configurations_is_refused(
-    config: dict[str, int], said: str, tmp_path: Path
+    config: dict[str, int], message: str, tmp_path: Path
 ) -> None:
     """transformers would draw what is missing at random, and leave out what it has no place for."""
     path = saved(tmp_path / "model") / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **config}))
-    refused(tmp_path / "model", said)
+    refused(tmp_path / "model", message)
 
 
-def test_weights_of_another_task_beside_those_of_the_model_are_logged(tmp_path: Path, caplog) -> None:
+def test_extra_weights_of_another_task_are_logged(tmp_path: Path, caplog) -> None:
     path = saved(tmp_path / "model") / "model.safetensors"
     save_file({**load_file(path), "v_head.weight": torch.zeros(1, 32)}, path, metadata={"format": "pt"})
     Pretrained().load(tmp_path / "model")

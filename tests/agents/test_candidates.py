@@ -1,4 +1,4 @@
-"""Choosing among admissible actions: the probabilities are those of the formula, over scores of one pass."""
+"""Choosing among admissible actions: probabilities equal those of the formula, computed in one pass."""
 
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,7 @@ def test_prompts_that_share_a_pass_and_those_that_do_not_are_scored_alike(monkey
         torch.testing.assert_close(a, c, atol=1e-4, rtol=1e-5)
 
 
-def test_what_cannot_be_chosen_among_is_told() -> None:
+def test_an_unknown_normalization_raises() -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'word'"):
         agent(normalization="words")
 

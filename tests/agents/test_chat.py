@@ -1,4 +1,4 @@
-"""Conversations: what the model sees is its template's text, and what it sampled is never encoded again."""
+"""Conversations: prompts equal the text of the chat template, and sampled ids are never encoded again."""
 
 import pytest
 import torch
@@ -135,8 +135,8 @@ def test_every_prompt_is_what_the_template_makes_of_the_conversation(
     if folded:
         messages = []
     for number, seen in enumerate(SEEN):
-        told = f"{prompter.system}\n\n{seen}" if folded and not number else seen
-        messages.append({"role": "user", "content": told})
+        content = f"{prompter.system}\n\n{seen}" if folded and not number else seen
+        messages.append({"role": "user", "content": content})
         ids = prompter.prompt_ids(tokenizer, turns, seen, INFO)
         text = tokenizer.decode(ids)
         whole = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -167,7 +167,7 @@ def test_a_shortened_conversation_begins_with_the_system_prompt_where_there_is_n
 
 
 @pytest.mark.parametrize("template", [CHATML, WITH_THE_LAST, NO_SYSTEM])
-def test_an_answer_ends_as_the_template_ends_it_whatever_ends_a_text(template: str) -> None:
+def test_an_answer_ends_with_the_token_of_the_template(template: str) -> None:
     """As Gemma's, whose texts end with <eos> and whose answers end with <end_of_turn>: the policy stops there, too."""
     tokenizer, prompter = bytes_tokenizer(template), chat()
     tokenizer.add_special_tokens({"eos_token": "<eos>"})
@@ -192,7 +192,7 @@ def test_a_demonstration_ends_once_and_so_does_its_answer_in_the_next_prompt() -
 
 @pytest.mark.parametrize("template", [STRIPPING, PREFILLED])
 def test_stripped_reasoning_gives_several_exact_samples(template: str) -> None:
-    """Token by token: each sample is what the model saw and then said, and only what it said then is trained on."""
+    """Token by token: a sample is what the model read and wrote, and only what it wrote is trained on."""
     tokenizer, prompter = bytes_tokenizer(template), chat(keep_reasoning=False)
     answers = [a.removeprefix("<think>\n") for a in ANSWERS] if template == PREFILLED else ANSWERS
     answers[1] = (
@@ -318,7 +318,7 @@ def test_admissible_actions_stand_with_the_newest_message() -> None:
 
 # -- errors -----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
-    ("template", "said"),
+    ("template", "message"),
     [
         (None, "has no chat template"),
         (FORGETFUL, "leaves out"),
@@ -329,14 +329,14 @@ def test_admissible_actions_stand_with_the_newest_message() -> None:
         (NO_SYSTEM + "{{ raise_exception('never') }}", "fails: never"),
     ],
 )
-def test_templates_that_do_not_serve_are_told(template: str | None, said: str) -> None:
+def test_unsuitable_templates_raise(template: str | None, message: str) -> None:
     tokenizer, prompter = bytes_tokenizer(template), chat(keep_reasoning=False)
     turn = Turn(SEEN[0], "look", 0.0, "", completion_ids=[1])
-    with pytest.raises(ChatTemplateError, match=said):
+    with pytest.raises(ChatTemplateError, match=message):
         prompter.prompt_ids(tokenizer, [turn], SEEN[1], INFO)
 
 
-def test_bad_settings_are_told() -> None:
+def test_bad_settings_raise() -> None:
     with pytest.raises(UnknownNameError, match="gym"):
         Chat("gimm", Tagged(), History())
     with pytest.raises(UnknownNameError, match="last_k"):

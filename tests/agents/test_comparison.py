@@ -1,4 +1,4 @@
-"""Intervals over training seeds and tasks: known values, known distributions, and how often they hold the truth."""
+"""Intervals over training seeds and tasks: known values, known distributions, coverage."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_the_interval_over_seeds_is_students() -> None:
     # scipy.stats.t.interval(0.95, 4, loc=0.6, scale=scipy.stats.sem(values))
     assert (interval.mean, interval.low, interval.high) == pytest.approx((0.6, 0.5018378, 0.6981622), abs=1e-6)
     assert seed_interval([0.5]) == Interval(0.5, None, None)
-    with pytest.raises(ValueError, match="no seed"):
+    with pytest.raises(ValueError, match="at least one seed"):
         seed_interval([])
 
 
@@ -52,7 +52,7 @@ def test_the_same_seed_draws_the_same_resamples() -> None:
     assert two_level_interval(values) == two_level_interval(values.copy())
     assert two_level_interval(values, seed=1) != two_level_interval(values)
     assert two_level_interval(values[:1]).low is None
-    with pytest.raises(ValueError, match=r"\[S, T\]"):
+    with pytest.raises(ValueError, match=r"\[seeds, tasks\]"):
         two_level_interval(values[0])
 
 

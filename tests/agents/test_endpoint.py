@@ -14,7 +14,7 @@ from agents.policies.base import Sampling
 from envs.core import StopReason, Task
 from envs.pool import EnvPool
 from tests.agents.corridors import Corridors
-from tests.agents.endpoint_server import Reply, Server, refused, said
+from tests.agents.endpoint_server import Reply, Server, answered, refused
 
 THINKING = {"type": "thinking", "thinking": [{"type": "text", "text": "go right?"}]}
 INFO = {"goal": "reach the end", "admissible": ["go left", "go right"]}
@@ -31,8 +31,8 @@ def view(key: int = 0, turns: tuple[Turn, ...] = ()) -> View:
     return View(key, Episode(Task("t", "Test-v0", "valid"), 0, turns=list(turns)), "You are in room 1.", INFO)
 
 
-def test_the_conversation_goes_out_and_the_action_comes_back(serve) -> None:
-    server = serve(lambda _: said("I think.\ngo right"))
+def test_the_conversation_is_sent_and_the_action_parsed(serve) -> None:
+    server = serve(lambda _: answered("I think.\ngo right"))
     agent = agent_of(server.url, prices=(2.0, 10.0))
     first = view()
     (decision,) = agent.act([first])
@@ -53,25 +53,25 @@ def test_the_conversation_goes_out_and_the_action_comes_back(serve) -> None:
 @pytest.mark.parametrize(
     ("reply", "status", "action"),
     [
-        (said("go left"), ParseStatus.OK, "go left"),
-        (said("fly"), ParseStatus.ILLEGAL, "fly"),
-        (said(None), ParseStatus.MALFORMED, ""),
-        (said("go le", finish="length"), ParseStatus.TRUNCATED, "go le"),
-        (said("go le", finish="content_filter"), ParseStatus.TRUNCATED, "go le"),
-        (said(None, finish="content_filter"), ParseStatus.TRUNCATED, ""),
-        (said("go left", finish=None), ParseStatus.OK, "go left"),
-        (said(None, refusal="I cannot do that."), ParseStatus.ILLEGAL, "I cannot do that."),
-        (said("go left", reasoning_content="go right?"), ParseStatus.OK, "go left"),
-        (said(None, reasoning_content="go right?"), ParseStatus.MALFORMED, ""),
-        (said([{"type": "text", "text": "So: "}, {"type": "text", "text": "\ngo left"}]), ParseStatus.OK, "go left"),
-        (said([THINKING, {"type": "text", "text": "go left"}]), ParseStatus.OK, "go left"),
-        (said([THINKING]), ParseStatus.MALFORMED, ""),
-        (said([]), ParseStatus.MALFORMED, ""),
-        (said([None, 3, {"type": "text", "text": "go left"}], tool_calls=[None]), ParseStatus.OK, "go left"),
-        (said("go \ud800"), ParseStatus.ILLEGAL, "go \ufffd"),
+        (answered("go left"), ParseStatus.OK, "go left"),
+        (answered("fly"), ParseStatus.ILLEGAL, "fly"),
+        (answered(None), ParseStatus.MALFORMED, ""),
+        (answered("go le", finish="length"), ParseStatus.TRUNCATED, "go le"),
+        (answered("go le", finish="content_filter"), ParseStatus.TRUNCATED, "go le"),
+        (answered(None, finish="content_filter"), ParseStatus.TRUNCATED, ""),
+        (answered("go left", finish=None), ParseStatus.OK, "go left"),
+        (answered(None, refusal="I cannot do that."), ParseStatus.ILLEGAL, "I cannot do that."),
+        (answered("go left", reasoning_content="go right?"), ParseStatus.OK, "go left"),
+        (answered(None, reasoning_content="go right?"), ParseStatus.MALFORMED, ""),
+        (answered([{"type": "text", "text": "So:"}, {"type": "text", "text": "\ngo left"}]), ParseStatus.OK, "go left"),
+        (answered([THINKING, {"type": "text", "text": "go left"}]), ParseStatus.OK, "go left"),
+        (answered([THINKING]), ParseStatus.MALFORMED, ""),
+        (answered([]), ParseStatus.MALFORMED, ""),
+        (answered([None, 3, {"type": "text", "text": "go left"}], tool_calls=[None]), ParseStatus.OK, "go left"),
+        (answered("go \ud800"), ParseStatus.ILLEGAL, "go \ufffd"),
     ],
 )
-def test_what_became_of_an_answer_is_its_status(serve, reply: Reply, status: ParseStatus, action: str) -> None:
+def test_a_reply_has_a_status(serve, reply: Reply, status: ParseStatus, action: str) -> None:
     (decision,) = agent_of(serve(lambda _: reply).url).act([view()])
     assert (decision.status, decision.action) == (status, action)
 
@@ -86,7 +86,7 @@ def test_what_became_of_an_answer_is_its_status(serve, reply: Reply, status: Par
 )
 @pytest.mark.parametrize("content", [None, "", "I switch it."])
 def test_a_tool_call_is_handed_to_the_parser_and_stays_in_the_history(serve, content, fields: dict) -> None:
-    server = serve(lambda _: said(content, "tool_calls", **fields))
+    server = serve(lambda _: answered(content, "tool_calls", **fields))
     agent, first = agent_of(server.url, Json()), view()
     first.info = {"goal": "", "admissible": ["on"]}
     (decision,) = agent.act([first])
@@ -98,7 +98,7 @@ def test_a_tool_call_is_handed_to_the_parser_and_stays_in_the_history(serve, con
 
 def test_no_message_of_a_conversation_is_empty(serve) -> None:
     """Strict servers refuse those. Answers and observations may be empty, and answers become so without reasoning."""
-    server = serve(lambda _: said("<think>Hm.</think>\n" if len(server.asked) == 2 else ""))
+    server = serve(lambda _: answered("<think>Hm.</think>\n" if len(server.asked) == 2 else ""))
     prompter = Chat("gym", Line(), History(), keep_reasoning=False, admissible=False)
     agent = EndpointAgent("m", prompter, Sampling(0.0, 50), base_url=server.url, api_key="none", max_retries=0)
     one = view()
@@ -106,8 +106,8 @@ def test_no_message_of_a_conversation_is_empty(serve) -> None:
         one.observation = seen
         (decision,) = agent.act([one])
         one.episode.turns.append(Turn(seen, decision.action, 0.0, ""))
-    told = [message["content"] for message in server.asked[2]["messages"][1:]]
-    assert told == ["You are in room 1.", EMPTY, EMPTY, EMPTY, "You are in room 2."]
+    texts = [message["content"] for message in server.asked[2]["messages"][1:]]
+    assert texts == ["You are in room 1.", EMPTY, EMPTY, EMPTY, "You are in room 2."]
 
 
 @pytest.mark.parametrize(
@@ -120,8 +120,8 @@ def test_no_message_of_a_conversation_is_empty(serve) -> None:
         ({"prompt_tokens": 100, "completion_tokens": 0}, (100, 0, 0)),
     ],
 )
-def test_tokens_are_counted_as_far_as_they_are_told(serve, usage, counted: tuple[int, int, int]) -> None:
-    agent = agent_of(serve(lambda _: said("go left", usage=usage)).url, prices=(1e6, 1e6))
+def test_tokens_are_counted_if_the_server_reports_them(serve, usage, counted: tuple[int, int, int]) -> None:
+    agent = agent_of(serve(lambda _: answered("go left", usage=usage)).url, prices=(1e6, 1e6))
     agent.act([view()])
     known = agent.usage
     assert (known.prompt_tokens, known.completion_tokens, known.uncounted) == counted
@@ -142,20 +142,20 @@ def test_tokens_are_counted_as_far_as_they_are_told(serve, usage, counted: tuple
         ({"temperature": 1, "top_p": 0.5}, {"temperature": 1, "top_p": 0.5, "max_tokens": 50}),
     ],
 )  # fmt: skip
-def test_further_parameters_go_out_and_win(serve, parameters: dict, expected: dict) -> None:
-    server = serve(lambda _: said("go left"))
+def test_further_parameters_are_sent_and_override_sampling(serve, parameters: dict, expected: dict) -> None:
+    server = serve(lambda _: answered("go left"))
     agent_of(server.url, parameters=parameters).act([view()])
     sent = server.asked[0]
     assert {name: sent[name] for name in sent.keys() - {"model", "messages"}} == expected
 
 
-def test_a_model_that_calls_the_limit_otherwise_gets_it_so_and_that_is_said_once(serve, caplog) -> None:
+def test_a_model_with_another_name_of_the_limit_gets_it_with_one_warning(serve, caplog) -> None:
     def reply(request: dict) -> Reply:
         if "max_tokens" in request:
             return refused(
                 "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.", param="max_tokens"
             )
-        return said("go left")
+        return answered("go left")
 
     server = serve(reply)
     agent = agent_of(server.url)
@@ -164,19 +164,19 @@ def test_a_model_that_calls_the_limit_otherwise_gets_it_so_and_that_is_said_once
     assert agent.endpoint.usage.requests == 6
     assert [request.get("max_completion_tokens") for request in server.asked[-4:]] == [50] * 4
     assert caplog.text.count("max_completion_tokens") == 1
-    with pytest.raises(EndpointError, match="Unsupported parameter"):  # what somebody asked for stays
+    with pytest.raises(EndpointError, match="Unsupported parameter"):  # a parameter of the user stays
         agent_of(server.url, parameters={"max_tokens": 9}).act([view()])
 
 
 @pytest.mark.parametrize(("role", "roles"), [("developer", ["developer", "user"]), (None, ["user"])])
 def test_the_system_prompt_has_the_role_that_the_model_knows(serve, role: str | None, roles: list[str]) -> None:
-    server = serve(lambda _: said("go left"))
+    server = serve(lambda _: answered("go left"))
     agent = agent_of(server.url, system_role=role)
     agent.act([view()])
     messages = server.asked[0]["messages"]
     assert [message["role"] for message in messages] == roles
-    told = [agent.prompter.system, "You are in room 1."]
-    assert [message["content"] for message in messages] == (told if role else ["\n\n".join(told)])
+    texts = [agent.prompter.system, "You are in room 1."]
+    assert [message["content"] for message in messages] == (texts if role else ["\n\n".join(texts)])
 
 
 def test_requests_run_side_by_side_and_come_back_in_order(serve) -> None:
@@ -184,7 +184,7 @@ def test_requests_run_side_by_side_and_come_back_in_order(serve) -> None:
 
     def reply(request: dict) -> Reply:
         together.wait()  # passes only when four requests are here at a time
-        return said(request["messages"][-1]["content"])
+        return answered(request["messages"][-1]["content"])
 
     views = [view(key) for key in range(8)]
     for key, one in enumerate(views):
@@ -194,8 +194,8 @@ def test_requests_run_side_by_side_and_come_back_in_order(serve) -> None:
 
 
 # -- what fails -------------------------------------------------------------------------------------------------------
-def test_a_busy_server_is_asked_again(serve) -> None:
-    replies = iter([(429, {"Retry-After": "0.01"}, "{}"), (503, {}, "{}"), said("go left")])
+def test_a_busy_server_gets_another_request(serve) -> None:
+    replies = iter([(429, {"Retry-After": "0.01"}, "{}"), (503, {}, "{}"), answered("go left")])
     server = serve(lambda _: next(replies))
     (decision,) = agent_of(server.url, max_retries=2).act([view()])
     assert (decision.action, len(server.asked)) == ("go left", 3)
@@ -218,13 +218,13 @@ def test_a_busy_server_is_asked_again(serve) -> None:
         ((200, {}, '{"choices": []}'), "without a message"),
         ((200, {}, "[1]"), "answered unreadably"),
         ((200, {}, '{"choices": [{"message": null}]}'), "without a message"),
-        (said("go left", "error"), "without a message"),
+        (answered("go left", "error"), "without a message"),
         (refused("unsupported parameter: foo"), "foo"),
-        (refused("no such model; see our usage policy on safety"), "usage policy"),  # said to all conversations
+        (refused("no such model; see our usage policy on safety"), "usage policy"),  # the same for all conversations
         ((200, {}, "[" * 200_000), "answered unreadably"),
     ],
 )
-def test_what_is_no_answer_is_an_error_with_a_name(serve, reply: Reply, error: str) -> None:
+def test_an_unreadable_answer_is_a_named_error(serve, reply: Reply, error: str) -> None:
     with pytest.raises(EndpointError, match=error) as raised:
         agent_of(serve(lambda _: reply).url, model="acme/safety-7b").act([view()])  # a name says nothing
     assert "\n" not in str(raised.value)
@@ -249,16 +249,16 @@ OF_ONE = [
 
 
 @pytest.mark.parametrize(("reply", "reason"), OF_ONE)
-def test_what_one_conversation_meets_ends_its_episode_and_no_other(serve, reply: Reply, reason: str) -> None:
+def test_an_error_of_one_conversation_ends_only_its_episode(serve, reply: Reply, reason: str) -> None:
     """A resumed evaluation takes it as it ended, and asks nothing again."""
 
     def answer(request: dict) -> Reply:
         if len(request["messages"]) == 2 and request["messages"][1]["content"] == SHORT_QUESTION:
-            return said("ok")
+            return answered("ok")
         rooms, last = request["messages"][1]["content"].split(" of ")[1][0], request["messages"][-1]["content"]
         if rooms == "4" and "room 3" in last:
             return reply
-        return said("open door 1" if f"room {rooms}" in last else "go right")
+        return answered("open door 1" if f"room {rooms}" in last else "go right")
 
     server, ended = serve(answer), []
     with EnvPool(Corridors().make, 3) as pool:
@@ -274,19 +274,19 @@ def test_what_one_conversation_meets_ends_its_episode_and_no_other(serve, reply:
     assert one.error.startswith("m at http")
 
 
-def test_a_server_that_failed_once_is_no_refusal(serve) -> None:
+def test_a_server_that_failed_once_is_not_a_refusal(serve) -> None:
     """A conversation is given up only where the server answers others and fails with it again."""
-    replies = iter([(500, {}, "oops"), said("ok"), said("go left")])
+    replies = iter([(500, {}, "oops"), answered("ok"), answered("go left")])
     (decision,) = agent_of(serve(lambda _: next(replies)).url).act([view()])
     assert (decision.action, decision.status) == ("go left", ParseStatus.OK)
 
 
-def test_a_slow_and_a_dead_endpoint_are_told(serve) -> None:
+def test_a_slow_and_a_dead_endpoint_raise(serve) -> None:
     release = threading.Event()
 
     def stall(_) -> Reply:
         release.wait(10)
-        return said("go left")
+        return answered("go left")
 
     server = serve(stall)
     with pytest.raises(EndpointError, match="APITimeoutError"):
@@ -304,7 +304,7 @@ def test_a_time_out_of_one_conversation_ends_that_one_alone(serve) -> None:
     def answer(request) -> Reply:
         if "room 9" in str(request["messages"]):
             release.wait(10)
-        return said("go left")
+        return answered("go left")
 
     agent = agent_of(serve(answer).url, timeout=0.5)
     slow = view(1)
@@ -320,7 +320,7 @@ def test_an_evaluation_keeps_the_episodes_that_ended_before_the_endpoint_died(se
     answers = iter(range(10_000))
 
     def reply(_) -> Reply:
-        return said("go right") if next(answers) < 12 else (500, {}, "gone")
+        return answered("go right") if next(answers) < 12 else (500, {}, "gone")
 
     ended: list[Episode] = []
     agent = agent_of(serve(reply).url, concurrency=1)
@@ -330,7 +330,7 @@ def test_an_evaluation_keeps_the_episodes_that_ended_before_the_endpoint_died(se
     assert all(episode.stop_reason for episode in ended)
 
 
-def test_bad_settings_are_told(monkeypatch) -> None:
+def test_bad_settings_raise(monkeypatch) -> None:
     with pytest.raises(ValueError, match="concurrency"):
         agent_of("http://localhost:1/v1", concurrency=0)
     prompter = Chat("gym", Line(), History("last_k", 2, max_tokens=100))

@@ -1,4 +1,4 @@
-"""An evaluation plays every task once for each seed, counts every ending, and knows how sure it is."""
+"""An evaluation plays every task once per seed, counts every ending, and computes intervals."""
 
 import json
 import math
@@ -93,7 +93,7 @@ def test_endings_by_errors_and_full_contexts_count_too() -> None:
 
 
 @pytest.mark.parametrize("fault", [reason for reason in StopReason if reason.is_fault])
-def test_a_fault_of_the_environment_counts_as_not_solved_and_is_said(fault: StopReason) -> None:
+def test_a_fault_of_the_environment_counts_as_not_solved_and_is_reported(fault: StopReason) -> None:
     episodes = [episode("a"), episode("b", success=False, stop_reason=fault), episode("c")]
     result = summarise(episodes)
     assert (result.success.n, result.success.successes) == (3, 2)
@@ -163,7 +163,7 @@ def test_the_interval_of_the_mean_score_is_over_tasks() -> None:
     assert once.score_interval == pytest.approx((low, high))
     assert f"Mean score 0.500 (95 % interval {low:.3f} – {high:.3f})" in once.to_markdown()
     assert once.metrics("eval")["eval/score_high"] == once.score_interval[1]
-    # Played twice with the same outcome, a task tells no more than once.
+    # A task that is played twice with the same outcome counts like one trial.
     twice = [
         episode(name, seed=seed, score=score) for name, score in zip("abcd", scores, strict=True) for seed in (0, 1)
     ]
@@ -197,7 +197,7 @@ def test_where_all_tasks_score_the_same_there_is_no_interval() -> None:
     assert summarise(by_chance).score_interval is None
 
 
-def test_types_are_told_apart_only_where_there_are_some() -> None:
+def test_results_by_type_need_types() -> None:
     assert summarise([episode("a"), episode("b")]).by_type == {}
     mixed = summarise([episode("a", kind="pick"), episode("b", False)])
     assert {kind: rate.rate for kind, rate in mixed.by_type.items()} == {"pick": 1.0, UNTYPED: 0.0}

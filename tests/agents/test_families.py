@@ -1,4 +1,4 @@
-"""Models of every kind are played right or refused in one line, before anything is played: over `tests.families`."""
+"""Models of all families in `tests.families` play correctly, or are refused in one line before anything is played."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def one_line(error: BaseException) -> str:
 
 
 @pytest.mark.parametrize("family", REFUSED)
-def test_a_model_that_cannot_be_kept_is_refused_by_name_in_one_line(family: str) -> None:
+def test_a_model_without_a_usable_cache_is_refused_in_one_line(family: str) -> None:
     model = tiny_model(family)
     with pytest.raises(ValueError, match=type(model).__name__) as refused:
         LocalPolicy(model, random_policy().tokenizer, context=256).check()
     assert "; it cannot be sampled and trained here" in one_line(refused.value)
 
 
-def test_a_folder_of_a_refused_kind_is_refused_as_it_loads(tmp_path) -> None:
+def test_a_folder_of_an_unsupported_model_is_refused_when_it_loads(tmp_path) -> None:
     assert set(REFUSED) == UNSUPPORTED
     save_checkpoint(tmp_path / "mamba", tiny_model("mamba"), random_policy().tokenizer)
     with pytest.raises(ModelError, match="is a model of type mamba; it cannot be sampled and trained here") as refused:
@@ -58,7 +58,7 @@ def test_memory_that_runs_out_is_no_kind_of_model(monkeypatch) -> None:
 
 
 # -- how much a model reads ------------------------------------------------------------------------------------------
-def test_a_limit_is_asked_for_where_the_model_has_none_and_lowers_others() -> None:
+def test_a_limit_is_required_if_the_model_has_none_and_lowers_that_of_others() -> None:
     tokenizer = random_policy().tokenizer
     with pytest.raises(
         ValueError, match=r"BloomForCausalLM does not say how many ids it can read; .* policy\.context="
@@ -101,7 +101,7 @@ def read_in_parts(policy: LocalPolicy, ids: torch.Tensor, ends: list[int]) -> to
 
 
 @pytest.mark.parametrize("family", [*WINDOWED, "deepseek_v3", "falcon", "gpt2", "mpt", "opt"])
-def test_a_full_context_is_read_in_parts_as_at_once(family: str) -> None:
+def test_reading_a_full_context_in_parts_equals_reading_it_at_once(family: str) -> None:
     """Also where a window is no multiple of what kernels like."""
     policy = LocalPolicy(tiny_model(family, sliding_window=40, window_size=40), random_policy().tokenizer)
     assert policy.context_length in (40, 256)

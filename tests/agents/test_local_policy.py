@@ -1,4 +1,4 @@
-"""The policy's contract: what it samples is what the model says, however its cache is used."""
+"""The policy's contract: it samples from the model's distribution, whatever is cached."""
 
 import numpy as np
 import pytest
@@ -96,7 +96,7 @@ def test_a_model_folder_is_loaded_as_it_was_saved(tmp_path) -> None:
     torch.testing.assert_close(loaded.score([ids]), policy.score([ids]), rtol=0, atol=0)
 
 
-def test_a_missing_model_folder_is_said_with_those_that_are_near(tmp_path) -> None:
+def test_a_missing_model_folder_is_named_with_the_nearest_ones(tmp_path) -> None:
     policy = random_policy()
     save_checkpoint(tmp_path / "run" / "update-000002", policy.model, policy.tokenizer)
     with pytest.raises(ModelError, match="update-000002"):

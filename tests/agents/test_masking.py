@@ -288,7 +288,7 @@ def test_a_token_that_ends_the_head_and_goes_on_as_no_action_ends_the_completion
         ("transcript", ["ask [<w>] politely", "look"], 2),  # no slot: it is written as it is
     ],
 )
-def test_actions_that_a_form_cannot_say_are_masked(name: str, actions: list[str], left: int) -> None:
+def test_actions_that_a_form_cannot_contain_are_masked(name: str, actions: list[str], left: int) -> None:
     prompter, policy = FORMS[name]
     form = ActionForm(prompter, policy.tokenizer)
     assert len(list(paths(state(name, actions).mask.first, [], []))) == left

@@ -1,4 +1,4 @@
-"""Actions are read out of what models write around them; what cannot be read is None, never a guess."""
+"""Actions are parsed from the text of models. A text without an action gives None, never a guess."""
 
 import pytest
 
@@ -34,7 +34,7 @@ def test_an_action_is_read_or_it_is_none(parser: Parser, text: str, action: str 
 
 
 @pytest.mark.parametrize("parser", [Tagged(), Line(), Json()])
-def test_what_is_written_is_read_again(parser: Parser) -> None:
+def test_a_written_action_is_parsed_back(parser: Parser) -> None:
     action = 'put a "mug" 1 in/on {desk}'
     assert parser.parse(f"Let me see.\n{parser.write(action)}") == action
 

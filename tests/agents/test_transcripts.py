@@ -1,4 +1,4 @@
-"""Whole episodes of ALFWorld: what the KV-keeping loop plays is what a model plays that reads everything each time."""
+"""Whole episodes of ALFWorld: with cached keys and values the policy plays as without."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_greedy_episodes_are_identical() -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 2:
-                parameter.mul_(4)  # so that what was read matters to what is said
+                parameter.mul_(4)  # so that the prompt affects the completion
     kept, anew = greedy(LocalPolicy(model, tokenizer)), greedy(ReadsAnew(model, tokenizer))
     assert len({turn.action for episode in kept for turn in episode.turns}) > EPISODES  # they do differ
     assert sum(len(episode.turns) for episode in kept) == EPISODES * TURNS

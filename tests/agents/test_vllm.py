@@ -154,8 +154,8 @@ def test_what_is_sampled_under_a_mask_has_the_log_probabilities_that_training_co
         made.extend(request.prompt_ids)
         made.extend(done.ids, done.logprobs, 0, done.nodes)
         batch = make_batch([made], torch.device("cpu"))
-        said, _ = sampled_logprobs(trained.model, batch, temperature or 1.0, torch.float32)
-        assert (said[batch.mask].detach() - torch.tensor(done.logprobs)).abs().max() <= NEAR
+        logprobs, _ = sampled_logprobs(trained.model, batch, temperature or 1.0, torch.float32)
+        assert (logprobs[batch.mask].detach() - torch.tensor(done.logprobs)).abs().max() <= NEAR
         assert all(p == 0 for p, node in zip(done.logprobs, done.nodes, strict=True) if node.forced is not None)
     if not temperature:
         ours = sampled(trained, asked, Sampling(0.0, 6))
@@ -230,7 +230,7 @@ def test_the_probe_finds_prefixes_of_old_weights(tied: Engine, monkeypatch: pyte
         tied.sync()
 
 
-def test_weights_that_are_no_numbers_end_a_run(tied: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_are_not_finite_end_a_run(tied: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tied, "_probe", lambda: (0.0, float("nan")))
     with pytest.raises(SyncError, match="nan"):
         tied.sync()
@@ -256,7 +256,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     policy = trained_policy(seed=7)
     policy.model.save_pretrained(folder)
     policy.tokenizer.save_pretrained(folder)
-    # Defaults of a model that a server would sample by, were it not told otherwise.
+    # Sampling defaults of a model, which a server would use without these settings.
     settings = json.loads((folder / "generation_config.json").read_text())
     (folder / "generation_config.json").write_text(json.dumps({**settings, "top_k": 3, "repetition_penalty": 1.3}))
     with socket.socket() as free:
@@ -344,7 +344,7 @@ TEXT = {"index": 0, "text": "go", "finish_reason": "stop", "logprobs": {"token_l
         ("dead", "APIConnectionError"),
     ],
 )
-def test_what_is_no_answer_is_an_endpoint_error(reply: object, error: str) -> None:
+def test_an_unreadable_answer_is_an_endpoint_error(reply: object, error: str) -> None:
     def answer(_: dict) -> tuple[int, dict[str, str], str]:
         if reply == "slow":
             time.sleep(2)
@@ -360,7 +360,7 @@ def test_what_is_no_answer_is_an_endpoint_error(reply: object, error: str) -> No
         server.close()
 
 
-def test_nothing_is_served_there() -> None:
+def test_an_address_without_a_server() -> None:
     with pytest.raises(EndpointError, match="APIConnectionError"):
         VllmServerPolicy(trained_policy(), base_url="http://127.0.0.1:9/v1", max_retries=0)
 

@@ -30,7 +30,7 @@ def random_policy(seed: int = 0, context: int = 512, layers: int = 2, width: int
 
 
 class Wanderer(PolicyAgent):
-    """Plays any of the corridor's actions with equal probability, the same on all machines, and keeps what it said.
+    """Plays any of the corridor's actions with equal probability, the same on all machines, and keeps its ids.
 
     Its policy lends the tokenizer alone. No first turn opens a door.
     """
@@ -38,7 +38,7 @@ class Wanderer(PolicyAgent):
     def _decide(self, views: Sequence[View], prompts: Sequence[list[int]]) -> list[Decision]:
         drawn = torch.randint(len(ACTIONS), (len(views),), generator=self.generator).tolist()
         ids = [self.prompter.action_ids(self.policy.tokenizer, ACTIONS[i]) for i in drawn]
-        self.said = [*getattr(self, "said", ()), *ids]
+        self.written = [*getattr(self, "written", ()), *ids]
         return [
             self._read(prompt, Completion(of, [-1.0] * len(of), End.TOKEN), view.info)
             for view, prompt, of in zip(views, prompts, ids, strict=True)

@@ -19,7 +19,7 @@ from algorithms.losses import aggregate, clip_loss
 from envs.core import Info
 from envs.pool import EnvPool
 from tests.agents.corridors import Corridor
-from tests.agents.endpoint_server import Serve, said
+from tests.agents.endpoint_server import Serve, answered
 from tests.agents.toys import random_policy
 from tests.algorithms.test_trainer import make_trainer, without_times
 
@@ -57,7 +57,7 @@ def whole(name: str, *overrides: str) -> Any:
 
 
 @pytest.mark.parametrize("name", ["grpo", "gigpo"])
-def test_a_config_file_says_the_defaults_of_its_loss(name: str) -> None:
+def test_a_config_file_has_the_defaults_of_its_loss(name: str) -> None:
     algo = composed(name)
     advantages = torch.tensor([[1.0, -1.0, -1.0, -1.0]])
     loss, _ = algo.loss(NEW, OLD, advantages, MASK)
@@ -94,7 +94,7 @@ def test_monte_carlo_methods_whiten_what_they_train(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in NOT_IN_CORRIDORS])
 def test_every_method_trains(name: str, masked: bool, tmp_path: Path, serve: Serve) -> None:
     """Two updates as its file says them, after which the weights have moved; under a mask, too."""
-    judge = serve(lambda _: said('{"wrong": [1]}'))
+    judge = serve(lambda _: answered('{"wrong": [1]}'))
     has_judge = "judge" in composed(name).signals
     algo = composed(name, *([f"algo.signals.judge.model.base_url={judge.url}"] if has_judge else []))
     policy = random_policy()

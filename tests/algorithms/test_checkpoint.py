@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged are an error that names them, whoever reads them."""
+"""Damaged checkpoints are an error that names them, in every command."""
 
 import errno
 from collections.abc import Callable
@@ -52,25 +52,25 @@ def test_files_without_checksums_that_are_cut_are_named(tmp_path: Path, file: st
 
 
 @pytest.mark.parametrize(
-    ("state", "said"),
+    ("state", "message"),
     [
         ([1, 2], "expected a dict, got a list"),
         ({"model": 3}, "it has no best, optimizer"),
         ({"best": None, "optimizer": {}}, ""),
     ],
 )
-def test_a_state_that_is_no_runs_is_named(tmp_path: Path, state: Any, said: str) -> None:
+def test_a_file_without_a_training_state_is_named(tmp_path: Path, state: Any, message: str) -> None:
     torch.save(state, tmp_path / "trainer.pt")
-    if not said:
+    if not message:
         assert load_state(tmp_path, "best", "optimizer") == state
         return
-    with pytest.raises(DamagedError, match=said) as raised:
+    with pytest.raises(DamagedError, match=message) as raised:
         load_state(tmp_path, "best", "optimizer")
     assert str(raised.value).startswith(f"{tmp_path / 'trainer.pt'} is not the state of a training run")
 
 
 @pytest.mark.parametrize("file", ["trainer.pt", "model.safetensors"])
-def test_a_full_disk_is_named_whoever_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str) -> None:
+def test_a_full_disk_raises_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str) -> None:
     """torch and safetensors have words of their own for it. Nothing is left behind."""
     save = torch.save
 

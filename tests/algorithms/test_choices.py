@@ -1,4 +1,4 @@
-"""Learning from actions that were chosen as a whole: TWOSOME's objective, and that it teaches."""
+"""Learning from whole actions: TWOSOME's objective, and that a policy learns by it."""
 
 from dataclasses import replace
 from functools import partial
@@ -87,7 +87,7 @@ def test_an_update_is_the_gradient_through_all_candidates(
         torch.testing.assert_close(old - new.detach(), gradient, atol=1e-5, rtol=1e-3)
 
 
-def test_what_was_sampled_is_what_is_trained(episodes: list[Episode]) -> None:
+def test_the_sampled_ids_are_trained(episodes: list[Episode]) -> None:
     rollouts, policy = RolloutBatch.of(episodes), random_policy()
     advantages = np.ones(len(rollouts.table))
     metrics = Learner(policy.model, learner_config(minibatches=1)).update(

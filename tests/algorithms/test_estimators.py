@@ -1,4 +1,4 @@
-"""What holds for all estimators, over random tables with every signal, and by hand for each."""
+"""Properties of all estimators on random tables with every signal, and hand-computed values of each."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_equal_attempts_give_exactly_zero(name: str, rewards: list[float], attem
 
 @pytest.mark.parametrize("name", ["dapo", "grpo", "mt_grpo", "reinforce_pp_baseline", "rloo"])
 @given(table=measured_tables(), shift=st.integers(-20, 20))
-def test_a_constant_added_to_every_score_changes_no_comparison(name: str, table: TurnTable, shift: int) -> None:
+def test_comparisons_ignore_a_constant_added_to_every_score(name: str, table: TurnTable, shift: int) -> None:
     options = {} if name == "mt_grpo" else {"statistics": "episodes"}
     scores = table.reward.round()
     several = np.array([len(set(table.episode[table.group == g])) > 1 for g in table.group])
@@ -167,7 +167,7 @@ def test_a_constant_added_to_every_score_changes_no_comparison(name: str, table:
 
 @pytest.mark.parametrize("estimator", [partial(rloo, invalid_penalty=0.0), raft], ids=["rloo", "raft"])
 @given(table=measured_tables(), scale=st.floats(0.5, 20))
-def test_what_is_not_normalised_scales_with_the_rewards(estimator: Estimator, table: TurnTable, scale: float) -> None:
+def test_unnormalised_advantages_scale_with_the_rewards(estimator: Estimator, table: TurnTable, scale: float) -> None:
     paid = {"token_reward": scale * table.token_signals["token_reward"]}
     scaled = replace(table, reward=scale * table.reward, token_signals={**table.token_signals, **paid})
     np.testing.assert_allclose(estimator(scaled), scale * estimator(table), rtol=1e-9, atol=1e-7)
@@ -203,13 +203,13 @@ def test_padding_and_longer_observations_leave_no_trace(seed: int, observations:
         ("turn_gae", "signal 'value'", "critic"),
     ],
 )
-def test_a_missing_signal_is_named_with_who_measures_it(name: str, signal: str, by: str) -> None:
+def test_a_missing_signal_is_named_with_its_source(name: str, signal: str, by: str) -> None:
     table = single_turns([0, 0], [0.0, 1.0], tokens=np.array([1, 1]), signals={"other": np.zeros(2)})
     with pytest.raises(MissingSignalError, match=rf"needs the .*{signal}.*{by}.*measured were: "):
         ESTIMATORS[name](table)
 
 
-def test_an_estimator_over_tokens_says_that_they_were_not_counted() -> None:
+def test_an_estimator_over_tokens_raises_without_token_counts() -> None:
     with pytest.raises(ValueError, match="no count of sampled tokens"):
         reinforce_pp(single_turns([0, 0], [0.0, 1.0]))
     silent = single_turns([0, 0], [0.0, 1.0], tokens=np.array([1, 0]))
@@ -326,7 +326,7 @@ def test_psr_nsr_weighs_successes_and_failures() -> None:
 
 @pytest.mark.parametrize("learn_from", ["positive", "negative", "weighted"])
 @pytest.mark.parametrize("score", [-1.0, 0.5, 10.0])
-def test_psr_nsr_refuses_rewards_that_its_formulas_do_not_hold_for(learn_from: str, score: float) -> None:
+def test_psr_nsr_refuses_rewards_other_than_1_and_0(learn_from: str, score: float) -> None:
     table = single_turns([0, 0], [1.0, score], tokens=np.array([1, 1]))
     with pytest.raises(
         ValueError, match=f"episode 1 has the return {score:g}, and PSR and NSR need 1 .* and 0 for a failure"
@@ -492,7 +492,7 @@ def test_with_lambda_1_advantages_are_returns_less_values() -> None:
     np.testing.assert_allclose(estimate.advantages, [2.7, 1.8, 1.9])
 
 
-def test_an_episode_that_was_cut_off_is_worth_what_follows() -> None:
+def test_a_cut_off_episode_bootstraps_from_the_next_value() -> None:
     table = make_table([0], [0], [0], [1.0], signals={"value": np.array([0.5])})
     assert turn_gae(table, gamma=0.5, whiten_turns=False).advantages.tolist() == [0.5]
     cut = replace(table, signals={"value": np.array([0.5]), "next_value": np.array([4.0])})
@@ -596,7 +596,7 @@ def test_spo_tree_counts_every_child_once() -> None:
         spo_tree(tree_of_attempts([7, 1, 7, 2, 9, 2]))
 
 
-def test_spo_tree_refuses_a_shared_turn_that_was_paid_twice_otherwise() -> None:
+def test_spo_tree_refuses_a_shared_turn_with_two_rewards() -> None:
     """A shared turn was played once; a KL penalty is measured in each row of it, which may round it otherwise."""
     shared = tree_of_attempts([7, 1, 7, 1, 9, 3])
     with pytest.raises(ValueError, match="row 3: node 1 has the reward 0, and 1 in another row"):

@@ -1,4 +1,4 @@
-"""Models of many families are trained, saved and resumed alike: over `tests.families`, one small update each."""
+"""Models of all families in `tests.families` are trained, saved and resumed, with one small update each."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_weights_of_half_precision_take_the_smallest_steps(family: str, dtype: t
     assert moved > 0.9 * had
 
 
-def test_a_checkpoint_is_read_back_and_is_what_engines_are_given(family: str, tmp_path: Path) -> None:
+def test_a_checkpoint_is_read_back_and_equals_the_weights_of_engines(family: str, tmp_path: Path) -> None:
     """Whatever transformers calls a tensor on the disk, and however it cuts it."""
     model, tokenizer = tiny_model(family), random_policy().tokenizer
     expected = weights(model)
@@ -140,7 +140,7 @@ def test_adapters_start_as_their_own_reference_and_are_read_back(family: str, tm
 
 
 @pytest.mark.parametrize("where", ["advantage", "weight"])
-def test_what_is_not_finite_is_neither_learned_from_nor_saved(family: str, where: str, tmp_path: Path) -> None:
+def test_values_that_are_not_finite_are_neither_learned_nor_saved(family: str, where: str, tmp_path: Path) -> None:
     model, tokenizer = tiny_model(family), random_policy().tokenizer
     samples, table, advantages = played(model)
     learner = Learner(model, learner_config(minibatches=1))

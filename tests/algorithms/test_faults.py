@@ -1,4 +1,4 @@
-"""What a fault of the environment ended says nothing of the policy: it is not learnt from, and it is counted."""
+"""Episodes that a fault of the environment ended are counted, and are not learned from."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_limits_of_time_and_errors_are_faults_and_nothing_else_is() -> None:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_leaves_its_group_and_takes_a_single_one_with_it(fault: StopReason) -> None:
+def test_an_attempt_left_alone_by_faults_is_left_out(fault: StopReason) -> None:
     three = [attempt(0, 0.0, 1.0) for _ in range(3)]
     alone, by_choice = attempt(1, 1.0), attempt(2, 1.0)
     episodes = [*three, attempt(0, 0.0, stop=fault), alone, attempt(1, 0.0, stop=fault), by_choice]
@@ -56,7 +56,7 @@ def test_a_fault_leaves_its_group_and_takes_a_single_one_with_it(fault: StopReas
 
 # -- in a run ---------------------------------------------------------------------------------------------------------
 class Flaky(Corridor):
-    """Breaks at its second action, where it is told to."""
+    """Breaks at its second action, if its task says so."""
 
     def __init__(self, breaks: bool) -> None:
         super().__init__(8)
@@ -120,16 +120,15 @@ def test_an_update_learns_from_what_no_fault_ended(
     for batch in batches:
         assert [e.group for e in batch.episodes] == [0] * 3 + [3] * 4
         assert not any(e.is_faulty for e in batch.episodes)
-    told = next(m for m in map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines()) if "train/loss" in m)
-    assert (told["rollout/episodes"], told["rollout/faults"], told["groups/left_out"]) == (16.0, 8.0, 2.0)
-    assert told["stop/env_error"] == 0.5
+    rows = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    metrics = next(row for row in rows if "train/loss" in row)
+    assert (metrics["rollout/episodes"], metrics["rollout/faults"], metrics["groups/left_out"]) == (16.0, 8.0, 2.0)
+    assert metrics["stop/env_error"] == 0.5
     assert "update 1: faults of the environment ended 8 of 16 episodes" in caplog.text
     assert "RuntimeError: the floor gave way" in caplog.text
 
 
-def test_what_faults_ended_is_written_with_its_traceback_and_without_advantages(
-    tmp_path: Path, broken: EnvPool
-) -> None:
+def test_faulty_episodes_are_written_with_traceback_and_without_advantages(tmp_path: Path, broken: EnvPool) -> None:
     flaky_trainer(tmp_path, broken)[0].train()
     episodes = list(read_episodes(tmp_path / "episodes/update-000001.jsonl"))
     faulty = [e for e in episodes if e.is_faulty]
@@ -145,7 +144,7 @@ def test_a_batch_of_nothing_but_faults_ends_the_run(tmp_path: Path) -> None:
             trainer.train()
 
 
-def test_where_faults_leave_nothing_to_compare_other_groups_are_played(tmp_path: Path) -> None:
+def test_other_groups_are_played_if_faults_leave_none(tmp_path: Path) -> None:
     once = iter([1])
 
     class Once(Flaky):

@@ -1,4 +1,4 @@
-"""What is not finite is never learned from, in whatever model, and never saved."""
+"""Losses, gradients and weights that are not finite are never applied or saved, in any model."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_step_whose_loss_is_not_finite_is_skipped_and_the_others_are_taken(val
     )
 
 
-def test_a_gradient_that_is_not_finite_is_not_stepped_onto() -> None:
+def test_a_gradient_that_is_not_finite_is_not_applied() -> None:
     policy = random_policy()
     batch, table, advantages = samples()
     before = weights_of(policy.model)
@@ -93,7 +93,7 @@ def test_a_gradient_that_is_not_finite_is_not_stepped_onto() -> None:
 
 
 @pytest.mark.parametrize("what", ["advantage", "log-probability"])
-def test_what_is_not_finite_in_a_batch_is_found_before_anything_is_trained(what: str, caplog) -> None:
+def test_a_batch_that_is_not_finite_is_found_before_training(what: str, caplog) -> None:
     policy = random_policy()
     batch, table, advantages = samples()
     batch[3].origin = "episode 3 of task 'cellar'"
@@ -123,7 +123,7 @@ def test_only_steps_in_a_row_end_a_run() -> None:
             learner.update(batch, table, advantages * (np.nan if bad else 1.0), np.random.default_rng(0), 1e-3)
 
 
-def test_weights_that_are_broken_are_said_to_be() -> None:
+def test_broken_weights_raise() -> None:
     policy = random_policy()
     learner = Learner(policy.model, learner_config(minibatches=3))
     with torch.no_grad():
@@ -140,7 +140,7 @@ def pool():
 
 
 @pytest.mark.parametrize("bad", ["return", "gradient"])
-def test_a_critic_skips_too(pool: EnvPool, bad: str, caplog) -> None:
+def test_a_critic_skips_steps_that_are_not_finite(pool: EnvPool, bad: str, caplog) -> None:
     context = context_of(random_policy(), pool)
     rollouts = RolloutBatch.of(won_by_half(play(context)))
     critic = Critic(context, learning_rate=1e-3, epochs=2)
@@ -165,7 +165,7 @@ def test_a_critic_skips_too(pool: EnvPool, bad: str, caplog) -> None:
 
 
 @pytest.mark.parametrize("bad", ["reward", "gradient"])
-def test_a_process_reward_model_skips_too(pool: EnvPool, bad: str, caplog) -> None:
+def test_a_process_reward_model_skips_steps_that_are_not_finite(pool: EnvPool, bad: str, caplog) -> None:
     context = context_of(random_policy(), pool)
     rollouts = RolloutBatch.of(won_by_half(play(context)))
     model = ImplicitPRM(context, learning_rate=1e-3)
@@ -186,7 +186,7 @@ def test_a_process_reward_model_skips_too(pool: EnvPool, bad: str, caplog) -> No
         model.learn(rollouts, np.zeros(0))
 
 
-def test_a_warm_start_skips_too_and_ends_with_the_episode(pool: EnvPool, caplog) -> None:
+def test_a_warm_start_skips_steps_that_are_not_finite_and_names_the_episode(pool: EnvPool, caplog) -> None:
     policy = random_policy()
     config = WarmStart(episodes=8, noise=0.0, steps=6, tokens_per_step=1024, max_turns=8, matrix_lr=0.02, other_lr=0.01)
     before, calls = weights_of(policy.model), []
@@ -198,7 +198,7 @@ def test_a_warm_start_skips_too_and_ends_with_the_episode(pool: EnvPool, caplog)
 
 
 # -- the run ----------------------------------------------------------------------------------------------------------
-def test_a_run_says_which_update_and_episode_ended_it(tmp_path: Path, pool: EnvPool) -> None:
+def test_an_error_names_the_update_and_the_episode(tmp_path: Path, pool: EnvPool) -> None:
     """From its third update on an episode's advantages are infinite: two updates are skipped, a third ends the run."""
     calls = []
 

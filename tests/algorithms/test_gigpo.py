@@ -55,7 +55,7 @@ def test_permuted_rows_permute_the_answer(table: TurnTable, data: Any, mode: str
 
 
 @given(tables(), st.floats(-50, 50))
-def test_a_constant_added_to_every_return_changes_no_comparison_of_turns(table: TurnTable, shift: float) -> None:
+def test_comparisons_of_turns_ignore_a_constant_added_to_every_return(table: TurnTable, shift: float) -> None:
     """Undiscounted, a constant on every last turn shifts all returns alike."""
     scores = table.reward.round(1)
     shifted = with_scores(table, scores + shift)

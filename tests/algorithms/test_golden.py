@@ -35,18 +35,18 @@ def recording() -> Any:
     return deepcopy(json.loads((FOLDER / "rloo.json").read_text()))
 
 
-def test_the_command_is_content_with_what_matches(tmp_path: Path, recording: Any) -> None:
+def test_the_command_accepts_matching_results(tmp_path: Path, recording: Any) -> None:
     assert main([write(tmp_path, recording)]) == 0
 
 
-def test_the_command_tells_of_a_mismatch(tmp_path: Path, recording: Any, capsys: Any) -> None:
+def test_the_command_reports_a_mismatch(tmp_path: Path, recording: Any, capsys: Any) -> None:
     recording["cases"][1]["expected"]["advantages"][0][0] += 0.5
     assert main([write(tmp_path, recording)]) == 1
     assert "case ragged_groups: advantages is off by 0.5" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("field", ["advantages", "unheard_of"])
-def test_what_has_another_shape_or_no_answer_is_a_mismatch(tmp_path: Path, recording: Any, field: str) -> None:
+def test_another_shape_or_a_missing_result_is_a_mismatch(tmp_path: Path, recording: Any, field: str) -> None:
     recording["cases"][0]["expected"] = {field: [[1.0]]}
     assert main([write(tmp_path, recording)]) == 1
 
@@ -57,12 +57,12 @@ def test_the_command_names_an_unknown_algorithm(tmp_path: Path, recording: Any, 
     assert "unknown algorithm 'rlooo'; known: dapo_overlong" in capsys.readouterr().out
 
 
-def test_a_file_that_is_no_recording_is_told(tmp_path: Path, capsys: Any) -> None:
+def test_a_file_that_is_no_recording_is_named(tmp_path: Path, capsys: Any) -> None:
     assert main([write(tmp_path, {"cases": []})]) == 1
     assert "one.json is no recording" in capsys.readouterr().out
 
 
-def test_inputs_that_cannot_be_replayed_are_told(tmp_path: Path, recording: Any, capsys: Any) -> None:
+def test_inputs_that_cannot_be_replayed_are_named(tmp_path: Path, recording: Any, capsys: Any) -> None:
     del recording["cases"][0]["inputs"]["group_index"]
     assert main([write(tmp_path, recording)]) == 1
     assert "KeyError" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""A warm start is made once, also by runs that begin together."""
+"""A warm start is made once, even if several runs start together."""
 
 import re
 from collections.abc import Iterator
@@ -82,17 +82,17 @@ def test_tasks_that_are_held_out_are_not_cloned_and_make_another_start(
 
 def test_two_at_once_clone_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLYTURN_CACHE", str(tmp_path))
-    told = Phases(), Phases()
+    both = Phases(), Phases()
     with ThreadPoolExecutor() as threads:
-        (first, kept), (second, same) = threads.map(make, told)
+        (first, kept), (second, same) = threads.map(make, both)
     assert kept == same
-    assert [phases.names.count("clone them") for phases in told].count(1) == 1
-    assert sum(phases.names.count("clone them") for phases in told) == 1
+    assert [phases.names.count("clone them") for phases in both].count(1) == 1
+    assert sum(phases.names.count("clone them") for phases in both) == 1
     weights = second.model.state_dict()
     assert all(torch.equal(weights[name], tensor) for name, tensor in first.model.state_dict().items())
 
 
-def test_whoever_waits_too_long_is_told_for_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_too_long_raises_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLYTURN_CACHE", str(tmp_path))
     monkeypatch.setattr(files, "LONGEST_WAIT", 0.05)
     phases = Phases()
@@ -102,7 +102,7 @@ def test_whoever_waits_too_long_is_told_for_what(tmp_path: Path, monkeypatch: py
     assert phases.names[-1] == "wait for another run that makes this warm start"
 
 
-def test_a_damaged_warm_start_is_made_again_and_that_is_said(
+def test_a_damaged_warm_start_is_made_again_with_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Every file of it, in every way."""
@@ -162,7 +162,7 @@ def key(config: DictConfig, masked: bool = False) -> str:
 
 @pytest.mark.parametrize("overrides", [[], ["agent=gigpo", "env=webshop"]])
 def test_every_key_of_the_configuration_counts_unless_it_is_left_out(overrides: list[str]) -> None:
-    """Also one that somebody adds."""
+    """Also a user's."""
     config = configured("+env.new=1", "+agent.prompter.new=1", "+new.key=1", *overrides)
     before = key(config)
     for name, value in leaves(OmegaConf.to_container(config, resolve=False)):  # type: ignore[arg-type]
@@ -175,7 +175,7 @@ def test_every_key_of_the_configuration_counts_unless_it_is_left_out(overrides: 
         assert (key(changed) == before) is expected_same, name
 
 
-def test_what_the_configuration_does_not_hold_counts_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_facts_outside_of_the_configuration_count_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = configured()
     keys = [key(config), key(config, masked=True)]
     for target, value in {
@@ -196,8 +196,8 @@ class Storyteller(Corridor):
     """Tells a long story of words of its own at the first step."""
 
     def _act(self, action: str) -> tuple[str, float, bool, Info]:
-        said, *rest = super()._act(action)
-        return (" ".join(f"w{i}" for i in range(50_000)) if self.payload["length"] > 2 else said, *rest)
+        observation, *rest = super()._act(action)
+        return (" ".join(f"w{i}" for i in range(50_000)) if self.payload["length"] > 2 else observation, *rest)
 
 
 class Stories(Corridors):
@@ -205,7 +205,7 @@ class Stories(Corridors):
         return Storyteller(self.max_turns)
 
 
-def test_texts_that_no_context_holds_are_no_words_of_the_policy(
+def test_texts_longer_than_the_context_give_no_tokens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("POLYTURN_CACHE", str(tmp_path))

@@ -1,4 +1,4 @@
-"""A judge behind the real client and a real server on this machine, or a model of our own: what it says has a vote."""
+"""A judge with the real client and a local server, or a local model: its critiques vote."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from algorithms.signals.base import RolloutBatch, SignalContext
 from algorithms.signals.judge import Judge, LocalModel, voted, wrong_turns
 from envs.pool import EnvPool
 from tests.agents.corridors import Corridors
-from tests.agents.endpoint_server import Reply, Server, refused, said
+from tests.agents.endpoint_server import Reply, Server, answered, refused
 from tests.agents.toys import random_policy
 from tests.algorithms.test_signals import context_of, play, won_by_half
 from tests.algorithms.test_trainer import make_trainer
@@ -46,7 +46,7 @@ def endpoint(server: Server, **options) -> Endpoint:
 def in_turn(*texts: str) -> Callable[[dict], Reply]:
     """A server that says these one after the other, and again."""
     count = iter(range(10_000))
-    return lambda _: said(texts[next(count) % len(texts)])
+    return lambda _: answered(texts[next(count) % len(texts)])
 
 
 @pytest.mark.parametrize(
@@ -112,21 +112,19 @@ def test_a_judge_reads_whole_episodes_and_its_critiques_vote(context: SignalCont
     assert judge.measure(rollouts).metrics["signal/judge_requests"] == 9.0  # of the batch, not of the run
 
 
-@pytest.mark.parametrize("unread", [said('{"wrong": [1]}', "length"), refused("the prompt is too long")])
+@pytest.mark.parametrize("unread", [answered('{"wrong": [1]}', "length"), refused("the prompt is too long")])
 def test_without_a_critique_that_can_be_read_no_turn_is_wrong(context: SignalContext, serve, unread: Reply) -> None:
     count = iter(range(100))
-    server = serve(lambda _: unread if next(count) < 2 else said('{"wrong": [2]}'))
+    server = serve(lambda _: unread if next(count) < 2 else answered('{"wrong": [2]}'))
     judge = Judge(context, model=endpoint(server), sampling=SAMPLING, critiques=2, vote="average", right=1.0)
     measured = judge.measure(RolloutBatch.of(play(context, 2)))
     np.testing.assert_array_equal(measured.signals["prm"], [1.0, 1.0, 1.0, 1.0, -1.0, 1.0])
     assert (measured.metrics["signal/judge_malformed"], measured.metrics["signal/judge_unread"]) == (2.0, 1.0)
 
 
-def test_an_endpoint_that_dies_ends_the_run_which_goes_on_from_its_checkpoint(
-    tmp_path: Path, pool: EnvPool, serve
-) -> None:
+def test_an_endpoint_that_dies_ends_the_run_which_can_be_resumed(tmp_path: Path, pool: EnvPool, serve) -> None:
     def answer(request: dict) -> Reply:
-        return said('{"wrong": [1]}') if alive else (500, {}, json.dumps({"error": {"message": "out of order"}}))
+        return answered('{"wrong": [1]}') if alive else (500, {}, json.dumps({"error": {"message": "out of order"}}))
 
     alive, server = True, serve(answer)
 
@@ -154,7 +152,7 @@ def test_an_endpoint_that_dies_ends_the_run_which_goes_on_from_its_checkpoint(
     assert second.update == 3
 
 
-def test_a_model_of_our_own_judges_by_the_seed(tmp_path: Path, context: SignalContext) -> None:
+def test_a_local_judge_depends_on_the_seed(tmp_path: Path, context: SignalContext) -> None:
     policy = random_policy(context=4096)
     policy.model.save_pretrained(tmp_path)
     policy.tokenizer.save_pretrained(tmp_path)
@@ -184,17 +182,17 @@ def test_prompts_that_are_too_long_have_no_answer_and_are_logged(
     model = LocalModel(str(tmp_path), batch_size=2)
     monkeypatch.setattr(model.policy, "stop_ids", list(range(model.policy.model.config.vocab_size)))  # after an id
     prompts = ["You are in room 1.", "You are in room 1. " * 40, "You are in room 2.", "room " * 2_000_000]
-    said = model.answers(prompts, Sampling(1.0, 8), 0)
-    assert [text is None for text in said] == [False, True, False, True]
+    answers = model.answers(prompts, Sampling(1.0, 8), 0)
+    assert [text is None for text in answers] == [False, True, False, True]
     assert model.usage.requests == 2
     assert "2 of the judge's 4 prompts do not fit into the 64 ids" in caplog.text
 
 
 @pytest.mark.parametrize(
-    ("change", "said"), [({"vote": "majorty"}, "did you mean 'majority'"), ({"critiques": 0}, "at least 1")]
+    ("change", "message"), [({"vote": "majorty"}, "did you mean 'majority'"), ({"critiques": 0}, "at least 1")]
 )
-def test_a_judge_that_cannot_be_is_told(context: SignalContext, serve, change: dict, said: str) -> None:
-    with pytest.raises((ValueError, LookupError), match=said):
+def test_bad_settings_of_a_judge_raise(context: SignalContext, serve, change: dict, message: str) -> None:
+    with pytest.raises((ValueError, LookupError), match=message):
         Judge(context, model=endpoint(serve(in_turn(""))), sampling=SAMPLING, **change)
 
 
@@ -210,9 +208,7 @@ def test_capo_compares_tokens_by_outcome_and_wrong_turns() -> None:
     np.testing.assert_array_equal(capo(equal), np.zeros(5))
 
 
-def test_what_an_episode_says_is_text_to_a_model_of_our_own(
-    tmp_path: Path, context: SignalContext, monkeypatch
-) -> None:
+def test_an_episode_is_plain_text_to_a_local_judge(tmp_path: Path, context: SignalContext, monkeypatch) -> None:
     policy = random_policy(context=4096)
     policy.model.save_pretrained(tmp_path)
     policy.tokenizer.save_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""One update: the gradient is that of the formula, whatever the batch is cut into."""
+"""One update: the gradient equals that of the formula, however the batch is divided."""
 
 import copy
 from collections.abc import Callable, Iterable
@@ -87,14 +87,14 @@ def norm_of(tensors: Iterable[torch.Tensor]) -> float:
     return float(torch.cat([tensor.flatten() for tensor in tensors]).norm())
 
 
-def test_a_gradient_that_is_too_long_is_cut_to_the_length_that_was_asked_for() -> None:
+def test_a_large_gradient_is_clipped_to_the_configured_norm() -> None:
     whole = moved_by(grad_clip=1e9)
     norm = norm_of(whole[name] for name, _ in random_policy().model.named_parameters())  # tied weights once
     for clip in (norm / 3, norm * 3):
         for name, step in moved_by(grad_clip=clip).items():
             torch.testing.assert_close(step, whole[name] * min(1.0, clip / norm), atol=1e-6, rtol=1e-3)
         _, metrics = weights_after(grad_clip=clip)
-        assert metrics["train/grad_norm"] == pytest.approx(norm, rel=1e-3)  # what is told is the whole
+        assert metrics["train/grad_norm"] == pytest.approx(norm, rel=1e-3)  # the norm of the whole batch
 
 
 def test_a_step_is_adamw_with_decoupled_decay() -> None:
@@ -285,7 +285,7 @@ def test_kl_in_the_loss_is_the_estimator_that_was_chosen(estimator: str, term) -
     )
 
 
-def test_kl_in_the_reward_is_told_and_stays_out_of_the_loss() -> None:
+def test_kl_in_the_reward_is_not_in_the_loss() -> None:
     def expected(logprobs, sampler, reference, advantages):
         return -(advantages * logprobs).mean()
 
@@ -299,7 +299,7 @@ def test_kl_in_the_reward_is_told_and_stays_out_of_the_loss() -> None:
     exact = torch.cat([logprobs_of(policy.model, sample) for sample in batch]).detach().numpy()
     np.testing.assert_allclose(learner.reference_kl(batch), sampler - exact, atol=1e-5)
     corrected = Learner(policy.model, learner_config(**options, importance_cap=2.0))
-    moved(policy.model)  # the reference stays where it was, and with a cap it is the trained weights that it is told of
+    moved(policy.model)  # the reference does not move; with a cap, KL is that of the trained weights
     now = torch.cat([logprobs_of(policy.model, sample) for sample in batch]).detach().numpy()
     np.testing.assert_allclose(corrected.reference_kl(batch), now - exact, atol=1e-5)
 
@@ -371,7 +371,7 @@ def test_a_probability_mask_leaves_tokens_out_of_sum_and_divisor(aggregation: st
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"aggregation": "token_mean"}, "did you mean 'token-mean'"),
         ({"kl_estimator": "k4"}, "algo.kl_estimator"),
@@ -381,8 +381,8 @@ def test_a_probability_mask_leaves_tokens_out_of_sum_and_divisor(aggregation: st
         ({"probability_mask": 1.5}, "between 0 and 1"),
     ],
 )
-def test_an_objective_that_cannot_be_is_told_before_a_run(change: dict, said: str) -> None:
-    with pytest.raises((ValueError, LookupError), match=said):
+def test_an_invalid_objective_raises_before_a_run(change: dict, message: str) -> None:
+    with pytest.raises((ValueError, LookupError), match=message):
         learner_config(**change)
 
 
@@ -391,13 +391,13 @@ def test_two_passes_are_two_updates_with_the_log_probabilities_of_the_sampler() 
     batch, table, advantages = samples()
     one, two = random_policy(), random_policy()
     once, twice = (Learner(p.model, learner_config(minibatches=1, epochs=n)) for p, n in ((one, 1), (two, 2)))
-    told = [once.update(batch, table, advantages, np.random.default_rng(0), 1e-2) for _ in range(2)]
+    first = [once.update(batch, table, advantages, np.random.default_rng(0), 1e-2) for _ in range(2)]
     metrics = twice.update(batch, table, advantages, np.random.default_rng(0), 1e-2)
     for name, weight in one.model.state_dict().items():
         assert torch.equal(weight, two.model.state_dict()[name]), name
-    assert metrics["tokens/trained"] == 2 * told[0]["tokens/trained"]
-    assert metrics["train/loss"] == pytest.approx((told[0]["train/loss"] + told[1]["train/loss"]) / 2)
-    assert metrics["mismatch/max_ratio"] == told[0]["mismatch/max_ratio"]  # of the first pass, which nothing has moved
+    assert metrics["tokens/trained"] == 2 * first[0]["tokens/trained"]
+    assert metrics["train/loss"] == pytest.approx((first[0]["train/loss"] + first[1]["train/loss"]) / 2)
+    assert metrics["mismatch/max_ratio"] == first[0]["mismatch/max_ratio"]  # of the first pass, before any step
 
 
 def test_every_pass_sees_all_samples_in_an_order_of_its_own() -> None:
@@ -441,7 +441,7 @@ def test_dropped_episodes_leave_the_divisor_and_the_kl(kl_coef: float) -> None:
         torch.testing.assert_close(weight, weights[1][name], atol=1e-6, rtol=1e-5)
 
 
-def test_where_all_episodes_are_dropped_nothing_moves() -> None:
+def test_dropping_all_episodes_trains_nothing() -> None:
     batch, table, advantages = samples()
     learner = Learner(random_policy().model, learner_config(kl_coef=0.5, drop_zero_episodes=True))
     before = copy.deepcopy(learner.model.state_dict())
@@ -573,7 +573,7 @@ def test_gradient_checkpointing_computes_layers_twice_and_changes_nothing() -> N
         torch.testing.assert_close(weight, kept[name], atol=1e-6, rtol=0)
 
 
-def test_out_of_memory_goes_on_with_smaller_micro_batches(monkeypatch, caplog) -> None:
+def test_out_of_memory_continues_with_smaller_micro_batches(monkeypatch, caplog) -> None:
     """Whatever was added up before the error is thrown away, and the update is that of the smaller micro-batches."""
     expected, _ = weights_after(micro_batch_tokens=100_000)
     make_batch = learner_module.make_batch

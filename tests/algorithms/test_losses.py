@@ -110,7 +110,7 @@ def test_sequences_without_a_token_are_not_counted() -> None:
     assert aggregate(values, mask, "seq-mean-token-sum-norm", 100).item() == pytest.approx(0.08)
 
 
-def test_bad_names_and_a_missing_divisor_are_told() -> None:
+def test_bad_names_and_a_missing_divisor_raise() -> None:
     values, mask = tensor([[1.0]]), torch.tensor([[True]])
     for divisor in (None, 1.0):
         with pytest.raises(UnknownNameError, match="did you mean 'token-mean'"):

@@ -1,4 +1,4 @@
-"""What a run is said to take, beside what it takes."""
+"""The estimated memory of a run, compared with its actual memory."""
 
 from dataclasses import replace
 from typing import Any
@@ -65,10 +65,10 @@ def test_activations_are_right_to_a_factor_of_two() -> None:
 
 
 def test_a_person_reads_the_parts_and_the_sum() -> None:
-    said = describe_memory(random_policy().model, learner_config(), episodes=7)
+    text = describe_memory(random_policy().model, learner_config(), episodes=7)
     for part in ("weights", "gradients", "optimizer", "activations", "cache", "together", "7 episodes"):
-        assert part in said
-    assert "reference" not in said  # without KL there is none
+        assert part in text
+    assert "reference" not in text  # without KL there is none
 
 
 def preset(name: str) -> tuple[Any, LearnerConfig, Any]:
@@ -106,7 +106,7 @@ def test_what_a_file_has_in_half_precision_is_counted_as_it_is_trained(dtype: to
     assert estimate_memory(half, config, 3) == estimate_memory(whole, config, 3)
 
 
-def test_copies_that_are_computed_with_in_bfloat16_are_counted(monkeypatch) -> None:
+def test_copies_in_bfloat16_are_counted(monkeypatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     parts = estimate_memory(random_policy().model, learner_config(precision="bfloat16"), 3)
     assert parts["autocast"] == parts["weights"] / 2

@@ -1,4 +1,4 @@
-"""Fresh attempts from the states of a batch: their mean is what the state is worth, and they are the policy's own."""
+"""Fresh attempts from the states of a batch: their mean return is the value of the state."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ class Torn(Corridor):
         super()._load(saved)
 
 
-def test_what_the_environment_broke_is_no_value() -> None:
+def test_episodes_with_faults_give_no_value() -> None:
     with EnvPool(lambda: Torn(8), 8) as pool:
         context = uniform_context(pool)
         rollouts = rollouts_with(context)
@@ -191,7 +191,7 @@ class Unsaved(Corridor):
         raise NotImplementedError("Unsaved cannot take snapshots")
 
 
-def test_a_run_in_an_environment_without_snapshots_says_what_is_wrong(tmp_path: Path) -> None:
+def test_a_run_in_an_environment_without_snapshots_names_the_cause(tmp_path: Path) -> None:
     with EnvPool(lambda: Unsaved(8), 8) as pool:
         trainer = make_trainer(tmp_path, pool, random_policy(), 1, vineppo, {"monte_carlo": MonteCarlo})
         with pytest.raises(RuntimeError, match=r"(?s)errors of the environment.*Unsaved cannot take snapshots"):

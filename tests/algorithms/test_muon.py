@@ -1,4 +1,4 @@
-"""Muon in float32 takes the steps of torch's where that computes in float32 too."""
+"""Muon in float32 takes the same steps as torch's, which also computes in float32 there."""
 
 from collections.abc import Callable
 

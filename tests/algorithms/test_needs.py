@@ -1,4 +1,4 @@
-"""What a method needs is looked for before anything starts, and what it cannot do without is refused in a line."""
+"""The needs of a method are checked before anything starts; a missing one is an error of one line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from envs.pool import EnvPool
 from envs.search.tasks import SearchTasks
 from scripts.train import Method, Parts
 from tests.agents.corridors import Corridor, Corridors, corridor
-from tests.agents.endpoint_server import Serve, said
+from tests.agents.endpoint_server import Serve, answered
 from tests.algorithms.test_algo_conf import NAMES, whole
 
 NEEDS = {
@@ -46,8 +46,8 @@ def check(config: DictConfig) -> Needs:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_method_passes_with_its_own_settings_and_says_what_it_needs(name: str, serve: Serve) -> None:
-    judge = serve(lambda _: said("yes"))
+def test_every_method_passes_with_its_own_settings_and_declares_its_needs(name: str, serve: Serve) -> None:
+    judge = serve(lambda _: answered("yes"))
     # The default agent writes under a mask, and needs to know what is admissible.
     assert set(check(configured(name, judge=judge.url))) == NEEDS.get(name, set()) | {Need.ADMISSIBLE}
     assert len(judge.asked) == (name in JUDGED)
@@ -55,7 +55,7 @@ def test_every_method_passes_with_its_own_settings_and_says_what_it_needs(name: 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_method_that_compares_attempts_refuses_single_ones(name: str, serve: Serve) -> None:
-    judge = serve(lambda _: said("yes"))
+    judge = serve(lambda _: answered("yes"))
     config = configured(name, "trainer.group_size=1", judge=judge.url)
     if name in ALONE:
         check(config)
@@ -79,7 +79,7 @@ def test_an_estimator_without_its_signal_is_refused(name: str, signal: str) -> N
         check(config)
 
 
-def test_a_critic_beside_an_estimator_without_returns_is_refused() -> None:
+def test_a_critic_with_an_estimator_without_returns_is_refused() -> None:
     config = configured("grpo")
     OmegaConf.set_struct(config, False)
     config.algo.signals = configured("ppo").algo.signals
@@ -103,13 +103,13 @@ def test_a_critic_beside_an_estimator_without_returns_is_refused() -> None:
         ("gigpo", "trainer.minibatches=0", "trainer.minibatches must be at least 1"),
     ],
 )
-def test_a_setting_that_cannot_be_is_refused(name: str, override: str, message: str) -> None:
+def test_an_invalid_setting_is_refused(name: str, override: str, message: str) -> None:
     with pytest.raises((ValueError, UnknownNameError), match=message):
         check(configured(name, override, judge="http://127.0.0.1:1/v1"))
 
 
 @pytest.mark.parametrize("name", JUDGED)
-def test_a_judge_that_cannot_be_reached_is_told_at_once(name: str) -> None:
+def test_a_judge_that_cannot_be_reached_raises_at_once(name: str) -> None:
     with pytest.raises(EndpointError, match=r"m at http://127\.0\.0\.1:1/v1"):
         check(configured(name, judge="http://127.0.0.1:1/v1"))
 
@@ -124,7 +124,7 @@ class Unspoken(UntrainedSignal):
         return Measurement({"prm": rollouts.table.reward})
 
 
-def test_a_signal_need_not_say_what_it_gives() -> None:
+def test_a_signal_need_not_declare_its_columns() -> None:
     def picky(table: TurnTable) -> Any:
         return table.signal("anything")
 

@@ -1,4 +1,4 @@
-"""What the environment tells of answers and turns becomes columns, and the belief is what the model says."""
+"""Answers and turn rewards of the environment become columns; the belief is the model's probability."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def play(context: SignalContext, count: int = 6) -> list[Episode]:
 
 
 # -- from info to the table -------------------------------------------------------------------------------------------
-def test_turns_and_episodes_keep_what_the_environment_told(pool: EnvPool, tmp_path: Path) -> None:
+def test_turns_and_episodes_keep_the_environments_info(pool: EnvPool, tmp_path: Path) -> None:
     episodes = play(context_of(pool))
     won = episodes[0]
     assert won.success
@@ -114,7 +114,7 @@ def test_turn_rewards_are_those_of_the_turns(pool: EnvPool) -> None:
     assert (advantages[first & (np.arange(len(turns)) == 0)] > 0).all()  # it searched, and it answered
 
 
-def test_a_step_that_failed_was_paid_nothing_and_a_missing_word_is_told(pool: EnvPool) -> None:
+def test_a_failed_step_has_no_turn_reward_and_missing_keys_raise(pool: EnvPool) -> None:
     context = context_of(pool)
     episodes = play(context, 2)
     episodes[0].error, episodes[0].turns[-1].turn_reward, episodes[0].turns[-1].tool_result = "boom", None, None
@@ -225,9 +225,9 @@ def test_an_answer_is_text(pool: EnvPool) -> None:
     signal = AnswerGain(context)
     for answer in ("dark <eos> green</think>", "<think>"):
         sample = signal._answer([0, 3, 4], answer)
-        said = [i for i, on in zip(sample.ids, sample.mask, strict=True) if on]
-        assert answer in tokenizer.decode(said)
-        assert len(tokenizer.decode(said)) <= len(answer) + 2  # a token may reach over the edge
+        ids = [i for i, on in zip(sample.ids, sample.mask, strict=True) if on]
+        assert answer in tokenizer.decode(ids)
+        assert len(tokenizer.decode(ids)) <= len(answer) + 2  # a token may reach over the edge
         marks = tokenizer.convert_tokens_to_ids(["<think>", "</think>", "<eos>"])
         assert [marks.index(i) for i in sample.ids if i in marks] == [0, 1]  # those of the thought before it
 

@@ -1,4 +1,4 @@
-"""What a run remembers: everything that its going on depends on, and draws from nothing that it does not."""
+"""A checkpoint contains the whole state of a run, and no random generator is used outside of it."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def memory(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def test_everything_that_a_run_goes_on_from_comes_back(tmp_path: Path, pool: EnvPool) -> None:
+def test_a_checkpoint_restores_the_whole_state(tmp_path: Path, pool: EnvPool) -> None:
     first = trainer_of(tmp_path / "run", pool, 3, [0.1, 0.7, 0.4, 0.2])
     first.train()
     fresh = trainer_of(tmp_path / "run", pool, 3, [])
@@ -101,7 +101,7 @@ def test_a_worse_evaluation_after_a_resume_does_not_take_the_best_checkpoint(tmp
     assert [folder.name for folder in checkpoints(tmp_path / "run")] == [f"update-00000{n}" for n in (0, 1, 4)]
 
 
-def test_tasks_go_on_where_they_stopped(tmp_path: Path, pool: EnvPool) -> None:
+def test_drawing_tasks_continues_where_it_stopped(tmp_path: Path, pool: EnvPool) -> None:
     """Twelve tasks of twenty-four are drawn before the end, and after it the other twelve."""
     drawn: list[str] = []
 
@@ -135,7 +135,7 @@ def test_the_rate_of_every_update_is_that_of_the_schedule_and_is_used(tmp_path: 
 
 def test_a_run_draws_from_its_own_generators_alone(tmp_path: Path, pool: EnvPool) -> None:
     """Whatever else in the process draws from the global generators moves nothing, and is not moved."""
-    told = []
+    logs = []
     for seed in (1, 2):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -144,8 +144,8 @@ def test_a_run_draws_from_its_own_generators_alone(tmp_path: Path, pool: EnvPool
             trainer_of(tmp_path / str(seed), pool, 2, [0.5] * 9).train()
             assert torch.equal(torch.get_rng_state(), before[0])
             assert np.random.get_state()[1].tolist() == before[1]  # noqa: NPY002
-        told.append(without_times(tmp_path / str(seed) / "metrics.jsonl"))
-    assert told[0] == told[1]
+        logs.append(without_times(tmp_path / str(seed) / "metrics.jsonl"))
+    assert logs[0] == logs[1]
 
 
 @pytest.mark.parametrize("make", [Critic, Entropy, ImplicitPRM])

@@ -1,4 +1,4 @@
-"""What signals measure is what the model says; what they learn is the gradient of their loss."""
+"""Signals measure what the model computes, and learn by the gradient of their loss."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_entropy_is_that_of_the_distributions_that_were_sampled_from(pool: EnvPo
 
 @pytest.mark.parametrize("body", ["separate", "policy"])
 @pytest.mark.parametrize("of", ["turns", "tokens"])
-def test_a_critic_comes_to_tell_the_returns(pool: EnvPool, body: str, of: str) -> None:
+def test_a_critic_learns_the_returns(pool: EnvPool, body: str, of: str) -> None:
     context = context_of(random_policy(), pool)
     rollouts = RolloutBatch.of(won_by_half(play(context)))
     before = {name: tensor.clone() for name, tensor in context.model.state_dict().items()}
@@ -89,7 +89,7 @@ def test_a_critic_comes_to_tell_the_returns(pool: EnvPool, body: str, of: str) -
         torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)  # the policy is not trained by it
 
 
-def test_a_critic_without_returns_says_so(pool: EnvPool) -> None:
+def test_a_critic_without_returns_raises(pool: EnvPool) -> None:
     context = context_of(random_policy(), pool)
     rollouts = RolloutBatch.of(play(context))
     critic = Critic(context)
@@ -97,7 +97,7 @@ def test_a_critic_without_returns_says_so(pool: EnvPool) -> None:
         critic.learn(rollouts.measured(critic.measure(rollouts)), np.zeros(len(rollouts.table)))
 
 
-def test_a_critic_takes_the_steps_that_it_is_told_to(pool: EnvPool) -> None:
+def test_a_critic_takes_the_configured_number_of_steps(pool: EnvPool) -> None:
     """Over all samples in each pass, in another order, and on the returns of all."""
     context = context_of(random_policy(), pool)
     rollouts = RolloutBatch.of(won_by_half(play(context)))
@@ -119,7 +119,7 @@ def test_a_critic_takes_the_steps_that_it_is_told_to(pool: EnvPool) -> None:
 
 @pytest.mark.parametrize("player", [PolicyAgent, CandidateAgent])
 @pytest.mark.parametrize("limit", ["of the rollout", "of the environment"])
-def test_an_episode_that_is_cut_off_is_worth_what_follows_it(player, limit: str) -> None:
+def test_an_episode_that_is_cut_off_has_the_value_of_its_next_state(player, limit: str) -> None:
     """The value of the state after the last turn, which one more turn would have begun in."""
     max_turns, environment = (2, 8) if limit == "of the rollout" else (None, 2)
     jobs = [Job(corridor(4), seed=0), Job(corridor(1, fault="step"), seed=0), Job(corridor(3), seed=0)]
@@ -144,7 +144,7 @@ def test_an_episode_that_is_cut_off_is_worth_what_follows_it(player, limit: str)
     assert estimate.returns[rows[0]] == pytest.approx(0.5 * after[2], rel=1e-4)
 
 
-def test_what_ended_or_could_not_go_on_is_worth_nothing_more(pool: EnvPool) -> None:
+def test_an_ended_episode_has_next_value_zero(pool: EnvPool) -> None:
     context = context_of(random_policy(), pool)
     critic = Critic(context)
     torch.nn.init.ones_(critic.head.bias)
@@ -157,7 +157,7 @@ def test_what_ended_or_could_not_go_on_is_worth_nothing_more(pool: EnvPool) -> N
     assert not critic.measure(RolloutBatch.of(episodes)).signals["next_value"].any()
 
 
-def test_what_training_needs_of_an_ending_is_not_written(pool: EnvPool, tmp_path: Path) -> None:
+def test_final_infos_are_not_written(pool: EnvPool, tmp_path: Path) -> None:
     episodes = play(context_of(random_policy(), pool), 1)
     assert episodes[0].final_info["goal"] == "open the door"
     write_episodes(tmp_path / "episodes.jsonl", episodes)
@@ -179,7 +179,7 @@ def test_the_reward_model_takes_the_gradient_of_its_loss(pool: EnvPool, loss: st
     gradients: list[torch.Tensor] = []
     prm.optimizer.step = lambda: gradients.extend(p.grad.clone() for p in prm.model.parameters())  # type: ignore[method-assign]
     prm.context = SignalContext(**{**prm.context.__dict__, "grad_clip": 1e9})
-    said = prm.learn(rollouts.measured(measured), np.zeros(0))
+    metrics = prm.learn(rollouts.measured(measured), np.zeros(0))
 
     policy = LocalPolicy(prm.model, context.agent.policy.tokenizer)
     rewards = []
@@ -199,12 +199,12 @@ def test_the_reward_model_takes_the_gradient_of_its_loss(pool: EnvPool, loss: st
     else:
         sums = torch.zeros(len(rollouts.episodes)).index_add(0, episode, turns)
         whole = outcome_loss(sums, torch.tensor([e.success for e in rollouts.episodes]))
-    assert said["signal/prm_loss"] == pytest.approx(whole.item(), rel=1e-4)
+    assert metrics["signal/prm_loss"] == pytest.approx(whole.item(), rel=1e-4)
     for mine, direct in zip(gradients, torch.autograd.grad(whole, list(policy.model.parameters())), strict=True):
         torch.testing.assert_close(mine, direct, atol=1e-6, rtol=1e-3)
 
 
-def test_the_reward_model_learns_to_tell_successes(pool: EnvPool) -> None:
+def test_the_reward_model_learns_to_distinguish_successes(pool: EnvPool) -> None:
     context = context_of(random_policy(), pool)
     rollouts = RolloutBatch.of(won_by_half(play(context)))
     prm = ImplicitPRM(context, learning_rate=1e-3, update="before")

@@ -135,7 +135,7 @@ def without_times(path: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize("kl_coef", [0.0, 0.05])
-def test_k_and_k_updates_equal_2k(tmp_path: Path, pool: EnvPool, kl_coef: float) -> None:
+def test_a_resumed_run_of_2k_updates_equals_an_uninterrupted_one(tmp_path: Path, pool: EnvPool, kl_coef: float) -> None:
     """Killed after update 3, when only update 2 was saved: update 3 comes out the same, and so does the rest."""
     whole = warm_policy(pool)
     make_trainer(tmp_path / "whole", pool, whole, 5, kl_coef=kl_coef).train()
@@ -244,7 +244,7 @@ def test_a_run_keeps_its_first_its_best_and_its_newest_checkpoint(tmp_path: Path
         assert torch.equal(weight, loaded.model.state_dict()[name]), name
 
 
-def test_where_nothing_ranks_checkpoints_the_newest_is_the_best(tmp_path: Path, pool: EnvPool) -> None:
+def test_without_ranking_the_newest_checkpoint_is_the_best(tmp_path: Path, pool: EnvPool) -> None:
     run = tmp_path / "run"
     trainer = make_trainer(run, pool, warm_policy(pool), 3)
     trainer.evaluate = lambda: ({"eval/valid/success": 0.5}, None)
@@ -299,7 +299,7 @@ def test_a_run_that_died_before_its_first_checkpoint_starts_afresh(tmp_path: Pat
     assert lines == [0, 1, 1]
 
 
-def test_what_came_after_the_newest_checkpoint_is_taken_back(tmp_path: Path, pool: EnvPool) -> None:
+def test_files_written_after_the_newest_checkpoint_are_removed(tmp_path: Path, pool: EnvPool) -> None:
     run = tmp_path / "run"
     make_trainer(run, pool, random_policy(), 2, checkpoint_every=2, groups=2, group_size=2).train()
     resumed = make_trainer(run, pool, random_policy(), 4, checkpoint_every=2, groups=2, group_size=2)
@@ -386,5 +386,5 @@ def test_kl_in_the_reward_reaches_the_estimator(tmp_path: Path, pool: EnvPool) -
     first, second = (table.token_signal("token_reward") for table in tables)
     np.testing.assert_allclose(first, 0.0, atol=1e-5)  # the policy is still its own reference
     assert np.abs(second).max() > 1e-3
-    told = [line["train/kl"] for line in without_times(tmp_path / "run/metrics.jsonl") if "train/kl" in line]
-    np.testing.assert_allclose(told, [-first.mean() / 0.5, -second.mean() / 0.5])
+    measured = [line["train/kl"] for line in without_times(tmp_path / "run/metrics.jsonl") if "train/kl" in line]
+    np.testing.assert_allclose(measured, [-first.mean() / 0.5, -second.mean() / 0.5])

@@ -1,4 +1,4 @@
-"""Trees of attempts: where they branch, what their signals say, and runs of all methods that go back to a snapshot."""
+"""Trees of attempts: where they branch, their signals, and runs of all methods that use snapshots."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_every_job_is_an_episode_and_every_tree_has_as_many(pool: EnvPool) -> No
     np.testing.assert_array_equal(table.group[table.opens] * 2 <= trees, True)
 
 
-def test_a_branch_goes_on_after_an_inner_turn_of_its_tree() -> None:
+def test_a_branch_continues_after_an_inner_turn_of_its_tree() -> None:
     episodes = grown()
     before: list[Episode] = []
     for episode in episodes[:10]:
@@ -84,7 +84,7 @@ def test_the_same_state_of_the_generator_grows_the_same_trees() -> None:
     assert once != grown(seed=1)
 
 
-def test_a_tree_without_inner_turns_begins_again(pool: EnvPool) -> None:
+def test_a_tree_without_inner_turns_starts_another_attempt(pool: EnvPool) -> None:
     def play(jobs: list[Job]) -> list[Episode]:
         return rollout(Walker(), pool, jobs, max_turns=1, keep_starts=True)
 
@@ -133,8 +133,8 @@ class Toll(Corridor):
     """Pays for every action by its length, so that attempts differ, whatever a policy writes."""
 
     def _act(self, action: str) -> tuple[str, float, bool, Info]:
-        said, reward, over, extra = super()._act(action)
-        return said, reward + len(action) / 100, over, extra
+        observation, reward, over, extra = super()._act(action)
+        return observation, reward + len(action) / 100, over, extra
 
 
 @pytest.fixture
@@ -184,6 +184,6 @@ def test_a_tree_is_written_whole_and_its_tokens_are_counted_once(tmp_path: Path,
     metrics = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[1])
     rows = metrics["rollout/turns"] * metrics["rollout/episodes"]
     assert metrics["signal/shared_turns"] > 0
-    assert metrics["rollout/env_steps"] == len(trainer.agent.said) < rows
-    assert metrics["tokens/sampled"] == sum(map(len, trainer.agent.said))
+    assert metrics["rollout/env_steps"] == len(trainer.agent.written) < rows
+    assert metrics["tokens/sampled"] == sum(map(len, trainer.agent.written))
     assert all(a.observation for e in episodes for a, _ in pairwise(e.turns))

@@ -73,7 +73,7 @@ def test_returns_follow_their_recursion(table: TurnTable, gamma: float) -> None:
 
 
 @given(tables(), st.data())
-def test_the_order_of_the_rows_says_nothing(table: TurnTable, data: Any) -> None:
+def test_the_order_of_the_rows_does_not_matter(table: TurnTable, data: Any) -> None:
     rows = np.array(data.draw(st.permutations(range(len(table)))))
     mixed = take(table, rows)
     assert mixed.order.tolist() == np.argsort(rows).tolist()
@@ -94,12 +94,12 @@ def test_the_order_of_the_rows_says_nothing(table: TurnTable, data: Any) -> None
         ({"group": np.array([0, 0, 0, 1])}, r"row 3 \(episode 1, turn 1\): the episode is in groups 0 and 1"),
     ],
 )
-def test_what_is_no_table_is_told(changes: Any, message: str) -> None:
+def test_an_invalid_table_raises(changes: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(EXAMPLE, **changes)
 
 
-def test_what_was_paid_for_tokens_counts_in_turns_and_episodes() -> None:
+def test_token_rewards_count_in_turns_and_episodes() -> None:
     table = replace(
         EXAMPLE,
         tokens=np.array([2, 1, 1, 1]),

@@ -1,4 +1,4 @@
-"""Returns that differ by rounding alone are equal, for whoever asks."""
+"""Returns that differ only by rounding are equal, for all estimators and the trainer."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def test_a_wanted_action_that_is_shorter_ends_where_it_should() -> None:
     assert make_lesson(SAMPLE, [[3, 1], [5, 1]], 0.5).targets == [7, 8, 3, 1, NO_TARGET, 9, 5, 1]
 
 
-def test_turns_that_touch_are_told_apart() -> None:
+def test_adjacent_turns_are_distinguished() -> None:
     touching = Sample(ids=[7, 3, 4], mask=[False, True, True], logprobs=[0.0] * 3, turn=[-1, 0, 1])
     assert make_lesson(touching, [[3], [6]], 0.5).targets == [7, 3, 6]
 

@@ -6,14 +6,14 @@ import pytest
 from agents.episode import Turn
 from agents.prompts import Transcript
 from benchmarks import audit
-from benchmarks.audit import LastTurns, Played, Rows, paired, unpaired
+from benchmarks.audit import LastTurns, Results, Rows, paired, unpaired
 from envs.core import UnknownNameError
 from tests.agents.toys import random_policy
 
 
-def played(solved: list[list[bool]], turns: list[list[int]]) -> Played:
+def played(solved: list[list[bool]], turns: list[list[int]]) -> Results:
     rates = np.array(solved).mean(1)
-    return Played([f"task-{i}" for i in range(len(solved))], rates, rates, np.array(turns), np.array(solved))
+    return Results([f"task-{i}" for i in range(len(solved))], rates, rates, np.array(turns), np.array(solved))
 
 
 def test_a_step_limit_cuts_off_slow_solutions() -> None:
@@ -64,9 +64,9 @@ def test_a_shortened_history_has_the_first_turn_and_the_last_ones() -> None:
     ]
 
 
-def test_what_is_missing_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_inputs_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UnknownNameError, match="did you mean"):
         audit.main(["--parts=alfworl"])
     with pytest.raises(SystemExit):
         audit.main([])
-    assert "--parts webshop does without" in capsys.readouterr().err
+    assert "--parts webshop needs no model" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The benchmark of devices, on whatever there is."""
+"""The benchmark of devices, on any machine."""
 
 import json
 from dataclasses import replace
@@ -25,7 +25,7 @@ def test_every_part_of_a_tiny_shape_is_measured(tmp_path: Path, capsys) -> None:
     assert figures["tiny"]["run"]["turns"] == 8
 
 
-def test_a_part_that_fails_is_told_and_the_others_go_on(tmp_path: Path, capsys) -> None:
+def test_a_part_that_fails_is_reported_and_the_others_continue(tmp_path: Path, capsys) -> None:
     shape = replace(gpu.SHAPES["tiny"], sessions=1, prompt=1024)  # one more id than leaves room for an answer
     figures = gpu.measure(shape, torch.device("cpu"), 1, tmp_path)
     assert figures["sampling"]["failed"].startswith("ValueError: a prompt needs 1 to 1023 ids")

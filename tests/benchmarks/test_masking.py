@@ -1,4 +1,4 @@
-"""The benchmark of masked actions, as small as it goes: both sides write the same ids."""
+"""The benchmark of masked actions, in its smallest size: both sides write the same ids."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ def test_both_sides_write_the_same_and_are_compared(tmp_path: Path, capsys: pyte
 
 
 @pytest.mark.parametrize("argument", ["--worlds=alfworl", "--models=tony"])
-def test_an_unknown_name_is_told(argument: str) -> None:
+def test_an_unknown_name_raises(argument: str) -> None:
     with pytest.raises(UnknownNameError, match="did you mean"):
         masking.main([argument])
 

@@ -1,4 +1,4 @@
-"""The benchmark of rollouts, as small as it goes: its sides do the same work, and its line of JSON has the ratios."""
+"""The benchmark of rollouts, in its smallest size: its sides do the same work, and its JSON has the ratios."""
 
 import json
 from pathlib import Path
@@ -43,7 +43,7 @@ def test_trl_samples_as_much_and_computes_the_same_gradient(tmp_path: Path) -> N
     assert {"ratio", "memory_ratio"} < set(figures["update"])
 
 
-def test_games_on_rails_are_long_and_the_same_whatever_is_answered(tmp_path: Path) -> None:
+def test_scripted_games_ignore_the_action(tmp_path: Path) -> None:
     world = make_world(Size(4, 2, 6, 2, 1, 1), tmp_path)
     env = world.make()
     played = []

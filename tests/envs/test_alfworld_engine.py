@@ -229,7 +229,7 @@ def test_house_reads_as_written(player: str, tmp_path: Path) -> None:
         assert engine.won == won
 
 
-def test_house_admits_what_it_should() -> None:
+def test_the_admissible_commands_of_the_house() -> None:
     engine = Engine(parse_game("house", house()))
     ways = ["go to bathtubbasin 1", "go to fridge 1", "go to microwave 1", "go to sinkbasin 1"]
     for command in ("go to drawer 1", "open drawer 1", "take knife 1 from countertop 2"):
@@ -371,7 +371,7 @@ def test_engines_of_one_game_do_not_disturb_each_other() -> None:
     assert together == alone
 
 
-def test_forgetting_what_was_seen_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_small_cache_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     commands = random_commands(parse_game("house", house()), 500, seed=3)
     expected = transcript(Engine(parse_game("house", house())), commands)
     monkeypatch.setattr(engine_module, "_MAX_SPOTS", 2)
@@ -410,7 +410,7 @@ def test_nothing_happens(command: str) -> None:
 
 
 @pytest.mark.parametrize("steps", [0, 1, 40, 200])
-def test_restored_game_goes_on_as_the_one_it_was_taken_from(steps: int) -> None:
+def test_a_restored_game_continues_like_the_original(steps: int) -> None:
     game = parse_game("house", house())
     commands = random_commands(game, steps + 60, seed=steps)
     expected = transcript(Engine(game), commands)[1 + steps :]
@@ -549,7 +549,7 @@ def test_damaged_cache_is_made_again(
 
 
 @pytest.mark.usefixtures("forgetful")
-def test_cache_that_cannot_be_written_is_done_without(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_cache_that_cannot_be_written_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = write(tmp_path, house())
     (tmp_path / "cache").write_text("a file where the folder should be")
     assert load_games([path], cache_dir=tmp_path / "cache")[0].task == "put a cool apple in fridge."
@@ -585,7 +585,7 @@ def test_winning_pays_one_and_ends_the_episode(tmp_path: Path) -> None:
         assert "take apple 1 from fridge 1" in steps[-1][4]["admissible"]
 
 
-def test_state_key_is_what_was_told_last_and_what_is_held(tmp_path: Path) -> None:
+def test_state_key_is_the_last_observation_and_the_held_object(tmp_path: Path) -> None:
     env = ALFWorldEnv()
     _, info = env.reset(options={"task": write(tmp_path, house())})
     keys = [info["state_key"]]
@@ -628,12 +628,12 @@ def test_snapshot_goes_to_another_environment(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("task", [None, 7, Task("house", "polyturn/ALFWorld-v0")])
-def test_reset_says_what_it_needs(task: Any) -> None:
+def test_reset_without_a_task_raises(task: Any) -> None:
     with pytest.raises(ValueError, match=r"options=\{'task': …\}\) with a Task whose payload has a 'path'"):
         ALFWorldEnv().reset(options={"task": task})
 
 
-def test_unknown_engine_is_told_the_known_ones() -> None:
+def test_an_unknown_engine_is_named_with_the_known_ones() -> None:
     with pytest.raises(UnknownNameError, match="native, textworld"):
         ALFWorldEnv(engine="textwrld")
 

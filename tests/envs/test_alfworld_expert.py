@@ -1,4 +1,4 @@
-"""The expert reads its text, solves the games, and goes on from whatever others have done."""
+"""The expert reads its text, solves the games, and continues after actions of others."""
 
 import json
 import os
@@ -36,7 +36,7 @@ class Blindfold(dict[str, object]):
 
 
 class Player:
-    """An expert in an environment that somebody else may play too."""
+    """An expert in an environment in which other agents may act too."""
 
     def __init__(self, path: str | Path, turns: int = 50, others: int = 0) -> None:
         self.env = ALFWorldEnv(max_turns=turns + others)
@@ -138,7 +138,7 @@ def test_solves_the_official_training_games(train: list[Path]) -> None:
 
 @NEEDS_DATA
 @pytest.mark.parametrize("others", [1, 5, 20, 50])
-def test_goes_on_from_the_moves_of_others(others: int) -> None:
+def test_continues_after_actions_of_others(others: int) -> None:
     """After random moves, some of them nonsense, every game is solved that can still be solved."""
     rng = random.Random(others)
     lost = 0
@@ -156,7 +156,7 @@ def test_goes_on_from_the_moves_of_others(others: int) -> None:
 
 @NEEDS_DATA
 def test_labels_every_state_of_an_episode_that_others_play() -> None:
-    """Half of the moves are somebody else's, all the way: the advice stays good enough to win."""
+    """Half of all actions are random: the expert's advice is still good enough to win."""
     rng = random.Random(0)
     won = 0
     paths = official("valid_seen")
@@ -214,12 +214,12 @@ def test_reads_every_kind_of_task(task: str, goal: Goal) -> None:
 
 
 @pytest.mark.parametrize("text", ["Your task is to: dust the shelves.", "Hello.", ""])
-def test_says_which_task_it_does_not_understand(text: str) -> None:
+def test_an_unknown_task_text_is_named(text: str) -> None:
     with pytest.raises(ValueError, match=r"does not understand the task.*put a clean mug in shelf"):
         Expert().reset(text, {})
 
 
-def test_says_that_the_introduction_is_missing() -> None:
+def test_a_missing_introduction_raises() -> None:
     with pytest.raises(ValueError, match="no list of receptacles"):
         Expert().reset("Your task is to: put a mug in desk.", {})
 
@@ -279,7 +279,7 @@ def test_opens_what_is_closed_before_it_puts_things_there() -> None:
     assert after(ROOM, "put a pen in drawer.", AT_DESK, TAKE_PEN, AT_DRAWER, opened) == "move pen 1 to drawer 1"
 
 
-def test_a_receptacle_that_one_cannot_go_to_is_at_hand() -> None:
+def test_a_receptacle_without_a_go_to_command_is_within_reach() -> None:
     refused = ("go to drawer 1", REFUSED)
     history = [AT_DESK, TAKE_PEN, refused]
     assert after(ROOM, "put a pen in drawer.", *history) == "open drawer 1"
@@ -305,7 +305,7 @@ def test_puts_away_what_it_does_not_need() -> None:
     assert after(ROOM, "put a mug in shelf.", AT_DESK, TAKE_PEN, AT_DRAWER) == "go to desk 1"
 
 
-def test_fetches_what_somebody_carried_elsewhere() -> None:
+def test_fetches_an_object_that_was_moved() -> None:
     moved = [
         ("go to shelf 1", "You arrive at shelf 1. On the shelf 1, you see nothing."),
         ("move mug 1 to shelf 1", "You move the mug 1 to the shelf 1."),
@@ -326,7 +326,7 @@ def test_the_second_object_goes_where_the_first_one_is() -> None:
     assert after(room, "put two pen in drawer.", *history, taken) == "go to drawer 2"
 
 
-def test_uses_the_lamp_that_it_saw() -> None:
+def test_uses_a_lamp_that_it_has_seen() -> None:
     room = "a desk 1, a dresser 1, and a bed 1"
     desk = ("go to desk 1", "You arrive at desk 1. On the desk 1, you see a cd 1.")
     dresser = ("go to dresser 1", "You arrive at dresser 1. On the dresser 1, you see a desklamp 1.")

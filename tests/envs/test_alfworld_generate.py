@@ -1,4 +1,4 @@
-"""Generated ALFWorld games: the same everywhere, after ALFRED's rules, and won by their walkthroughs."""
+"""Generated ALFWorld games: equal on all machines, by ALFRED's rules, and solved by their walkthroughs."""
 
 import hashlib
 import importlib.util
@@ -90,7 +90,7 @@ def test_other_games_need_another_version() -> None:
     assert digest(range(40)) == known[GENERATOR_VERSION]
 
 
-def test_ids_tell_the_games_apart_and_say_what_they_are() -> None:
+def test_ids_are_unique_and_contain_the_type() -> None:
     made = [generate_game(seed) for seed in range(300)]
     assert len({g.id for g in made}) == 300
     for seed, game in enumerate(made):
@@ -118,7 +118,7 @@ def test_objects_lie_where_the_rules_allow(game: GeneratedGame) -> None:
 
 @settings(max_examples=150)
 @given(games)
-def test_every_thing_is_somewhere(game: GeneratedGame) -> None:
+def test_every_object_has_a_place(game: GeneratedGame) -> None:
     facts = facts_of(game)
     places = dict(facts["receptacleAtLocation"])
     assert set(places) == {name for name, _ in facts["receptacleType"]}
@@ -132,7 +132,7 @@ def test_every_thing_is_somewhere(game: GeneratedGame) -> None:
 
 @settings(max_examples=150)
 @given(games)
-def test_nothing_is_done_at_the_start_and_everything_needed_is_there(game: GeneratedGame) -> None:
+def test_the_goal_is_not_met_at_the_start_and_its_objects_exist(game: GeneratedGame) -> None:
     facts = facts_of(game)
     kinds = types_of(facts)
     task, kind, _, target, _ = game.id.split("/")[0].split("-")
@@ -253,7 +253,7 @@ def test_errors_name_what_was_wrong() -> None:
         generate_game(-1)
 
 
-def test_a_missing_package_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_of_a_missing_package_names_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     generate._package.cache_clear()
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "alfworld", None)  # what Python itself keeps for a module that is not to be found

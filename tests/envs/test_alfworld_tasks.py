@@ -1,4 +1,4 @@
-"""ALFWorld's splits: which games count, what is said about them, and embedded games that are the same everywhere."""
+"""ALFWorld's splits: which games count, how they are described, and embedded games that are the same everywhere."""
 
 import json
 import os
@@ -68,7 +68,7 @@ class TestConformance(TaskSetConformance):
         return small(games="embedded")
 
 
-def test_the_configuration_builds_it() -> None:
+def test_the_configuration_creates_the_task_set() -> None:
     with hydra.initialize_config_module("conf", version_base="1.3"):
         made = hydra.utils.instantiate(hydra.compose("env/alfworld").env)
     assert isinstance(made, ALFWorldTasks)
@@ -100,7 +100,7 @@ def test_a_data_folder_can_be_named(tmp_path: Path) -> None:
     assert len(small(data=tmp_path / "elsewhere").manifest("train").ids) == 2
 
 
-def test_an_incomplete_split_says_so(tmp_path: Path) -> None:
+def test_an_incomplete_split_is_described_as_such(tmp_path: Path) -> None:
     put_official("train", range(3), tmp_path / "data")
     assert "3 of the official 3553 tasks (incomplete)" in small().manifest("train").describe()
 
@@ -125,7 +125,7 @@ def test_ids_are_in_the_order_of_their_letters(tmp_path: Path) -> None:
     assert small().manifest("train").ids == tuple(sorted(names))
 
 
-def test_a_split_that_is_not_there_says_where_it_looked(tmp_path: Path) -> None:
+def test_a_missing_split_is_named_with_the_searched_folder(tmp_path: Path) -> None:
     put_official("train", range(1), tmp_path / "data")
     where = re.escape(str(tmp_path / "data" / "alfworld" / "json_2.1.1" / "valid_seen"))
     with pytest.raises(GamesNotFoundError, match=rf"'valid_seen' in {where}.*python -m scripts\.download alfworld"):

@@ -1,4 +1,4 @@
-"""Damage to what is kept on the disk: it is noticed, said, and made again, or it is an error that names the file."""
+"""Damaged files on the disk are made again with a warning, or are an error that names the file."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def household() -> list[Any]:
 
 
 @pytest.mark.parametrize("way", [shop, household])
-def test_a_damaged_cache_is_made_again_and_that_is_said(
+def test_a_damaged_cache_is_made_again_with_a_warning(
     cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, way: Any
 ) -> None:
     """Every file of it, in every way."""
@@ -108,9 +108,9 @@ def test_a_damaged_cache_is_made_again_and_that_is_said(
         caplog.clear()
         with caplog.at_level(logging.WARNING):
             assert way() == expected, done
-        told = "damaged" in caplog.text and "again" in caplog.text
+        output = "damaged" in caplog.text and "again" in caplog.text
         # A whole file that is missing may never have been made.
-        assert told or done.startswith("delete"), done
+        assert output or done.startswith("delete"), done
         seen += 1
     assert seen > 20
 
@@ -137,7 +137,7 @@ def test_downloaded_files_that_are_damaged_are_named(cache: Path, tmp_path: Path
         read_manifest(folder, "train")
 
 
-def test_a_catalogue_that_is_not_as_it_arrived_is_named(cache: Path, tmp_path: Path) -> None:
+def test_a_changed_catalogue_is_named(cache: Path, tmp_path: Path) -> None:
     folder = tmp_path / "shop"
     folder.mkdir()
     write_catalogue(folder)

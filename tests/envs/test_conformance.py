@@ -413,7 +413,7 @@ def test_a_broken_environment_is_caught_by_the_rule_it_breaks(rule: str, env: ty
         check_env_rule(rule, Subject(env, TASKS, TURNS, Digger))
 
 
-def test_a_broken_environment_does_not_pass_as_a_whole() -> None:
+def test_a_broken_environment_fails_the_whole_check() -> None:
     for _, env in BROKEN:
         with pytest.raises(ConformanceError):
             check_text_env(env, TASKS, max_turns=TURNS, expert=Digger)

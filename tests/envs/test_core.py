@@ -47,7 +47,7 @@ class Counter(TextEnv):
 
 
 # -- names and manifests ----------------------------------------------------------------------------------------------
-def test_an_unknown_name_is_told_with_the_nearest_ones() -> None:
+def test_an_unknown_name_is_named_with_the_nearest_ones() -> None:
     error = str(UnknownNameError("split", "valid_sen", ["train", "valid_seen", "valid_unseen"], "see the docs"))
     assert error.startswith("unknown split 'valid_sen'; did you mean 'valid_seen'")
     assert "known: train, valid_seen, valid_unseen" in error
@@ -62,7 +62,7 @@ def test_an_unknown_name_is_told_with_the_nearest_ones() -> None:
         (SimpleNamespace(splits=("all",)), ["all"]),
     ],
 )
-def test_where_no_split_is_named_the_environment_says_which(task_set: SimpleNamespace, splits: list[str]) -> None:
+def test_the_default_split_is_that_of_the_environment(task_set: SimpleNamespace, splits: list[str]) -> None:
     assert evaluation_splits(task_set) == splits
 
 
@@ -98,7 +98,7 @@ def test_a_manifest_refuses_ids_that_are_unsorted_or_repeated(ids: tuple[str, ..
         Manifest("Env-v0", "train", ids, "00")
 
 
-def test_a_manifest_says_when_it_is_incomplete() -> None:
+def test_an_incomplete_manifest_is_described_as_such() -> None:
     assert "2 tasks, manifest abcdefabcdef" in Manifest("E-v0", "test", ("a", "b"), "abcdef" * 8, 2).describe()
     assert "2 of the official 134 tasks (incomplete)" in Manifest("E-v0", "test", ("a", "b"), "00", 134).describe()
 
@@ -276,9 +276,7 @@ def test_entry_points_register_environments(tmp_path: Path, entry_point: str, co
     ("code", "problem"),
     [("import does_not_exist_\n", "No module named 'does_not_exist_'"), ("", "has no attribute 'register'")],
 )
-def test_a_broken_entry_point_is_told_at_once_and_when_its_environment_is_asked_for(
-    tmp_path: Path, code: str, problem: str
-) -> None:
+def test_a_broken_entry_point_warns_and_its_environment_raises(tmp_path: Path, code: str, problem: str) -> None:
     install(tmp_path / "a", "broken-package", "broken = broken_module:register", broken_module=code)
     install(tmp_path / "b", "good-package", "good = theirs:register", theirs=REGISTER)
     ask = (

@@ -1,4 +1,4 @@
-"""What results depend on: compared, hashed, and what is left out of it by name."""
+"""The facts that results depend on: how they are compared and hashed, and which are left out."""
 
 import json
 import sys
@@ -16,14 +16,14 @@ from envs.webshop.tasks import WebShopTasks
 from tests.agents.corridors import Corridors
 
 
-def test_what_is_left_out_is_named_and_all_else_stays() -> None:
+def test_excluded_keys_are_removed_and_the_others_kept() -> None:
     facts = {"a": 1, "b": {"c": 2, "d": {"e": 3}}, "bc": 4}
     assert without(facts, ["b.c", "b.d.e", "nothing"]) == {"a": 1, "b": {"d": {}}, "bc": 4}
     assert without(facts, ["b"]) == {"a": 1, "bc": 4}
     assert facts["b"] == {"c": 2, "d": {"e": 3}}
 
 
-def test_differences_are_told_by_name_whichever_side_has_them() -> None:
+def test_differences_are_named_on_both_sides() -> None:
     before = {"env": {"a": 1, "gone": True}, "same": [1, 2]}
     assert differences(before, {"env": {"a": 2, "new": None}, "same": (1, 2)}) == {
         "env.a": "was 1 and is 2",
@@ -68,7 +68,7 @@ def task_sets() -> list[TaskSet]:
     ]
 
 
-def test_what_is_chosen_takes_the_place_of_what_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_facts_contain_the_choice_of_auto(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`auto` may choose another thing the next time."""
     monkeypatch.setenv("POLYTURN_DATA", str(tmp_path))
     monkeypatch.setenv("POLYTURN_CACHE", str(tmp_path))
@@ -85,7 +85,7 @@ def test_what_is_chosen_takes_the_place_of_what_was_asked_for(tmp_path: Path, mo
 def test_facts_are_plain_data_and_those_of_different_sets_differ(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also of a task set that tells none."""
+    """Also for a task set without facts."""
     monkeypatch.setenv("POLYTURN_CACHE", str(tmp_path))
     facts = [environment_facts(task_set) for task_set in task_sets()]
     assert json.loads(json.dumps(facts)) == facts

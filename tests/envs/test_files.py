@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there, whenever a process is killed and whoever else writes them."""
+"""Files and folders are complete or absent, whenever a process is killed and whatever other process writes them."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_folder_is_made_whole_or_not_at_all(tmp_path: Path) -> None:
     assert (folder / "game").read_text() == "faster"
 
 
-def test_what_stands_in_a_folders_place_is_no_proof_of_it(tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_not_replaced(tmp_path: Path) -> None:
     folder = tmp_path / "index"
     folder.mkdir()
     (folder / "notes").touch()
@@ -84,9 +84,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
     assert target.read_text() == "old"
 
 
-def test_what_is_written_reaches_the_disk_before_it_has_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_are_synced_before_they_get_their_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flushed: list[str] = []
     flush = files.flush
 
@@ -137,7 +135,7 @@ def run_and_kill(call: int, name: str, work: Callable[[Path], None], folder: Pat
 
 
 @pytest.mark.parametrize("name", ["rename", "fsync", "unlink", "rmdir"])
-def test_a_folder_survives_whatever_call_its_writer_died_at(tmp_path: Path, name: str) -> None:
+def test_a_folder_is_complete_wherever_its_writer_was_killed(tmp_path: Path, name: str) -> None:
     for call in range(1, 9):
         folder = tmp_path / f"{name}-{call}" / "update-000010"
         replace_folder(folder, "old")
@@ -159,7 +157,7 @@ def test_the_next_write_clears_what_a_killed_one_left(tmp_path: Path, name: str)
     assert names(tmp_path) == ["another", "file"]
 
 
-def test_what_a_living_process_writes_is_left_alone_unless_everything_is_asked_for(tmp_path: Path) -> None:
+def test_files_of_a_running_process_are_kept_unless_all_are_cleared(tmp_path: Path) -> None:
     with whole_file(tmp_path / "slow") as partial:
         partial.write_text("half")
         write_whole(tmp_path / "fast", "")
@@ -179,7 +177,7 @@ def test_what_a_living_process_writes_is_left_alone_unless_everything_is_asked_f
     assert names(tmp_path) == ["fast", "slow"]
 
 
-def test_names_of_others_are_left_alone(tmp_path: Path) -> None:
+def test_files_with_other_names_are_kept(tmp_path: Path) -> None:
     for name in (".partial", ".notes.partial", "model.safetensors.old", ".a.12345678-1-1234567.old"):
         (tmp_path / name).touch()
     before = names(tmp_path)
@@ -217,7 +215,7 @@ def test_two_that_replace_one_folder_leave_that_of_one(tmp_path: Path) -> None:
     assert len(names(folder)) == 5
 
 
-def test_whoever_replaces_second_replaces_the_first_ones(tmp_path: Path) -> None:
+def test_the_second_of_two_replacements_stays(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     with whole_folder(folder) as slow:
         slow.mkdir()
@@ -226,26 +224,24 @@ def test_whoever_replaces_second_replaces_the_first_ones(tmp_path: Path) -> None
     assert names(tmp_path) == ["folder"]
 
 
-def test_a_lock_dies_with_its_process_and_says_what_is_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lock_ends_with_its_process_and_waiting_is_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lock, begun = tmp_path / "a.lock", SPAWN.Event()
     process = SPAWN.Process(target=hold, args=(lock, begun))
     process.start()
     assert begun.wait(60)
     monkeypatch.setattr(files, "LONGEST_WAIT", 0.05)
-    told: list[str] = []
+    calls: list[str] = []
     with (
         pytest.raises(TimeoutError, match=r"making the index.*remove .*a\.lock"),
-        locked(lock, "the index", lambda: told.append("waits")),
+        locked(lock, "the index", lambda: calls.append("waits")),
     ):
         pass
-    assert told == ["waits"]
+    assert calls == ["waits"]
     process.kill()
     process.join()
-    with locked(lock, "the index", lambda: told.append("waits")):
+    with locked(lock, "the index", lambda: calls.append("waits")):
         pass
-    assert told == ["waits"]
+    assert calls == ["waits"]
 
 
 def hold(lock: Path, begun) -> None:

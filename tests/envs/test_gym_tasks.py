@@ -1,4 +1,4 @@
-"""Anyone's environment of strings becomes tasks of the suite, and says what is wrong with it if it is none."""
+"""Any Gymnasium environment of strings becomes a task set; errors name what is wrong with other ones."""
 
 import json
 import linecache
@@ -67,7 +67,7 @@ def played(script: list[Any], **kwargs: Any) -> tuple[TextAdapter, list[Any]]:
 
 
 # -- what it makes of an environment ----------------------------------------------------------------------------------
-def test_info_is_filled_from_the_text_where_the_environment_says_nothing() -> None:
+def test_missing_info_is_filled_from_the_observation() -> None:
     env = TextAdapter(Script([("One.", 0, False, False, {"junk": object()})]), max_turns=10)
     observation, info = env.reset()
     assert observation == "Hello."
@@ -80,10 +80,10 @@ def test_info_is_filled_from_the_text_where_the_environment_says_nothing() -> No
     assert env.step("x")[4] == info | {"state_key": "One."}
 
 
-def test_what_rules_say_of_a_turn_is_passed_on() -> None:
-    told = {"turn_reward": 0.5, "tool_result": True}
-    _, steps = played([("One.", 0, False, False, told), ("Two.", 0, False, False, {})])
-    assert {key: steps[0][4].get(key) for key in TURN_KEYS} == told
+def test_turn_rewards_of_rules_are_passed_on() -> None:
+    info = {"turn_reward": 0.5, "tool_result": True}
+    _, steps = played([("One.", 0, False, False, info), ("Two.", 0, False, False, {})])
+    assert {key: steps[0][4].get(key) for key in TURN_KEYS} == info
     assert not set(TURN_KEYS) & set(steps[1][4])
 
 
@@ -127,7 +127,7 @@ def test_numpy_values_end_an_episode_as_pythons_do() -> None:
     assert env.reset()[1]["success"] is False
 
 
-def test_the_turn_limit_is_the_ids_unless_another_is_asked_for() -> None:
+def test_the_turn_limit_is_the_ids_unless_it_is_set() -> None:
     for tasks, turns in (
         (GymTasks("Short-v0"), 3),
         (GymTasks("Short-v0", max_turns=5), 5),
@@ -180,7 +180,7 @@ def test_actions_that_are_no_text_are_refused() -> None:
         env.reset(options={"tasks": []})
 
 
-def test_an_unknown_id_is_told_with_the_nearest() -> None:
+def test_an_unknown_id_is_named_with_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="unknown environment 'Scripts-v0'; did you mean 'Script-v0'"):
         GymTasks("Scripts-v0")
     with pytest.raises(UnknownNameError, match="did you mean 'LightSwitches-v0'"):
@@ -191,7 +191,7 @@ def test_an_unknown_id_is_told_with_the_nearest() -> None:
         GymTasks("examples.light_switchs:LightSwitches-v0")
 
 
-def test_a_module_that_misses_another_says_which(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_module_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "misses_something.py").write_text("import nowhere_to_be_found\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match=r"^No module named 'nowhere_to_be_found'$"):
@@ -219,7 +219,7 @@ def test_tasks_are_seeds() -> None:
     assert tasks.expert() is None
 
 
-def test_the_hash_tells_what_the_tasks_are_made_from() -> None:
+def test_the_hash_depends_on_the_settings_of_the_tasks() -> None:
     hashes = [
         GymTasks(*args, **kwargs).manifest("train").content_hash  # type: ignore[arg-type]
         for args, kwargs in [
@@ -255,7 +255,7 @@ def test_kwargs_reach_the_environment() -> None:
     assert "{'says': {'goal': 'g'}}" in tasks.describe()
 
 
-def test_the_hydra_file_makes_it() -> None:
+def test_the_hydra_file_creates_the_task_set() -> None:
     config = OmegaConf.load(ROOT / "conf" / "env" / "gym.yaml")
     config.id = ID
     config.kwargs = {"script": [["One.", 0, False, False, {}]]}

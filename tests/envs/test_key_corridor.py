@@ -35,8 +35,8 @@ def test_the_one_reward_is_for_unlocking_the_door() -> None:
         "go to room 1": "You are in room 1. You can go to room 2, room 3, room 4.",
         "go to room 2 ": "Nothing happens.",
     }
-    for action, said in plan.items():
-        assert env.step(action)[:3] == (said, 0.0, False)
+    for action, seen in plan.items():
+        assert env.step(action)[:3] == (seen, 0.0, False)
     assert env.step("go to room 2")[0] == "You are in room 2. You can go to room 1. A key lies here."
     observation, _, _, _, info = env.step("take key")
     assert observation == "You are in room 2. You can go to room 1. You hold the key."
@@ -49,7 +49,7 @@ def test_the_one_reward_is_for_unlocking_the_door() -> None:
     assert (info["success"], info["score"], info["stop_reason"]) == (True, 1.0, StopReason.SUCCESS)
 
 
-def test_walking_round_comes_back_to_the_same_state() -> None:
+def test_walking_in_a_circle_returns_to_the_same_state() -> None:
     env = KeyCorridorEnv()
     keys = [env.reset(options={"task": TASK})[1]["state_key"]]
     keys += [env.step(f"go to room {room}")[4]["state_key"] for room in (1, 4, 3)]
@@ -92,7 +92,7 @@ def test_gymnasium_makes_a_corridor_from_a_seed() -> None:
         env.reset(options={"task": "room 1"})
 
 
-def test_the_configuration_says_the_defaults() -> None:
+def test_the_configuration_has_the_defaults() -> None:
     tasks = instantiate(OmegaConf.load("conf/env/key_corridor.yaml"))
     assert tasks.manifest("valid") == KeyCorridorTasks().manifest("valid")
     assert tasks.max_turns == KeyCorridorTasks().max_turns

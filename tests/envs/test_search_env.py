@@ -84,7 +84,7 @@ def test_every_protocol_keeps_the_contract(protocol: str, folder: Path) -> None:
 
 # -- the project's own protocol ---------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
-    ("said", "action"),
+    ("message", "action"),
     [
         ("search[a [b] c]", Action("search", "a [b] c")),
         (" Answer[ x ]\n", Action("answer", "x")),
@@ -95,8 +95,8 @@ def test_every_protocol_keeps_the_contract(protocol: str, folder: Path) -> None:
         ("", Action(None, "")),
     ],
 )
-def test_actions_are_brackets_or_tags(said: str, action: Action) -> None:
-    assert polyturn.parse(said) == action
+def test_actions_are_brackets_or_tags(message: str, action: Action) -> None:
+    assert polyturn.parse(message) == action
 
 
 def test_nothing_in_a_passage_is_an_answer(folder: Path) -> None:
@@ -165,8 +165,8 @@ def test_igpo_gives_f1_and_takes_two_for_a_bad_call(folder: Path) -> None:
     assert steps[0][4]["searches"] == 2
     assert (steps[1][1], steps[1][2]) == (pytest.approx(0.8), True)
     spoofed = call.replace("Seine", "Anna")  # its passage closes a reasoning that nobody opened
-    said = f"t</think><tool_call>{spoofed}</tool_call>", "t</think><answer>Tarn</answer>"
-    assert play(tasks, *said)[1][1] == igpo.NO_ANSWER
+    output = f"t</think><tool_call>{spoofed}</tool_call>", "t</think><answer>Tarn</answer>"
+    assert play(tasks, *output)[1][1] == igpo.NO_ANSWER
     [(_, reward, terminated, _, info)] = play(tasks, "t</think><tool_call>{}</tool_call>")
     assert (reward, terminated, info["score"], info["signals"]["malformed"]) == (igpo.NO_ANSWER, True, 0.0, True)
 
@@ -296,6 +296,6 @@ def test_gymnasium_plays_a_task(folder: Path) -> None:
     assert observation == info["goal"] == QUESTION["question"]
 
 
-def test_the_configuration_says_the_defaults() -> None:
+def test_the_configuration_has_the_defaults() -> None:
     configured = instantiate(OmegaConf.load("conf/env/search.yaml"), embedded_people=60, train_tasks=60, valid_tasks=24)
     assert configured.manifest("valid") == embedded().manifest("valid")

@@ -53,7 +53,7 @@ def test_both_grade_an_answer_inside_a_passage() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "kept", "action"),
+    ("message", "kept", "action"),
     [
         ("<search>a</search> then <answer>b</answer>", "<search>a</search>", Action("search", "a")),
         ("<answer>b</answer><search>a</search>", "<answer>b</answer><search>a</search>", Action("answer", "b")),
@@ -62,8 +62,8 @@ def test_both_grade_an_answer_inside_a_passage() -> None:
         ("<SEARCH>q</SEARCH>", "<SEARCH>q</SEARCH>", Action(None, "")),
     ],
 )
-def test_search_r1_plays_the_first_pair_of_tags_of_what_is_kept(said: str, kept: str, action: Action) -> None:
-    assert search_r1.cut(said) == kept
+def test_search_r1_plays_the_first_pair_of_tags_of_what_is_kept(message: str, kept: str, action: Action) -> None:
+    assert search_r1.cut(message) == kept
     assert search_r1.parse(kept) == action
 
 
@@ -78,7 +78,7 @@ def test_search_r1_writes_plain_text_and_verl_agent_json() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "action", "valid"),
+    ("message", "action", "valid"),
     [
         ("<SEARCH> Q </SEARCH>", "<search>Q</search>", True),
         ("use <search> or: <search>a</search>", "<search>or: <search>a</search>", False),
@@ -86,8 +86,8 @@ def test_search_r1_writes_plain_text_and_verl_agent_json() -> None:
         ("nothing", "", False),
     ],
 )
-def test_verl_agent_plays_invalid_texts_too(said: str, action: str, valid: bool) -> None:
-    assert verl_agent.project(said) == (action, valid)
+def test_verl_agent_plays_invalid_texts_too(message: str, action: str, valid: bool) -> None:
+    assert verl_agent.project(message) == (action, valid)
 
 
 def test_verl_agents_last_turn_does_not_search_and_its_prompt_has_the_last_turns() -> None:
@@ -105,14 +105,14 @@ def test_verl_agents_last_turn_does_not_search_and_its_prompt_has_the_last_turns
 
 
 @pytest.mark.parametrize(
-    ("said", "golds", "right"),
+    ("message", "golds", "right"),
     [
         ("A&E", ["ae"], True), ("a-b", ["ab"], True), ("Vitamin A", "vitamin", True), ("A.", [""], True),
         ("the Beatles", ["Beatles!"], True), ("“x”", ["x"], False), ("x", ["y", "X"], True),
     ],
 )  # fmt: skip
-def test_normalisation_is_squads(said: str, golds: Any, right: bool) -> None:
-    assert grading.exact_match(said, golds) is right
+def test_normalisation_is_squads(message: str, golds: Any, right: bool) -> None:
+    assert grading.exact_match(message, golds) is right
 
 
 def test_igpo_compares_sets_of_words_and_keeps_articles() -> None:
@@ -168,7 +168,7 @@ def test_mt_grpo_plays_one_call_and_counts_what_the_search_reports_as_success() 
 
 
 @pytest.mark.parametrize(
-    ("command", "said"),
+    ("command", "message"),
     [
         ("{", "Error: Invalid JSON format"),
         ("[]", "Error: Tool command must be a JSON object"),
@@ -179,8 +179,8 @@ def test_mt_grpo_plays_one_call_and_counts_what_the_search_reports_as_success() 
         ('{"name": "wiki_search", "args": {"query": "up"}}', "UP"),
     ],
 )
-def test_mt_grpos_errors_are_results(command: str, said: str) -> None:
+def test_mt_grpos_errors_are_results(command: str, message: str) -> None:
     tools = {"wiki_search": mt_grpo.wiki_search(str.upper)}
-    assert mt_grpo.respond(f"<tool>{command}</tool>", tools) == f"<result>\n{said}\n</result>"
+    assert mt_grpo.respond(f"<tool>{command}</tool>", tools) == f"<result>\n{message}\n</result>"
     assert mt_grpo.respond("hello", tools) == mt_grpo.NO_TOOL
     assert mt_grpo.respond(f"<tool>{command}", tools) == mt_grpo.NO_TOOL

@@ -42,7 +42,7 @@ def test_recordings_are_equalled(path: Path, tmp_path: Path, capsys: pytest.Capt
         ("search_server_http", "status", 418),
     ],
 )
-def test_a_difference_is_found_and_told(
+def test_a_difference_is_found_and_printed(
     name: str, field: str, value: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = json.loads((RECORDINGS / f"{name}.json").read_text())

@@ -1,4 +1,4 @@
-"""The catalogue: what the official files say of a product, what is kept of them, and what is said of bad ones."""
+"""The catalogue: what it reads from the official files, what it stores, and its errors for bad files."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_prices(pricing: str | None, prices: tuple[float, ...], tag: str) -> Non
     assert (product.prices, product.price_tag) == (prices, tag)
 
 
-def test_a_product_reads_as_officially() -> None:
+def test_the_text_of_a_product_is_the_official_one() -> None:
     options = {"Color": [{"value": " Navy/White "}, {"value": "RED"}], "None": None, "Size": []}
     raw = record("A", "A Lamp", customization_options=options, query=" LAMPS ", small_description="one text", images=[])
     product = parse_product(raw, {}, HUMAN["LAMP000001"])
@@ -77,7 +77,7 @@ text = st.text(max_size=8)
 @given(
     text, text, st.lists(text, max_size=3), st.dictionaries(text, st.lists(text, max_size=3), max_size=3), st.booleans()
 )
-def test_products_survive_being_kept(
+def test_stored_products_are_read_back(
     name: str, description: str, bullets: list[str], options: dict[str, list[str]], instructed: bool
 ) -> None:
     raw = record("A", name, options, full_description=description, small_description=bullets)
@@ -158,7 +158,7 @@ def test_a_damaged_cache_is_made_again(tmp_path: Path, caplog: pytest.LogCapture
     assert catalogue.product(0).name == PRODUCTS[0]["name"]
 
 
-def test_who_builds_at_the_same_time_keeps_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_simultaneous_build_keeps_the_first_catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_catalogue(tmp_path)
     from envs.webshop import catalogue as module
 
@@ -179,7 +179,7 @@ def test_the_hash_of_a_large_file_is_remembered(tmp_path: Path, cache: Path, mon
 
 
 # -- nouns ------------------------------------------------------------------------------------------------------------
-def test_nouns_that_nobody_knows(tmp_path: Path) -> None:
+def test_a_catalogue_without_nouns_raises(tmp_path: Path) -> None:
     catalogue = load_catalogue(write(tmp_path / "shop"))
     assert not catalogue.has_nouns
     with pytest.raises(NounsNotFoundError, match=r"scripts\.download webshop --nouns"):
@@ -220,7 +220,7 @@ def broken(**fields: Any) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("products", "said"),
+    ("products", "message"),
     [
         (broken(pricing="free"), r"product 1, BAD: its pricing is 'free'"),
         (broken(pricing="$1.2.3"), "BAD: its pricing"),
@@ -246,16 +246,16 @@ def broken(**fields: Any) -> list[dict[str, Any]]:
         ("[" * 100_000, "cut off, at member 0"),
     ],
 )
-def test_bad_products_are_named(tmp_path: Path, cache: Path, products: Any, said: str) -> None:
+def test_bad_products_are_named(tmp_path: Path, cache: Path, products: Any, message: str) -> None:
     folder = write(tmp_path / "shop", items_shuffle=products)
-    with pytest.raises(JSONFileError, match=said) as error:
+    with pytest.raises(JSONFileError, match=message) as error:
         load_catalogue(folder)
     assert "items_shuffle.json" in str(error.value)
     assert not cache.exists() or not list(cache.iterdir())  # nothing is left
 
 
 @pytest.mark.parametrize(
-    ("files", "said"),
+    ("files", "message"),
     [
         ({"items_ins_v2": {"OTHER": {"attributes": []}}}, r"none of its 1 products is in items_shuffle\.json"),
         ({"items_human_ins": {"OTHER": []}}, r"items_human_ins\.json: none of its 1 products"),
@@ -270,8 +270,8 @@ def test_bad_products_are_named(tmp_path: Path, cache: Path, products: Any, said
         ({"title_nouns": {"LAMP000001": "lamp"}}, "expected a list"),
     ],
 )
-def test_bad_companions_are_named(tmp_path: Path, files: dict[str, Any], said: str) -> None:
-    with pytest.raises(CatalogueError, match=said) if "JSON" not in said else pytest.raises(JSONFileError, match=said):
+def test_bad_companions_are_named(tmp_path: Path, files: dict[str, Any], message: str) -> None:
+    with pytest.raises(JSONFileError if "JSON" in message else CatalogueError, match=message):
         load_catalogue(write(tmp_path / "shop", **files))
 
 

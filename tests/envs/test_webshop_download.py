@@ -46,7 +46,7 @@ def server() -> Iterator[FileServer]:
 
 
 def get(data: Path, server: FileServer | None = None, mirror: Path | None = None) -> str:
-    """What it said."""
+    """Returns the output."""
     console = Console(file=io.StringIO(), width=200)
     files = tuple(DriveFile(f"{server.address}/{name}", None, None, name) for name in CONTENTS) if server else None
     install(data, "small", mirror, files=files, console=console)
@@ -73,26 +73,26 @@ def mirrored(folder: Path, contents: dict[str, bytes], **more: str) -> Path:
 
 
 # -- from the net -----------------------------------------------------------------------------------------------------
-def test_fetches_records_hashes_and_tells(server: FileServer, tmp_path: Path) -> None:
-    said = get(tmp_path, server)
+def test_a_download_is_recorded_hashed_and_reported(server: FileServer, tmp_path: Path) -> None:
+    output = get(tmp_path, server)
     assert placed(tmp_path) == CONTENTS
     assert (tmp_path / "webshop" / SUMS).read_text() == sums(CONTENTS)
-    assert f"small: {len(PRODUCTS)} products" in said
-    assert "no published hash" in said
-    assert "add --nouns" in said
+    assert f"small: {len(PRODUCTS)} products" in output
+    assert "no published hash" in output
+    assert "add --nouns" in output
     before = len(server.asked)
     assert get(tmp_path, server).count("already there") == 3
     assert len(server.asked) == before
 
 
-def test_a_broken_connection_is_taken_up_where_it_broke(server: FileServer, tmp_path: Path) -> None:
+def test_a_broken_download_resumes(server: FileServer, tmp_path: Path) -> None:
     server.cuts = [100, 200]
     get(tmp_path, server)
     assert server.asked[:3] == [None, "bytes=100-", "bytes=300-"]
     assert placed(tmp_path) == CONTENTS
 
 
-def test_what_an_earlier_run_left_whole_is_not_fetched_again(server: FileServer, tmp_path: Path) -> None:
+def test_complete_files_are_not_fetched_again(server: FileServer, tmp_path: Path) -> None:
     name, content = next(iter(CONTENTS.items()))
     mirrored(tmp_path / "webshop", {f"{name}.part": content})
     get(tmp_path, server)
@@ -100,14 +100,14 @@ def test_what_an_earlier_run_left_whole_is_not_fetched_again(server: FileServer,
     assert placed(tmp_path) == CONTENTS
 
 
-def test_a_page_is_no_file(server: FileServer, tmp_path: Path) -> None:
+def test_a_page_instead_of_a_file_is_refused(server: FileServer, tmp_path: Path) -> None:
     server.content_type = "text/html; charset=utf-8"
     with pytest.raises(DownloadError, match=r"sent a page instead of the file.*--from"):
         get(tmp_path, server)
     assert placed(tmp_path) == {}
 
 
-def test_known_hashes_are_held_to(server: FileServer, tmp_path: Path) -> None:
+def test_files_must_have_the_known_hashes(server: FileServer, tmp_path: Path) -> None:
     mirrored(tmp_path / "webshop", {}, **{SUMS: sums(CONTENTS)})
     server.contents["items_ins_v2_1000.json"] += b" "
     with pytest.raises(DownloadError, match=r"is not the items_ins_v2_1000\.json of SHA256SUMS"):
@@ -117,7 +117,7 @@ def test_known_hashes_are_held_to(server: FileServer, tmp_path: Path) -> None:
     assert get(tmp_path, server).count("verified") == 2
 
 
-def test_what_is_no_catalogue_does_not_stay(server: FileServer, tmp_path: Path) -> None:
+def test_an_invalid_catalogue_is_removed(server: FileServer, tmp_path: Path) -> None:
     server.contents["items_shuffle_1000.json"] = CONTENTS["items_shuffle_1000.json"][:-1]
     with pytest.raises(JSONFileError, match="cut off"):
         get(tmp_path, server)
@@ -174,7 +174,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert (failed.returncode, failed.stderr.count("\n")) == (2, 1)
 
 
-def test_where_the_files_are() -> None:
+def test_the_sizes_and_urls_of_the_files() -> None:
     assert sorted(FILES) == ["full", "small"]
     for files in FILES.values():
         assert [file.name.partition(".")[0].removesuffix("_1000") for file in files] == [
@@ -205,7 +205,7 @@ class Tagger:
             ]
 
 
-def test_nouns_are_found_once_and_gone_on_with(tmp_path: Path) -> None:
+def test_finding_nouns_resumes_after_an_interruption(tmp_path: Path) -> None:
     get(tmp_path, mirror=mirrored(tmp_path / "mirror", CONTENTS))
     catalogue = load_catalogue(tmp_path / "webshop")
     with pytest.raises(NounsNotFoundError):

@@ -1,4 +1,4 @@
-"""WebShop as an environment: the contract, rewards, what is told beside the pages, and what goes wrong at the start."""
+"""WebShop as an environment: the contract, rewards, info, and errors at the start."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_prices_follow_the_seed_of_the_task(shop_folder):
     assert scores == {0.8, 1.0}
 
 
-def test_what_is_told_beside_the_page(shop_folder):
+def test_info_of_a_page(shop_folder):
     task = make_task(shop_folder)
     start, results, item, *_ = play(WebShopEnv(), task, [*LAMP, "click[red]"])
     assert start[4]["goal"] == task.payload["goal"]["instruction_text"]
@@ -133,7 +133,7 @@ def test_verl_agents_state_key_is_its_anchor(shop_folder):
     assert done[4]["state_key"] == done[0]
 
 
-def test_where_the_official_environment_breaks_nothing_happens(shop_folder):
+def test_errors_of_the_official_environment_change_nothing(shop_folder):
     start, first, second = play(WebShopEnv(), make_task(shop_folder), ["search[<c>]", "search[<a> dimmable]"])
     assert first[0] == second[0] == start[0]
 
@@ -161,7 +161,7 @@ def test_instances_share_a_shop_but_no_state(shop_folder):
 
 
 @pytest.mark.parametrize(("argument", "known"), [("observation", "text_rich"), ("protocol", "verl_agent")])
-def test_unknown_modes_are_told(argument, known):
+def test_unknown_modes_raise(argument, known):
     with pytest.raises(UnknownNameError, match=known):
         WebShopEnv(**{argument: "html"})
 
@@ -169,25 +169,25 @@ def test_unknown_modes_are_told(argument, known):
 @pytest.mark.parametrize(
     "task", [None, "goal-1", Task("a", "b"), Task("a", "b", payload={"catalogue": "/", "price_seed": 0})]
 )
-def test_a_task_without_something_to_buy_is_told(task):
+def test_a_task_without_a_goal_raises(task):
     with pytest.raises(ValueError, match="payload has a 'catalogue', a 'price_seed' and a 'goal'"):
         WebShopEnv().reset(options={"task": task})
 
 
-def test_a_goal_of_another_catalogue_is_told(shop_folder):
+def test_a_goal_of_another_catalogue_raises(shop_folder):
     task = make_task(shop_folder)
     payload = {**task.payload, "goal": task.payload["goal"] | {"asin": "LAMP000009"}}
     with pytest.raises(UnknownNameError, match="LAMP000009"):
         WebShopEnv().reset(options={"task": replace(task, payload=payload)})
 
 
-def test_a_folder_without_a_catalogue_is_told(shop_folder, tmp_path):
+def test_a_folder_without_a_catalogue_is_named(shop_folder, tmp_path):
     task = make_task(shop_folder)
     with pytest.raises(CatalogueNotFoundError, match=r"scripts\.download webshop"):
         WebShopEnv().reset(options={"task": replace(task, payload={**task.payload, "catalogue": str(tmp_path)})})
 
 
-def test_a_catalogue_without_nouns_is_told_before_the_first_step(shop_folder, tmp_path):
+def test_a_catalogue_without_nouns_raises_before_the_first_step(shop_folder, tmp_path):
     (tmp_path / "items_shuffle.json").write_text(json.dumps([record("LAMP000001", "A lamp nobody knows")]))
     (tmp_path / "items_ins_v2.json").write_text(json.dumps(ATTRIBUTES))
     task = make_task(shop_folder)

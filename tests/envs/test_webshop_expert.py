@@ -1,4 +1,4 @@
-"""The scripted shopper: what it reads in an instruction, what it does with pages, how often it succeeds."""
+"""The scripted expert: what it reads in an instruction, what it does on pages, how often it succeeds."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_it_goes_back_where_an_option_is_missing_and_buys_what_has_it() -> None:
         shopper.observe(action, page, info)
 
 
-def test_it_can_be_asked_in_an_episode_that_somebody_else_plays() -> None:
+def test_it_gives_an_action_in_an_episode_that_another_agent_plays() -> None:
     shopper = Shopper()
     shopper.reset("WebShop [SEP] " + HEAD + "Search", {"admissible": ["search[<your query>]"]})
     shopper.observe(
@@ -87,7 +87,7 @@ def test_it_can_be_asked_in_an_episode_that_somebody_else_plays() -> None:
     assert shopper.act() == "click[back to search]"
 
 
-def test_a_page_that_is_none_of_the_shop_is_refused() -> None:
+def test_an_unknown_page_is_refused() -> None:
     with pytest.raises(ValueError, match="expected the first page of WebShop in text mode, got 'You are in a room"):
         Shopper().reset("You are in a room.", {})
 

@@ -1,4 +1,4 @@
-"""No text that somebody may send breaks an episode, or takes it out of the shop."""
+"""No action text breaks an episode, or leaves the shop."""
 
 from __future__ import annotations
 

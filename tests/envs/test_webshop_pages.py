@@ -1,4 +1,4 @@
-"""Pages, their texts, and what leads from one to another."""
+"""Pages, their texts, and the actions that lead from one to another."""
 
 from __future__ import annotations
 
@@ -103,12 +103,12 @@ def test_actions_are_read_as_the_official_expression_reads_them(action):
         "\nsearch[lamp]",
     ],
 )
-def test_what_is_no_action_leaves_the_page_itself(walk, action):
+def test_invalid_actions_do_not_change_the_page(walk, action):
     before = walk.page
     assert walk(action) is before
 
 
-def test_what_follows_an_action_does_not_matter(walk):
+def test_text_after_an_action_does_not_matter(walk):
     assert walk("search[LAMP] please\n").keywords == ("lamp",)
     assert walk("click[Back To Search] now").kind == "search"
 
@@ -187,7 +187,7 @@ def test_random_products_are_drawn_for_every_page(walk):
 
 
 @pytest.mark.parametrize(("action", "error"), [("search[<a> dimmable]", "TypeError"), ("search[<c>]", "IndexError")])
-def test_searches_that_break_the_official_server_are_told(walk, action, error):
+def test_searches_that_break_the_official_server_raise(walk, action, error):
     before = walk.page
     with pytest.raises(UnansweredError) as caught:
         walk(action)
@@ -255,7 +255,7 @@ def test_sub_pages(walk, sub, text, rich):
     assert walk.page.options == {"color": "red"}
 
 
-def test_attributes_are_told_where_that_is_asked_for(shop, goal):
+def test_attributes_are_shown_if_configured(shop, goal):
     telling = Walk(Shop(shop.catalogue, shop.index, show_attributes=True), goal)
     telling("search[lamp]", LAMP)
     assert telling.clickables[4:7] == ("reviews", "attributes", "buy now")
@@ -309,7 +309,7 @@ def test_options_on_the_receipt_are_json_for_html(walk):
     assert '{"first": "x", "second": "caf\\u00e9"}' in walk.text
 
 
-def test_after_a_purchase_a_search_goes_on(walk):
+def test_a_search_works_after_a_purchase(walk):
     bought = walk("search[lamp]", LAMP, "click[buy now]")
     assert walk("click[buy now]", "click[back to search]") is bought
     page = walk("search[lamp]")

@@ -57,13 +57,13 @@ def change(data, *keys, value):
         ("verl_wrapper", ["runs", 0, "steps", 0, 0, "anchor"], ""),
     ],
 )
-def test_a_difference_is_found_and_told(name, keys, value, tmp_path, capsys):
+def test_a_difference_is_found_and_printed(name, keys, value, tmp_path, capsys):
     data = json.loads((RECORDINGS / f"{name}.json").read_text(encoding="utf-8"))
     (tmp_path / f"{name}.json").write_text(json.dumps(change(data, *keys, value=value)), encoding="utf-8")
     assert replay(tmp_path) == 1
-    told = capsys.readouterr().out
-    assert f"{name}.json, " in told
-    assert "different" in told
+    output = capsys.readouterr().out
+    assert f"{name}.json, " in output
+    assert "different" in output
 
 
 def test_a_session_keeps_its_goal_for_ever(shop_folder):
@@ -83,7 +83,7 @@ def test_a_session_keeps_its_goal_for_ever(shop_folder):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ("{", "no recording"),
         ("[]", "unknown kind 'list'"),
@@ -92,10 +92,10 @@ def test_a_session_keeps_its_goal_for_ever(shop_folder):
         ('{"kind": "webshop-fuzz"}', "KeyError"),
     ],
 )
-def test_what_is_no_recording_is_told(content, told, tmp_path, capsys):
+def test_a_file_that_is_no_recording_raises(content, message, tmp_path, capsys):
     (tmp_path / "odd.json").write_text(content)
     assert replay(tmp_path) == 1
-    assert told in capsys.readouterr().out
+    assert message in capsys.readouterr().out
 
 
 def test_html_is_passed_over_and_a_folder_without_recordings_is_an_error(tmp_path, capsys):

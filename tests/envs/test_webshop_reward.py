@@ -1,4 +1,4 @@
-"""What a purchase is worth, part by part."""
+"""The reward of a purchase, part by part."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def bought(product=LAMP, goal=GOAL, price=20.0, options=("dark blue", "large"), 
     return score_purchase(product, goal, price, options, nouns, goal_nouns)
 
 
-def test_the_product_that_was_asked_for_scores_1():
+def test_the_requested_product_scores_1():
     reward = bought()
     assert reward.total == 1.0
     assert reward.details() == {
@@ -109,7 +109,7 @@ def test_repeated_nouns_of_the_goal_count_each_time():
     assert bought(nouns=("lamp", "lamp"), goal_nouns=("lamp", "lamp")).title_score == 0.5
 
 
-def test_a_colour_of_a_synthetic_goal_is_met_by_any_like_it():
+def test_a_colour_of_a_synthetic_goal_matches_similar_ones():
     """The goal compares "('color', 'dark blue')", the purchase only "dark" for "dark navy": a subset of its words."""
     assert bought(options=("dark navy", "large")).options_met == 2
     assert bought(options=("navy", "large")).options_met == 1
@@ -121,7 +121,7 @@ def test_a_human_goal_lists_plain_values():
     assert bought(goal=goal, options=("red", "large")).options_met == 1
 
 
-def test_a_goal_without_options_says_nothing_of_them():
+def test_a_goal_without_options_does_not_mention_them():
     details = bought(goal=replace(GOAL, goal_options={}), options=("red",)).details()
     assert "r_option" not in details
     assert "w_option" not in details

@@ -1,4 +1,4 @@
-"""The search: terms as Lucene's analyzer gives them, ranks as BM25 has them in a slow and plain computation."""
+"""The search: terms as in Lucene's analyzer, ranks as in a slow and plain computation of BM25."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def test_a_query_is_a_bag_of_words(tmp_path: Path) -> None:
         assert number in index.search(catalogue.product(number).name, 100)
 
 
-def test_terms_that_share_a_key_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_terms_that_share_a_key_are_distinguished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("postings", "search"):
         monkeypatch.setattr(f"envs.webshop.{module}.term_key", len)
     catalogue = load_catalogue(shop_of(tmp_path, ["red", "oak", "oak red", "blue"]))

@@ -1,4 +1,4 @@
-"""WebShop's splits: the official order, verl-agent's workers, and which catalogue is taken."""
+"""WebShop's splits: the official order, verl-agent's workers, and the choice of a catalogue."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def test_workers_get_the_recorded_goals() -> None:
             assert payload["goal"] == run["goals"][worker * group]
 
 
-def test_later_resets_go_on_with_the_generator() -> None:
+def test_later_resets_continue_with_the_generator() -> None:
     both, first = (worker_draws(7, 5, 2000, is_train=True, resets=resets) for resets in (2, 1))
     assert both[0] == first[0]
     assert both[1] != both[0]
@@ -220,7 +220,7 @@ def test_an_official_catalogue_is_taken_where_there_is_one(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ({"catalogue": "smal"}, "did you mean 'small'"),
         ({"protocol": "verl"}, "known: official, verl_agent"),
@@ -228,12 +228,12 @@ def test_an_official_catalogue_is_taken_where_there_is_one(tmp_path: Path) -> No
         ({"observation": "html"}, "known: text, text_rich"),
     ],
 )
-def test_a_wrong_name_is_told_with_those_there_are(arguments: dict[str, str], said: str) -> None:
-    with pytest.raises(UnknownNameError, match=said):
+def test_a_wrong_name_is_named_with_the_known_ones(arguments: dict[str, str], message: str) -> None:
+    with pytest.raises(UnknownNameError, match=message):
         small(**arguments)
 
 
-def test_sizes_are_checked_and_unknown_tasks_told() -> None:
+def test_wrong_sizes_and_unknown_tasks_raise() -> None:
     with pytest.raises(ValueError, match="must be at least 1"):
         small(train_workers=0)
     with pytest.raises(UnknownNameError, match="did you mean 'official/goal-"):

@@ -1,4 +1,4 @@
-"""A small shop for tests: a catalogue of a few products in the official files, with what is odd in real ones."""
+"""A small shop for tests: a few products in the official files, with oddities of real ones."""
 
 from __future__ import annotations
 

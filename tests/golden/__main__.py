@@ -1,4 +1,4 @@
-"""The command: replay every recording in a folder and say how far off each algorithm is."""
+"""The command: replay every recording in a folder and print the error of each algorithm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading a recorded file, and comparing what it expects with what came out."""
+"""Read a recorded file, and compare results with it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Difference(NamedTuple):
 
 
 def load(name: str) -> tuple[list[Any], Any]:
-    """The cases of one of the project's own recordings, and the `atol` and `rtol` they are to be met with."""
+    """The cases of one of the project's own recordings, and their tolerances `atol` and `rtol`."""
     data = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     return data["cases"], data["tolerance"]
 

@@ -1,4 +1,4 @@
-"""What the project answers to the inputs of a recorded case, for every algorithm that there is a recording of."""
+"""The project's results for the inputs of a recorded case, for every algorithm with a recording."""
 
 from __future__ import annotations
 

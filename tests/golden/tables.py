@@ -24,7 +24,7 @@ def hashable(value: Any) -> Any:
 
 
 def make_table(group: Any, episode: Any, turn: Any, reward: Any, **others: Any) -> TurnTable:
-    """A table of what is given, all turns valid and in states of their own where nothing else is said."""
+    """A table of the given columns; by default all turns are valid, and in different states."""
     n = len(group)
     state = np.empty(n, dtype=object)
     state[:] = others.pop("state", range(n))

@@ -1,4 +1,4 @@
-"""Kill runs at random moments, go on with them, and compare all their files with those of a run that was left alone.
+"""Kill runs at random moments, resume them, and compare all their files with those of an uninterrupted run.
 
     python -m tests.kills --kills 20              # of each kind
     python -m tests.kills --kills 3 --kind report --seed 7

@@ -1,4 +1,4 @@
-"""The commands around training, as somebody uses them."""
+"""The commands around training, as a user calls them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from scripts import common, doctor
 from scripts.agents import checkpoint_of
 from scripts.play import find_task
 from tests.agents.corridors import ACTIONS, Corridor, Corridors
-from tests.agents.endpoint_server import Server, said
+from tests.agents.endpoint_server import Server, answered
 from tests.agents.test_chat import CHATML
 from tests.agents.toys import random_policy
 
@@ -60,8 +60,8 @@ class Cli:
             common.run(importlib.import_module(f"scripts.{name}").main)
         except SystemExit as end:
             code = int(end.code or 0)
-        said = self.capsys.readouterr()
-        return code, said.out, said.err
+        output = self.capsys.readouterr()
+        return code, output.out, output.err
 
     def evaluate(self, *arguments: str) -> Path:
         """The run folder of an evaluation that must succeed."""
@@ -100,7 +100,7 @@ def test_resume_cuts_a_half_written_line_and_plays_what_is_missing(cli: Cli) -> 
     (cut / "episodes.jsonl").write_text("".join(lines[:5]) + lines[5][:40])
     (cut / "evaluation.json").unlink()
     code, out, _ = cli("evaluate", f"resume={cut}")  # split and seeds come from the run
-    assert (code, "5 of 12 episodes are there already" in out) == (0, True)
+    assert (code, "5 of 12 episodes were played before" in out) == (0, True)
     assert (cut / "episodes.jsonl").read_text().splitlines(keepends=True)[:5] == lines[:5]
     assert result_of(cut) == result_of(whole)
 
@@ -133,8 +133,8 @@ def test_resume_refuses_another_environment(cli: Cli) -> None:
 
 
 def test_resume_refuses_another_prompt(cli: Cli) -> None:
-    """What concerns the endpoint may change: that is what somebody resumes for. Its key is kept nowhere."""
-    server = Server(lambda _: said("<action>go right</action>"))
+    """Settings of the endpoint may change when an evaluation is resumed. Its key is stored nowhere."""
+    server = Server(lambda _: answered("<action>go right</action>"))
     cli.monkeypatch.setenv("OPENAI_API_KEY", "secret-1")
     endpoint = [*CORRIDOR, "agent=openai", f"agent.base_url={server.url}", "agent.name=m", "agent.prompter.system=gym"]
     assert cli("evaluate", *endpoint, "limit=1", "hydra.run.dir=run")[0] == 0
@@ -172,7 +172,7 @@ def test_resume_refuses_a_model_with_other_content(cli: Cli) -> None:
     assert cli("evaluate", f"resume={run}")[0] == 0
 
 
-def test_a_report_says_what_was_played(cli: Cli) -> None:
+def test_a_report_names_the_games_and_settings(cli: Cli) -> None:
     shop = ["env=webshop", "env.catalogue=embedded", "env.embedded_products=60", "env.observation=text_rich"]
     cli.monkeypatch.setenv("POLYTURN_CACHE", str(cli.folder / "cache"))
     code, out, err = cli("evaluate", *shop, "agent=random", "limit=1", "hydra.run.dir=run")
@@ -184,12 +184,12 @@ def test_a_report_says_what_was_played(cli: Cli) -> None:
     assert (played["catalogue"], played["observation"], played["protocol"]) == ("embedded", "text_rich", "official")
 
 
-def test_a_limit_is_said_in_the_results(cli: Cli) -> None:
+def test_a_limit_is_in_the_results(cli: Cli) -> None:
     run = cli.evaluate("agent=expert", "limit=2")
     assert "2 of 6 tasks, evenly spaced over the sorted ids" in (run / "evaluation.md").read_text()
     assert result_of(run)["tasks"] == 2
     code, out, _ = cli("evaluate", f"resume={run}", "limit=4")
-    assert (code, "2 of 4 episodes are there already" in out, "limit=4: 4 of 6 tasks" in out) == (0, True, True)
+    assert (code, "2 of 4 episodes were played before" in out, "limit=4: 4 of 6 tasks" in out) == (0, True, True)
 
 
 def test_a_sweep_runs_over_agents_and_seeds(cli: Cli) -> None:
@@ -207,8 +207,8 @@ def test_a_failing_job_of_a_sweep_does_not_stop_the_others(cli: Cli) -> None:
     assert result_of(cli.folder / "sweep" / "1")["success"]["rate"] == 1.0
 
 
-def test_a_model_behind_an_endpoint_is_evaluated_and_its_tokens_are_told(cli: Cli) -> None:
-    server = Server(lambda _: said("I go.\\n<action>go right</action>"))
+def test_a_model_behind_an_endpoint_is_evaluated_and_its_tokens_are_printed(cli: Cli) -> None:
+    server = Server(lambda _: answered("I go.\\n<action>go right</action>"))
     endpoint = ["agent=openai", f"agent.base_url={server.url}", "agent.prompter.system=gym", "limit=2"]
     code, out, _ = cli("evaluate", *CORRIDOR, *endpoint, "agent.name=m", "agent.prices=[1,2]")
     assert (code, "16 requests, 1,600 prompt tokens, 112 completion tokens, cost 0.001824" in out) == (0, True)
@@ -273,7 +273,7 @@ def test_a_policy_is_played_from_the_best_checkpoint_of_a_run(cli: Cli) -> None:
     assert result_of(again) == result_of(run)
 
 
-def test_a_model_that_was_prompted_otherwise_is_refused(cli: Cli) -> None:
+def test_a_model_that_was_trained_with_another_prompter_is_refused(cli: Cli) -> None:
     config = cli.folder / "trained" / ".hydra" / "config.yaml"
     config.parent.mkdir(parents=True)
     config.write_text("agent: {prompter: {_target_: agents.prompts.Template, name: gigpo_alfworld, history: 2}}")
@@ -316,7 +316,7 @@ def test_an_evaluation_whose_environment_raises_does_not_end_with_0(cli: Cli) ->
         assert (run / "evaluation.md").exists()
 
 
-def test_an_error_of_an_environment_is_told_by_what_it_says(cli: Cli) -> None:
+def test_an_error_of_an_environment_is_shown_by_its_message(cli: Cli) -> None:
     def raised(error: Exception) -> str:
         try:
             try:
@@ -334,7 +334,7 @@ def test_an_error_of_an_environment_is_told_by_what_it_says(cli: Cli) -> None:
     assert error_line("the worker died with exit code 3") == "the worker died with exit code 3"
     cli.monkeypatch.setattr(Corridor, "_act", lambda *_: time.sleep(0.5))
     _, out, _ = cli("evaluate", *CORRIDOR, "agent=expert", "limit=1", "pool.step_timeout=0.1")
-    assert "1 episode ended by an error, the first by: step of env 0: no answer in 0.1 s.\n" in out
+    assert "errors ended 1 episode; the first was: step of env 0: no answer in 0.1 s.\n" in out
 
 
 def test_a_warning_is_a_line_without_a_date(cli: Cli) -> None:
@@ -352,35 +352,35 @@ def test_a_warning_is_a_line_without_a_date(cli: Cli) -> None:
 
 # -- errors -----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["env=coridor"], "unknown env 'coridor'; did you mean 'corridor' or 'key_corridor'?"),
         (["agnt=random"], "unknown key 'agnt'; did you mean 'agent'?"),
         (["pool.sise=3"], "unknown key of pool 'sise'; did you mean 'size'?; known: size, step_timeout, workers"),
-        (["temperature=0"], "elsewhere there is agent.sampling.temperature"),
+        (["temperature=0"], "the same name exists in agent.sampling.temperature"),
         (["hydra.run.dr=x"], "unknown key of hydra.run 'dr'; did you mean 'dir'?"),
-        (["env=gym", "agent=random"], "env.id has no value; give it one: env.id=…"),
+        (["env=gym", "agent=random"], "env.id has no value; set it: env.id=…"),
         (["agent=random", "seeds=3"], "got 3; did you mean seeds=[3]?"),
-        (["agent=random", "model=x"], "agent=random plays without a model"),
+        (["agent=random", "model=x"], "agent=random takes no model"),
         (["model=nowhere"], "no model at nowhere"),
         (["model=outputs/nowhere"], "no model at outputs/nowhere"),
         (["seeds=[0"], "cannot read the override 'seeds=[0'"),
         (["agent=random,expert"], "add --multirun"),
-        (["env=gym", "env.id=x", "env.kwargs.kind=y"], "env.kwargs 'kind'; known: none; +env.kwargs.kind=… adds it"),
+        (["env=gym", "env.id=x", "env.kwargs.kind=y"], "env.kwargs 'kind'; known: none; to add it: +env.kwargs.kind=…"),
         (["agent=random", "+env.rooms=3"], "unknown setting of env 'rooms'; known: none"),
         (["resume=nowhere"], "nothing to resume in nowhere"),
-        (["-m", "resume=nowhere"], "one run, which --multirun cannot do"),
+        (["-m", "resume=nowhere"], "resumes one run, so it cannot be used with --multirun"),
     ],
 )
-def test_a_mistake_is_one_line_that_names_what_exists(cli: Cli, arguments: list[str], said: str) -> None:
+def test_a_mistake_is_one_line_that_names_what_exists(cli: Cli, arguments: list[str], message: str) -> None:
     code, _, err = cli("evaluate", *CORRIDOR[:2], *([] if "env=" in arguments[0] else CORRIDOR[2:]), *arguments)
     assert code == 2
-    assert said in err
+    assert message in err
     assert err.startswith("error: ")
     assert err.count("\n") == 1
 
 
-def test_bugs_have_a_traceback_and_mistakes_have_one_when_asked_for(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bugs_have_a_traceback_and_mistakes_only_with_full_errors(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     def end_of(main: Callable[[], None]) -> tuple[int, bool]:
         with pytest.raises(SystemExit) as end:
             common.run(main)
@@ -424,12 +424,12 @@ def start_long_evaluation(folder: Path, **options) -> subprocess.Popen:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_an_evaluation_that_is_stopped_says_how_to_go_on(cli: Cli, number: signal.Signals) -> None:
+def test_an_evaluation_that_is_stopped_prints_the_command_that_resumes_it(cli: Cli, number: signal.Signals) -> None:
     process = start_long_evaluation(cli.folder)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number
-    assert "go on with: python -m scripts.evaluate resume=run" in out
+    assert "resume with: python -m scripts.evaluate resume=run" in out
     assert "Traceback" not in err
     played = len(list(read_episodes(cli.folder / "run" / "episodes.jsonl")))
     assert played > 0
@@ -446,7 +446,7 @@ def test_a_terminal_that_is_closed_ends_the_evaluation_cleanly(tmp_path: Path) -
     assert list(read_episodes(tmp_path / "run" / "episodes.jsonl"))
 
 
-def test_a_reader_that_goes_away_and_a_full_disk(tmp_path: Path) -> None:
+def test_a_closed_stdout_and_a_full_disk(tmp_path: Path) -> None:
     write_episodes(tmp_path / "many.jsonl", [an_episode() for _ in range(6000)])
     process = start("view", str(tmp_path / "many.jsonl"))
     assert process.stdout
@@ -460,16 +460,16 @@ def test_a_reader_that_goes_away_and_a_full_disk(tmp_path: Path) -> None:
         _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (
         2,
-        "error: the disk is full: stdout could not be written; free some space and go on\n",
+        "error: the disk is full: stdout could not be written; free some space and try again\n",
     )
 
 
 # -- play -------------------------------------------------------------------------------------------------------------
-def test_a_person_plays_by_number_and_by_name_and_takes_back(cli: Cli) -> None:
+def test_a_user_plays_by_number_and_by_name_and_takes_back_a_turn(cli: Cli) -> None:
     stdin = "?\n9\n:foo\n2\n:undo\n:undo\ngo right\nopen door 1\n"
     code, out, _ = cli("play", *CORRIDOR, "task=0", stdin=stdin)
     assert code == 0
-    assert "there are actions 1 to 3" in out
+    assert "enter a number from 1 to 3" in out
     assert out.count("> go right\n") == 2  # what was chosen by its number, and what was entered
     assert "unknown command :foo" in out
     assert "there is no turn to take back" in out
@@ -477,7 +477,7 @@ def test_a_person_plays_by_number_and_by_name_and_takes_back(cli: Cli) -> None:
     assert list(cli.folder.iterdir()) == []
 
 
-def test_a_person_enters_the_text_of_an_action_that_takes_any(cli: Cli) -> None:
+def test_a_user_enters_the_text_of_a_slot(cli: Cli) -> None:
     """What is played is shown, not the number; nothing entered plays nothing."""
     cli.monkeypatch.setenv("POLYTURN_CACHE", str(cli.folder / "cache"))
     shop = ["env=webshop", "env.catalogue=embedded", "env.embedded_products=60", "task=0"]
@@ -562,7 +562,7 @@ def test_bench_names_what_exists(cli: Cli) -> None:
 
 
 # -- doctor -----------------------------------------------------------------------------------------------------------
-def test_doctor_says_what_is_there(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_reports_packages_and_data(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLYTURN_CACHE", str(cli.folder / "cache"))
     monkeypatch.setenv("POLYTURN_DATA", str(cli.folder / "data"))
     code, out, _ = cli("doctor")

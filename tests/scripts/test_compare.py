@@ -1,4 +1,4 @@
-"""Training runs side by side: which are read, how they are grouped and named, and the table and the picture of them."""
+"""Comparing training runs: which are read, how they are grouped and named, the table and the picture."""
 
 from __future__ import annotations
 
@@ -65,24 +65,24 @@ def test_seeds_are_one_line_and_methods_several(tmp_path: Path, capsys: pytest.C
         a_run(tmp_path / f"g{seed}", "gigpo", (0.0, 0.0, last), seed=seed)
         a_run(tmp_path / f"v{seed}", "vineppo", seed=seed, more={"signal/env_steps": 60.0})
     main([str(tmp_path)])
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     untrained = "25.0% (25.0% – 25.0%)"
     gigpo, vineppo = "20.8% (16.7% – 25.0%)", "50.0% (50.0% – 50.0%)"
-    assert f"| algo=gigpo | 2 | 120 | {gigpo} | {gigpo} | valid | {untrained} | 62.5% (50.0% – 75.0%) |" in said
+    assert f"| algo=gigpo | 2 | 120 | {gigpo} | {gigpo} | valid | {untrained} | 62.5% (50.0% – 75.0%) |" in output
     assert (
-        f"| algo=vineppo | 2 | 200 | {vineppo} | {vineppo} | valid | {untrained} | 100.0% (100.0% – 100.0%) |" in said
+        f"| algo=vineppo | 2 | 200 | {vineppo} | {vineppo} | valid | {untrained} | 100.0% (100.0% – 100.0%) |" in output
     )
-    assert "selection" not in said
+    assert "selection" not in output
     assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
-    assert (tmp_path / "compare.md").read_text() in said
+    assert (tmp_path / "compare.md").read_text() in output
 
 
-def test_a_score_beside_success_is_shown_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_score_is_shown_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a_run(tmp_path / "r", "grpo", more={"rollout/score": 0.75})
     main([str(tmp_path)])
-    said = capsys.readouterr().out
-    assert "| | runs | steps | first | last | first score | last score | split | before | after |" in said
-    assert "| 1 | 80 | 50.0% | 50.0% | 0.750 | 0.750 | valid | 25.0% | 100.0% |" in said
+    output = capsys.readouterr().out
+    assert "| | runs | steps | first | last | first score | last score | split | before | after |" in output
+    assert "| 1 | 80 | 50.0% | 50.0% | 0.750 | 0.750 | valid | 25.0% | 100.0% |" in output
 
 
 def test_a_line_is_the_smoothed_success_over_the_steps(tmp_path: Path) -> None:
@@ -121,13 +121,13 @@ def test_a_folder_that_is_no_run_is_named_and_the_others_are_compared(
         (run / file).write_bytes(content if isinstance(content, bytes) else content.encode())
     (tmp_path / "hollow").mkdir()
     main([str(tmp_path), str(tmp_path / "hollow"), str(tmp_path / "nowhere")])
-    said = capsys.readouterr()
-    left_out = [line for line in said.err.splitlines() if line.startswith("left out: ")]
+    output = capsys.readouterr()
+    left_out = [line for line in output.err.splitlines() if line.startswith("left out: ")]
     assert len(left_out) == 3 + len(bad)
-    for name, reason in [("alien", "not a run of scripts.train"), ("hollow", "holds no metrics.jsonl"),
-                         ("nowhere", "is no folder"), *((n, reason) for n, (_, _, reason) in bad.items())]:  # fmt: skip
-        assert any(f"/{name}" in line and reason in line for line in left_out), (name, said.err)
-    assert "| env=corridor algo=gigpo | 1 | 80 |" in said.out
+    for name, reason in [("alien", "not a run of scripts.train"), ("hollow", "has no metrics.jsonl"),
+                         ("nowhere", "not a folder"), *((n, reason) for n, (_, _, reason) in bad.items())]:  # fmt: skip
+        assert any(f"/{name}" in line and reason in line for line in left_out), (name, output.err)
+    assert "| env=corridor algo=gigpo | 1 | 80 |" in output.out
 
 
 def test_without_any_run_it_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -146,15 +146,15 @@ def test_a_folder_that_is_named_twice_is_read_once(tmp_path: Path, capsys: pytes
     assert "| env=corridor algo=gigpo | 1 |" in capsys.readouterr().out
 
 
-def test_a_run_that_goes_on_is_read_as_far_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_running_run_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = a_run(tmp_path / "r", success=(0.5, 0.5))
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"update": 3, "roll')
     young = a_run(tmp_path / "y", "grpo", success=())
     main([str(tmp_path)])
-    said = capsys.readouterr().out
-    assert "| algo=gigpo | 1 | 80 |" in said
-    assert "| algo=grpo | 1 | 0 | – | – | valid | 25.0% | – |" in said
+    output = capsys.readouterr().out
+    assert "| algo=gigpo | 1 | 80 |" in output
+    assert "| algo=grpo | 1 | 0 | – | – | valid | 25.0% | – |" in output
     main([str(young)])
     assert "no run has finished an update yet" in capsys.readouterr().out
     assert not (young / "compare.png").exists()
@@ -181,7 +181,7 @@ def test_a_method_is_named_by_its_file_and_not_by_all_that_the_file_sets(tmp_pat
     assert names_of(tmp_path) == ["algo=gigpo", "algo=grpo"]
 
 
-def test_a_name_goes_on_until_it_is_the_groups_alone(tmp_path: Path) -> None:
+def test_a_label_is_as_long_as_needed_to_be_unique(tmp_path: Path) -> None:
     a_run(tmp_path / "0", "grpo")
     a_run(tmp_path / "1", "gigpo", algo__estimator__penalty=0.1)
     a_run(tmp_path / "2", "gigpo", algo__estimator__penalty=0.01)
@@ -194,7 +194,7 @@ def test_a_name_goes_on_until_it_is_the_groups_alone(tmp_path: Path) -> None:
     ]
 
 
-def test_an_ending_that_two_keys_share_is_written_longer(tmp_path: Path) -> None:
+def test_labels_use_longer_keys_if_endings_are_shared(tmp_path: Path) -> None:
     for n, rate in enumerate((0.001, 1e-5, 1234567.25)):
         a_run(tmp_path / str(n), trainer__learning_rate=rate, algo__signals__critic__learning_rate=0.1)
     assert names_of(tmp_path) == [
@@ -204,13 +204,13 @@ def test_an_ending_that_two_keys_share_is_written_longer(tmp_path: Path) -> None
     ]
 
 
-def test_a_setting_that_only_some_have_tells_the_others_by_its_absence(tmp_path: Path) -> None:
+def test_a_label_names_a_setting_that_a_group_lacks(tmp_path: Path) -> None:
     a_run(tmp_path / "0", policy__lora__rank=8)
     a_run(tmp_path / "1")
     assert names_of(tmp_path) == ["rank=8", "no rank"]
 
 
-def test_what_long_values_share_at_their_beginning_is_left_out(tmp_path: Path) -> None:
+def test_labels_omit_the_common_beginning_of_long_values(tmp_path: Path) -> None:
     for n in range(2):
         a_run(tmp_path / str(n), model=f"/home/me/models/outputs/alfworld/run-{n}/checkpoint")
     assert names_of(tmp_path) == ["model=run-0/checkpoint", "model=run-1/checkpoint"]

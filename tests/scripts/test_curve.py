@@ -72,7 +72,7 @@ def test_evaluations_are_points_with_intervals_and_training_is_a_line(
     assert [len(line.get_xdata()) for line in axes.lines if line.get_linestyle() == "-"] == [20, 20]
 
 
-def test_the_second_picture_shows_what_tells_why(tmp_path: Path, figures: dict[str, Figure]) -> None:
+def test_the_second_picture_shows_the_diagnostics(tmp_path: Path, figures: dict[str, Figure]) -> None:
     draw_pictures(
         written(tmp_path, [{"update": 0, **EVALUATION}, *({"update": n, **ROLLOUT} for n in (1, 2))]), "a run"
     )
@@ -87,11 +87,11 @@ def test_the_second_picture_shows_what_tells_why(tmp_path: Path, figures: dict[s
     }
 
 
-def test_what_was_not_measured_is_said_and_not_drawn_as_zero(tmp_path: Path, figures: dict[str, Figure]) -> None:
+def test_missing_measurements_are_named_and_not_drawn_as_zero(tmp_path: Path, figures: dict[str, Figure]) -> None:
     skipped = {key: value for key, value in ROLLOUT.items() if key not in ("train/loss", "train/entropy", "train/kl")}
     draw_pictures(written(tmp_path, [{"update": 1, **skipped, "rollout/env_steps": 0.0}]), "a run")
-    said = {axes.get_title(): [text.get_text() for text in axes.texts] for axes in figures["diagnostics.png"].axes}
-    missing = {title for title, texts in said.items() if texts == ["not measured"]}
+    shown = {axes.get_title(): [text.get_text() for text in axes.texts] for axes in figures["diagnostics.png"].axes}
+    missing = {title for title, texts in shown.items() if texts == ["not measured"]}
     assert missing == {
         "loss", "KL to the initial policy", "entropy, nats per token", "sampled tokens per turn"
     }  # fmt: skip

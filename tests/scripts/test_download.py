@@ -70,7 +70,7 @@ def archive_of(server: FileServer, brings: str = GAME_FILE) -> Archive:
 
 
 def fetch(data: Path, *archives: Archive, mirror: Path | None = None) -> str:
-    """What it said."""
+    """Returns the output."""
     console = Console(file=io.StringIO(), width=200)
     install(data, mirror, archives, console)
     assert isinstance(console.file, io.StringIO)
@@ -88,30 +88,30 @@ def files_in(folder: Path) -> list[Path]:
 
 
 # -- from the net -----------------------------------------------------------------------------------------------------
-def test_fetches_unpacks_and_tells(server: FileServer, tmp_path: Path) -> None:
-    said = fetch(tmp_path, archive_of(server))
+def test_a_download_is_unpacked_and_reported(server: FileServer, tmp_path: Path) -> None:
+    output = fetch(tmp_path, archive_of(server))
     assert installed(tmp_path) == GAME_FILES  # and nothing else: no archive, no part
     for split, count in SPLITS.items():
         manifest = read_manifest(tmp_path / "alfworld" / "json_2.1.1" / split, split, count)
-        assert manifest.describe() in said
+        assert manifest.describe() in output
         assert len(manifest.ids) == count
 
 
-def test_the_second_time_nothing_is_asked_for(server: FileServer, tmp_path: Path) -> None:
+def test_a_second_download_sends_no_request(server: FileServer, tmp_path: Path) -> None:
     fetch(tmp_path, archive_of(server))
     before = len(server.asked)
     assert "already there" in fetch(tmp_path, archive_of(server))
     assert len(server.asked) == before
 
 
-def test_a_broken_connection_is_taken_up_where_it_broke(server: FileServer, tmp_path: Path) -> None:
+def test_a_broken_download_resumes(server: FileServer, tmp_path: Path) -> None:
     server.cuts = [10_000, 20_000]
     fetch(tmp_path, archive_of(server))
     assert server.asked == [None, "bytes=10000-", "bytes=30000-"]
     assert installed(tmp_path) == GAME_FILES
 
 
-def test_a_later_run_goes_on_with_the_part_of_an_earlier_one(server: FileServer, tmp_path: Path) -> None:
+def test_a_later_download_resumes_an_earlier_one(server: FileServer, tmp_path: Path) -> None:
     server.cuts = [10_000, 0, 0]
     with pytest.raises(DownloadError, match=r"stopped at 10,000 of [\d,]+ bytes.*again to continue.*--from"):
         fetch(tmp_path, archive_of(server))
@@ -128,14 +128,14 @@ def test_a_server_without_ranges_is_read_from_its_beginning(server: FileServer, 
     assert installed(tmp_path) == GAME_FILES
 
 
-def test_a_server_that_is_busy_gets_another_chance(server: FileServer, tmp_path: Path) -> None:
+def test_a_busy_server_gets_another_try(server: FileServer, tmp_path: Path) -> None:
     server.statuses = [503]
-    said = fetch(tmp_path, archive_of(server))
-    assert "games.zip: stopped at 0 bytes (HTTP Error 503: Service Unavailable); trying again in 1 s" in said
+    output = fetch(tmp_path, archive_of(server))
+    assert "games.zip: stopped at 0 bytes (HTTP Error 503: Service Unavailable); trying again in 1 s" in output
     assert installed(tmp_path) == GAME_FILES
 
 
-def test_what_is_not_there_is_asked_for_once(server: FileServer, tmp_path: Path) -> None:
+def test_a_missing_file_is_requested_once(server: FileServer, tmp_path: Path) -> None:
     server.statuses = [404]
     with pytest.raises(DownloadError, match=r"games\.zip: HTTP Error 404.*--from"):
         fetch(tmp_path, archive_of(server))
@@ -217,7 +217,7 @@ def test_a_game_that_is_damaged_later_is_named_and_fetched_again(
     assert installed(tmp_path) == GAME_FILES
 
 
-def test_a_disk_without_room_is_told_before_anything_is_written(
+def test_a_full_disk_raises_before_anything_is_written(
     server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "total used free")
@@ -245,10 +245,10 @@ def test_a_mirror_with_games(server: FileServer, tmp_path: Path, shape: str) -> 
         path = tmp_path / "mirror" / shape / name
         path.parent.mkdir(parents=True)
         path.write_bytes(GAME_FILES[name])
-    said = fetch(tmp_path / "data", archive_of(server), mirror=tmp_path / "mirror")
+    output = fetch(tmp_path / "data", archive_of(server), mirror=tmp_path / "mirror")
     assert installed(tmp_path / "data") == {name: GAME_FILES[name] for name in names}
-    assert "valid_unseen: none of the official 2 tasks" in said
-    assert "its content differs from the known copy" in said  # these games are made up
+    assert "valid_unseen: none of the official 2 tasks" in output
+    assert "its content differs from the known copy" in output  # these games are made up
     assert not server.asked
 
 
@@ -287,7 +287,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert run("webshp").returncode == 2
 
 
-def test_what_is_pinned() -> None:
+def test_urls_and_hashes_are_pinned() -> None:
     for archive in (GAMES, TRAJECTORIES):
         assert archive.url.startswith("https://github.com/alfworld/alfworld/releases/download/")
         assert len(bytes.fromhex(archive.sha256)) == 32

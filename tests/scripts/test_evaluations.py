@@ -1,4 +1,4 @@
-"""Evaluations in training draw from a generator of their own: training goes on as if there had been none."""
+"""Evaluations during training use their own generator: training continues as without them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def agent_of(kind: type[PolicyAgent], seed: int) -> PolicyAgent:
 
 
 @pytest.mark.parametrize("kind", [PolicyAgent, Wanderer])
-def test_an_evaluation_leaves_the_sampling_of_training_alone(
+def test_an_evaluation_does_not_change_the_sampling_of_training(
     kind: type[PolicyAgent], pool: EnvPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agent = agent_of(kind, 3)

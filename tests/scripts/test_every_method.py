@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import conf
-from tests.agents.endpoint_server import Server, said
+from tests.agents.endpoint_server import Server, answered
 from tests.docs_pages import checked_updates
 from tests.scripts.test_commands import Cli
 from tests.scripts.test_pages import PAGES, commands
@@ -51,7 +51,7 @@ def cli(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
 @pytest.fixture(scope="module")
 def judge() -> Iterator[str]:
     """The endpoint of a judge."""
-    with closing(Server(lambda _: said('{"wrong": [1]}'))) as server:
+    with closing(Server(lambda _: answered('{"wrong": [1]}'))) as server:
         yield server.url
 
 

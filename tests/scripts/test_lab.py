@@ -1,4 +1,4 @@
-"""The laboratory: methods × seeds from one warm start, ended and gone on with, and what its report says."""
+"""The laboratory: methods × seeds from one warm start, interrupted and resumed, and its report."""
 
 from __future__ import annotations
 
@@ -88,13 +88,13 @@ def test_a_run_that_ended_early_counts_with_its_last_evaluation_and_is_shown(tmp
     assert (gigpo["seeds"], gigpo["ended_early"]) == ([0, 1], [1])
     text = markdown(record)
     assert "| gigpo† | 2 |" in text
-    assert "† gigpo: seed 1 ended early, and counts with its last evaluation" in text
-    assert "gigpo, seed 2 is in no table, as it was never evaluated: ended early: out of memory" in text
+    assert "† gigpo: seed 1 ended early and counts with its last evaluation" in text
+    assert "gigpo, seed 2 is in no table, because it was never evaluated: ended early: out of memory" in text
     assert "| gigpo | 1 | 1 | 100 | 10 | 40.0% | 10.0% | ended early: update 2: not \\| finite |" in text
     assert "| gigpo | 2 | – | – | – | – | – | ended early: out of memory |" in text
 
 
-def test_what_makes_runs_unlike_is_told(tmp_path: Path) -> None:
+def test_differences_between_runs_are_reported(tmp_path: Path) -> None:
     runs = [
         read("grpo", 0, a_run(tmp_path / "a", [8, 12])),
         read("gigpo", 0, a_run(tmp_path / "b", [9, 4], weights=b"v")),
@@ -102,7 +102,7 @@ def test_what_makes_runs_unlike_is_told(tmp_path: Path) -> None:
     text = markdown({"command": "lab", **summarise(runs, "grpo")})
     assert "2 different warm starts" in text
     assert "gigpo ends below its warm start: -25.0 points" in text
-    assert "Of a single seed there is no interval" in text
+    assert "With a single seed there is no interval" in text
     other = read("rloo", 0, a_run(tmp_path / "c", [9, 4], test={"another": {"success": True, "score": 1.0}}))
     with pytest.raises(ValueError, match="rloo, seed 0 was evaluated on other tasks"):
         summarise([*runs, other], "grpo")
@@ -119,7 +119,7 @@ def test_the_files_of_a_report(tmp_path: Path) -> None:
     assert (tmp_path / "report.md").read_text() == text
     assert json.loads((tmp_path / "report.json").read_text())["methods"]["gigpo"]["seeds"] == [0, 1, 2]
     assert "python -m scripts.lab +experiment=lab_key_corridor 'algos=[grpo,gigpo]'" in text
-    assert "| method | seeds | warm start | score | test | valid | gain | minus grpo | over seeds alone |" in text
+    assert "| method | seeds | warm start | score | test | valid | gain | minus grpo | over seeds only |" in text
     assert text == write_report(tmp_path, folders, endings, COMMAND, "grpo", None)
     for name in ("curves.png", "differences.png"):
         assert matplotlib.image.imread(tmp_path / name).shape[1] > 900
@@ -128,7 +128,7 @@ def test_the_files_of_a_report(tmp_path: Path) -> None:
 def test_a_report_of_nothing(tmp_path: Path) -> None:
     text = write_report(tmp_path, {Variant("grpo", 0): tmp_path / "grpo/0"}, {}, COMMAND, "grpo", None)
     assert "No run has been evaluated yet" in text
-    assert "| grpo | 0 | – | – | – | – | – | ended early: not run to its end yet |" in text
+    assert "| grpo | 0 | – | – | – | – | – | ended early: not finished yet |" in text
 
 
 def test_rates_are_compared_on_the_tasks_that_rank_checkpoints(tmp_path: Path) -> None:
@@ -182,13 +182,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("labs") / "whole"
     process = lab(CONF, *SMALL, "algos=[grpo,gigpo]", f"hydra.run.dir={folder}", cache=cache)
-    said, _ = process.communicate(timeout=500)
-    assert process.returncode == 0, said
-    return folder, said
+    output, _ = process.communicate(timeout=500)
+    assert process.returncode == 0, output
+    return folder, output
 
 
 def test_methods_and_seeds_are_run_from_one_warm_start(whole: tuple[Path, str], cache: Path) -> None:
-    folder, said = whole
+    folder, output = whole
     record = json.loads((folder / "report.json").read_text())
     assert [(run["algo"], run["seed"], run["finished"]) for run in record["runs"]] == [
         ("grpo", 0, True), ("grpo", 1, True), ("gigpo", 0, True), ("gigpo", 1, True)
@@ -200,12 +200,12 @@ def test_methods_and_seeds_are_run_from_one_warm_start(whole: tuple[Path, str], 
     assert all(run["evaluations"][-2]["cost"]["env_steps"] < 70 for run in record["runs"])
     for seed in (0, 1):  # evaluations draw by the seed, so that all methods start at the same number
         assert len({run["start"] for run in record["runs"] if run["seed"] == seed}) == 1
-    assert "4/4" in said
-    assert (folder / "report.md").read_text() in said
+    assert "4/4" in output
+    assert (folder / "report.md").read_text() in output
     assert {path.name for path in (folder / "logs").iterdir()} >= {"grpo-0.txt", "gigpo-1.txt"}
 
 
-def test_a_laboratory_that_was_ended_goes_on_and_reports_the_same(whole: tuple[Path, str], cache: Path) -> None:
+def test_a_resumed_laboratory_reports_the_same(whole: tuple[Path, str], cache: Path) -> None:
     """Ended in its second run, while another one has not begun."""
     folder = whole[0].parent / "ended"
     shutil.copytree(whole[0], folder)
@@ -218,14 +218,14 @@ def test_a_laboratory_that_was_ended_goes_on_and_reports_the_same(whole: tuple[P
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=120)
-    assert process.returncode == 128 + signal.SIGTERM, said
-    assert f"go on with: python -m scripts.lab resume={os.path.relpath(folder, ROOT)}" in said
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM, output
+    assert f"resume with: python -m scripts.lab resume={os.path.relpath(folder, ROOT)}" in output
     first = (folder / "grpo/0/metrics.jsonl").stat().st_mtime_ns
     process = lab(f"resume={folder}", cache=cache)
-    said, _ = process.communicate(timeout=500)
-    assert process.returncode == 0, said
-    assert "have finished before" in said
+    output, _ = process.communicate(timeout=500)
+    assert process.returncode == 0, output
+    assert "are finished already" in output
     assert (folder / "grpo/0/metrics.jsonl").stat().st_mtime_ns == first
     assert numbers(folder) == numbers(whole[0])
 
@@ -235,9 +235,9 @@ def test_a_run_that_diverges_is_shown_and_ends_no_other(whole: tuple[Path, str],
     folder, _ = whole
     before = numbers(folder)
     process = lab(CONF, f"resume={folder}", "algos=[grpo,diverges,gigpo]", "seeds=[0,1]", cache=cache)
-    said, _ = process.communicate(timeout=300)
-    assert process.returncode == 2, said
-    assert "2 of 6 runs failed (diverges, seed 0, diverges, seed 1); the report shows them" in said
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 2, output
+    assert "2 of 6 runs failed (diverges, seed 0, diverges, seed 1); the report shows them" in output
     record = numbers(folder)
     assert record["methods"]["gigpo"] == before["methods"]["gigpo"]
     failed = [run for run in record["runs"] if run["algo"] == "diverges"]
@@ -247,10 +247,10 @@ def test_a_run_that_diverges_is_shown_and_ends_no_other(whole: tuple[Path, str],
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
-        (["algo=grpo"], "algo is set for each run, from algos: give algos=[…]"),
-        (["seed=3"], "seed is set for each run, from seeds"),
+        (["algo=grpo"], "scripts.lab sets algo for each run: use algos=[…] instead"),
+        (["seed=3"], "scripts.lab sets seed for each run"),
         (["algos=[grpo,gigpoo]"], "did you mean 'gigpo'"),
         (["algos=[gigpo]"], "lab.baseline"),
         (["lab.rates=[1e-3]", "eval.selection_tasks=0"], "eval.selection_tasks is 0"),
@@ -258,15 +258,19 @@ def test_a_run_that_diverges_is_shown_and_ends_no_other(whole: tuple[Path, str],
         (["lab.processes=-1"], "lab.processes must be a whole number"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_run(
-    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_mistakes_raise_before_any_run_starts(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cli = Cli(tmp_path, capsys, monkeypatch)
     given = {argument.partition("=")[0] for argument in arguments}
     rest = [argument for argument in SMALL if argument.partition("=")[0] not in given]
     code, _, err = cli("lab", *rest, *arguments, "hydra.run.dir=out")
     assert (code, len(err.splitlines())) == (2, 1), err
-    assert said in err
+    assert message in err
     assert not (tmp_path / "out" / "logs").exists()
 
 

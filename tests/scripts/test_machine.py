@@ -1,4 +1,4 @@
-"""What rounds otherwise is recorded with a run, and a start that goes on elsewhere says so."""
+"""A run records what its rounding depends on, and prints a line if it is resumed with another value."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_threads_and_instructions_are_those_of_torch(monkeypatch: pytest.MonkeyP
     assert machine() == {"instructions": "NEON", "threads": 7}
 
 
-def test_a_start_on_another_machine_says_so() -> None:
+def test_a_start_on_another_machine_is_logged() -> None:
     console = Terminal(file=io.StringIO(), width=200)
     before, now = ({"machine": {"threads": n, "instructions": "AVX2"}} for n in (99, 2))
     compare_machines(before, before, console)
@@ -27,11 +27,11 @@ def test_a_start_on_another_machine_says_so() -> None:
     assert console.file.getvalue() == "changed since the last start: machine.threads was 99 and is 2\n"
 
 
-def test_an_evaluation_goes_on_on_another_machine_and_not_with_other_facts(tmp_path: Path) -> None:
+def test_an_evaluation_resumes_on_another_machine_but_not_with_other_facts(tmp_path: Path) -> None:
     file = tmp_path / "run.json"
     assert evaluate._read_facts(file, {"split": "valid"}) is None
     before = {"split": "valid", "machine": {"threads": 1}}
     file.write_text(json.dumps(before))
     assert evaluate._read_facts(file, {"split": "valid"}) == before
-    with pytest.raises(ValueError, match=r"played otherwise, start a new run: split was 'valid' and is 'train'$"):
+    with pytest.raises(ValueError, match=r"with other settings, so start a new run: split was 'valid' and is 'train'$"):
         evaluate._read_facts(file, {"split": "train"})

@@ -1,4 +1,4 @@
-"""Data that is deleted during a run: one line says what is missing, and the run can be resumed when it is back."""
+"""Data that is deleted during a run: one line names it, and the run can be resumed when it exists again."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_official_games_that_are_deleted_end_the_run_in_a_line(cli: Cli, workers
     check_stopped(cli.folder / "run", code, err)
     assert str(split) in err
     assert "`python -m scripts.download alfworld` fetches the official games" in err
-    assert "kept 1 episode; go on with: python -m scripts.evaluate resume=run" in out
+    assert "kept 1 episode; resume with: python -m scripts.evaluate resume=run" in out
     (cli.folder / "away").rename(split.parent)
     assert cli("evaluate", "resume=run")[0] == 0
     assert result_of(cli.folder / "run") == result_of(cli.folder / "whole")
@@ -83,7 +83,7 @@ def test_one_game_that_is_deleted_ends_its_episode_and_is_played_when_it_is_back
     after_first_episode(cli, lambda: game.rename(cli.folder / "away"))
     code, out, err = cli("evaluate", *ALFWORLD, "hydra.run.dir=run")
     assert (code, err) == (0, "")
-    assert f"1 episode ended by an error, the first by: envs.core.MissingDataError: the game {game} does not" in out
+    assert f"errors ended 1 episode; the first was: envs.core.MissingDataError: the game {game} does not" in out
     errors = [e.stop_reason for e in read_episodes(cli.folder / "run" / "episodes.jsonl") if e.error]
     assert errors == [StopReason.ENV_ERROR]
     (cli.folder / "away").rename(game)

@@ -1,4 +1,4 @@
-"""Every command of every page runs, here shortened, or is refused in one line that says what is missing here."""
+"""Every command of every page runs (shortened here), or is refused in one line that names what is missing here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pytest
 
 from envs import fetch
-from tests.agents.endpoint_server import Server, said
+from tests.agents.endpoint_server import Server, answered
 from tests.agents.test_chat import CHATML
 from tests.agents.toys import random_policy
 from tests.docs_pages import checked_updates
@@ -114,7 +114,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     policy.model.save_pretrained(folder / "FOLDER")
     policy.tokenizer.save_pretrained(folder / "FOLDER")
     (folder / "DIR").mkdir()
-    with closing(Server(lambda _: said('{"wrong": [1]}'))) as server:
+    with closing(Server(lambda _: answered('{"wrong": [1]}'))) as server:
         (folder / "url").write_text(server.url)
         yield folder
 

@@ -1,4 +1,4 @@
-"""The presets compose, and say what they are named after."""
+"""The presets compose, and have the settings of their sources."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_laboratory_is_of_masked_actions_one_warm_start_and_one_budget(name: s
 
 
 @pytest.mark.parametrize("env", sorted(path.stem for path in (FOLDER.parent / "tuned").glob("*.yaml")))
-def test_what_is_tuned_are_settings_of_the_method(env: str) -> None:
+def test_tuned_settings_belong_to_the_method(env: str) -> None:
     assert (FOLDER.parent / "env" / f"{env}.yaml").exists()
     tuned = tuned_settings(env, [])
     assert tuned

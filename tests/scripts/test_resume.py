@@ -1,4 +1,4 @@
-"""What a training run is stands in its checkpoints, and a start that resumes another one is refused."""
+"""Checkpoints contain the facts of a run, and resuming with other facts is refused."""
 
 import io
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ def facts_of(config: DictConfig, splits: Sequence[str] = ("valid",)) -> Facts:
 
 
 def compare(before: Facts, now: Facts) -> str:
-    """What is said. Raises where the run is another one."""
+    """Returns the output. Raises if the run is another one."""
     console = Terminal(file=io.StringIO(), width=200)
     train._compare(before, now, console)
     return console.file.getvalue()  # type: ignore[attr-defined]
@@ -69,14 +69,14 @@ def test_another_manifest_is_refused(asked: list[str], monkeypatch: pytest.Monke
     assert compare(before, before) == ""
 
 
-def test_what_is_installed_may_differ_and_that_is_said(asked: list[str]) -> None:
+def test_other_installed_versions_are_printed(asked: list[str]) -> None:
     before = facts_of(configured())
     old = {**before, "agents_code": "0", "versions": {**before["versions"], "torch": "1.0"}}
     assert "versions.torch was 1.0" in compare(old, before).replace("'", "")
     assert "agents_code was '0'" in compare(old, before)
 
 
-def test_a_checkpoint_keeps_what_the_run_is(tmp_path: Path) -> None:
+def test_a_checkpoint_stores_the_facts_of_the_run(tmp_path: Path) -> None:
     policy, facts = random_policy(), facts_of(configured())
     save_checkpoint(tmp_path / "kept", policy.model, policy.tokenizer, {"update": 1}, facts)
     assert load_run(tmp_path / "kept") == facts

@@ -1,4 +1,4 @@
-"""Each run has a folder of its own, each folder one process, and what a run is stands there whatever happens."""
+"""Each run has its own folder, each folder one process, and the command of a run is always stored there."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_path_is_quoted_for_an_override() -> None:
         assert composed(f"hydra.run.dir={quoted(Path(path))}").hydra.run.dir == path
 
 
-def test_a_run_is_gone_on_with_by_the_line_that_is_printed(cli: Cli) -> None:  # noqa: F811
+def test_a_run_is_resumed_by_the_printed_command(cli: Cli) -> None:  # noqa: F811
     """Whatever its folder is called."""
     for name in NAMES:
         run = cli.folder / name
@@ -82,7 +82,7 @@ def test_a_run_is_gone_on_with_by_the_line_that_is_printed(cli: Cli) -> None:  #
 
 
 # -- one process for each folder --------------------------------------------------------------------------------------
-def test_a_folder_in_use_is_refused_and_left_as_it_is(cli: Cli) -> None:  # noqa: F811
+def test_a_folder_in_use_is_refused_and_not_changed(cli: Cli) -> None:  # noqa: F811
     run = cli.evaluate("agent=random")
     before = contents(run)
     with locked(run):
@@ -103,7 +103,7 @@ def test_training_is_refused_where_another_process_is(cli: Cli) -> None:  # noqa
     assert [path.name for path in run.iterdir()] == [".lock"]
 
 
-def test_a_run_that_is_begun_clears_what_killed_ones_left(tmp_path: Path) -> None:
+def test_a_starting_run_clears_the_files_of_killed_ones(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "checkpoints"):
         (folder / ".x.00000000-1-00000000.partial").mkdir(parents=True)
     with locked(tmp_path):
@@ -114,13 +114,13 @@ def test_training_does_not_touch_the_files_of_something_else(cli: Cli) -> None: 
     (cli.folder / "mine").mkdir()
     (cli.folder / "mine" / "metrics.jsonl").write_text("{}")
     code, _, err = cli("train", "env=key_corridor", "hydra.run.dir=mine")
-    assert (code, "mine holds the files of something else" in err) == (2, True), err
+    assert (code, "mine contains files that are not of a training run" in err) == (2, True), err
     assert (cli.folder / "mine" / "metrics.jsonl").read_text() == "{}"
 
 
 # -- what a run is ----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("damage", ["emptied", "missing", "cut", "no folder"])
-def test_hydras_files_do_not_say_what_a_run_is(cli: Cli, damage: str) -> None:  # noqa: F811
+def test_hydras_files_do_not_define_a_run(cli: Cli, damage: str) -> None:  # noqa: F811
     run = cli.evaluate("agent=random", "seeds=[0,1]", "limit=3")
     expected = result_of(run)
     for name in ("evaluation.json", "episodes.jsonl"):
@@ -143,7 +143,7 @@ def test_hydras_files_do_not_say_what_a_run_is(cli: Cli, damage: str) -> None:  
     assert "seeds=[0,1]" in overrides.read_text()
 
 
-def test_what_is_changed_on_purpose_is_kept_for_the_next_time(cli: Cli) -> None:  # noqa: F811
+def test_changed_settings_are_stored_for_the_next_start(cli: Cli) -> None:  # noqa: F811
     run = cli.evaluate("agent=random")
     assert cli("evaluate", f"resume={run}", "seeds=[0,2]")[0] == 0
     (run / "evaluation.json").unlink()
@@ -152,7 +152,7 @@ def test_what_is_changed_on_purpose_is_kept_for_the_next_time(cli: Cli) -> None:
     assert "seeds=[0,2]" in (run / ".hydra" / "overrides.yaml").read_text()
 
 
-def test_what_cannot_be_changed_is_not_kept(cli: Cli) -> None:  # noqa: F811
+def test_a_refused_setting_is_not_stored(cli: Cli) -> None:  # noqa: F811
     run = cli.evaluate("agent=random")
     before = contents(run)
     for change in ("agent=expert", "seeds=3", "agnt=random"):
@@ -160,16 +160,16 @@ def test_what_cannot_be_changed_is_not_kept(cli: Cli) -> None:  # noqa: F811
     assert contents(run) == before
 
 
-def test_a_complete_evaluation_is_left_as_it_is(cli: Cli) -> None:  # noqa: F811
+def test_a_complete_evaluation_is_not_changed(cli: Cli) -> None:  # noqa: F811
     run = cli.evaluate("agent=random")
     before = contents(run)
     code, out, _ = cli("evaluate", f"resume={run}")
-    assert (code, "the evaluation is complete already; nothing was changed" in out) == (0, True)
+    assert (code, "the evaluation was complete already; nothing was changed" in out) == (0, True)
     assert contents(run) == before
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (None, f"expected the folder of a run, with {COMMAND} in it"),
         ("", f"{COMMAND} is damaged"),
@@ -177,12 +177,12 @@ def test_a_complete_evaluation_is_left_as_it_is(cli: Cli) -> None:  # noqa: F811
         (json.dumps({"name": "train", "overrides": [], "config_dirs": []}), "is a run of scripts.train"),
     ],
 )
-def test_a_record_that_does_not_say_what_the_run_is_is_an_error(cli: Cli, content, said: str) -> None:  # noqa: F811
+def test_an_invalid_command_record_is_an_error(cli: Cli, content, message: str) -> None:  # noqa: F811
     run = cli.evaluate("agent=random")
     before = result_of(run)
     (run / COMMAND).unlink() if content is None else (run / COMMAND).write_text(content)
     code, _, err = cli("evaluate", f"resume={run}")
-    assert (code, said in err, err.count("\n")) == (2, True, 1)
+    assert (code, message in err, err.count("\n")) == (2, True, 1)
     assert result_of(run) == before
 
 

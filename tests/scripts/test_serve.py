@@ -88,7 +88,7 @@ def test_both_formats_are_answered_at_one_address(served: Served) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "said"),
+    ("body", "status", "message"),
     [
         (b"{", 422, "json_invalid"),
         (b"", 422, "missing"),
@@ -106,9 +106,9 @@ def test_both_formats_are_answered_at_one_address(served: Served) -> None:
         ({"query": "x" * 20_000}, 413, "10,000 bytes"),
     ],
 )
-def test_a_malformed_request_is_told_what_is_wrong(served: Served, body: Any, status: int, said: str) -> None:
+def test_a_malformed_request_is_told_what_is_wrong(served: Served, body: Any, status: int, message: str) -> None:
     found, reply = served.post(body)
-    assert (found, said in json.dumps(reply)) == (status, True), reply
+    assert (found, message in json.dumps(reply)) == (status, True), reply
     assert served.post({"query": "word1", "topk": 1})[0] == 200
 
 
@@ -145,7 +145,7 @@ def test_a_search_that_fails_or_hangs_is_answered(served: Served) -> None:
 @pytest.mark.parametrize("arguments", [["retriever", "--retriever", "remote"], ["retriever", "--port", "x"], []])
 def test_a_wrong_command_line_is_refused(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["serve", *arguments])
-    with pytest.raises(ValueError, match="--help shows what there is"):
+    with pytest.raises(ValueError, match="see --help"):
         main()
 
 

@@ -1,4 +1,4 @@
-"""Every setting of every configuration has a type and a range, and what is wrong is told before anything begins."""
+"""Every setting of every configuration has a type and a range, and a wrong value is an error before anything starts."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_no_number_takes_a_text_a_flag_what_is_not_finite_or_too_much(command: s
 
 
 @pytest.mark.parametrize(
-    ("command", "override", "said"),
+    ("command", "override", "message"),
     [
         ("config", "seed=abc", "seed must be a whole number from 0 to 4,294,967,295, got 'abc'"),
         ("config", "seed=-1", "got -1; did you mean seed=0?"),
@@ -111,29 +111,27 @@ def test_no_number_takes_a_text_a_flag_what_is_not_finite_or_too_much(command: s
         ("config", "algo.estimator=gigpo", "algo.estimator must be a group of settings with _target_"),
         ("config", "+algo.signals.critic=5", "algo.signals must be a group of settings, each with _target_"),
         ("config", "pool=5", "pool must be a group of settings, got 5"),
-        ("config", "pool=null", "pool has no value, and scripts.train needs one"),
+        ("config", "pool=null", "pool has no value; scripts.train needs one"),
         ("config", "+pool.sizes=5", "unknown key of pool 'sizes'; did you mean 'size'"),
         ("config", "~trainer.updates", "trainer.updates has no value"),
         ("config", "model=3", "did you mean model=\"'3'\"?"),
         ("config", "policy.warm_start=none", "policy.warm_start must be a group of settings with _target_ or null"),
         ("evaluate", "seeds=3", "did you mean seeds=[3]?"),
-        ("evaluate", "seeds=[]", "seeds must be a list that is not empty"),
-        ("evaluate", "seeds=[0,0]", "and none twice"),
+        ("evaluate", "seeds=[]", "seeds must be a list of one or more items"),
+        ("evaluate", "seeds=[0,0]", "without duplicates"),
         ("evaluate", "limit=0", "did you mean limit=1?"),
         ("evaluate", "agent.sampling.stop=x", "did you mean agent.sampling.stop=[x]?"),
         ("play", "delay=-1", "did you mean delay=0?"),
     ],
 )  # fmt: skip
-def test_a_wrong_setting_is_told_with_what_was_expected_and_what_is_near(
-    command: str, override: str, said: str
-) -> None:
+def test_a_wrong_setting_is_named_with_what_was_expected(command: str, override: str, message: str) -> None:
     config = composed(command, *(["agent=chat"] if "stop" in override else []), override)
     with pytest.raises((ValueError, LookupError)) as raised:
         check_settings(config, command)
-    assert said in str(raised.value)
+    assert message in str(raised.value)
 
 
-def test_what_others_bring_is_left_to_them() -> None:
+def test_settings_of_other_packages_are_not_checked() -> None:
     config = composed("config", "env=gym", "env.id=x", "+env.kwargs.rooms=many")
     OmegaConf.update(config, "more.seed", "none", force_add=True)  # as a file of theirs may
     config.algo.estimator = {"_target_": "their.method", "gamma": "theirs", "mode": 3}
@@ -141,7 +139,7 @@ def test_what_others_bring_is_left_to_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "override", "said"),
+    ("command", "override", "message"),
     [
         ("config", "+splits=train", "unknown key 'splits'; did you mean 'split'"),
         ("config", "+trainers.updates=3", "unknown key 'trainers'; did you mean 'trainer'"),
@@ -153,10 +151,10 @@ def test_what_others_bring_is_left_to_them() -> None:
         ("play", "+seeds=[3]", "unknown key 'seeds'; did you mean 'seed'"),
     ],
 )  # fmt: skip
-def test_an_added_key_that_nothing_reads_is_refused(command: str, override: str, said: str) -> None:
+def test_an_added_key_that_nothing_reads_is_refused(command: str, override: str, message: str) -> None:
     with pytest.raises(UnknownNameError) as raised:
         check_added_keys(composed(command, override), command)
-    assert str(raised.value).startswith(said)
+    assert str(raised.value).startswith(message)
 
 
 def test_an_added_key_may_be_read_by_another_setting_or_the_name_of_the_folder() -> None:
@@ -305,12 +303,12 @@ def refused(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], l
     return dict(zip(commands, map(json.loads, done.stdout.splitlines()), strict=True))
 
 
-@pytest.mark.parametrize(("command", "mistakes", "said"), REFUSALS)
+@pytest.mark.parametrize(("command", "mistakes", "message"), REFUSALS)
 def test_a_refusal_comes_before_torch_is_imported_and_leaves_nothing(
-    refused: dict[tuple[str, str], list[Any]], command: str, mistakes: str, said: str
+    refused: dict[tuple[str, str], list[Any]], command: str, mistakes: str, message: str
 ) -> None:
     code, err, slow, left = refused[command, mistakes]
     assert (code, slow, left) == (2, [], []), err
     *_, error = err.splitlines()
     assert error.startswith("error: ")
-    assert said in error
+    assert message in error

@@ -1,4 +1,4 @@
-"""Commands do what they should wherever they are started, whatever is there, and whatever an environment does to it."""
+"""Commands work wherever they start, whatever exists there, and whatever an environment changes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_an_environment_may_change_the_working_directory(cli: Cli) -> None:  # n
 
 
 @pytest.mark.parametrize("package", ["envs", "conf", "agents", "algorithms"])
-def test_what_is_called_as_a_package_of_this_project_is_not_in_the_way(tmp_path: Path, package: str) -> None:
+def test_folders_with_the_names_of_packages_are_ignored(tmp_path: Path, package: str) -> None:
     (tmp_path / package).mkdir()
     (tmp_path / package / "__init__.py").write_text("raise RuntimeError('another one')")
     (tmp_path / "mine.py").write_text("from envs.search.tasks import SearchTasks as Tasks\n")

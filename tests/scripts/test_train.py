@@ -1,4 +1,4 @@
-"""The main command as a user runs it: the smoke experiment, killed and resumed, and what it says of mistakes."""
+"""The main command as a user runs it: the smoke experiment, killed and resumed, and errors for mistakes."""
 
 import json
 import os
@@ -43,9 +43,9 @@ def cache(tmp_path_factory) -> Path:
 def whole(tmp_path_factory, cache: Path) -> tuple[Path, str]:
     run = tmp_path_factory.mktemp("runs") / "whole"
     process = start(*SMOKE, f"hydra.run.dir={run}", cache=cache)
-    said, _ = process.communicate(timeout=400)
-    assert process.returncode == 0, said
-    return run, said
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, output
+    return run, output
 
 
 @pytest.fixture
@@ -62,14 +62,14 @@ def train(tmp_path: Path, cache: Path, capsys, monkeypatch) -> Callable[..., tup
 
 
 def test_a_run_leaves_what_the_readme_promises(whole: tuple[Path, str]) -> None:
-    run, said = whole
+    run, output = whole
     for name in ("metrics.jsonl", "evaluation.json", "evaluation.md", "curve.png", ".hydra/config.yaml"):
         assert (run / name).stat().st_size > 0, name
     assert (run / "curve.png").read_bytes().startswith(b"\x89PNG")
-    assert "games generated from floor plans" in said
-    assert "update 4/4" in said
+    assert "games generated from floor plans" in output
+    assert "update 4/4" in output
     assert re.search(
-        r"\| update \| valid_seen \| selection \|\n\|---:\|---:\|---:\|\n\| 0 \| .*%\) \|\n\| 4 \| .*%\) \|\n", said
+        r"\| update \| valid_seen \| selection \|\n\|---:\|---:\|---:\|\n\| 0 \| .*%\) \|\n\| 4 \| .*%\) \|\n", output
     )
     record = json.loads((run / "evaluation.json").read_text())
     assert record["evaluations"]["valid_seen"]["success"]["n"] == 8
@@ -85,11 +85,11 @@ def test_a_run_leaves_what_the_readme_promises(whole: tuple[Path, str]) -> None:
 
 
 def test_tasks_that_are_not_trained_on_choose_the_checkpoint(whole: tuple[Path, str]) -> None:
-    run, said = whole
+    run, output = whole
     record = json.loads((run / "evaluation.json").read_text())
     held_out = record["selection"]["tasks"]
     assert len(held_out) == 8
-    assert "8 tasks of train, held out from training" in said
+    assert "8 tasks of train, held out from training" in output
     trained = {e.task.id for path in (run / "episodes").iterdir() for e in read_episodes(path)}
     assert trained
     assert not trained & set(held_out)
@@ -97,12 +97,12 @@ def test_tasks_that_are_not_trained_on_choose_the_checkpoint(whole: tuple[Path, 
     best = max(rates, key=rates.get)
     assert record["selection"]["best"] == [rates[best], best]
     report = (run / "evaluation.md").read_text()
-    assert f"The checkpoint after {best} updates solved most of the 8 tasks of train" in report
+    assert f"the one after {best} updates: it solved {rates[best]:.1%} of the 8 tasks of train" in report
     assert "## selection" not in report
     assert set(record["evaluations"]) == {"valid_seen"}
 
 
-def test_an_evaluation_keeps_what_came_of_each_task(whole: tuple[Path, str]) -> None:
+def test_an_evaluation_stores_the_outcome_of_each_task(whole: tuple[Path, str]) -> None:
     run, _ = whole
     held_out = json.loads((run / "evaluation.json").read_text())["selection"]["tasks"]
     for update in (0, 4):
@@ -115,7 +115,7 @@ def test_an_evaluation_keeps_what_came_of_each_task(whole: tuple[Path, str]) -> 
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_run_that_was_ended_goes_on_as_if_it_had_not_been(whole, cache: Path, tmp_path: Path, train, how) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(whole, cache: Path, tmp_path: Path, train, how) -> None:
     run = tmp_path / "ended"
     process = start(*SMOKE, f"hydra.run.dir={run}", cache=cache)
     deadline = time.monotonic() + 300
@@ -124,14 +124,14 @@ def test_a_run_that_was_ended_goes_on_as_if_it_had_not_been(whole, cache: Path, 
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(how)
-    said, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=120)
     assert not (run / "evaluation.md").exists()
     (run / ".hydra/overrides.yaml").write_text("")
     if how is signal.SIGINT:
-        assert process.returncode == 0, said
-        assert f"go on with: python -m scripts.train resume={os.path.relpath(run, ROOT)}" in said
-    code, said = train(f"resume={run}")
-    assert code == 0, said
+        assert process.returncode == 0, output
+        assert f"resume with: python -m scripts.train resume={os.path.relpath(run, ROOT)}" in output
+    code, output = train(f"resume={run}")
+    assert code == 0, output
     assert metrics(run) == metrics(whole[0])
     newest = "checkpoints/update-000004/model.safetensors"
     weights, expected = load_file(run / newest), load_file(whole[0] / newest)
@@ -141,7 +141,7 @@ def test_a_run_that_was_ended_goes_on_as_if_it_had_not_been(whole, cache: Path, 
         assert (run / report).read_bytes() == (whole[0] / report).read_bytes()
 
 
-def test_a_complete_run_is_left_as_it_is_and_gets_the_report_that_it_lacks(whole, train, tmp_path: Path) -> None:
+def test_a_complete_run_is_not_changed_and_a_missing_report_is_written(whole, train, tmp_path: Path) -> None:
     run = tmp_path / "complete"
     shutil.copytree(whole[0], run)
 
@@ -149,37 +149,37 @@ def test_a_complete_run_is_left_as_it_is_and_gets_the_report_that_it_lacks(whole
         return {str(path): path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
     before, times = contents(), {path: path.stat().st_mtime_ns for path in run.rglob("*")}
-    code, said = train(f"resume={run}")
-    assert (code, f"{run} is complete after 4 updates" in said) == (0, True), said
+    code, output = train(f"resume={run}")
+    assert (code, f"{run} is complete after 4 updates" in output) == (0, True), output
     assert (contents(), {path: path.stat().st_mtime_ns for path in run.rglob("*")}) == (before, times)
     (run / "evaluation.md").unlink()
     (run / "curve.png").unlink()
     (run / "evaluation.json").write_text((run / "evaluation.json").read_text()[:100])
-    code, said = train(f"resume={run}")
-    assert code == 0, said
+    code, output = train(f"resume={run}")
+    assert code == 0, output
     assert contents() == before
 
 
-def test_a_complete_run_goes_on_when_it_gets_more_updates(whole, train, tmp_path: Path) -> None:
+def test_a_complete_run_continues_with_more_updates(whole, train, tmp_path: Path) -> None:
     run = tmp_path / "complete"
     shutil.copytree(whole[0], run)
-    code, said = train(f"resume={run}", "trainer.updates=5")
-    assert (code, "update 5/5" in said) == (0, True), said
+    code, output = train(f"resume={run}", "trainer.updates=5")
+    assert (code, "update 5/5" in output) == (0, True), output
     assert json.loads((run / "evaluation.json").read_text())["updates"] == 5
     assert metrics(run)[: len(metrics(whole[0]))] == metrics(whole[0])
-    code, said = train(f"resume={run}")  # the change was kept
-    assert (code, f"{run} is complete after 5 updates" in said) == (0, True), said
+    code, output = train(f"resume={run}")  # the change was kept
+    assert (code, f"{run} is complete after 5 updates" in output) == (0, True), output
 
 
 def test_a_run_is_not_resumed_as_another(whole, train) -> None:
-    code, said = train(f"resume={whole[0]}", "env.max_turns=9")
-    assert (code, "environment.max_turns was 50 and is 9" in said) == (2, True), said
-    code, said = train(f"resume={whole[0]}", "trainer.updates=4", "pool.size=64")
-    assert (code, "changed since the last start: pool.size was 128 and is 64" in said) == (0, True), said
+    code, output = train(f"resume={whole[0]}", "env.max_turns=9")
+    assert (code, "environment.max_turns was 50 and is 9" in output) == (2, True), output
+    code, output = train(f"resume={whole[0]}", "trainer.updates=4", "pool.size=64")
+    assert (code, "changed since the last start: pool.size was 128 and is 64" in output) == (0, True), output
 
 
 @pytest.mark.parametrize(
-    ("mistake", "said"),
+    ("mistake", "message"),
     [
         ("env=alfwrld", "did you mean 'alfworld'"),
         ("algo=gigp", "did you mean 'gigpo'"),
@@ -196,10 +196,10 @@ def test_a_run_is_not_resumed_as_another(whole, train) -> None:
         ("trainer.groups=0", "trainer.groups must be a whole number from 1"),
     ],
 )
-def test_a_mistake_is_told_in_a_line(train, tmp_path: Path, monkeypatch, mistake: str, said: str) -> None:
+def test_a_mistake_is_an_error_of_one_line(train, tmp_path: Path, monkeypatch, mistake: str, message: str) -> None:
     monkeypatch.setenv("POLYTURN_DATA", str(tmp_path / "no-data"))
     code, printed = train(*SMOKE, mistake)
     assert code == 2, printed
-    assert said in printed.rpartition("error: ")[2]
+    assert message in printed.rpartition("error: ")[2]
     assert "Traceback" not in printed
     assert not list(tmp_path.iterdir())

@@ -275,11 +275,11 @@ def _mt_grpo(data: dict[str, Any], stock: Stock, recorder: Recorder) -> None:
         messages = case["completion"]
         if case["category"] == "rollout":
             messages = _mt_grpo_rollout(case["policy_outputs"], tools)
-            said = [message["content"] for message in messages if message["role"] == "assistant"]
+            step = [message["content"] for message in messages if message["role"] == "assistant"]
             ours = {
                 "completion": messages,
                 "completed": mt_grpo.is_over(messages),
-                "step_count": sum(mt_grpo.parse(text).tool is not None for text in said),
+                "step_count": sum(mt_grpo.parse(text).tool is not None for text in step),
             }
         grades = mt_grpo.grade(messages, case["golds"])
         ours |= {

@@ -2,6 +2,6 @@
 
     python -m tests.webshop_replay DIR      # every *.json directly in DIR
 
-What a file holds is told by its `kind`; everything in it must come out of the project's own functions, scores of
+The `kind` of a file names its contents; everything in it must come out of the project's own functions, scores of
 searches within 1e-4. Pages of the `html` mode are passed over: there is none here.
 """

@@ -1,4 +1,4 @@
-"""The command: replay every recording in a folder and say what differs."""
+"""The command: replay every recording in a folder and print the differences."""
 
 from __future__ import annotations
 

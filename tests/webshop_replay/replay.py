@@ -1,4 +1,4 @@
-"""What the project makes of the inputs of a recording, beside what was recorded; one function for each kind."""
+"""The project's results for the inputs of a recording, compared with the recorded ones, for each kind of recording."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Stock:
 
 
 def kind_of(data: Any) -> str:
-    """The kind of a recording; two that were written without it are told by what they hold."""
+    """The kind of a recording; two that were written without it are recognised by their contents."""
     if not isinstance(data, dict):
         return type(data).__name__
     if "kind" in data:
@@ -343,7 +343,7 @@ class _Worker:
         before = self.observation
         self.observation, reward, done, _, self.info = self.env.step(action)
         self.turns.append(Turn(before, action, float(reward), ""))
-        told = {
+        step = {
             "raw": raw,
             "projected": action,
             "reward": reward,
@@ -352,7 +352,7 @@ class _Worker:
             "task_score": self.info["score"],
             "is_action_valid": int(status == ParseStatus.OK),
         }
-        return told | ({"anchor": self.info["state_key"]} if done else self.shown())
+        return step | ({"anchor": self.info["state_key"]} if done else self.shown())
 
 
 Replay = Callable[[dict[str, Any], Stock, Recorder], None]
