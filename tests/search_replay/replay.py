@@ -18,8 +18,8 @@ from envs.search import grading, igpo, mt_grpo, search_r1, verl_agent
 from envs.search.bm25 import BM25Retriever, tokenize
 from envs.search.corpus import Corpus, Passage
 from envs.search.retrieval import Hit, best_hits
+from tests.recordings import Recorder
 from tests.search_replay.official import StandIn, VerlAgentRow, calculate, run_llm_loop, serve, verl_agent_reply
-from tests.webshop_replay.replay import Recorder
 
 DENSE_ROWS = 1000  # that are embedded; all would take minutes
 DENSE_TOLERANCE = 1e-3
@@ -390,6 +390,6 @@ REPLAYS: dict[str, Callable[[dict[str, Any], Stock, Recorder], None] | None] = {
 }
 
 
-def kind_of(path: Path) -> str | None:
-    """The recording that a file's name says it is; None for another name."""
-    return next((name for name in REPLAYS if name in path.stem), None)
+def kind_of(path: Path) -> str:
+    """The recording that a file's name says it is, or else that name."""
+    return next((name for name in REPLAYS if name in path.stem), path.stem)

@@ -20,36 +20,10 @@ from envs.webshop.goals import NO_LIMIT, Goal, build_goals, sample_prices
 from envs.webshop.pages import Shop, UnansweredError
 from envs.webshop.reward import normalize_color, score_purchase, token_set_ratio
 from envs.webshop.tasks import worker_draws
+from tests.recordings import Recorder
 from tests.webshop_replay.official import OfficialEnv
 
 TOLERANCE = 1e-4  # of the scores of searches
-
-
-class Recorder:
-    """Compares, and keeps what differs as texts."""
-
-    def __init__(self) -> None:
-        self.cases = self.compared = 0
-        self.differences: list[str] = []
-
-    def check(self, where: str, got: Any, expected: Any) -> None:
-        self.compared += 1
-        if got != expected:
-            self.differences.append(f"{where}: {_apart(got, expected)}")
-
-    def check_fields(self, where: str, got: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-        """Every field of `got`, and that `expected` has no other."""
-        self.check(f"{where}, fields", sorted(got), sorted(expected))
-        for name, value in got.items():
-            self.check(f"{where}, {name}", value, expected.get(name))
-
-
-def _apart(got: Any, expected: Any) -> str:
-    """Both, from a little before the place where their texts part."""
-    texts = repr(got), repr(expected)
-    pairs = enumerate(zip(*texts, strict=False))
-    start = max(0, next((i for i, (a, b) in pairs if a != b), min(map(len, texts))) - 40)
-    return " instead of ".join(("…" if start else "") + text[start : start + 160] for text in texts)
 
 
 class Stock:
