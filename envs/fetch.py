@@ -39,6 +39,17 @@ class Remote:
         return self.url.rpartition("/")[2]
 
 
+@dataclass(frozen=True)
+class NamedRemote(Remote):
+    """A published file whose address does not end with its name."""
+
+    file_name: str
+
+    @property
+    def name(self) -> str:
+        return self.file_name
+
+
 def fetch(remote: Remote, folder: Path, console: Console) -> Path:
     """Download the file into `folder`, unchecked. Continues an interrupted download, and waits for another process
     that downloads the same file. Raises `DownloadError`.

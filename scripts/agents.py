@@ -139,10 +139,10 @@ def _check_model(config: DictConfig) -> None:
         if not checkpoints(path):
             raise FileNotFoundError(f"the run {path} has no checkpoint yet")
         return
-    find_parts(config.model)
+    parts = find_parts(config.model)
     check_quantization(config.policy.get("quantization"))
     if OmegaConf.select(config, "agent.prompter._target_") == CHAT:
-        check_chat_template(config.model)
+        check_chat_template(parts)
 
 
 def check_trained_agent(config: DictConfig) -> None:

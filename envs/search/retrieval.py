@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,13 +47,27 @@ class Retriever(Protocol):
         """What results depend on, as plain data."""
 
 
-class ScoringRetriever(Retriever, Protocol):
-    """A retriever that can score every passage of its corpus."""
+class ScoringRetriever(ABC):
+    """A `Retriever` that scores every passage of its corpus."""
 
+    name: ClassVar[str]  # one of RETRIEVERS
     corpus: Corpus
+    index_hash: str
 
+    @abstractmethod
     def scores(self, query: str) -> NDArray[np.float32]:
         """[passages] the scores of one query."""
+
+    def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
+        return [best_hits(self.corpus, self.scores(query), k) for query in queries]
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "retriever": self.name,
+            "passages": len(self.corpus),
+            "corpus": self.corpus.content_hash,
+            "index": self.index_hash,
+        }
 
 
 class RetrievalError(RuntimeError):

@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
-from envs.fetch import DownloadError, Remote, fetch
+from envs.fetch import DownloadError, NamedRemote, Remote, fetch
 from envs.files import whole_file
 from envs.sums import SUMS, read_sums, verify_sum, write_sums
 from envs.webshop.catalogue import SIZES, Catalogue, JSONFileError, load_catalogue
@@ -27,20 +26,10 @@ from envs.webshop.nouns import load_tagger, tag_names
 _HUMAN = "items_human_ins.json"
 
 
-@dataclass(frozen=True)
-class DriveFile(Remote):
+def _on_drive(file_id: str, name: str) -> NamedRemote:
     """A file on Google Drive, whose address does not contain its name."""
-
-    file_name: str
-
-    @property
-    def name(self) -> str:
-        return self.file_name
-
-
-def _on_drive(file_id: str, name: str) -> DriveFile:
     address = f"https://drive.usercontent.google.com/download?id={file_id}&export=download&confirm=t"
-    return DriveFile(address, None, None, name)
+    return NamedRemote(address, None, None, name)
 
 
 _HUMAN_FILE = _on_drive("14Kb5SPBk_jfdLZ_CDBNitW98QLDlKR5O", _HUMAN)

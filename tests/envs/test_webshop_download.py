@@ -16,10 +16,10 @@ from rich.console import Console
 
 from envs import fetch as fetch_module
 from envs.checksums import DamagedError
-from envs.fetch import DownloadError
+from envs.fetch import DownloadError, NamedRemote
 from envs.sums import SUMS
 from envs.webshop.catalogue import JSONFileError, load_catalogue
-from envs.webshop.download import FILES, DriveFile, install
+from envs.webshop.download import FILES, install
 from envs.webshop.nouns import NounsNotFoundError, nouns_folder, tag_names
 from tests.envs.webshop_shop import ATTRIBUTES, HUMAN, PRODUCTS
 from tests.file_server import FileServer
@@ -48,7 +48,7 @@ def server() -> Iterator[FileServer]:
 def get(data: Path, server: FileServer | None = None, mirror: Path | None = None) -> str:
     """Returns the output."""
     console = Console(file=io.StringIO(), width=200)
-    files = tuple(DriveFile(f"{server.address}/{name}", None, None, name) for name in CONTENTS) if server else None
+    files = tuple(NamedRemote(f"{server.address}/{name}", None, None, name) for name in CONTENTS) if server else None
     install(data, "small", mirror, files=files, console=console)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()

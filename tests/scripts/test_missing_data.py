@@ -33,16 +33,16 @@ def official_games(cli: Cli, count: int = 4, name: str = "valid_seen") -> Path: 
     return split
 
 
-def after_first_episode(cli: Cli, then: Callable[[], Any]) -> None:  # noqa: F811
-    """Call `then` once, when the first episode of the next evaluation is written."""
-    write = evaluate.write_episodes
+def after_first_episode(cli: Cli, then: Callable[[], Any], writer: Any = evaluate) -> None:  # noqa: F811
+    """Call `then` once, when the module `writer` has written its first episodes."""
+    write = writer.write_episodes
 
     def write_and_then(path: Path, episodes: Iterable[Episode], append: bool = False) -> None:
         write(path, episodes, append)
-        cli.monkeypatch.setattr(evaluate, "write_episodes", write)
+        cli.monkeypatch.setattr(writer, "write_episodes", write)
         then()
 
-    cli.monkeypatch.setattr(evaluate, "write_episodes", write_and_then)
+    cli.monkeypatch.setattr(writer, "write_episodes", write_and_then)
 
 
 @pytest.fixture(autouse=True)
@@ -115,23 +115,24 @@ def test_embedded_games_that_are_deleted_are_made_again(cli: Cli, workers: int) 
     assert result_of(cli.folder / "run") == result_of(cli.folder / "whole")
 
 
+@pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("catalogue", ["full", "embedded"])
-def test_a_catalogue_that_is_deleted_ends_the_run_in_a_line(cli: Cli, catalogue: str) -> None:  # noqa: F811
-    """Before a worker opens the shop. This process has it open, from a look at its actions, and needs no more files."""
+def test_a_catalogue_that_is_deleted_ends_the_run_in_a_line(cli: Cli, catalogue: str, workers: int) -> None:  # noqa: F811
+    """Before the shop is opened, which the check of its actions does; a shop that is open does without its files."""
     if catalogue == "full":
         shutil.copytree(embedded_catalogue(60), cli.folder / "data" / "webshop")
         cli.monkeypatch.setenv("POLYTURN_DATA", str(cli.folder / "data"))
     arguments = ["env=webshop", f"env.catalogue={catalogue}", "env.embedded_products=60", "agent=random", "limit=3"]
-    make = evaluate.EnvPool
+    check = evaluate.check_tasks
     gone = cli.folder / ("data/webshop" if catalogue == "full" else "cache")
 
-    def delete_and_make(*args: Any) -> Any:
+    def delete_and_check(*args: Any) -> None:
         gone.rename(cli.folder / "away")
-        return make(*args)
+        check(*args)
 
     with cli.monkeypatch.context() as patch:
-        patch.setattr(evaluate, "EnvPool", delete_and_make)
-        code, _, err = cli("evaluate", *arguments, "pool.workers=1", "hydra.run.dir=run")
+        patch.setattr(evaluate, "check_tasks", delete_and_check)
+        code, _, err = cli("evaluate", *arguments, f"pool.workers={workers}", "hydra.run.dir=run")
     check_stopped(cli.folder / "run", code, err)
     assert ("no full catalogue in" if catalogue == "full" else "no catalogue in") in err, err
     assert ("scripts.download webshop" if catalogue == "full" else "is made again when a run starts") in err
@@ -151,23 +152,11 @@ TRAINING = [
 ]  # fmt: skip
 
 
-def after_first_update(cli: Cli, then: Callable[[], Any]) -> None:  # noqa: F811
-    """Call `then` once, when the episodes of the first update are written."""
-    write = trainer.write_episodes
-
-    def write_and_then(path: Path, episodes: Iterable[Episode], append: bool = False) -> None:
-        write(path, episodes, append)
-        cli.monkeypatch.setattr(trainer, "write_episodes", write)
-        then()
-
-    cli.monkeypatch.setattr(trainer, "write_episodes", write_and_then)
-
-
 def test_most_games_of_an_evaluation_that_are_deleted_end_training_in_a_line(cli: Cli) -> None:  # noqa: F811
     official_games(cli, 4, "train")
     games = sorted(official_games(cli, 3).glob("*/*/game.tw-pddl"))
     cli.monkeypatch.setattr("scripts.train.draw_pictures", lambda *_, **__: None)
-    after_first_update(cli, lambda: [game.rename(game.with_name("away")) for game in games[1:]])
+    after_first_episode(cli, lambda: [game.rename(game.with_name("away")) for game in games[1:]], trainer)
     code, _, err = cli("train", *TRAINING, "hydra.run.dir=run")
     *_, error = err.splitlines()
     assert code == 2, err
