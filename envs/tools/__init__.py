@@ -1,0 +1,1 @@
+"""Tool use: `polyturn/Tools-v0`."""
