@@ -129,8 +129,23 @@ def data() -> Iterator[Finding]:
     yield Finding("ok", f"env=alfworld is {ALFWorldTasks().describe()}")
     warm = len(list((cache_root() / "warm_starts").glob("*/config.json")))
     yield Finding("ok", f"warm starts: {warm or 'none yet, the first run makes one'}")
+    yield _bfcl()
     for error in plugin_errors():
         yield Finding("note", error)
+
+
+def _bfcl() -> Finding:
+    """The tasks of BFCL, whose package no extra can name: its own requirements pin other versions of many packages."""
+    from envs.tools.bfcl import INSTALL as INSTALL_BFCL
+    from envs.tools.bfcl import VERSION
+
+    try:
+        found, _ = metadata.version("bfcl-eval"), metadata.version("mpmath")
+    except metadata.PackageNotFoundError as error:
+        return Finding("note", f"no tasks of BFCL: {error.name} is not installed", INSTALL_BFCL)
+    if found != VERSION:
+        return Finding("note", f"tasks of BFCL from bfcl-eval {found}, but {VERSION} was tested", INSTALL_BFCL)
+    return Finding("ok", f"tasks of BFCL from bfcl-eval {found}")
 
 
 def disk() -> Iterator[Finding]:

@@ -52,8 +52,8 @@ class Recordings(Generic[Stock]):
 
     kind_of: Callable[[Path, Any], str]  # of a file and its contents
     replays: Mapping[str, Callable[[dict[str, Any], Stock, Recorder], None] | None]  # None: the kind is left out
-    left_out: str  # the verdict on those
     missing: Mapping[type[Exception], str]  # the verdict where something is missing that a replay needs
+    left_out: str = ""  # the verdict on a kind that is left out
 
     def replay_folder(self, parser: ArgumentParser, folder: Path, stock: Stock) -> int:
         """Replay every *.json directly in `folder` and print a table.

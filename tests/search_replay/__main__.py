@@ -13,7 +13,6 @@ from tests.search_replay.replay import REPLAYS, NotInstalledError, Stock, kind_o
 RECORDINGS = Recordings(
     lambda path, _: kind_of(path),
     REPLAYS,
-    left_out="not replayed yet",
     missing={NoDataError: "no corpus", NotInstalledError: "not installed"},
 )
 

@@ -18,7 +18,9 @@ from envs.search import grading, igpo, mt_grpo, search_r1, verl_agent
 from envs.search.bm25 import BM25Retriever, tokenize
 from envs.search.corpus import Corpus, Passage
 from envs.search.retrieval import Hit, best_hits
+from envs.tools.bfcl import INSTALL as INSTALL_BFCL
 from tests.recordings import Recorder
+from tests.search_replay.bfcl import replay_task
 from tests.search_replay.official import StandIn, VerlAgentRow, calculate, run_llm_loop, serve, verl_agent_reply
 
 DENSE_ROWS = 1000  # that are embedded; all would take minutes
@@ -371,12 +373,21 @@ def _server(data: dict[str, Any], stock: Stock, recorder: Recorder) -> None:
         recorder.check(f"{where:.200}, reply", reply, case["response"])
 
 
+# -- BFCL -------------------------------------------------------------------------------------------------------------
+def _bfcl(data: dict[str, Any], stock: Stock, recorder: Recorder) -> None:
+    if not find_spec("bfcl_eval") or not find_spec("mpmath"):
+        raise NotInstalledError(f"bfcl_ground_truth needs {INSTALL_BFCL}")
+    for case in data["cases"]:
+        recorder.cases += 1
+        replay_task(case["id"], case, recorder)
+
+
 def _without(case: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in case.items() if name not in names}
 
 
-# By the name of a recording, without what a collection adds before or after it; None: not replayed yet.
-REPLAYS: dict[str, Callable[[dict[str, Any], Stock, Recorder], None] | None] = {
+# By the name of a recording, without what a collection adds before or after it.
+REPLAYS: dict[str, Callable[[dict[str, Any], Stock, Recorder], None]] = {
     "search_r1_em": _em,
     "search_r1_postprocess": _postprocess,
     "search_r1_format_passages": _format_passages,
@@ -386,7 +397,7 @@ REPLAYS: dict[str, Callable[[dict[str, Any], Stock, Recorder], None] | None] = {
     "bm25s_rankings": _bm25,
     "dense_rankings": _dense,
     "search_server_http": _server,
-    "bfcl_ground_truth": None,
+    "bfcl_ground_truth": _bfcl,
 }
 
 
