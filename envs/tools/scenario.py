@@ -27,12 +27,10 @@ class Reply:
 
 
 class Scenario(ABC):
-    """One episode. An environment makes it, plays it, and closes it.
-
-    `limits` and anything else that a scenario needs are arguments of its constructor.
-    """
+    """One episode. `envs.tools.env` makes it from a task's payload and the limits of a call, and closes it."""
 
     goal: str = ""  # `info["goal"]`
+    instructions: str = ""  # what ends the task; policies that choose from a list see it in the list
     answers: Sequence[str] | None = None  # `info["answers"]`
     least_calls: int | None = None  # the smallest number of calls that is enough, if it is known
 
