@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from agents.policies import tiny
-from agents.policies.tiny import SharedWords, build_tokenizer, vocabulary_size
+from agents.policies.tiny import SharedWords, build_model, build_tokenizer, vocabulary_size
 
 TEXTS = [
     "You arrive at desk 1. On the desk 1, you see a mug 2, and a pen 1.\n\nYour task is to: put a mug in desk.",
@@ -120,3 +120,10 @@ def test_a_step_for_a_token_is_one_for_those_that_share_a_word() -> None:
         assert torch.allclose(shares, torch.full((64,), -0.5))
     assert not mug.any()
     assert not the.any()
+
+
+def test_keys_begin_equal_to_queries() -> None:
+    model = build_model(32, width=16, layers=2, heads=2, feed_forward=32, context=64, seed=0)
+    for layer in model.model.layers:
+        assert torch.equal(layer.self_attn.k_proj.weight, layer.self_attn.q_proj.weight)
+        assert layer.self_attn.q_proj.weight.any()

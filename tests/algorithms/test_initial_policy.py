@@ -192,6 +192,12 @@ def test_facts_outside_of_the_configuration_count_too(tmp_path: Path, monkeypatc
     assert len(set(keys)) == len(keys)
 
 
+def test_the_first_token_of_an_action_is_its_verb_with_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLYTURN_CACHE", str(tmp_path))
+    policy, _ = make(Phases(), replace(SMALL, warm_start=None))
+    assert [policy.tokenizer.decode([i]) for i in policy.tokenizer.encode("open door 1")] == ["open door 1"]
+
+
 class Storyteller(Corridor):
     """Tells a long story of words of its own at the first step."""
 
