@@ -152,18 +152,23 @@ TRAINING = [
 ]  # fmt: skip
 
 
-def test_most_games_of_an_evaluation_that_are_deleted_end_training_in_a_line(cli: Cli) -> None:  # noqa: F811
-    official_games(cli, 4, "train")
-    games = sorted(official_games(cli, 3).glob("*/*/game.tw-pddl"))
+@pytest.mark.parametrize("deleted", ["most of valid_seen", "most of train", "train"])
+def test_games_that_are_deleted_end_training_in_a_line(cli: Cli, deleted: str) -> None:  # noqa: F811
+    train = official_games(cli, 4, "train")
+    evaluated = official_games(cli, 3)
+    gone = [train] if deleted == "train" else sorted((evaluated if "valid" in deleted else train).glob("*/*"))[1:]
     cli.monkeypatch.setattr("scripts.train.draw_pictures", lambda *_, **__: None)
-    after_first_episode(cli, lambda: [game.rename(game.with_name("away")) for game in games[1:]], trainer)
+    after_first_episode(cli, lambda: [path.rename(f"{path}.away") for path in gone], trainer)
     code, _, err = cli("train", *TRAINING, "hydra.run.dir=run")
     *_, error = err.splitlines()
     assert code == 2, err
-    assert error.startswith(f"error: missing files ended 2 of 3 episodes; the first was: the game {games[1]} does not")
     assert "Traceback" not in err
-    for game in games[1:]:
-        game.with_name("away").rename(game)
+    assert str(gone[0]) in error
+    if deleted == "most of valid_seen":
+        assert error.startswith(f"error: missing files ended 2 of 3 episodes; the first was: the game {gone[0]}")
+    assert not list((cli.folder / "run").rglob("*.partial"))
+    for path in gone:
+        Path(f"{path}.away").rename(path)
     code, _, err = cli("train", "resume=run")
     assert code == 0, err
     assert (cli.folder / "run" / "evaluation.json").exists()
