@@ -266,7 +266,7 @@ def test_a_tenth_of_the_tasks_changes_nothing_for_the_others(
     tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever it does; only what ends or changes a whole process cannot be had without workers."""
-    monkeypatch.setattr("envs.pool.GRACE_SECONDS", 1.0)
+    monkeypatch.setattr("envs.pool_worker.GRACE_SECONDS", 1.0)
     faults = {**FAULTS, **OF_PROCESSES} if workers else FAULTS
     size = 10 * len(faults)
     good, bad = play([], size), play(list(faults), size, workers, tmp_path / "episodes.jsonl")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-import envs.pool
+import envs.pool_env
 from agents.agent import Decision, PolicyAgent, View
 from agents.candidates import CandidateAgent
 from agents.episode import Episode, ParseStatus, read_episodes, write_episodes
@@ -164,7 +164,7 @@ class SlowWalker(Walker):
 @pytest.fixture
 def slow_pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[EnvPool]:
     Slow.clock = Clock()
-    monkeypatch.setattr(envs.pool, "time", Slow.clock)
+    monkeypatch.setattr(envs.pool_env, "time", Slow.clock)
     with EnvPool(lambda: Slow(8), 4, step_timeout=500) as pool:
         yield pool
 

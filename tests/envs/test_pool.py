@@ -17,8 +17,11 @@ import gymnasium as gym
 import pytest
 
 import envs.pool
+import envs.pool_worker
 from envs.core import INFO_KEYS, Info, StopReason, Task, TextEnv
-from envs.pool import HEAD, EnvPool, Outcome, _Command, _Worker
+from envs.pool import EnvPool, Outcome
+from envs.pool_env import Command
+from envs.pool_worker import HEAD, Worker
 
 ROOT = Path(__file__).parents[2]
 PROC = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="looks for processes in /proc")
@@ -292,7 +295,7 @@ def test_a_step_past_its_deadline_is_given_up_alone(workers: int, hang: str) -> 
 def test_only_what_is_in_the_pipe_is_read() -> None:
     """An environment may have written a length there, which nothing follows."""
     ours, theirs = multiprocessing.Pipe()
-    worker = _Worker(0, b"", 1.0)
+    worker = Worker(0, b"", 1.0)
     worker.connection, worker._process, worker._running, worker._ready = ours, object(), True, True
     os.write(theirs.fileno(), HEAD.pack(1 << 27) + b"x")
     worker.receive({}, ended=False)
@@ -412,7 +415,7 @@ def test_alarms_work_in_workers_and_reach_no_other_environment() -> None:
 def test_an_environment_that_catches_its_time_up_is_late_all_the_same(
     workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(envs.pool, "GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(envs.pool_worker, "GRACE_SECONDS", 0.5)
     with EnvPool(Puppet, size=2, workers=workers, step_timeout=1) as pool:
         pool.reset(tasks(2))
         outcomes = pool.step({0: "go on", 1: "a"})
@@ -492,7 +495,7 @@ def test_who_ends_a_worker_fails_and_the_others_go_on(
     monkeypatch: pytest.MonkeyPatch, order: str, reason: StopReason, words: str
 ) -> None:
     """Of that worker's other slots, 0 has answered, 4 is still to be asked, and 6 is not asked at all."""
-    monkeypatch.setattr(envs.pool, "GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(envs.pool_worker, "GRACE_SECONDS", 0.5)
 
     def played(order: str) -> list[dict[int, Outcome]]:
         with EnvPool(Puppet, size=7, workers=2, step_timeout=1) as pool:
@@ -525,7 +528,7 @@ def test_who_ends_the_process_later_has_failed_and_not_who_plays_then() -> None:
 
 
 def test_a_child_that_keeps_the_pipe_of_its_worker_open_hides_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(envs.pool, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(envs.pool, "CHECK_SECONDS", 0.1)
     with EnvPool(Puppet, size=2, workers=1, step_timeout=5) as pool:
         pool.reset(tasks(2))
         outcomes = pool.step({0: "crash beside a child", 1: "a"})
@@ -548,9 +551,9 @@ def test_an_answer_to_nothing_is_not_taken_for_one_to_what_was_asked() -> None:
         worker = pool._workers[0]
         before = (7).to_bytes(8, "little") + pickle.dumps(Outcome("What nobody said."))
         for stray in (before, b"", b"nonsense"):
-            worker.pending = [_Command(0, "step", "a")]
+            worker.pending = [Command(0, "step", "a")]
             results: dict[int, Outcome] = {}
-            worker._take(stray, results)
+            worker._receive_outcome(stray, results)
             assert results == {}
             assert len(worker.pending) == 1
         worker.pending = []
