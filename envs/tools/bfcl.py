@@ -36,6 +36,7 @@ VERSION = "2026.3.23"
 INSTALL = f"pip install 'polyturn[bfcl]' && pip install --no-deps bfcl-eval=={VERSION}"
 ADDED = "I have updated some more functions you can choose from. What about now?"  # where functions are added
 MOST_STEPS = 20  # messages with calls that a user turn may take
+_SIMULATORS = "bfcl_eval.eval_checker.multi_turn_eval.func_source_code"
 _MODULES = {
     "GorillaFileSystem": "gorilla_file_system",
     "MathAPI": "math_api",
@@ -182,6 +183,16 @@ class Simulators:
         """The public attributes of each simulator, which the checker compares."""
         return {name: _public(instance) for name, instance in self.instances.items()}
 
+    def key(self) -> str:
+        """A text that is equal for equal states. All file systems that are too large to be written have the same."""
+        files = self.instances.get("GorillaFileSystem")
+        if files is not None and _has_many_paths(files.root):
+            return "large"
+        try:
+            return repr((self.state(), files.pwd() if files else ""))
+        except RecursionError:
+            return "large"
+
     def _method(self, name: str) -> Any:
         """The public method of this name; as in the official executor, the last class that has one wins."""
         for instance in reversed(self.instances.values()):
@@ -202,7 +213,7 @@ def _load(class_name: str, task: BfclTask) -> Any:
 @cache
 def _simulator(class_name: str) -> Any:
     data_folder()
-    module = import_module(f"bfcl_eval.eval_checker.multi_turn_eval.func_source_code.{_MODULES[class_name]}")
+    module = import_module(f"{_SIMULATORS}.{_MODULES[class_name]}")
     simulator = getattr(module, class_name)
     if class_name != "TradingBot":
         return simulator
@@ -235,21 +246,24 @@ _lock = threading.Lock()
 
 @contextmanager
 def _own_globals() -> Iterator[None]:
-    """Calls set the precision of mpmath and of decimal, and write to a table of their module: nothing of it stays."""
+    """Calls set the precision of mpmath and of decimal, and write to a table of a module: nothing of it stays."""
     import mpmath
 
+    weather = import_module(f"{_SIMULATORS}.long_context").LONG_WEATHER_EXTENSION
     with _lock, decimal.localcontext(decimal.Context()):
-        precision = mpmath.mp.prec
+        precision, table = mpmath.mp.prec, dict(weather)
         try:
             yield
         finally:
             mpmath.mp.prec = precision
+            weather.clear()
+            weather.update(table)
 
 
 def _check_costs(method: Any, positional: Sequence[Any], named: Mapping[str, Any]) -> None:
     """Refuse a call that would take minutes: the official simulators have no limits. Raises `ValueError`."""
     name = method.__name__
-    if name in ("find", "du") and _paths(method.__self__.root, {}) > _MOST_PATHS:
+    if name in ("find", "du") and _has_many_paths(method.__self__.root):
         raise ValueError(f"there are more than {_MOST_PATHS:,} paths")
     if name not in ("logarithm", "square_root", "round_number", "power"):
         return
@@ -265,15 +279,13 @@ def _check_costs(method: Any, positional: Sequence[Any], named: Mapping[str, Any
         raise ValueError("the power is too large")
 
 
-def _paths(item: Any, known: dict[int, int]) -> int:
-    """The number of paths below: copies of a directory share what is in them, so it can grow fast."""
-    contents = getattr(item, "contents", None)
-    if contents is None:
-        return 1
-    if id(item) not in known:
-        known[id(item)] = 1  # also for a directory that contains itself
-        known[id(item)] += sum(_paths(part, known) for part in contents.values())
-    return known[id(item)]
+def _has_many_paths(root: Any) -> bool:
+    """Whether there are more than `_MOST_PATHS`: copies of a directory share what is in them, so they grow fast."""
+    count, waiting = 0, [root]
+    while waiting and count <= _MOST_PATHS:
+        count += 1
+        waiting += getattr(waiting.pop(), "contents", {}).values()
+    return count > _MOST_PATHS
 
 
 # -- verdicts ---------------------------------------------------------------------------------------------------------

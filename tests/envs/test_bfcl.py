@@ -134,12 +134,36 @@ def test_copies_of_copies_are_not_walked() -> None:
     assert "more than 100,000 paths" in simulators.call_text("find('.')")
     assert "more than 100,000 paths" in simulators.call_text("du()")
 
+    assert simulators.key() == "large"
+
 
 def test_a_directory_in_itself_is_an_error() -> None:
     simulators = Simulators(read_tasks("base")[REPORT])
     for call in ("mkdir('a')", "cp('a', 'a')"):
         simulators.call_text(call)
     assert simulators.call_text("find('.')").startswith("Error during execution: ")
+    assert simulators.key() == "large"
+
+
+def test_a_deep_directory_is_no_error_of_the_environment() -> None:
+    simulators = Simulators(read_tasks("base")[REPORT])
+    for _ in range(2000):
+        for call in ("mkdir('a')", "cd('a')"):
+            simulators.call_text(call)
+    assert simulators.call_text("find('/')").startswith("Error during execution: ")
+    assert simulators.key() == "large"
+
+
+def test_equal_states_have_equal_keys() -> None:
+    task = read_tasks("base")[REPORT]
+    here, there, elsewhere = Simulators(task), Simulators(task), Simulators(task)
+    for call in ("mkdir('a')", "cd('a')", "touch('b')"):
+        here.call_text(call)
+    for call in ("ls()", "mkdir('a')", "cd('a')", "cd('..')", "cd('a')", "touch('b')"):
+        there.call_text(call)
+    for call in ("mkdir('a')", "cd('a')", "touch('b')", "cd('..')"):
+        elsewhere.call_text(call)
+    assert here.key() == there.key() != elsewhere.key()
 
 
 # -- no shared state --------------------------------------------------------------------------------------------------
@@ -171,6 +195,24 @@ def test_an_episode_leaves_nothing_for_the_next() -> None:
     travel.booking_record.clear()
     assert repr(first.truth.state()) == untouched
     assert repr(Simulators(task).state()) == untouched
+
+
+def test_no_object_of_the_package_changes() -> None:
+    from bfcl_eval.eval_checker.multi_turn_eval.func_source_code import long_context
+
+    def shared() -> str:
+        return repr([value for name, value in vars(long_context).items() if name.isupper()])
+
+    before = shared()
+    for task in read_tasks("long_context").values():
+        simulators = Simulators(task)
+        simulators.call("get_outside_temperature_from_google")
+        for card in getattr(simulators.instances.get("TravelAPI"), "credit_card_list", {}):
+            arguments = {"insurance_type": "x", "insurance_cost": 1.0, "booking_id": "booking_901", "card_id": card}
+            simulators.call("purchase_insurance", simulators.instances["TravelAPI"].access_token, **arguments)
+        for text in (text for calls in task.ground_truth for text in calls):
+            simulators.call_text(text)
+    assert shared() == before
 
 
 def test_the_precision_of_a_call_does_not_stay() -> None:
