@@ -1,11 +1,11 @@
-"""Which ids may stand where in a completion, so that it can only be one of the admissible actions.
+"""Masks: the ids that are allowed at each place of a completion, so that it can only be an admissible action.
 
     go ──► to ──► desk 1 ──► <eos>       A `Mask` is a prefix tree over the ids of the actions. A completion follows one
-     │      └───► desk 2 ──► <eos>       path of it, and each id is sampled among those that its node allows. A node
-     └───► …                             that allows a single id has nothing to sample.
+     │      └───► desk 2 ──► <eos>       path of it, and each id is sampled among those that its node allows. At a
+     └───► …                             node with a single id nothing is sampled.
 
-Two things are free text: what comes before the action, where the prompter's form has something in front of it
-(`<action>`), and what an action leaves open (`search[<your query>]`).
+Two parts are free text: the text before the action, if the prompter's form has something in front of an action
+(`<action>`), and the slot of an action (`search[<your query>]`).
 
 Invalid action masking: Huang and Ontañón, *A Closer Look at Invalid Action Masking in Policy Gradient Algorithms*,
 arXiv 2006.14171. Log-probabilities are those of the masked distribution, in sampling and in training alike.
@@ -30,18 +30,18 @@ from agents.prompts import Prompter, written
 from agents.quoting import control_ids, encode, plain, quote
 from envs.core import Need
 
-_MARK = "polyturnslot"  # stands for an action, or for what it leaves open, while a form is taken apart
+_MARK = "polyturnslot"  # in place of an action or a slot, when a form is split
 _MARKED = re.compile(f"{re.escape(quote(_MARK))}|{_MARK}")
-# Of free text: what a form may read as something else. Letters, digits and blanks are read as they are.
+# Characters that a form may read as something else in free text. Letters, digits and blanks are safe.
 _SIGNS = string.punctuation + "".join(map(chr, [*range(0x20), 0x7F, 0x85, 0x2028, 0x2029]))
-MOST_TREES = 512  # that are kept for states that come again
+MOST_TREES = 512  # kept for states that occur again
 
 
 class Node:
     """A place in a completion.
 
-    `children` are the ids that lead on to another node, or that end the completion (None). With `free` [V], each id
-    for which it is true may stand here too, and leads to `after`.
+    `children` are the allowed ids, each with its next node, or None if it ends the completion. With `free` [V], each id
+    for which it is true is allowed too, and leads to `after`.
     """
 
     __slots__ = ("_ids", "after", "children", "free")
@@ -54,18 +54,18 @@ class Node:
 
     @property
     def ids(self) -> NDArray[np.int64]:
-        """The ids of its children. Nothing may be added to the tree after this was asked for."""
+        """The ids of its children. Nothing may be added to the tree after the first call."""
         if self._ids is None:
             self._ids = np.fromiter(self.children, np.int64, len(self.children))
         return self._ids
 
     @property
     def forced(self) -> int | None:
-        """The only id that may stand here; None where there are several."""
+        """The only allowed id; None if there are several."""
         return next(iter(self.children)) if self.free is None and len(self.children) == 1 else None
 
     def follow(self, token: int) -> Node | None:
-        """The node after `token`; None where it ends the completion. Raises `ValueError` where it may not stand."""
+        """The node after `token`; None if it ends the completion. Raises `ValueError` if it is not allowed."""
         if token in self.children:
             return self.children[token]
         if self.free is not None and token < len(self.free) and self.free[token]:
@@ -73,7 +73,7 @@ class Node:
         raise ValueError(f"id {token} is masked: not among {len(self.children)} allowed ids, nor in free text")
 
     def add(self, ids: Sequence[int]) -> Node:
-        """The node that `ids` lead to, made where it is not there yet."""
+        """The node that `ids` lead to. Missing nodes are made."""
         node = self
         for token in ids:
             node.children[token] = child = node.children.get(token) or Node()
@@ -82,20 +82,20 @@ class Node:
 
 
 class Mask:
-    """What a completion may be in one state: `first` is the node of its first id.
+    """The completions that are allowed in one state; `first` is the node of the first id.
 
-    `longest` counts the ids of the longest action, of what leads to it and of what closes it; a slot counts as one.
+    `longest` is the number of ids of the longest action, with the ids before and after it; a slot counts as one.
     """
 
     def __init__(self, form: ActionForm, actions: Sequence[str]) -> None:
         self._form = form
-        sayable = [action for action in actions if form.can_say(action)]
-        if not sayable:
+        writable = [action for action in actions if form.can_write(action)]
+        if not writable:
             raise ValueError(f"none of the admissible actions can be written in this form, as {list(actions[:3])}")
-        slots = [action for action in sayable if has_slot(action)]
-        # What a slot may hold anyway has no path of its own: free text and names would be one id apart.
-        actions = [action for action in sayable if action in slots or not fits(action, slots)]
-        self._actions = [form.take_apart(action) for action in actions]
+        slots = [action for action in writable if has_slot(action)]
+        # An action that fits into a slot has no path of its own: it is written in the slot.
+        actions = [action for action in writable if action in slots or not fits(action, slots)]
+        self._actions = [form.split_action(action) for action in actions]
         self._trees: dict[str, Node | None] = {}
         self.longest = len(form.lead) + max(
             len(ids) + sum(1 + len(form.closing(text)) for text in others) + 1 for _, ids, _, others in self._actions
@@ -108,9 +108,9 @@ class Mask:
         self.first = first
 
     def follow(self, node: Node, ids: Sequence[int]) -> Node | None:
-        """The node after a completion of `ids`, the last of which stands at `node`; None where that ended it.
+        """The node after a completion of `ids`, the last of them at `node`; None if the completion has ended.
 
-        So does a token that ends the head and goes on as no action does: nothing admissible can follow.
+        It also ends after a token that completes the head and continues like no action: nothing admissible can follow.
         """
         following = node.follow(ids[-1])
         if node is not self._form.before_action:
@@ -119,7 +119,7 @@ class Mask:
         return following if rest is None else self._tree(rest)
 
     def path(self, ids: Sequence[int]) -> list[Node]:
-        """The node at which each of the ids of a completion stands. Raises `ValueError` where one is masked."""
+        """The node of each id of a completion. Raises `ValueError` if an id is masked."""
         nodes: list[Node] = []
         node: Node | None = self.first
         for count in range(1, len(ids) + 1):
@@ -130,7 +130,7 @@ class Mask:
         return nodes
 
     def _tree(self, rest: str) -> Node | None:
-        """The tree of the actions that begin with `rest`; None where none does."""
+        """The tree of the actions that begin with `rest`; None if there is none."""
         if rest not in self._trees:
             root = Node()
             for said, ids, text, others in self._actions:
@@ -152,12 +152,12 @@ class Mask:
 
 
 class ActionForm:
-    """How a prompter's actions are written in the ids of a tokenizer; makes the `Mask` of each state.
+    """Writes a prompter's actions as ids of a tokenizer, and makes the `Mask` of each state.
 
-    `lead` is what a chat template leaves to the model to write before its answer: the ids of a channel's name. They are
+    `lead` are ids that some chat templates expect the model to write before its answer, the name of a channel. They are
     forced. A blank is left out.
 
-    Raises `ValueError` where the form has nothing in front of an action, and the prompt has begun a reasoning.
+    Raises `ValueError` if the prompt opens a reasoning and the form has nothing in front of an action.
     """
 
     def __init__(self, prompter: Prompter, tokenizer: Any) -> None:
@@ -168,7 +168,7 @@ class ActionForm:
         if tuple(said[: len(self.lead)]) != self.lead:
             raise ValueError(f"{before!r} stands before each answer, and has no ids of its own in this tokenizer")
         self.head, self.tail = prompter.write(_MARK).split(_MARK)
-        # What ends a reasoning that the prompt has begun; nothing where it has begun none.
+        # Ends a reasoning that the prompt has opened; otherwise empty.
         self._opening = next((o for o in ("", THINK_CLOSE) if self._reads(f"{o}{prompter.write(_MARK)}", _MARK)), "")
         if not self.head and self._opening:
             raise ValueError(
@@ -179,19 +179,19 @@ class ActionForm:
         self.before_action = Node(_free_ids(tokenizer, len(tokenizer), frozenset())) if self.head else None
         self._mask = lru_cache(MOST_TREES)(lambda actions: Mask(self, actions))
         # Most states share most of their actions, and encoding is slow.
-        self.can_say, self.take_apart = lru_cache(100_000)(self._can_say), lru_cache(100_000)(self._take_apart)
+        self.can_write, self.split_action = lru_cache(100_000)(self._can_write), lru_cache(100_000)(self._split_action)
 
     def mask(self, actions: Sequence[str]) -> Mask:
-        """The mask of a state in which these actions are admissible. Raises `ValueError` where there are none."""
+        """The mask of a state in which these actions are admissible. Raises `ValueError` if there are none."""
         if not actions:
             raise ValueError("a mask needs an admissible action, and there is none")
         made: Mask = self._mask(tuple(actions))
         return made
 
     def action_ids(self, action: str, actions: Sequence[str]) -> list[int]:
-        """The completion that a demonstration of `action` would be, on a path of the mask of `actions`.
+        """The completion that writes `action`, on a path of the mask of `actions`.
 
-        Where the mask has none, as for an action with a sign that ends a slot, `Mask.path` refuses the ids.
+        If there is no path, for example for an action with a character that ends a slot, `Mask.path` raises.
         """
         opening = [*self.lead, *(encode(self.tokenizer, self._opening) if self._opening else ())]
         for pattern in actions:
@@ -205,29 +205,30 @@ class ActionForm:
         return [*opening, *encode(self.tokenizer, written(self.prompter, action)), self.end]
 
     def _reads(self, text: str, action: str) -> bool:
-        """Whether `action` is what the environment gets of a completion's text."""
+        """Whether the environment gets `action` from the text of a completion."""
         return self.prompter.read(text, True, {"admissible": None})[0] == action
 
-    def _can_say(self, action: str) -> bool:
-        """Whether the form and the tokenizer leave an action as it is."""
+    def _can_write(self, action: str) -> bool:
+        """Whether form and tokenizer give an action back unchanged."""
         said = SLOT.sub("a", action)
         text = self.tokenizer.decode(encode(self.tokenizer, written(self.prompter, said)), skip_special_tokens=False)
         return self._reads(f"{self._opening}{text}", said)
 
-    def _take_apart(self, action: str) -> tuple[str, tuple[int, ...], str, list[str]]:
-        """What the token that completes the head says of the action, its ids, its text, and the texts behind slots.
+    def _split_action(self, action: str) -> tuple[str, tuple[int, ...], str, list[str]]:
+        """The parts of an action that are added to a tree.
 
-        The ids are those behind that token, up to the first slot, and so is the text behind the head.
+        Returns the beginning of the action that the last token of the head contains, the ids after that token up to the
+        first slot, the text after the head up to the first slot, and the texts after the slots.
         """
         first, *others = self.pieces(action)
         return *self.after_head(first), plain(first)[len(self.head) :], others
 
     def pieces(self, action: str) -> list[str]:
-        """The text of an action, cut where it has slots; quoted where it is not the prompter's own."""
+        """The text of an action, split at its slots. The action is quoted, the prompter's own text is not."""
         return _MARKED.split(written(self.prompter, SLOT.sub(_MARK, action)))
 
     def after_head(self, text: str) -> tuple[str, tuple[int, ...]]:
-        """The ids of `text` behind those that write its head, and what those say beyond it."""
+        """The text after the head in the last token of the head, and the ids of `text` after that token."""
         ids, count = encode(self.tokenizer, text), 0
         while not (said := self.tokenizer.decode(ids[:count])).startswith(self.head):
             if count == len(ids):
@@ -236,14 +237,14 @@ class ActionForm:
         return said[len(self.head) :], ids[count:]
 
     def beyond_head(self, ids: Sequence[int]) -> str | None:
-        """What the last of `ids` says beyond the head that it completes; None where it completes none."""
-        # A token is a byte or more, so that the head lies within as many tokens as it has bytes.
+        """The text after the head, if the last of `ids` completes it; otherwise None."""
+        # A token has at least one byte, so the head has at most as many tokens as bytes.
         head = self.head.lower()  # parsers of tags take either case
         if head not in self.tokenizer.decode(ids[-len(self.head.encode()) :]).lower():
             return None
         text = self.tokenizer.decode(ids)
         place = text.lower().rindex(head) + len(head)
-        # Where an action would not be read, as in the middle of reasoning, the head is text like any other.
+        # In the middle of reasoning the head is ordinary text: an action would not be read there.
         return text[place:] if self._reads(f"{text[:place]}{_MARK}{self.tail}", _MARK) else None
 
     def closing(self, text: str) -> tuple[int, ...]:
@@ -254,7 +255,7 @@ class ActionForm:
 
 @lru_cache(maxsize=8)
 def _free_ids(tokenizer: Any, size: int, refused: frozenset[str]) -> NDArray[np.bool_]:
-    """[V] which ids free text may hold: no control tokens, and no text with one of the `refused` characters."""
+    """[V] the ids that free text may have: no control tokens, and none with one of the `refused` characters."""
     blank = tokenizer.convert_tokens_to_ids("▁")  # of SentencePiece, which alone decodes to nothing
     free = np.array([bool(text) and refused.isdisjoint(text) for text in _texts(tokenizer, size)])
     if blank is not None and blank != tokenizer.unk_token_id:
@@ -271,9 +272,9 @@ def _texts(tokenizer: Any, size: int) -> list[str]:
 
 @dataclass(eq=False)
 class MaskedAgent(PolicyAgent):
-    """A `PolicyAgent` that can write nothing but one of `info["admissible"]`, token by token.
+    """A `PolicyAgent` that writes token by token, and only one of `info["admissible"]`.
 
-    An episode ends where its longest action no longer fits (`context_limit`).
+    An episode ends when its longest action no longer fits into the context (`context_limit`).
     """
 
     masked: ClassVar[bool] = True
@@ -288,7 +289,7 @@ class MaskedAgent(PolicyAgent):
 
     @cached_property
     def form(self) -> ActionForm:
-        """How its actions are written; known once a prompt was made."""
+        """How its actions are written; known after the first prompt."""
         return ActionForm(self.prompter, self.policy.tokenizer)
 
     def _decide(self, views: Sequence[View], prompts: Sequence[list[int]]) -> list[Decision]:

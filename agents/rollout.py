@@ -7,7 +7,7 @@ The rules of every rollout (the tests check this list):
 
  1. Each job is played exactly once, and the episodes come back in the order of the jobs.
  2. An episode ends exactly once, with a `StopReason`; no turn is played or generated after it.
-  3. A turn's observation is what the agent saw before it acted; its reward is the reward of its own action.
+ 3. A turn's observation is what the agent saw before it acted; its reward is the reward of its own action.
   4. The ids of a turn are the sampled ids. Nothing is encoded again.
   5. An environment that raises or hangs ends its own episode (`env_error`, `step_timeout`) and no other. If it ends the
      process that other environments share, these continue where they were (`envs.pool`). An episode that cannot

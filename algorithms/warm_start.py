@@ -1,18 +1,18 @@
-"""Warm start: clone a scripted expert before reinforcement learning, so that a small policy succeeds now and then.
+"""Warm start: clone a scripted expert before reinforcement learning, so that a small policy solves some of the tasks.
 
-Episodes are played by the expert with a share of its moves (`noise`) replaced by actions that the environment refuses;
-the expert, who sees what came of it, says at every turn what it would do, and that is the target. Without them a cloned
-policy has never seen a refusal, and repeats a refused action for ever once it makes it. They change nothing, so that
-nothing has to be learnt about mending what they did.
+The expert plays episodes in which a share of its actions (`noise`) is replaced by actions that the environment refuses.
+The expert sees the result, and the target of every turn is the action that it would play. Without noise, a cloned
+policy never sees a refusal, and repeats a refused action until the episode ends. Refused actions change nothing, so the
+policy does not have to learn how to undo them.
 
-A lesson is one episode as one sequence. Where another action was played than the expert wanted, the ids hold what
-was played and the target, at the first id that differs, is what was wanted; the rest of that action has no target.
-Observations are targets too, with a smaller weight: predicting the names in them teaches to copy names.
+A lesson is one episode as one sequence. If the played action is not the expert's, the ids are those of the played
+action. The target of the first id that differs is the expert's id, and the rest of the action has no target.
+Observations are targets too, with a smaller weight: predicting their names teaches the policy to copy names.
 
-With `masked` an action is cloned as a `MaskedAgent` samples it: by the cross-entropy of the masked distribution. The
-same ids are targets of the whole vocabulary too, with the weight `text_weight`: the mask leaves few things to tell
-apart, and a goal is bound to its thing sooner where all have to be told apart. No action is refused under a mask, so
-the share of the expert's moves is replaced by other admissible ones.
+With `masked`, an action is cloned as a `MaskedAgent` samples it: by the cross-entropy of the masked distribution. The
+same ids are also targets among the whole vocabulary, with the weight `text_weight`. The mask allows few alternatives,
+and a policy learns sooner which thing a goal names if it has to choose among all names. A mask allows no refused
+actions, so the replaced actions are other admissible ones.
 
 Left out: corrections of the policy's own episodes (DAgger, arXiv 1011.0686). Rounds of it, at a tenth of the learning
 rate and with as many demonstrations beside them, lowered the success of a policy that solved a quarter of the games.
@@ -55,13 +55,13 @@ NO_TARGET = -100  # the index that torch.nn.functional.cross_entropy skips
 
 
 class Progress(Protocol):
-    """Receives the progress of long work."""
+    """Receives the progress of a long computation."""
 
     def phase(self, name: str, total: int | None = None) -> None:
-        """A phase begins, of `total` parts where that is known."""
+        """Start a phase of `total` parts, if their number is known."""
 
     def advance(self, status: str = "") -> None:
-        """One part of the phase is done."""
+        """Report that one part of the phase is done."""
 
 
 @dataclass(frozen=True)
@@ -69,15 +69,15 @@ class WarmStart:
     """How much to clone."""
 
     episodes: int  # played by the expert
-    noise: float  # share of the expert's moves that are replaced by refused actions
+    noise: float  # share of the expert's actions that are replaced
     steps: int  # optimiser steps
     tokens_per_step: int
-    max_turns: int  # of an episode that is played to learn from
+    max_turns: int  # of a demonstration
     matrix_lr: float | None  # Muon, for the hidden matrices; None: AdamW for them too
     other_lr: float  # AdamW, for embeddings and norms
     observation_weight: float = 0.1
-    text_weight: float = 0.5  # of an action among all texts, beside its weight of 1 among the admissible actions
-    observation_share: float = 1.0  # of what is observed is a target, drawn anew at each step: less takes less time
+    text_weight: float = 0.5  # of an action among all texts; its weight among the admissible actions is 1
+    observation_share: float = 1.0  # of observed ids that are targets, drawn at each step: fewer are faster
 
     def __post_init__(self) -> None:
         if not 0 <= self.noise < 1:
@@ -90,23 +90,23 @@ class WarmStart:
 
 @dataclass(frozen=True)
 class Lesson:
-    """One sequence of L ids with its targets: `targets[i]` is what should follow `ids[:i]`, weighted."""
+    """One sequence of L ids with weighted targets: `targets[i]` should follow `ids[:i]`."""
 
     ids: list[int]  # [L]
     targets: list[int]  # [L], NO_TARGET where there is none
     weights: list[float]  # [L]
-    origin: str = ""  # the episode it is of, for messages
+    origin: str = ""  # its episode, for messages
     nodes: list[Node | None] = field(default_factory=list)  # as in `agents.samples.Sample`
 
     @property
     def teaches(self) -> bool:
-        """Whether anything in it is a target. (The first id follows nothing, so that it is none.)"""
+        """Whether it has a target. The first id follows nothing, so it is not a target."""
         pairs = zip(self.targets[1:], self.weights[1:], strict=True)
         return any(target != NO_TARGET and weight > 0 for target, weight in pairs)
 
 
 def make_lesson(sample: Sample, wanted: Sequence[Sequence[int]], observation_weight: float) -> Lesson:
-    """`wanted[row]` are the ids that the turn `row` should have been; see the module for what becomes a target."""
+    """The lesson of a sample. `wanted[row]` are the ids of the expert's action at turn `row`."""
     targets, weights = list(sample.ids), [observation_weight] * len(sample.ids)
     nodes = sample.nodes or [None] * len(sample.ids)
     start = 0
@@ -115,7 +115,7 @@ def make_lesson(sample: Sample, wanted: Sequence[Sequence[int]], observation_wei
             start = i + 1
             continue
         want, offset = wanted[row], i - start
-        followed = list(want[:offset]) == sample.ids[start:i]  # so far, what was played is what was wanted
+        followed = list(want[:offset]) == sample.ids[start:i]  # played and wanted ids are equal so far
         forced = (node := nodes[i]) is not None and node.forced is not None
         targets[i] = want[offset] if followed and offset < len(want) else NO_TARGET
         if not forced:
@@ -126,14 +126,14 @@ def make_lesson(sample: Sample, wanted: Sequence[Sequence[int]], observation_wei
 
 
 class Demonstrator:
-    """An agent that plays to be learnt from: `wanted` collects what the teacher would have done, turn by turn.
+    """An agent that plays demonstrations. `wanted` has the ids of the teacher's action at each turn.
 
-    It plays that, or with probability `noise` an action that is not admissible now, but was earlier in the episode or
-    in another one. There are none where an environment does not tell what is admissible, or that is always the same.
-    With `masked` it plays another admissible action instead; what the teacher wants and the mask does not allow
-    is played, and is no target.
+    It plays the teacher's action, or with probability `noise` an action that is not admissible now, but was admissible
+    earlier in this or another episode. There is none if the environment does not list admissible actions, or if they
+    never change. With `masked` it plays another admissible action instead. An action of the teacher that the mask does
+    not allow is played, but is not a target.
 
-    What the policy could not read is not played on: an episode ends where prompt and action exceed its context.
+    An episode ends when prompt and action exceed the context of the policy.
     """
 
     def __init__(
@@ -149,14 +149,14 @@ class Demonstrator:
         self.teacher, self.prompter, self.tokenizer, self.noise = teacher, prompter, tokenizer, noise
         self.form = ActionForm(prompter, tokenizer) if masked else None
         self.context_length = context_length
-        self.too_long = 0  # episodes that ended so
+        self.too_long = 0  # episodes that exceeded the context
         self.rng = np.random.default_rng(seed)
         self.wanted: dict[int, list[list[int]]] = {}  # key of the episode -> ids wanted at each turn
         self._admissible: dict[int, list[str]] = {}  # key of the episode -> what was admissible at each turn
         self._anywhere: list[str] = []  # the same of all episodes
 
     def act(self, views: Sequence[View]) -> list[Decision]:
-        """What the teacher would do, most of the time."""
+        """The teacher's actions, some of them replaced."""
         wants = self.teacher.act(views)
         return [
             want if want.status is None else self._demonstrate(view, want.action)
@@ -187,7 +187,7 @@ class Demonstrator:
         return Decision("", None)
 
     def _write(self, action: str, admissible: Sequence[str]) -> tuple[list[int], list[Node] | None]:
-        """The completion that a demonstration of `action` is, and its nodes; None where the mask has no path for it."""
+        """The completion that writes `action`, and its nodes; None if the mask has no path for it."""
         if self.form is None:
             return self.prompter.action_ids(self.tokenizer, action), []
         ids = self.form.action_ids(action, admissible)
@@ -197,12 +197,12 @@ class Demonstrator:
             return ids, None
 
     def _draw_admissible(self, key: int, admissible: Sequence[str]) -> str | None:  # noqa: ARG002
-        """Any admissible action that is written out; None where there is none."""
+        """An admissible action without a slot; None if there is none."""
         whole = [action for action in admissible if not has_slot(action)]
         return whole[self.rng.integers(len(whole))] if whole else None
 
     def _draw_refused(self, key: int, admissible: Sequence[str]) -> str | None:
-        """An action that the environment will refuse now; None where none is found."""
+        """An action that the environment refuses now; None if none is found."""
         seen = self._admissible[key] if self.rng.random() < 0.5 else self._anywhere
         draws = self.rng.integers(len(seen), size=REFUSED_TRIES) if seen else ()
         return next((seen[i] for i in draws if seen[i] not in admissible), None)
@@ -218,7 +218,7 @@ class Demonstrator:
 
 
 class Cloner:
-    """Cross-entropy on lessons: Muon on the hidden matrices, AdamW on the rest, or on all that is trained."""
+    """Minimises the cross-entropy of lessons: Muon for the hidden matrices, AdamW for other weights, or for all."""
 
     def __init__(
         self, model: Any, config: WarmStart, rng: np.random.Generator, words: SharedWords | None = None
@@ -226,14 +226,14 @@ class Cloner:
         """`words` are the shared parts of the model's embedding, which are trained too."""
         train_in_float32(model)
         self.model, self.config, self.rng = model, config, rng
-        (self.choice,) = rng.spawn(1)  # of targets; the order of lessons does not depend on it
+        (self.choice,) = rng.spawn(1)  # for the choice of targets; the order of lessons does not depend on it
         embedding = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
         trained = [p for p in model.parameters() if p.requires_grad]
         matrices = [p for p in trained if p.ndim == 2 and id(p) not in embedding and config.matrix_lr is not None]
         hidden = {id(p) for p in matrices}
         others = [p for p in trained if id(p) not in hidden]
         self.optimizers: list[torch.optim.Optimizer] = []
-        if others:  # all of adapters are matrices
+        if others:  # the weights of adapters are all matrices
             self.optimizers.append(torch.optim.AdamW(others, lr=config.other_lr, betas=(0.9, 0.95), weight_decay=0.0))
             if words is not None:
                 words.follow(self.optimizers[0])
@@ -243,13 +243,13 @@ class Cloner:
         self.schedules = [torch.optim.lr_scheduler.LambdaLR(o, self._rate) for o in self.optimizers]
 
     def _rate(self, step: int) -> float:
-        """Warm up over 20 steps, hold, fall to a tenth over the last half."""
+        """Rises over 20 steps, stays constant, and falls to a tenth over the second half."""
         return min(1.0, (step + 1) / 20, max(0.1, 2.0 * (1 - step / self.config.steps)))
 
     def run(self, lessons: Sequence[Lesson], progress: Progress) -> None:
-        """Take all steps over random batches, telling loss and the share of action ids that were right.
+        """Take all steps on random batches, and report the loss and the share of right action ids.
 
-        Each lesson has a target.
+        Each lesson needs a target.
         """
         batches: list[list[Lesson]] = []
         for _ in range(self.config.steps):
@@ -259,7 +259,7 @@ class Cloner:
 
     def _shuffled(self, lessons: Sequence[Lesson]) -> list[list[Lesson]]:
         """One pass over the lessons in batches of `tokens_per_step` padded tokens, each of similar lengths."""
-        # A length with noise: similar lengths meet, and not always the same ones.
+        # Lengths with noise: a batch has similar lengths, and other lessons in every pass.
         keys = np.array([len(lesson.ids) for lesson in lessons]) * self.rng.uniform(0.8, 1.25, len(lessons))
         batches: list[list[Lesson]] = [[]]
         width = 0
@@ -272,7 +272,7 @@ class Cloner:
         return [batches[i] for i in self.rng.permutation(len(batches))]
 
     def _learn(self, batch: Sequence[Lesson]) -> tuple[float, float]:
-        """One optimiser step; its loss, and the share of action ids that were right. Skipped where it is not finite."""
+        """One optimiser step, skipped if it is not finite. Returns the loss and the share of right action ids."""
         loss, accuracy = self._loss(batch, self.config.observation_share)
         loss.backward()  # type: ignore[no-untyped-call]
 
@@ -280,11 +280,11 @@ class Cloner:
             return self._loss([lesson], 1.0)[0]
 
         loss_parts: list[LossPart] = [(lesson.origin, partial(own_loss, lesson)) for lesson in batch]
-        told = float(loss.detach())
-        self.steps.take(self.model.parameters(), self.optimizers, 1.0, told, loss_parts)
+        value = float(loss.detach())
+        self.steps.take(self.model.parameters(), self.optimizers, 1.0, value, loss_parts)
         for schedule in self.schedules:
             schedule.step()
-        return told, accuracy
+        return value, accuracy
 
     def _loss(self, batch: Sequence[Lesson], observation_share: float) -> tuple[Tensor, float]:
         device = next(self.model.parameters()).device
@@ -300,14 +300,14 @@ class Cloner:
         chosen |= weights == 1.0
         targets, weights = targets[chosen], weights[chosen]  # (N,)
         states = causal_states(self.model, ids[:, :-1])[chosen]  # (N, E)
-        logits = head_logits(self.model, states)  # (N, V): most of the work where there are many words
+        logits = head_logits(self.model, states)  # (N, V): the slowest part with many words
         cross_entropy = partial(torch.nn.functional.cross_entropy, reduction="none")
         losses = cross_entropy(logits, targets) * weights
         acts, nodes = weights == 1.0, []
         if any(lesson.nodes for lesson in batch):
             places = zip(*(place.tolist() for place in chosen.nonzero(as_tuple=True)), strict=True)
             found = [batch[row].nodes[i + 1] if i + 1 < len(batch[row].nodes) else None for row, i in places]
-            # Text may weigh as much as an action: what is chosen under a mask is known by its node.
+            # The weight of text may equal that of an action, so ids chosen under a mask are found by their nodes.
             choices = [node is not None and node.forced is None for node in found]
             acts &= torch.tensor(choices, dtype=torch.bool, device=device)
             nodes = [node for node, act in zip(found, acts.tolist(), strict=True) if act]
@@ -316,12 +316,12 @@ class Cloner:
             logits = masked_logits(logits, nodes)
             losses[acts] = losses[acts] * self.config.text_weight + cross_entropy(logits, targets)
         right = (logits.argmax(-1) == targets).float()
-        # By its share a batch may have drawn nothing of what was observed, and have no actions.
+        # A batch may have no actions, and no observation's id that was drawn.
         return losses.sum() / weights.sum().clamp(min=1e-6), float(right.mean()) if len(right) else 1.0
 
 
 def teacher_of(task_set: TaskSet) -> Agent:
-    """The task set's expert as an agent; where there is none, random admissible play, which teaches to speak."""
+    """The task set's expert as an agent; without one, random admissible actions, which teach their form."""
     if task_set.expert() is not None:
         return ExpertAgent(cast(Callable[[], Expert], task_set.expert))
     return RandomAgent()
@@ -351,18 +351,18 @@ def warm_start(
     demonstrator = Demonstrator(teacher, prompter, policy.tokenizer, config.noise, seed, masked, context)
     solved: list[bool] = []
 
-    def told(episode: Episode) -> None:
+    def report(episode: Episode) -> None:
         solved.append(episode.success)
         progress.advance(f"{np.mean(solved):.0%} solved")
 
     order = rng.permutation(max(config.episodes, len(tasks)))[: config.episodes]
     jobs = [Job(tasks[i % len(tasks)], number, tasks[i % len(tasks)].seed) for number, i in enumerate(order)]
     progress.phase("play demonstrations", len(jobs))
-    episodes = rollout(demonstrator, pool, jobs, max_turns=config.max_turns, on_episode=told)
+    episodes = rollout(demonstrator, pool, jobs, max_turns=config.max_turns, on_episode=report)
     check_environment(episodes)
     if demonstrator.too_long:
         logger.warning(
-            "%d of %d demonstrations ended early: what follows does not fit into the %d ids of the policy's context",
+            "%d of %d demonstrations ended early: their next turn does not fit into the %d ids of the policy's context",
             demonstrator.too_long, len(episodes), context,
         )  # fmt: skip
     lessons = demonstrator.lessons(episodes, config.observation_weight)

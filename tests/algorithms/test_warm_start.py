@@ -304,7 +304,7 @@ def test_a_demonstration_ends_where_it_exceeds_the_context(
     assert max(len(lesson.ids) for lesson in lessons) <= 96
     assert max(widths) <= 96
     assert max(map(len, encoded)) < 1000
-    assert "2 of 6 demonstrations ended early: what follows does not fit into the 96 ids" in caplog.text
+    assert "2 of 6 demonstrations ended early: their next turn does not fit into the 96 ids" in caplog.text
 
 
 def test_a_demonstration_of_many_turns_is_cut_to_the_context(caplog: pytest.LogCaptureFixture) -> None:
