@@ -95,7 +95,9 @@ def endpoint_errors(who: str) -> Iterator[None]:
         raise EndpointError(f"{who}: {type(error).__name__}: {error}") from error
     # Not JSON, without the expected fields, or too deep or large to read.
     except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError) as error:
-        raise UnansweredError(_line(f"{who} answered unreadably: {type(error).__name__}: {error}"), 200) from error
+        raise UnansweredError(
+            _line(f"{who} gave an answer that cannot be read: {type(error).__name__}: {error}"), 200
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -44,12 +44,12 @@ class Kind(Protocol):
     def accepts(self, value: Any) -> bool:
         """Whether `value` is accepted."""
 
-    def near(self, value: Any) -> str:
+    def suggestion(self, value: Any) -> str:
         """The accepted value that was probably meant, as it is written on the command line; or an empty text."""
 
 
 @dataclass(frozen=True)
-class Whole:
+class Integer:
     """A whole number."""
 
     low: int
@@ -58,7 +58,7 @@ class Whole:
     def accepts(self, value: Any) -> bool:
         return type(value) is int and self.low <= value <= self.high
 
-    def near(self, value: Any) -> str:
+    def suggestion(self, value: Any) -> str:
         is_number = type(value) in (int, float) and not math.isnan(value)
         return str(round(min(max(value, self.low), self.high))) if is_number else ""
 
@@ -67,7 +67,7 @@ class Whole:
 
 
 @dataclass(frozen=True)
-class Real:
+class Number:
     """A finite number."""
 
     low: float
@@ -77,7 +77,7 @@ class Real:
     def accepts(self, value: Any) -> bool:
         return type(value) in (int, float) and self.low <= value <= self.high and not (self.above and value == self.low)
 
-    def near(self, value: Any) -> str:
+    def suggestion(self, value: Any) -> str:
         is_number = type(value) in (int, float) and not math.isnan(value)
         nearest = min(max(value, self.low), self.high) if is_number else self.low
         return f"{nearest:g}" if is_number and self.accepts(nearest) else ""
@@ -93,7 +93,7 @@ class Flag:
     def accepts(self, value: Any) -> bool:
         return isinstance(value, bool)
 
-    def near(self, value: Any) -> str:
+    def suggestion(self, value: Any) -> str:
         return {"yes": "true", "on": "true", "1": "true", "no": "false", "off": "false", "0": "false"}.get(
             str(value).lower(), ""
         )
@@ -111,7 +111,7 @@ class Text:
     def accepts(self, value: Any) -> bool:
         return isinstance(value, str) and (self.may_be_empty or value != "")
 
-    def near(self, value: Any) -> str:
+    def suggestion(self, value: Any) -> str:
         return f"\"'{value}'\"" if type(value) in (int, float, bool) else ""
 
     def __str__(self) -> str:
@@ -127,7 +127,7 @@ class Word:
     def accepts(self, value: Any) -> bool:
         return value in self.words
 
-    def near(self, value: Any) -> str:  # noqa: ARG002 - see `UnknownNameError`
+    def suggestion(self, value: Any) -> str:  # noqa: ARG002 - see `UnknownNameError`
         return ""
 
     def __str__(self) -> str:
@@ -148,7 +148,7 @@ class Section:
         parts = [value] * self.is_part + list(value.values()) * self.of_parts
         return all(isinstance(part, DictConfig) and isinstance(part.get("_target_"), str) for part in parts)
 
-    def near(self, value: Any) -> str:  # noqa: ARG002
+    def suggestion(self, value: Any) -> str:  # noqa: ARG002
         return ""
 
     def __str__(self) -> str:
@@ -169,7 +169,7 @@ class ListOf:
             return False
         return all(map(self.item.accepts, value)) and not (self.distinct and len(set(value)) < len(value))
 
-    def near(self, value: Any) -> str:
+    def suggestion(self, value: Any) -> str:
         return f"[{value}]" if self.item.accepts(value) and self.fewest <= 1 else ""
 
     def __str__(self) -> str:
@@ -186,8 +186,8 @@ class Either:
     def accepts(self, value: Any) -> bool:
         return any(value is None if kind is None else kind.accepts(value) for kind in self.kinds)
 
-    def near(self, value: Any) -> str:
-        return next((near for kind in self.kinds if kind and (near := kind.near(value))), "")
+    def suggestion(self, value: Any) -> str:
+        return next((suggested for kind in self.kinds if kind and (suggested := kind.suggestion(value))), "")
 
     def __str__(self) -> str:
         return " or ".join("null" if kind is None else str(kind) for kind in self.kinds)
@@ -203,13 +203,13 @@ def _words(*words: str) -> Word:
 
 # -- the settings -----------------------------------------------------------------------------------------------------
 MANY = 1_000_000
-SEED = Whole(0, 2**32 - 1)  # accepted by every random generator
-COUNT, NON_NEGATIVE = Whole(1, MANY), Whole(0, MANY)
-TOKENS = Whole(1, 1_000_000_000)
-SECONDS, DURATION = Real(0, 1e6, above=True), Real(0, 1e6)
-SHARE, WEIGHT, POSITIVE = Real(0, 1), Real(0, 1e6), Real(0, 1e6, above=True)
-RATE = Real(0, 10)  # of learning
-TEMPERATURE = Real(0, 100)
+SEED = Integer(0, 2**32 - 1)  # accepted by every random generator
+COUNT, NON_NEGATIVE = Integer(1, MANY), Integer(0, MANY)
+TOKENS = Integer(1, 1_000_000_000)
+SECONDS, DURATION = Number(0, 1e6, above=True), Number(0, 1e6)
+SHARE, WEIGHT, POSITIVE = Number(0, 1), Number(0, 1e6), Number(0, 1e6, above=True)
+RATE = Number(0, 10)  # of learning
+TEMPERATURE = Number(0, 100)
 FLAG, TEXT, SECTION, PART = Flag(), Text(), Section(), Section(is_part=True)
 FREE = _or_null(Section(is_free=True))
 DTYPE = _words("float32", "bfloat16", "float16")
@@ -231,8 +231,8 @@ SETTINGS: dict[str, Kind] = {
     "eval.temperature": TEMPERATURE,
     "eval.selection_tasks": NON_NEGATIVE,
     "pool": SECTION,
-    "pool.size": Whole(1, 100_000),
-    "pool.workers": Whole(0, 1_000),
+    "pool.size": Integer(1, 100_000),
+    "pool.workers": Integer(0, 1_000),
     "pool.step_timeout": SECONDS,
     # lab
     "algos": ListOf(TEXT, fewest=1),
@@ -240,11 +240,11 @@ SETTINGS: dict[str, Kind] = {
     "lab.baseline": TEXT,
     "lab.rates": _or_null(ListOf(RATE, fewest=1)),
     "lab.seconds": _or_null(POSITIVE),
-    "lab.processes": Whole(0, 1_000),
+    "lab.processes": Integer(0, 1_000),
     # trainer
     "trainer": SECTION,
     "trainer.updates": _or_null(NON_NEGATIVE),
-    "trainer.env_steps": _or_null(Whole(1, 1_000_000_000)),
+    "trainer.env_steps": _or_null(Integer(1, 1_000_000_000)),
     "trainer.groups": COUNT,
     "trainer.group_size": COUNT,
     "trainer.max_turns": COUNT,
@@ -287,15 +287,15 @@ SETTINGS: dict[str, Kind] = {
     "corpus": _or_null(TEXT),
     "retriever": _words("bm25", "dense", "hybrid", "remote"),
     "top_k": _or_null(COUNT),
-    "embedded_people": Whole(24, 576),
+    "embedded_people": Integer(24, 576),
     "env.model": _or_null(TEXT),
     "url": _or_null(TEXT),
     "wire": _words("search_r1", "verl_agent"),
     "train_workers": COUNT,
     "train_resets": COUNT,
     "valid_workers": COUNT,
-    "rooms": Whole(1, 10_000),
-    "loops": Whole(0, 10_000),
+    "rooms": Integer(1, 10_000),
+    "loops": Integer(0, 10_000),
     # agent
     "agent": PART,
     "player": PART,
@@ -312,32 +312,32 @@ SETTINGS: dict[str, Kind] = {
     "history.max_tokens": _or_null(TOKENS),
     "sampling": PART,
     "sampling.temperature": TEMPERATURE,
-    "sampling.max_tokens": Whole(1, 10_000_000),
+    "sampling.max_tokens": Integer(1, 10_000_000),
     "sampling.stop": ListOf(TEXT),
     "player.normalization": _words("word", "token", "sum"),
     # endpoints: agent=openai, rollout=vllm_server, judges
     "name": TEXT,
     "base_url": _or_null(TEXT),
     "api_key": _or_null(TEXT),
-    "concurrency": Whole(1, 100_000),
+    "concurrency": Integer(1, 100_000),
     "timeout": SECONDS,
-    "max_retries": Whole(0, 1_000),
+    "max_retries": Integer(0, 1_000),
     "parameters": FREE,
     "system_role": _or_null(TEXT),
-    "prices": _or_null(ListOf(Real(0, 1e9), 2, 2, distinct=False)),
+    "prices": _or_null(ListOf(Number(0, 1e9), 2, 2, distinct=False)),
     # policy
     "policy": PART,
     "policy.seed": _or_null(SEED),
     "policy.dtype": Word(("auto", *DTYPE.words)),
     "attention": TEXT,
     "quantization": _or_null(_words("4bit")),
-    "policy.width": Whole(1, 65_536),
-    "policy.layers": Whole(1, 1_000),
-    "policy.heads": Whole(1, 1_000),
-    "policy.context": _or_null(Whole(2, 10_000_000)),  # a pretrained model has its own
+    "policy.width": Integer(1, 65_536),
+    "policy.layers": Integer(1, 1_000),
+    "policy.heads": Integer(1, 1_000),
+    "policy.context": _or_null(Integer(2, 10_000_000)),  # a pretrained model has its own
     "warm_start": _or_null(PART),
     "warm_start.episodes": COUNT,
-    "warm_start.noise": Real(0, 0.999),
+    "warm_start.noise": Number(0, 0.999),
     "warm_start.steps": COUNT,
     "warm_start.tokens_per_step": TOKENS,
     "warm_start.matrix_lr": _or_null(RATE),
@@ -346,14 +346,14 @@ SETTINGS: dict[str, Kind] = {
     "warm_start.text_weight": WEIGHT,
     "warm_start.observation_share": SHARE,
     "lora": _or_null(PART),
-    "lora.rank": Whole(1, 65_536),
+    "lora.rank": Integer(1, 65_536),
     "lora.alpha": POSITIVE,
     "lora.targets": Either((TEXT, ListOf(TEXT, fewest=1))),
     # rollout
     "rollout": PART,
     "rollout.dtype": _or_null(DTYPE),
-    "rollout.max_context": _or_null(Whole(2, 10_000_000)),
-    "rollout.gpu_memory": Real(0, 1, above=True),
+    "rollout.max_context": _or_null(Integer(2, 10_000_000)),
+    "rollout.gpu_memory": Number(0, 1, above=True),
     "rollout.enforce_eager": FLAG,
     "rollout.tolerance": _or_null(POSITIVE),
     "rollout.folder": _or_null(TEXT),
@@ -368,7 +368,7 @@ SETTINGS: dict[str, Kind] = {
     "algo.kl_estimator": _words("k1", "abs", "k2", "k3", "k1+", "abs+", "k3+"),
     "algo.kl_in": _words("loss", "reward"),
     "algo.entropy_coef": WEIGHT,
-    "probability_mask": _or_null(Real(0, 1, above=True)),
+    "probability_mask": _or_null(Number(0, 1, above=True)),
     "algo.dynamic_sampling": FLAG,
     "algo.drop_zero_episodes": FLAG,
     "algo.tree_expansion": _or_null(PART),
@@ -376,11 +376,11 @@ SETTINGS: dict[str, Kind] = {
     "expand": COUNT,
     "loss.eps_low": SHARE,
     "loss.eps_high": WEIGHT,
-    "loss.dual_clip": _or_null(Real(1, 1e6, above=True)),
+    "loss.dual_clip": _or_null(Number(1, 1e6, above=True)),
     "topr_loss.ratio": _words("sequence", "token"),
     "nft_loss.normalizer": _words("none", "failure_rate", "std"),
     "nft_loss.negative_weight": WEIGHT,
-    "nft_loss.lowest_rate": Real(0, 0.5),
+    "nft_loss.lowest_rate": Number(0, 0.5),
     # algo: estimators
     "gamma": SHARE,
     "lam": SHARE,
@@ -421,15 +421,15 @@ SETTINGS: dict[str, Kind] = {
     "rloo.single": _words("score", "zero"),
     "tree_grpo.combine": _words("compose", "add"),
     "pure.baseline": _words("token", "turn"),
-    "pure.temperature": _or_null(Real(0, 1e6, above=True)),
-    "ddof": Whole(0, 1),
+    "pure.temperature": _or_null(Number(0, 1e6, above=True)),
+    "ddof": Integer(0, 1),
     "dapo.limit": TOKENS,
     "dapo.buffer": TOKENS,
     "dapo.factor": WEIGHT,
     "empg.scale": WEIGHT,
     "empg.clarity_scale": WEIGHT,
     "empg.clarity_weight": WEIGHT,
-    "ngrpo.max_reward": Real(-1e6, 1e6),
+    "ngrpo.max_reward": Number(-1e6, 1e6),
     "ngrpo.virtual": NON_NEGATIVE,
     # algo: signals
     "Critic.body": _words("separate", "policy"),
@@ -443,10 +443,10 @@ SETTINGS: dict[str, Kind] = {
     "ImplicitPRM.beta": WEIGHT,
     "ImplicitPRM.learning_rate": RATE,
     "Judge.model": PART,
-    "Judge.critiques": Whole(1, 1_000),
+    "Judge.critiques": Integer(1, 1_000),
     "Judge.vote": _words("majority", "intersection", "average"),
-    "Judge.right": Real(-1e6, 1e6),
-    "Judge.wrong": Real(-1e6, 1e6),
+    "Judge.right": Number(-1e6, 1e6),
+    "Judge.wrong": Number(-1e6, 1e6),
     "Judge.template": TEXT,
     "LocalModel.batch_size": COUNT,
     "MonteCarlo.attempts": COUNT,
@@ -472,8 +472,8 @@ def check_settings(config: DictConfig, command: str) -> None:
             continue
         if isinstance(kind, Word) and isinstance(value, str):
             raise UnknownNameError(key, value, kind.words)
-        near = kind.near(value)
-        meant = f"; did you mean {key}={near}?" if near else ""
+        suggested = kind.suggestion(value)
+        meant = f"; did you mean {key}={suggested}?" if suggested else ""
         raise ValueError(f"{key} must be {kind}, got {shown(value)}{meant}")
     for group in {*CLOSED} & {*config}:
         known = {key.removeprefix(f"{group}.") for key in SETTINGS if key.startswith(f"{group}.")}

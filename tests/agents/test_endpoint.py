@@ -213,15 +213,15 @@ def test_a_busy_server_gets_another_request(serve) -> None:
         ((429, {"Retry-After": "3600"}, "{}"), "RateLimitError.*wait 3600 s"),
         (refused("upstream", 502), "upstream"),
         ((500, {}, "oops"), "InternalServerError"),
-        ((200, {}, "<html>hello</html>"), "answered unreadably|without a message"),
+        ((200, {}, "<html>hello</html>"), "gave an answer that cannot be read|without a message"),
         ((200, {}, '{"hello": 1}'), "without a message"),
         ((200, {}, '{"choices": []}'), "without a message"),
-        ((200, {}, "[1]"), "answered unreadably"),
+        ((200, {}, "[1]"), "gave an answer that cannot be read"),
         ((200, {}, '{"choices": [{"message": null}]}'), "without a message"),
         (answered("go left", "error"), "without a message"),
         (refused("unsupported parameter: foo"), "foo"),
         (refused("no such model; see our usage policy on safety"), "usage policy"),  # the same for all conversations
-        ((200, {}, "[" * 200_000), "answered unreadably"),
+        ((200, {}, "[" * 200_000), "gave an answer that cannot be read"),
     ],
 )
 def test_an_unreadable_answer_is_a_named_error(serve, reply: Reply, error: str) -> None:

@@ -337,9 +337,12 @@ TEXT = {"index": 0, "text": "go", "finish_reason": "stop", "logprobs": {"token_l
     ("reply", "error"),
     [
         ((500, {}, "broken"), "InternalServerError"),
-        ((200, {}, "<html>hello</html>"), "answered unreadably"),
-        ((200, {}, json.dumps({"choices": []})), "answered unreadably"),
-        ((200, {}, json.dumps({"choices": [TEXT]})), "answered unreadably"),  # a server that is not vLLM, without ids
+        ((200, {}, "<html>hello</html>"), "gave an answer that cannot be read"),
+        ((200, {}, json.dumps({"choices": []})), "gave an answer that cannot be read"),
+        (
+            (200, {}, json.dumps({"choices": [TEXT]})),
+            "gave an answer that cannot be read",
+        ),  # a server that is not vLLM, without ids
         ("slow", "APITimeoutError"),
         ("dead", "APIConnectionError"),
     ],
