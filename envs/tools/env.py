@@ -37,7 +37,7 @@ from envs.tools.tool import Call, Limits, Result, ToolError, execute
 
 ENV_ID = "polyturn/Tools-v0"
 # Payloads name one of these; each is called with the payload and the limits of a call.
-SCENARIOS = {"questions": "envs.tools.questions:Questions"}
+SCENARIOS = {"questions": "envs.tools.questions:Questions", "bfcl": "envs.tools.bfcl_scenario:Conversation"}
 
 
 def make_scenario(payload: Mapping[str, Any], limits: Limits) -> Scenario:
@@ -99,7 +99,8 @@ class ToolsEnv(TextEnv):
     def _act(self, action: str) -> tuple[str, float, bool, Info]:
         scenario = self._opened
         assert scenario is not None, "reset opens it"
-        message = self.format.parse(action, scenario.tools)
+        known = scenario.tools
+        message = self.format.parse(action, known)
         made, results, calls = self._execute(message, scenario)
         if message.calls:
             reply = scenario.called(made)
@@ -107,6 +108,9 @@ class ToolsEnv(TextEnv):
         else:
             reply = scenario.reply(message.text)
             observation = reply.text
+        added = {name: tool for name, tool in scenario.tools.items() if name not in known}
+        if added and self.format.describes_tools:
+            observation = f"{self.format.describe(added)}\n\n{observation}"
         keys = [_key(call) for call, _ in made]
         signals = {
             "malformed": len(results) - len(made),
@@ -136,7 +140,7 @@ class ToolsEnv(TextEnv):
             if isinstance(call, ToolError):
                 results.append(("", Result(f"Error: {call}", True, 0.0)))
                 continue
-            tools = scenario.tools
+            tools = scenario.callable_tools
             result = execute(tools, call, self._limits)
             made.append((call, result))
             results.append((call.name, result))

@@ -41,7 +41,12 @@ class Scenario(ABC):
     @property
     @abstractmethod
     def tools(self) -> Mapping[str, Tool]:
-        """The tools by name. They may change between messages."""
+        """The tools by name. They may change between messages: new ones are described with the reply."""
+
+    @property
+    def callable_tools(self) -> Mapping[str, Tool]:
+        """The tools that calls reach: those of `tools`, unless a benchmark also runs some that it does not show."""
+        return self.tools
 
     @abstractmethod
     def reply(self, text: str) -> Reply:
