@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOM = 2e9  # bytes that a run needs on disk: checkpoints, episodes, games
-EXTRAS = ("alfworld", "hf", "openai", "serve")  # the extras in `all`
+EXTRAS = ("alfworld", "hf", "openai", "serve", "tools")  # the extras in `all`
 MARKS = {"ok": "✓", "note": "·", "bad": "✗"}
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"  # if this is a checkout
 INSTALL = f"pip install -e '{PROJECT.parent}[all]'" if PROJECT.is_file() else "pip install 'polyturn[all]'"

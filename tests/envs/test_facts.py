@@ -12,6 +12,7 @@ from envs.facts import code_hash, differences, environment_facts, key_of, withou
 from envs.gym_tasks import GymTasks
 from envs.key_corridor.env import KeyCorridorTasks
 from envs.search.tasks import SearchTasks
+from envs.tools.tasks import ToolTasks
 from envs.webshop.tasks import WebShopTasks
 from tests.agents.corridors import Corridors
 
@@ -62,6 +63,7 @@ def task_sets() -> list[TaskSet]:
         Corridors(),
         KeyCorridorTasks(),
         SearchTasks(embedded_people=48, train_tasks=20, valid_tasks=8),
+        ToolTasks(embedded_people=48, train_tasks=14, valid_tasks=7),
         ALFWorldTasks(games="embedded"),
         WebShopTasks(catalogue="embedded", embedded_products=60),
         GymTasks("CartPole-v1"),

@@ -200,6 +200,8 @@ WORDS = {  # the settings that are words, and where these are known
     "instructions": "envs.webshop.tasks.INSTRUCTIONS",
     "protocol": "envs.webshop.env.PROTOCOLS",
     "SearchTasks.protocol": "envs.search.dialogue.PROTOCOLS",
+    "ToolTasks.questions": "envs.tools.tasks.SETS",
+    "ToolTasks.format": "envs.tools.calls.FORMATS",
     "retriever": "envs.search.retrieval.RETRIEVERS",
     "wire": "envs.search.wire.WIRES",
     "observation": "envs.webshop.env.OBSERVATIONS",

@@ -20,6 +20,7 @@ MORE = {
     "gym": ["env.id=examples.light_switches:LightSwitches-v0", "env.train_tasks=8"],
     "key_corridor": ["env.train_tasks=8"],
     "search": ["env.embedded_people=48", "env.train_tasks=8", "env.valid_tasks=3"],
+    "tools": ["env.embedded_people=48", "env.train_tasks=14", "env.valid_tasks=7"],
     "webshop": ["env.embedded_products=60"],
 }
 
