@@ -1,11 +1,11 @@
 """Tasks that need tools: `polyturn/Tools-v0`.
 
     Tables: items(name, price, stock); orders(customer, item, amount)
-    What does this order cost: 17 mug, 3 lamp?
-    > sql[SELECT name, price FROM items WHERE name IN ('mug', 'lamp')]
+    What does this order cost: 17 kg tea, 3 kg wool?
+    > sql[SELECT name, price FROM items WHERE name IN ('tea', 'wool')]
     name | price
-    lamp | 40
-    mug | 12
+    wool | 40
+    tea | 12
     > calculator[17 * 12 + 3 * 40]
     324
     > answer[324]

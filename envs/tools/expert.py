@@ -92,7 +92,7 @@ def _best_customer(results: Results, item: str) -> Move:
 
 
 def _order(results: Results, listed: str) -> Move:
-    amounts = {name: amount for amount, name in (part.split(" ") for part in listed.split(", "))}
+    amounts = {name: amount for amount, name in (part.split(" kg ") for part in listed.split(", "))}
     query = "SELECT name, price FROM items WHERE name IN ({})".format(", ".join(f"'{name}'" for name in amounts))
     rows = results.get(("sql", query))
     if rows is None:
@@ -173,8 +173,8 @@ _PLANS: dict[str, Callable[..., Move]] = {
     r"How many n in range\((\d+), (\d+)\) satisfy (.+)\?": _count,
     r"What is the sum of (.+) for n in range\((\d+), (\d+)\)\?": _sum,
     r"What is the price of (\w+)\?": _price,
-    r"How many (\w+) are in stock\?": _stock,
-    r"How many (\w+) did (\w+) order\?": _ordered,
+    r"How many kg of (\w+) are in stock\?": _stock,
+    r"How many kg of (\w+) did (\w+) order\?": _ordered,
     r"Which item has the highest price\?": _dearest,
     r"How much does (\w+) pay for everything\?": _pays,
     r"Who ordered the most (\w+)\?": _best_customer,

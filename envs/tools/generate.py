@@ -1,12 +1,12 @@
 """Generated questions that need tools.
 
-    arithmetic   How much is this: (47 + 12) * 38?                                   calculator
-    program      How many n in range(12, 184) satisfy n * n % 7 == 2?                python
-    table        How many mug did Mira order?                                        sql
-    order        What does this order cost: 17 mug, 3 lamp?                          sql, calculator
-    years        How many years lie between The Silent Mill and The Paper Tower?     search, calculator
-    visitors     How many visitors does the birthplace of Maren Holt have?           search, sql
-    note         Write the author of The Silent Mill on the note pad. Where is The Silent Mill set?     search, note
+    arithmetic   How much is this: (47 + 12) * 38?                                                    calculator
+    program      How many n in range(12, 184) satisfy n * n % 7 == 2?                                 python
+    table        How many kg of tea did Mira order?                                                   sql
+    order        What does this order cost: 17 kg tea, 3 kg wool?                                     sql, calculator
+    years        How many years lie between The Silent Mill and The Paper Tower?                      search, calculator
+    visitors     How many visitors does the birthplace of Maren Holt have?                            search, sql
+    note         Write the author of The Silent Mill on the note pad. Where is The Silent Mill set?   search, note
 
 Tables are made for each question. Passages are those of the generated world of `envs.search.generate`. The same version
 and sizes give the same questions, and a question is in one split.
@@ -27,10 +27,10 @@ VERSION = 1  # raise it when the same sizes would give other questions
 
 Table = dict[str, Any]  # columns, rows
 
-ITEMS = (
-    "mug", "lamp", "chair", "desk", "shelf", "clock", "vase", "rug", "mirror", "candle", "basket", "kettle", "teapot",
-    "bowl", "plate", "spoon", "fork", "knife", "pillow", "blanket", "curtain", "frame", "bench", "stool", "ladder",
-    "bucket", "broom", "hammer", "rope", "tray",
+GOODS = (
+    "rice", "flour", "sugar", "salt", "pepper", "tea", "coffee", "cocoa", "honey", "butter", "cheese", "barley",
+    "wheat", "garlic", "ginger", "cinnamon", "mustard", "chocolate", "soap", "wax", "wool", "cotton", "silk", "linen",
+    "leather", "paper", "glue", "clay", "copper", "tin",
 )  # fmt: skip
 CUSTOMERS = ("Mira", "Tom", "Lucia", "Ben", "Aisha", "Noor", "Piet", "Sofia", "Jan", "Emil", "Rita", "Otto")
 
@@ -100,7 +100,7 @@ def _program(rng: random.Random, around: Surroundings, hard: bool) -> Question:
 
 def _shop(rng: random.Random, hard: bool) -> dict[str, Table]:
     """Items with prices, and orders. Prices are all different."""
-    names = rng.sample(ITEMS, 20 if hard else 8)
+    names = rng.sample(GOODS, 20 if hard else 8)
     prices = rng.sample(range(11, 100), len(names))
     items = [[name, price, rng.randrange(11, 100)] for name, price in zip(names, prices, strict=True)]
     customers = rng.sample(CUSTOMERS, 8 if hard else 4)
@@ -122,8 +122,8 @@ def _table(rng: random.Random, around: Surroundings, hard: bool) -> Question:
     most = max(bought.values())
     easy = [
         (f"What is the price of {what}?", str(price[what])),
-        (f"How many {what} are in stock?", str(next(stock for name, _, stock in items if name == what))),
-        (f"How many {what} did {who} order?", str(amount)),
+        (f"How many kg of {what} are in stock?", str(next(stock for name, _, stock in items if name == what))),
+        (f"How many kg of {what} did {who} order?", str(amount)),
         ("Which item has the highest price?", max(price, key=lambda name: price[name])),
     ]
     joined = [(f"How much does {who} pay for everything?", str(sum(price[i] * n for c, i, n in orders if c == who)))]
@@ -138,7 +138,7 @@ def _order(rng: random.Random, around: Surroundings, hard: bool) -> Question:
     tables = _shop(rng, hard)
     chosen = rng.sample(tables["items"]["rows"], 4 if hard else 2)
     amounts = [rng.randrange(2, 40) for _ in chosen]
-    listed = ", ".join(f"{n} {name}" for n, (name, _, _) in zip(amounts, chosen, strict=True))
+    listed = ", ".join(f"{n} kg {name}" for n, (name, _, _) in zip(amounts, chosen, strict=True))
     answer = str(sum(n * price for n, (_, price, _) in zip(amounts, chosen, strict=True)))
     text = f"What does this order cost: {listed}?"
     # One query is enough for who writes the sum into it.

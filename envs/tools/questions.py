@@ -28,7 +28,7 @@ from envs.tools.scenario import Reply, Scenario
 from envs.tools.tables import Tables, cell, write_rows
 from envs.tools.tool import Call, Limits, Result, Tool, ToolError, tool_of
 
-NO_ANSWER = "Nothing was done: call a tool, or write <answer>…</answer>."
+NO_ANSWER = "Nothing was done: call a tool, or write answer[…] or <answer>…</answer>."
 MOST_NOTES, MOST_NOTE = 50, 1000  # notes, and characters of one
 MOST_NAMED, LONGEST_NAMED = 40, 60  # names that one result adds to the list of answers, and their characters
 TOLERANCE = 1e-6  # of numbers, relative
