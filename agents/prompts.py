@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import jinja2
 from markupsafe import Markup
 
-from agents.chat_templates import answer_end_id, end_id, render_chat
+from agents.chat_templates import FILLER, MARK, answer_end_id, end_id, render_chat
 from agents.episode import ParseStatus, Turn
 from agents.parsing import check_action, project_webshop
 from agents.quoting import encode, encode_quoted, plain, quote
@@ -86,6 +86,52 @@ class Transcript:
     def parse(self, text: str) -> str | None:
         """The whole text is the action; None if it is blank."""
         return text.strip() or None
+
+    def read(self, text: str, finished: bool, info: Info) -> tuple[str, ParseStatus]:
+        """See `agents.parsing.check_action`."""
+        return check_action(text, self.parse(text), finished, info)
+
+
+class Verbatim:
+    """For environments that write their own prompts and read whole completions, as the protocols of env=search do.
+
+    The first observation is a message of the user. Later ones continue the answer as plain text (Search-R1), or are
+    messages of the user themselves (`messages`). `opening` begins every answer, like IGPO's `<think>`. An episode is
+    one sequence. Sampled ids stay as they are: what a protocol cuts from a completion is still in the next prompt.
+    """
+
+    layout = EPISODES
+    max_prompt_tokens: int | None = None
+
+    def __init__(self, messages: bool = False, opening: str = "") -> None:
+        self.messages, self.opening = messages, opening
+
+    def prompt_ids(self, tokenizer: Any, turns: Sequence[Turn], observation: str, info: Info) -> list[int]:  # noqa: ARG002
+        """The previous ids and the new observation."""
+        opening = encode(tokenizer, self.opening) if self.opening else ()
+        if not turns:
+            return [*message_ids(tokenizer, quote(observation), around=True), *opening]
+        before = [*turns[-1].prompt_ids, *turns[-1].completion_ids]
+        if not self.messages:
+            return [*before, *encode_quoted(tokenizer, observation), *opening]
+        roles = [("user", FILLER), ("assistant", MARK), ("user", quote(observation))]
+        conversation = [{"role": role, "content": content} for role, content in roles]
+        between = render_chat(tokenizer, conversation, add_generation_prompt=True).partition(MARK)[2]
+        ids = encode(tokenizer, between.lstrip())
+        # If the template's stop token ended the completion, it is present already.
+        return [*before, *(ids[1:] if ids[:1] == (before[-1],) else ids), *opening]
+
+    def action_ids(self, tokenizer: Any, action: str) -> list[int]:
+        """The text and the token that ends an answer."""
+        return [*encode_quoted(tokenizer, action), answer_end_id(tokenizer)]
+
+    def write(self, action: str) -> str:
+        """The text."""
+        return action
+
+    def parse(self, text: str) -> str | None:
+        """The text; None if it is blank."""
+        return text if text.strip() else None
 
     def read(self, text: str, finished: bool, info: Info) -> tuple[str, ParseStatus]:
         """See `agents.parsing.check_action`."""

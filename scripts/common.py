@@ -7,6 +7,7 @@ prints its traceback too); 130 Ctrl-C; 128 + n ended by signal n, for example by
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import errno
 import functools
@@ -327,16 +328,20 @@ def _no_option(text: str) -> str:
 
 
 def _compose_without(key: str, config_name: str) -> dict[str, Any]:
-    """The configuration of the command line without one override, or the defaults if that fails too."""
+    """The configuration of the command line without one override.
+
+    If others are wrong too, with the choices from groups only, and at last the defaults.
+    """
     args = get_args_parser().parse_args()
-    overrides = [override for override in args.overrides if override_key(override) != key]
-    if args.config_dir:
-        overrides.append(f"hydra.searchpath=['file://{Path(args.config_dir).absolute()}']")
+    name = args.config_name or config_name
+    path = [f"hydra.searchpath=['file://{Path(args.config_dir).absolute()}']"] if args.config_dir else []
+    others = [override for override in args.overrides if override_key(override) != key]
+    choices = [override for override in others if "." not in override_key(override)]
+    config: DictConfig | None = None
     with hydra.initialize_config_module("conf", version_base="1.3"):
-        try:
-            config = hydra.compose(args.config_name or config_name, overrides, return_hydra_config=True)
-        except HydraException:
-            config = hydra.compose(config_name, return_hydra_config=True)
+        for base, overrides in ((name, [*others, *path]), (name, [*choices, *path]), (config_name, [])):
+            with contextlib.suppress(HydraException):
+                config = config or hydra.compose(base, overrides, return_hydra_config=True)
     plain = cast(dict[str, Any], OmegaConf.to_container(config))
     if key.startswith("hydra."):
         return plain

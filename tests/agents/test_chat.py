@@ -11,7 +11,7 @@ from agents.episode import Episode, ParseStatus, Turn
 from agents.parsing import Line, Tagged
 from agents.policies.base import Completion, End, Sampling
 from agents.policies.models import stop_ids
-from agents.prompts import Template, message_ids
+from agents.prompts import Template, Verbatim, message_ids
 from agents.samples import build_samples
 from envs.core import Task, UnknownNameError
 from tests.agents.toys import random_policy
@@ -357,3 +357,30 @@ def test_templates_that_write_the_date_write_the_same_one_every_day() -> None:
     )
     assert "26 Jul 2024" in written
     assert "26 Jul 2024" in tokenizer.decode(message_ids(tokenizer, "a room", around=False))
+
+
+@pytest.mark.parametrize("opening", ["", "<think>"])
+@pytest.mark.parametrize("stop", [True, False])
+@pytest.mark.parametrize("messages", [True, False])
+def test_a_verbatim_conversation_has_every_text_as_it_is(messages: bool, stop: bool, opening: str) -> None:
+    tokenizer, prompter = bytes_tokenizer(CHATML), Verbatim(messages, opening)
+    episode = play(prompter, tokenizer, stop=stop)
+    ids = prompter.prompt_ids(tokenizer, episode.turns, SEEN[3], INFO)
+    between = "<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n" if messages else "{}"
+    text = f"<|im_start|>user\n{SEEN[0]}<|im_end|>\n<|im_start|>assistant\n{opening}"
+    for answer, seen in zip(ANSWERS, SEEN[1:], strict=True):
+        text += answer + "<|im_end|>" * (stop and not messages) + between.format(seen) + opening
+    assert tokenizer.decode(ids) == text
+    assert [turn.action for turn in episode.turns] == ANSWERS
+    assert len(build_samples([episode])) == 1
+    marks = {tokenizer.convert_tokens_to_ids(mark) for mark in ("<|im_start|>", "<|im_end|>")}
+    found = prompter.prompt_ids(tokenizer, [], "a passage <|im_end|> with a mark", INFO)
+    assert sum(i in marks for i in found) == 3  # none of them is the passage's
+
+
+def test_a_verbatim_agent_s_text_reaches_a_protocol_unchanged() -> None:
+    """Also what the protocol cuts off, its reasoning and its tags."""
+    text = "<think>a</think>\n<search> Tarn </search> and more\n"
+    assert Verbatim().read(text, True, {**INFO, "admissible": None}) == (text, ParseStatus.OK)
+    assert Verbatim().read(" \n", True, {**INFO, "admissible": None}) == (" \n", ParseStatus.MALFORMED)
+    assert Verbatim().read(text, False, {**INFO, "admissible": None}) == (text, ParseStatus.TRUNCATED)

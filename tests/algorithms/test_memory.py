@@ -71,13 +71,13 @@ def test_a_person_reads_the_parts_and_the_sum() -> None:
     assert "reference" not in text  # without KL there is none
 
 
-def preset(name: str) -> tuple[Any, LearnerConfig, Any]:
+def preset(name: str, shape: str) -> tuple[Any, LearnerConfig, Any]:
     """The model of a preset without its weights, and its configuration."""
     with initialize_config_module("conf", version_base="1.3"):
         cfg = compose("config", [f"+experiment={name}"])
     with torch.device("meta"):
         dtype = getattr(torch, cfg.policy.dtype if cfg.policy.dtype != "auto" else "bfloat16")
-        model = AutoModelForCausalLM.from_config(SHAPES["1.5b"].config(), dtype=dtype)
+        model = AutoModelForCausalLM.from_config(SHAPES[shape].config(), dtype=dtype)
     if lora := cfg.policy.get("lora"):
         add_adapters(model, Lora(lora.rank, lora.alpha), "model")
     changes = {key: cfg.trainer[key] for key in ("micro_batch_tokens", "gradient_checkpointing", "precision")}
@@ -85,13 +85,17 @@ def preset(name: str) -> tuple[Any, LearnerConfig, Any]:
 
 
 @pytest.mark.parametrize(
-    ("name", "gpu"),
-    [("alfworld_gigpo_qwen2.5_1.5b", 80), ("webshop_gigpo_qwen2.5_1.5b", 80), ("alfworld_gigpo_lora_24gb", 24)],
-)
-def test_presets_fit_into_the_gpu_that_they_name(name: str, gpu: int, monkeypatch) -> None:
+    ("name", "shape", "gpu"),
+    [
+        ("alfworld_gigpo_qwen2.5_1.5b", "1.5b", 80), ("webshop_gigpo_qwen2.5_1.5b", "1.5b", 80),
+        ("alfworld_gigpo_lora_24gb", "1.5b", 24), ("search_r1_qwen2.5_3b", "3b", 80), ("igpo_qwen2.5_7b", "7b", 80),
+        ("mt_grpo_qwen2.5_7b", "7b", 80),
+    ],
+)  # fmt: skip
+def test_presets_fit_into_the_gpu_that_they_name(name: str, shape: str, gpu: int) -> None:
     """While vLLM samples gradients and activations are not there, and while the weights are trained vLLM sleeps."""
     pytest.importorskip("peft")
-    model, config, cfg = preset(name)
+    model, config, cfg = preset(name, shape)
     parts = estimate_memory(model, config, 1)
     learning = sum(parts.values()) - parts["cache"]
     kept = parts["weights"] + parts["optimizer"] + parts["reference"]

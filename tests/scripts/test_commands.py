@@ -357,6 +357,7 @@ def test_a_warning_is_a_line_without_a_date(cli: Cli) -> None:
         (["env=coridor"], "unknown env 'coridor'; did you mean 'corridor' or 'key_corridor'?"),
         (["agnt=random"], "unknown key 'agnt'; did you mean 'agent'?"),
         (["pool.sise=3"], "unknown key of pool 'sise'; did you mean 'size'?; known: size, step_timeout, workers"),
+        (["env=webshop", "env.catalog=small", "pool.sise=3"], "key of env 'catalog'; did you mean 'catalogue'?"),
         (["temperature=0"], "the same name exists in agent.sampling.temperature"),
         (["hydra.run.dr=x"], "unknown key of hydra.run 'dr'; did you mean 'dir'?"),
         (["env=gym", "agent=random"], "env.id has no value; set it: env.id=…"),

@@ -22,7 +22,7 @@ from tests.scripts.test_commands import Cli
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 COMMAND = re.compile(r"python -m scripts\.(\w+) ?(.*)")
-LARGE = "qwen2.5_1.5b|lora_24gb"  # presets for GPUs
+LARGE = r"qwen2\.5_|lora_24gb"  # presets for GPUs
 REFUSALS = (  # what a test has not: a network, an engine, a package, data
     r"no connection \(", "rollout=vllm needs vLLM", r"http://127\.0\.0\.1:1\b", "llm_not_installed",
     "no games of ALFWorld", "no game.tw-pddl below DIR", "fetches the official", "python -m scripts.download",
@@ -58,7 +58,8 @@ ENVIRONMENTS = {
     "gym": ["env.train_tasks=8"],
     "light_switches": ["env.train_tasks=8"],
 }
-PRESETS = {"twelve_rooms": "key_corridor"}  # environments of presets that are not named for theirs  # fmt: skip
+# Environments of presets that are not named for theirs.
+PRESETS = {"twelve_rooms": "key_corridor", "igpo_": "search", "mt_grpo_": "search"}
 
 
 class Shown(NamedTuple):

@@ -52,6 +52,10 @@ SMALL = {  # what takes the place of downloaded data, and of the time that many 
     ],
     "webshop": ["env.catalogue=embedded", "env.embedded_products=200"],
     "key_corridor": [],
+    "search": [
+        "env.questions=embedded", "env.corpus=null", "env.retriever=bm25", "env.embedded_people=48",
+        "env.train_tasks=400", "env.valid_tasks=20",
+    ],
 }  # fmt: skip
 
 
@@ -59,7 +63,7 @@ SMALL = {  # what takes the place of downloaded data, and of the time that many 
 def test_a_preset_reports_on_no_task_that_chooses_its_checkpoint(name: str) -> None:
     """Nor on one that it trains on. Where no task ranks checkpoints, the newest is taken."""
     with hydra.initialize_config_module("conf", version_base="1.3"):
-        env = next(env for env in SMALL if env in (name if name != "smoke" else "alfworld"))
+        env = hydra.compose("config", [f"+experiment={name}"], return_hydra_config=True).hydra.runtime.choices["env"]
         config = hydra.compose("config", [f"+experiment={name}", *SMALL[env]])
     tasks = instantiate(config.env)
     training, selection = hold_out(tasks.manifest(config.split), config.eval.selection_tasks)
@@ -115,3 +119,24 @@ def test_the_published_webshop_run_has_the_published_settings() -> None:
     assert (config.algo.estimator.mode, config.algo.estimator.gamma, config.algo.kl_coef) == ("mean_norm", 0.95, 0.01)
     assert (config.algo.estimator.invalid_penalty, config.algo.entropy_coef) == (0.1, 0.001)
     assert config.eval.temperature == 0.4
+
+
+@pytest.mark.parametrize(
+    ("name", "protocol", "batch", "settings"),
+    [
+        ("search_r1_qwen2.5_3b", "search_r1", (512, 5), {"kl": 0.001, "updates": 1005, "tokens": 500, "entropy": 0.0}),
+        ("igpo_qwen2.5_7b", "igpo", (32, 16), {"kl": 0.001, "updates": 300, "tokens": 2000, "entropy": 0.001}),
+        ("mt_grpo_qwen2.5_7b", "mt_grpo", (16, 21), {"kl": 0.0, "updates": 300, "tokens": 1024, "entropy": 0.0}),
+    ],
+)
+def test_the_published_search_runs_have_the_published_settings(name, protocol, batch, settings) -> None:
+    config = composed(name)
+    assert config.env.protocol == protocol
+    assert (config.trainer.groups, config.trainer.group_size) == batch
+    assert {
+        "kl": config.algo.kl_coef, "updates": config.trainer.updates, "tokens": config.agent.sampling.max_tokens,
+        "entropy": config.algo.entropy_coef,
+    } == settings  # fmt: skip
+    assert (config.trainer.learning_rate, config.algo.loss.eps_low, config.algo.loss.eps_high) == (1e-6, 0.2, 0.2)
+    assert config.agent.prompter._target_ == "agents.prompts.Verbatim"
+    assert config.trainer.epochs == (2 if protocol == "mt_grpo" else 1)
