@@ -10,6 +10,8 @@ An answer is right if it is the same number, or if it equals a right answer afte
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,6 +33,7 @@ from envs.tools.tool import Call, Limits, Result, Tool, ToolError, tool_of
 NO_ANSWER = "Nothing was done: call a tool, or write answer[…] or <answer>…</answer>."
 MOST_NOTES, MOST_NOTE = 50, 1000  # notes, and characters of one
 MOST_NAMED, LONGEST_NAMED = 40, 60  # names that one result adds to the list of answers, and their characters
+LONGEST_KEY = 400  # of a state; a longer one is hashed
 TOLERANCE = 1e-6  # of numbers, relative
 STATEFUL = ("python", "note")  # tools whose order of calls matters
 _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e[+-]?\d+)?(?![\w])", re.IGNORECASE)
@@ -94,7 +97,9 @@ class Questions(Scenario):
 
     def called(self, calls: Sequence[tuple[Call, Result]]) -> Reply:
         texts = [(call, result.text) for call, result in calls if not result.is_error]
-        new = {value for value in self._needed if any(_has(text, value) for _, text in texts)} - self._state.found
+        new = {
+            value for value in self._needed if any(_says(call, text, value) for call, text in texts)
+        } - self._state.found
         reads = {_key(call) for call, _ in texts if call.name not in STATEFUL}
         writes = [_key(call) for call, _ in calls if call.name in STATEFUL]
         self._state = replace(
@@ -103,15 +108,15 @@ class Questions(Scenario):
             reads=self._state.reads | reads,
             writes=(*self._state.writes, *writes),
         )
-        answer_found = any(_has(text, answer) for _, text in texts for answer in self.answers or ())
+        answer_found = any(_says(call, text, answer) for call, text in texts for answer in self.answers or ())
         return Reply(turn_reward=float(bool(new)), signals=self._signals(len(new), answer_found))
 
     def _signals(self, new: int = 0, answer_found: bool = False, no_answer: bool = False) -> dict[str, Any]:
         return {"new_needed": new, "answer_found": answer_found, "no_answer": no_answer}
 
     def state_key(self) -> str:
-        state = self._state
-        return f"found: {', '.join(sorted(state.reads))}; changed: {', '.join(state.writes)}"
+        key = json.dumps([sorted(self._state.reads), self._state.writes], ensure_ascii=False)
+        return key if len(key) <= LONGEST_KEY else hashlib.sha256(key.encode(errors="replace")).hexdigest()
 
     def admissible(self) -> list[tuple[str, str]]:
         offered = []
@@ -243,6 +248,11 @@ def _has(text: str, value: str) -> bool:
     if number is not None:
         return any(math.isclose(float(found), number, rel_tol=TOLERANCE) for found in _NUMBER.findall(text))
     return f" {normalize(value)} " in f" {normalize(text)} "
+
+
+def _says(call: Call, text: str, value: str) -> bool:
+    """Whether a result says a value. Python says its last line: printing all numbers is no way to find one."""
+    return is_right(text.rpartition("\n")[2].strip("'"), value) if call.name == "python" else _has(text, value)
 
 
 def _key(call: Call) -> str:

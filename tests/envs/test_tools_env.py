@@ -184,6 +184,26 @@ def test_signals_tell_repeated_calls_and_state_keys_tell_states():
     assert set(TURN_KEYS) <= set(info)
 
 
+def test_state_keys_of_long_and_of_similar_calls_differ():
+    keys = set()
+    for texts in (["note[a]", "note[b]"], ["note[a], note[b]"], [f"note[{'x' * 900}]"], [f"note[{'x' * 901}]"]):
+        env, *_ = begin()
+        for text in texts:
+            *_, info = env.step(text)
+        assert len(info["state_key"]) <= 400
+        keys.add(info["state_key"])
+    assert len(keys) == 4
+
+
+def test_printing_every_number_finds_none():
+    env, *_ = begin()
+    for code in ("print(*range(1000), sep='\\n')", "print(*range(1000))", "'324 12 40'"):
+        *_, info = env.step(f"python[{code}]")
+        assert (info["turn_reward"], info["signals"]["answer_found"]) == (0, False)
+    *_, info = env.step("python[print('so'); 17 * 12 + 3 * 40]")
+    assert (info["turn_reward"], info["signals"]["answer_found"]) == (1, True)
+
+
 def test_notes_are_part_of_the_task():
     for noted, success in ((["a"], True), (["A."], True), ([], False), (["a", "b"], False), (["b"], False)):
         env, *_ = begin(NOTES)
