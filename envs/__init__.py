@@ -22,6 +22,7 @@ PLUGIN_GROUP = "polyturn.envs"
 _BUILT_IN = {
     "polyturn/ALFWorld-v0": "envs.alfworld.env:ALFWorldEnv",
     "polyturn/KeyCorridor-v0": "envs.key_corridor.env:KeyCorridorEnv",
+    "polyturn/MCP-v0": "envs.mcp.env:McpEnv",
     "polyturn/Search-v0": "envs.search.env:SearchEnv",
     "polyturn/Tools-v0": "envs.tools.env:ToolsEnv",
     "polyturn/WebShop-v0": "envs.webshop.env:WebShopEnv",

@@ -1,15 +1,34 @@
-"""Serve parts of the suite to other programs: `python -m scripts.serve retriever --corpus corpus.jsonl`.
+"""Serve parts of the suite to other programs.
+
+    python -m scripts.serve retriever --corpus corpus.jsonl
+    python -m scripts.serve mcp env=alfworld
+    python -m scripts.serve mcp --http env=search env.train_tasks=100
 
 The retriever answers `POST /retrieve` in the formats of Search-R1, verl and verl-agent, so that their users only change
-a URL. It listens on this machine alone unless --host says otherwise. Needs the extra `serve`.
+a URL. It needs the extra `serve`. `mcp` offers an environment to clients of the Model Context Protocol: over stdin and
+stdout to the program that starts it, or over HTTP. It needs the extra `tools`. Both listen on this machine alone unless
+--host says otherwise.
 """
 
 from __future__ import annotations
 
+import os
+import socket
+import sys
+from argparse import Namespace
+from contextlib import redirect_stdout
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from envs.core import TaskSet
 from envs.search.retrieval import RETRIEVERS, RetrieverSpec, open_retriever
-from scripts.common import Arguments, run
+from scripts.common import Arguments, command, run
+
+if TYPE_CHECKING:
+    from envs.mcp.server import ServerLimits
 
 LOOPBACK = "127.0.0.1"
 
@@ -19,20 +38,29 @@ def main() -> None:
     parser = Arguments(prog="python -m scripts.serve", description="Serve parts of the suite to other programs.")
     commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     what = "passages of a corpus: POST /retrieve, as the servers of Search-R1 and verl-agent"
-    command = commands.add_parser("retriever", help=what, description=what)
-    command.add_argument("--corpus", type=Path, metavar="FILE", help="a JSONL file of {title, text}; else --people")
-    command.add_argument("--people", type=int, default=480, help="size of the generated world (%(default)s)")
+    retriever = commands.add_parser("retriever", help=what, description=what)
+    retriever.add_argument("--corpus", type=Path, metavar="FILE", help="a JSONL file of {title, text}; else --people")
+    retriever.add_argument("--people", type=int, default=480, help="size of the generated world (%(default)s)")
     local = [name for name in RETRIEVERS if name != "remote"]
-    command.add_argument("--retriever", choices=local, default="bm25", help="which one (%(default)s)")
-    command.add_argument("--model", help="of dense and hybrid: a folder or a name of sentence-transformers")
-    command.add_argument("--host", default=LOOPBACK, help="address to listen on (%(default)s)")
-    command.add_argument("--port", type=int, default=8000, help="(%(default)s)")
-    command.add_argument("--topk", type=int, default=3, help="passages where a request names none (%(default)s)")
-    command.add_argument(
+    retriever.add_argument("--retriever", choices=local, default="bm25", help="which one (%(default)s)")
+    retriever.add_argument("--model", help="of dense and hybrid: a folder or a name of sentence-transformers")
+    retriever.add_argument("--host", default=LOOPBACK, help="address to listen on (%(default)s)")
+    retriever.add_argument("--port", type=int, default=8000, help="(%(default)s)")
+    retriever.add_argument("--topk", type=int, default=3, help="passages where a request names none (%(default)s)")
+    retriever.add_argument(
         "--most-topk", type=int, default=100, help="largest number that a request may name (%(default)s)"
     )
-    command.add_argument("--deadline", type=float, default=60.0, help="seconds for a request (%(default)s)")
+    retriever.add_argument("--deadline", type=float, default=60.0, help="seconds for a request (%(default)s)")
+    _add_mcp(commands)
     args = parser.parse_args()
+    if args.what == "mcp":
+        serve_environment(args)
+    else:
+        serve_retriever(args)
+
+
+def serve_retriever(args: Namespace) -> None:
+    """Serve passages."""
     try:
         import uvicorn
 
@@ -56,6 +84,68 @@ def main() -> None:
         make_app(retriever, limits), host=args.host, port=args.port, log_level="warning", access_log=False,
         timeout_keep_alive=30, h11_max_incomplete_event_size=1 << 16,
     )  # fmt: skip
+
+
+def _add_mcp(commands: Any) -> None:
+    what = "an environment, as a server of the Model Context Protocol: tools reset, step, admissible_actions, tasks"
+    mcp = commands.add_parser("mcp", help=what, description=what)
+    mcp.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="env=NAME and its settings: env.max_turns=20")
+    mcp.add_argument("--http", action="store_true", help="listen on an address; else one client at stdin and stdout")
+    mcp.add_argument("--host", default=LOOPBACK, help="address to listen on (%(default)s)")
+    mcp.add_argument("--port", type=int, default=8000, help="0: any that is free (%(default)s)")
+    mcp.add_argument("--sessions", type=int, default=64, help="clients at a time (%(default)s)")
+    mcp.add_argument("--idle", type=float, default=1800.0, help="seconds without a request that end a session")
+    mcp.add_argument("--deadline", type=float, default=60.0, help="seconds for a reset or a step (%(default)s)")
+
+
+def serve_environment(args: Namespace) -> None:
+    """Serve an environment; its configuration is that of the other commands."""
+    if args.sessions < 1 or args.idle <= 0 or args.deadline <= 0:
+        raise ValueError("--sessions must be at least 1, and --idle and --deadline more than 0 seconds")
+    try:
+        from envs.mcp.server import ServerLimits
+    except ImportError as error:
+        raise ImportError(f"{error}; this server needs the extra: pip install 'polyturn[tools]'") from error
+    limits = ServerLimits(args.sessions, args.idle, args.deadline)
+
+    @command("serve")
+    def serve(cfg: DictConfig) -> None:
+        with redirect_stdout(sys.stderr):  # stdout is for messages alone
+            task_set: TaskSet = instantiate(cfg.env)
+            print(task_set.describe(), flush=True)
+        if args.http:
+            _serve_http(task_set, limits, args.host, args.port)
+        else:
+            _serve_stdio(task_set, limits)
+
+    sys.argv = [sys.argv[0], *args.overrides]
+    serve()
+
+
+def _serve_stdio(task_set: TaskSet, limits: ServerLimits) -> None:
+    from envs.mcp.server import serve_stdio
+
+    try:
+        serve_stdio(task_set, limits)
+    except (KeyboardInterrupt, SystemExit) as error:
+        # A thread waits for a line of stdin and would keep the process until there is one.
+        os._exit(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 130)
+
+
+def _serve_http(task_set: TaskSet, limits: ServerLimits, host: str, port: int) -> None:
+    import uvicorn
+
+    from envs.mcp.server import http_app
+
+    config = uvicorn.Config(
+        http_app(task_set, limits, host), log_level="warning", access_log=False, timeout_graceful_shutdown=2
+    )
+    with socket.create_server((host, port)) as listening:
+        address, number = listening.getsockname()[:2]
+        print(f"serving {task_set.env_id} at http://{address}:{number}/mcp", file=sys.stderr, flush=True)
+        if host != LOOPBACK:
+            print(f"listening on {host}: everybody who reaches this address may play", file=sys.stderr, flush=True)
+        uvicorn.Server(config).run(sockets=[listening])
 
 
 if __name__ == "__main__":

@@ -26,12 +26,14 @@ GROUPS = {  # configuration of a command -> the groups that it needs
     "lab": ("env", "agent", "policy", "rollout", "trainer", "algo", "eval", "pool"),
     "evaluate": ("env", "agent", "policy", "rollout", "pool"),
     "play": ("env", "policy", "rollout"),
+    "serve": ("env",),
 }
 KEYS = {  # configuration of a command -> the other keys of the top level that it reads
     "config": ("seed", "split", "model", "resume"),
     "lab": ("seed", "split", "model", "resume", "algos", "seeds", "lab"),
     "evaluate": ("seeds", "split", "model", "max_turns", "limit", "resume"),
     "play": ("agent", "split", "task", "seed", "model", "delay"),
+    "serve": (),
 }
 CLOSED = ("trainer", "eval", "pool", "lab")  # groups with exactly the keys that are listed here
 OPTIONAL = ("trainer.env_steps",)  # keys of these groups that may be absent
@@ -296,6 +298,13 @@ SETTINGS: dict[str, Kind] = {
     "env.model": _or_null(TEXT),
     "url": _or_null(TEXT),
     "wire": _words("search_r1", "verl_agent"),
+    "mcp_tasks.command": _or_null(ListOf(TEXT, distinct=False)),
+    "mcp_tasks.max_turns": _or_null(COUNT),
+    "mcp_tasks.questions": _or_null(TEXT),
+    "mcp_tasks.only": _or_null(ListOf(TEXT, fewest=1)),
+    "mcp_tasks.format": _words("brackets", "tags", "json", "native"),
+    "start_timeout": SECONDS,
+    "call_timeout": SECONDS,
     "train_workers": COUNT,
     "train_resets": COUNT,
     "valid_workers": COUNT,

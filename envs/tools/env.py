@@ -37,7 +37,11 @@ from envs.tools.tool import Call, Limits, Result, ToolError, execute
 
 ENV_ID = "polyturn/Tools-v0"
 # Payloads name one of these; each is called with the payload and the limits of a call.
-SCENARIOS = {"questions": "envs.tools.questions:Questions", "bfcl": "envs.tools.bfcl_scenario:Conversation"}
+SCENARIOS = {
+    "questions": "envs.tools.questions:Questions",
+    "bfcl": "envs.tools.bfcl_scenario:Conversation",
+    "toolkit": "envs.tools.toolkit:Toolkit",
+}
 
 
 def make_scenario(payload: Mapping[str, Any], limits: Limits) -> Scenario:

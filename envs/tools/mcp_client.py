@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from envs.checks import clean_text
+from envs.core import NoDataError
 from envs.tools.tool import Tool, ToolError
 
 try:
@@ -265,7 +266,8 @@ class McpSession:
             async with Client(connect(), cache=None, client_info=info) as client:
                 scope.deadline = math.inf
                 self._started.set_result((asyncio.get_running_loop(), stop, client))
-                await stop.wait()
+                if not self._fault:  # otherwise it was given up before it had started
+                    await stop.wait()
                 scope.deadline = anyio.current_time() + self.limits.close
         if not self._started.done():
             raise McpError(f"it did not answer within {self.limits.start:g} s")
@@ -308,6 +310,14 @@ class McpSession:
                     outbox.close()
                     await process.stop(self.limits.close if self._started.done() else 0.0)
                 tasks.cancel_scope.cancel()
+
+
+def open_session(server: McpServer, limits: SessionLimits | None) -> McpSession:
+    """A session to play in. Raises `NoDataError` if the server cannot be used: then no task can be played."""
+    try:
+        return McpSession(server, limits)
+    except (McpError, FileNotFoundError) as error:
+        raise NoDataError(str(error)) from error
 
 
 class _Process:

@@ -56,6 +56,7 @@ def choices() -> Iterator[tuple[str, tuple[str, ...]]]:
     yield "lab", ()
     yield "evaluate", ()
     yield "play", ()
+    yield "serve", ()
 
 
 def settings_of(config: DictConfig, parents: str = "") -> Iterator[str]:
@@ -204,6 +205,7 @@ WORDS = {  # the settings that are words, and where these are known
     "ToolTasks.format": "envs.tools.calls.FORMATS",
     "retriever": "envs.search.retrieval.RETRIEVERS",
     "wire": "envs.search.wire.WIRES",
+    "mcp_tasks.format": "envs.tools.calls.FORMATS",
     "observation": "envs.webshop.env.OBSERVATIONS",
 }
 

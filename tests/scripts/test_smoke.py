@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ MORE = {
     "alfworld": ["env.embedded_train=8", "env.embedded_valid_seen=1", "env.embedded_valid_unseen=1"],
     "gym": ["env.id=examples.light_switches:LightSwitches-v0", "env.train_tasks=8"],
     "key_corridor": ["env.train_tasks=8"],
+    "mcp": [f'env.command=[{sys.executable},-m,scripts.serve,mcp,"env=key_corridor"]', "pool.size=2"],
     "search": ["env.embedded_people=48", "env.train_tasks=8", "env.valid_tasks=3"],
     "tools": ["env.embedded_people=48", "env.train_tasks=14", "env.valid_tasks=7"],
     "webshop": ["env.embedded_products=60"],
@@ -28,7 +30,7 @@ MORE = {
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "env").glob("*.yaml")))
 def test_smoke_runs_in_every_environment(cli: Cli, name: str) -> None:  # noqa: F811
     cli.monkeypatch.setenv("POLYTURN_CACHE", str(cli.folder / "cache"))
-    code, _, err = cli("train", "+experiment=smoke", f"env={name}", *MORE[name], *SMALLER, "hydra.run.dir=run")
+    code, _, err = cli("train", "+experiment=smoke", f"env={name}", *SMALLER, *MORE[name], "hydra.run.dir=run")
     assert code == 0, err
     lines = [json.loads(line) for line in (cli.folder / "run/metrics.jsonl").read_text().splitlines()]
     updates = [line for line in lines if "train/loss" in line]
