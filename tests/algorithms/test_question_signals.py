@@ -21,7 +21,7 @@ from agents.policies.local import LocalPolicy
 from agents.policies.tiny import build_model, build_tokenizer, vocabulary_size
 from agents.prompts import Transcript
 from agents.rollout import Job, rollout
-from algorithms.estimators.igpo import igpo
+from algorithms.estimators.igpo import answer_gains, igpo
 from algorithms.estimators.mt_grpo import mt_grpo
 from algorithms.signals.answer_gain import THOUGHT, AnswerGain, answer_span
 from algorithms.signals.base import RolloutBatch, SignalContext
@@ -187,6 +187,31 @@ def test_the_belief_is_that_of_a_naive_computation(pool: EnvPool, prompter: Any,
     assert measured.metrics["signal/answer_measured"] == np.isfinite(belief).mean()
     assert tokens < measured.metrics["signal/answer_tokens"] < tokens + 120 * len(belief)
     assert np.isfinite(igpo(rollouts.measured(measured).table)).all()
+
+
+@pytest.mark.parametrize("gain", ["log_prob_diff", "prob_diff"])
+def test_gains_add_up_to_the_last_belief_minus_the_first(pool: EnvPool, gain: str) -> None:
+    context = context_of(pool)
+    rollouts = RolloutBatch.of(play(context))
+    table = rollouts.measured(AnswerGain(context).measure(rollouts)).table
+    belief = table.signals["answer_logprob"]
+    values = belief if gain == "log_prob_diff" else np.exp(belief)
+    gains = answer_gains(table, gain)
+    for episode in range(len(rollouts.episodes)):
+        rows = np.flatnonzero(table.episode == episode)
+        assert np.isnan(gains[rows[-1]])  # the last turn has its outcome instead
+        assert gains[rows[:-1]].sum() == pytest.approx(values[rows[-1]] - values[rows[0]], abs=1e-12)
+
+
+def test_beliefs_do_not_depend_on_the_batch_and_have_no_gradient(pool: EnvPool) -> None:
+    context = context_of(pool)
+    episodes = play(context)
+    together = AnswerGain(context).measure(RolloutBatch.of(episodes)).signals["answer_logprob"]
+    single = AnswerGain(replace(context, micro_batch_tokens=1))
+    alone = [single.measure(RolloutBatch.of([episode])).signals["answer_logprob"] for episode in episodes]
+    assert np.isfinite(together).all()
+    assert np.concatenate(alone) == pytest.approx(together, abs=1e-6)
+    assert all(weight.grad is None for weight in context.model.parameters())
 
 
 def test_a_prompt_that_leaves_no_room_is_not_measured(pool: EnvPool) -> None:
