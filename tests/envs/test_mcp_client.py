@@ -20,6 +20,7 @@ import pytest
 from envs.tools.mcp_client import McpError, McpServer, McpSession, SessionLimits
 from envs.tools.tool import Call, Limits, Result, execute
 from tests.envs.mcp_servers import ODD, free_port, over_http, raw, wait_until_gone
+from tests.envs.mcp_servers.raw_http import breaking
 
 LONG = SessionLimits(start=60.0, tools_seconds=60.0, call=60.0, close=0.3)  # for servers that answer, on a busy machine
 SHORT = SessionLimits(start=60.0, tools_seconds=60.0, call=0.3, close=0.3)  # for calls that never end
@@ -142,6 +143,29 @@ def test_what_is_no_answer_is_passed_over(mode: str) -> None:
 )
 def test_a_broken_answer_is_an_error(mode: str, limits: SessionLimits, words: str) -> None:
     result = result_of(mode, limits)
+    assert result.is_error
+    assert words in result.text
+
+
+@pytest.mark.parametrize(
+    ("mode", "words"),
+    [
+        ("large", "it sent more than 4,194,304 bytes in one message"),
+        ("large event", "exceeded the 4194304 byte limit"),
+        ("compressed", "did not answer a call of echo"),
+        ("slow", "did not answer a call of echo within 1 s"),
+        ("surrogates", "Failed to parse JSON response"),
+        ("elsewhere", "not followed"),
+        ("broken", "returned an error response"),
+        ("accepted", "answered a request with 202"),
+    ],
+)
+def test_a_broken_answer_over_http_is_an_error(mode: str, words: str) -> None:
+    limits = SessionLimits(start=60.0, tools_seconds=60.0, call=1.0 if mode == "slow" else 60.0, close=0.3)
+    with breaking(mode) as url, McpSession(McpServer(url=url), limits) as session:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        result = call(session, "echo")
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10  # kilobytes
     assert result.is_error
     assert words in result.text
 
