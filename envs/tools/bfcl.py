@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ast
 import decimal
+import hashlib
 import inspect
 import json
 import threading
@@ -102,6 +103,17 @@ def data_folder() -> Path:
     if found is None or not found.submodule_search_locations or not find_spec("mpmath"):
         raise NoDataError(f"BFCL needs the package bfcl-eval, without its dependencies, and mpmath: {INSTALL}")
     return Path(found.submodule_search_locations[0]) / "data"
+
+
+@cache
+def data_hash() -> str:
+    """Hex sha256 of the files of the tasks, of their ground truth, and of the documentation of functions."""
+    files = [f"{folder}/BFCL_v4_multi_turn_{name}.json" for name in SETS for folder in (".", "possible_answer")]
+    files += [f"multi_turn_func_doc/{module}.json" for module in _MODULES.values()]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update((data_folder() / file).read_bytes())
+    return digest.hexdigest()
 
 
 @cache

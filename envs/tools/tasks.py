@@ -28,7 +28,7 @@ from envs.tools.tool import Limits
 
 EMBEDDED = "embedded"
 # Sets of tasks: a class that is called with `Sizes`, as module:name, so that only the one in use is imported.
-SETS = {EMBEDDED: "envs.tools.tasks:EmbeddedSet"}
+SETS = {EMBEDDED: "envs.tools.tasks:EmbeddedSet", "bfcl": "envs.tools.bfcl_tasks:BfclSet"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,10 @@ class Sizes:
 class QuestionSet(ABC):
     """A set of tasks: payloads by split and id. `envs.tools.env` says what a payload has."""
 
-    max_turns = 10  # where the options name none
+    # Where the options name none:
+    format = "brackets"
+    max_turns = 10
+    output = 4000  # characters of a result
     eval_splits: Sequence[str] = ()  # for evaluation by default; empty: all but the first
     official_counts: Mapping[str, int] = {}  # of published splits
 
@@ -140,21 +143,21 @@ class ToolTasks:
     def __init__(
         self,
         questions: str = EMBEDDED,
-        format: str = "brackets",  # noqa: A002
+        format: str | None = None,  # noqa: A002
         max_turns: int | None = None,
         call_seconds: float = 2.0,
-        output: int = 4000,
+        output: int | None = None,
         embedded_people: int = 480,
         train_tasks: int = 3000,
         valid_tasks: int = 300,
     ) -> None:
-        """`questions` is one of `SETS`, `format` one of `envs.tools.calls.FORMATS`; turns default to the set's.
+        """`questions` is one of `SETS`, `format` one of `envs.tools.calls.FORMATS`.
 
-        A call may take `call_seconds`, and `output` characters of its result are shown. Raises `UnknownNameError`,
-        `ValueError`, and the errors of the set.
+        A call may take `call_seconds`, and `output` characters of its result are shown. Format, turns and output
+        default to the set's. Raises `UnknownNameError`, `ValueError`, and the errors of the set.
         """
         for kind, name, known in (("set of questions", questions, SETS), ("format", format, FORMATS)):
-            if name not in known:
+            if name is not None and name not in known:
                 raise UnknownNameError(kind, name, known)
         limits = {"train_tasks": train_tasks, "valid_tasks": valid_tasks, "max_turns": max_turns, "output": output}
         if any(limit is not None and limit < 1 for limit in limits.values()) or call_seconds <= 0:
@@ -162,8 +165,8 @@ class ToolTasks:
         module, _, name = SETS[questions].partition(":")
         sizes = Sizes(embedded_people, train_tasks, valid_tasks)
         self._set: QuestionSet = getattr(import_module(module), name)(sizes)
-        self._format, self._max_turns = format, max_turns
-        self._limits = Limits(seconds=call_seconds, output=output)
+        self._format, self._max_turns = format or self._set.format, max_turns
+        self._limits = Limits(seconds=call_seconds, output=output or self._set.output)
         self._manifests: dict[str, Manifest] = {}
 
     @property

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from envs.conformance import Subject, TextEnvConformance
+from envs.conformance import Subject, TaskSetConformance, TextEnvConformance
 from envs.core import Task, UnknownNameError
 from envs.tools import bfcl
 from envs.tools.bfcl import ADDED, MOST_STEPS, SETS, BfclTask, function_docs, read_call, read_tasks
 from envs.tools.env import ENV_ID, ToolsEnv
+from envs.tools.tasks import ToolTasks
 from envs.tools.tool import Call, Limits
 
 pytestmark = pytest.mark.skipif(find_spec("bfcl_eval") is None, reason=f"needs {bfcl.INSTALL}")
@@ -216,3 +217,28 @@ def test_a_payload_that_cannot_be_played_is_an_error() -> None:
                 "task": Task("x", ENV_ID, payload={"scenario": "bfcl", "set": "base", "id": "multi_turn_base_600"})
             }
         )
+
+
+# -- env=tools env.questions=bfcl -------------------------------------------------------------------------------------
+class TestTaskSet(TaskSetConformance):
+    def make_task_set(self) -> ToolTasks:
+        return ToolTasks("bfcl")
+
+
+def test_the_four_sets_are_splits_without_an_expert() -> None:
+    tasks = ToolTasks("bfcl")
+    assert tuple(tasks.splits) == tuple(tasks.eval_splits) == SETS
+    assert [tasks.manifest(name).facts()["official_tasks"] for name in SETS] == [200] * 4
+    assert [tasks.manifest(name).ids for name in SETS] == [tuple(sorted(read_tasks(name))) for name in SETS]
+    assert tasks.expert() is None
+    longest = max(len(task.user_turns) for name in SETS for task in read_tasks(name).values())
+    assert tasks.max_turns == longest * (MOST_STEPS + 1)
+    assert "bfcl-eval" in tasks.describe()
+    assert "calls as tags" in tasks.describe()
+    assert "calls as native" in ToolTasks("bfcl", format="native").describe()
+
+
+def test_manifests_cover_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = ToolTasks("bfcl").manifest("base").content_hash
+    monkeypatch.setattr("envs.tools.bfcl_tasks.data_hash", lambda: "another")
+    assert ToolTasks("bfcl").manifest("base").content_hash != before
