@@ -17,12 +17,14 @@ new sequence. Both are exact.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple, TypeAlias
 
 from agents.chat_templates import FILLER, MARK, ChatTemplateError, answer_end_id, model_name, render_chat
 from agents.episode import ParseStatus, Turn
@@ -62,6 +64,17 @@ class History:
             raise ValueError(f"history.turns must be at least 0, got {self.turns}")
 
 
+class Said(NamedTuple):
+    """A message to the model."""
+
+    text: str  # quoted, but for what this module writes
+    role: str = "user"
+    name: str = ""  # of the tool whose result it is
+
+
+Message: TypeAlias = tuple[Said, ...]  # what stands between two answers
+
+
 @dataclass(frozen=True)
 class _Form:
     """How the conversations of a template are joined."""
@@ -89,6 +102,10 @@ class Chat:
         newest message lists the possible actions. `template_options` are passed to the chat template, for example
         `{"enable_thinking": False}`. Raises `UnknownNameError` with the system prompts that exist.
         """
+        self.settings: dict[str, Any] = {  # those that do not depend on the form of actions
+            "system": system, "history": history, "keep_reasoning": keep_reasoning,
+            "template_options": template_options,
+        }  # fmt: skip
         template = read_template("system prompt", resources.files("agents") / "templates" / "system", system)
         self.system = template.render(answer=parser.request).strip()
         self.parser, self.history = parser, history
@@ -98,6 +115,7 @@ class Chat:
         self.max_prompt_tokens = history.max_tokens
         # Set when a prompt is made: whether the template opens the reasoning, and what it expects before the answer.
         self._prefilled, self._lead = False, ""
+        self._tools = ""  # those that the prompt shows, as JSON; see `agents.tool_chat`
         self._encode = lru_cache(maxsize=100_000)(encode)
         self._pieces = lru_cache(maxsize=100_000)(self._make_piece)
         self._form = lru_cache(maxsize=8)(self._find_form)
@@ -106,10 +124,10 @@ class Chat:
     # -- what the policy sees ---------------------------------------------------------------------------------------
     def prompt_ids(self, tokenizer: Any, turns: Sequence[Turn], observation: str, info: Info) -> list[int]:
         """The ids to continue. Raises `ChatTemplateError` if the tokenizer's template cannot be used."""
-        newest = self._newest(observation, info)
-        self._lead = self._form(tokenizer).lead
-        self._prefilled = self._pieces(tokenizer, newest, not turns, True).rstrip().endswith(THINK_OPEN)
-        if turns and self.history.kind == "full" and self.keep_reasoning and self._form(tokenizer).grows:
+        newest = self._newest(turns, observation, info)
+        self._lead = self._form_of(tokenizer).lead
+        self._prefilled = self._text(tokenizer, newest, not turns, True).rstrip().endswith(THINK_OPEN)
+        if turns and self._goes_on(tokenizer, turns):
             before = [*turns[-1].prompt_ids, *turns[-1].completion_ids]
             return self._append(tokenizer, before, newest, as_sampled=True)
         shown = len(turns) if self.history.turns is None else min(self.history.turns, len(turns))
@@ -121,24 +139,28 @@ class Chat:
                 return ids  # too long: the agent ends the episode
             shown -= 1
 
+    def _goes_on(self, tokenizer: Any, turns: Sequence[Turn]) -> bool:  # noqa: ARG002
+        """Whether the prompt is that of the last turn, its answer, and the newest message."""
+        return self.history.kind == "full" and self.keep_reasoning and self._form_of(tokenizer).grows
+
     def _conversation(
-        self, tokenizer: Any, shown: Sequence[Turn], dropped: Sequence[Turn], newest: str, info: Info
+        self, tokenizer: Any, shown: Sequence[Turn], dropped: Sequence[Turn], newest: Message, info: Info
     ) -> list[int]:
-        messages = self._user_messages(shown, dropped, newest, info)
+        messages = self._messages(shown, dropped, newest, info)
         ids: list[int] = []
         for turn, message in zip(shown, messages[:-1], strict=True):
             sampled = tuple(turn.completion_ids)
             kept = sampled if self.keep_reasoning else self._answers(tokenizer, sampled, self._prefilled)
             # Answers shown with their reasoning continue what the template wrote before them. Complete answers of other
             # sources already contain it.
-            form = self._form(tokenizer)
+            form = self._form_of(tokenizer)
             as_sampled = form.grows if self.keep_reasoning else bool(form.lead) and kept == sampled
             ids = [*self._append(tokenizer, ids, message, as_sampled=as_sampled), *kept]
         return self._append(tokenizer, ids, messages[-1], as_sampled=True)
 
-    def _append(self, tokenizer: Any, ids: list[int], message: str, *, as_sampled: bool) -> list[int]:
+    def _append(self, tokenizer: Any, ids: list[int], message: Message, *, as_sampled: bool) -> list[int]:
         """`ids` followed by the piece that contains `message`; with empty `ids` it opens the conversation."""
-        text = self._pieces(tokenizer, message, not ids, as_sampled)
+        text = self._text(tokenizer, message, not ids, as_sampled)
         if ids:
             # If the template's stop token ended the answer, it is present already, without blanks before it.
             rest = self._encode(tokenizer, text.lstrip())
@@ -147,29 +169,38 @@ class Chat:
         return [*ids, *self._encode(tokenizer, text)]
 
     def messages(
-        self, turns: Sequence[Turn], answers: Sequence[str], observation: str, info: Info
-    ) -> list[dict[str, str]]:
+        self, turns: Sequence[Turn], answers: Sequence[Any], observation: str, info: Info
+    ) -> list[dict[str, Any]]:
         """The same conversation as messages, for a model behind an endpoint; `answers` are its earlier answers."""
         shown = len(turns) if self.history.turns is None else min(self.history.turns, len(turns))
         first = len(turns) - shown
-        messages = self._user_messages(turns[first:], turns[:first], self._newest(observation, info), info)
+        messages = self._messages(turns[first:], turns[:first], self._newest(turns, observation, info), info)
         conversation = [_system(self.system)]
         for message, answer in zip(messages[:-1], answers[first:], strict=True):
             kept = answer if self.keep_reasoning else (answer_part(answer) or "").lstrip()
-            conversation += [_user(_written(plain(message))), _answer(_written(kept))]
-        return [*conversation, _user(_written(plain(messages[-1])))]
+            conversation += [*(_user(_written(plain(said.text))) for said in message), _answer(_written(kept))]
+        return [*conversation, *(_user(_written(plain(said.text))) for said in messages[-1])]
 
-    def _user_messages(self, shown: Sequence[Turn], dropped: Sequence[Turn], newest: str, info: Info) -> list[str]:
-        """The quoted messages to the model: those of the shown turns, and the newest."""
-        messages = [*(quote(turn.observation) for turn in shown), newest]
+    def _messages(self, shown: Sequence[Turn], dropped: Sequence[Turn], newest: Message, info: Info) -> list[Message]:
+        """What is said before the answer of each of the shown turns, and the newest."""
+        messages = [self._said(before, turn.observation) for before, turn in pairwise([None, *shown]) if turn]
+        messages.append(newest)
         if dropped:
-            messages[0] = self._before(dropped, info["goal"]) + messages[0]
+            first, *rest = messages[0]
+            messages[0] = (Said(self._before(dropped, info["goal"]) + first.text), *rest)
         return messages
 
-    def _newest(self, observation: str, info: Info) -> str:
+    def _newest(self, turns: Sequence[Turn], observation: str, info: Info) -> Message:
+        message = self._said(turns[-1] if turns else None, observation)
         if not self.admissible or not info["admissible"]:
-            return quote(observation)
-        return f"{quote(observation)}\n\nPossible now: {'; '.join(map(quote, info['admissible']))}"
+            return message
+        *before, last = message
+        actions = "; ".join(map(quote, info["admissible"]))
+        return (*before, last._replace(text=f"{last.text}\n\nPossible now: {actions}"))
+
+    def _said(self, before: Turn | None, observation: str) -> Message:  # noqa: ARG002
+        """An observation as messages; `before` is the turn that led to it."""
+        return (Said(quote(observation)),)
 
     def _before(self, dropped: Sequence[Turn], goal: str) -> str:
         """The text in the first message that stands for the turns no longer shown."""
@@ -182,26 +213,34 @@ class Chat:
             parts.append(f"({len(dropped)} earlier turns are not shown.)")
         return "\n".join(parts) + "\n\n"
 
-    def _make_piece(self, tokenizer: Any, message: str, first: bool, as_sampled: bool) -> str:
+    def _text(self, tokenizer: Any, message: Message, first: bool, as_sampled: bool) -> str:
         """The template's text between two answers, or before the first one."""
-        return self._piece(tokenizer, message, first, as_sampled, self._form(tokenizer).folded)
+        return self._pieces(tokenizer, message, first, as_sampled, self._tools)
 
-    def _piece(self, tokenizer: Any, message: str, first: bool, as_sampled: bool, folded: bool) -> str:
+    def _make_piece(self, tokenizer: Any, message: Message, first: bool, as_sampled: bool, tools: str) -> str:  # noqa: ARG002
+        return self._piece(tokenizer, message, first, as_sampled, self._form_of(tokenizer).folded)
+
+    def _piece(self, tokenizer: Any, message: Message, first: bool, as_sampled: bool, folded: bool) -> str:
         before = [] if first else [_user(FILLER), _answer(MARK)]
         after = [] if as_sampled else [_answer(MARK), _user(FILLER)]
-        parts = self._render(tokenizer, [*before, _user(message), *after], as_sampled, folded)
+        parts = self._render(tokenizer, [*before, *as_messages(message), *after], as_sampled, folded)
         return parts[0] if first else parts[1]
 
-    def _render(self, tokenizer: Any, messages: list[dict[str, str]], generate: bool, folded: bool) -> list[str]:
+    def _render(self, tokenizer: Any, messages: list[dict[str, Any]], generate: bool, folded: bool) -> list[str]:
         """The template's text for the system prompt and these messages, split at the answers."""
         messages = [_system(self.system), *messages]
         options = {"add_generation_prompt": generate, **self.template_options}
+        if self._tools:
+            options["tools"] = json.loads(self._tools)
         parts = render_chat(tokenizer, fold_system(messages) if folded else messages, **options).split(MARK)
-        if len(parts) != 1 + sum(message["role"] == "assistant" for message in messages):
+        if len(parts) != 1 + sum(message["content"] == MARK for message in messages):
             raise ChatTemplateError(f"{model_name(tokenizer)}: the chat template leaves out or changes an answer")
         return parts
 
-    def _find_form(self, tokenizer: Any) -> _Form:
+    def _form_of(self, tokenizer: Any) -> _Form:
+        return self._form(tokenizer, self._tools)
+
+    def _find_form(self, tokenizer: Any, tools: str) -> _Form:  # noqa: ARG002
         """Raises `ChatTemplateError` if the template works neither with the system role nor without it."""
         try:
             return self._check_template(tokenizer, folded=False)
@@ -213,8 +252,9 @@ class Chat:
     def _check_template(self, tokenizer: Any, folded: bool) -> _Form:
         """Raises `ChatTemplateError` unless the joined pieces equal the template's text of whole conversations."""
         name = f"{model_name(tokenizer)}: the chat template"
+        filler = (Said(FILLER),)
         start, start_sampled, later, later_sampled = (
-            self._piece(tokenizer, FILLER, first, as_sampled, folded)
+            self._piece(tokenizer, filler, first, as_sampled, folded)
             for first in (True, False)
             for as_sampled in (False, True)
         )
@@ -242,7 +282,10 @@ class Chat:
 
     def action_ids(self, tokenizer: Any, action: str) -> list[int]:
         """The completion that demonstrates `action`, including the stop token."""
-        return [*self._encode(tokenizer, self._form(tokenizer).lead + written(self, action)), answer_end_id(tokenizer)]
+        return [
+            *self._encode(tokenizer, self._form_of(tokenizer).lead + written(self, action)),
+            answer_end_id(tokenizer),
+        ]
 
     def read(self, text: str, finished: bool, info: Info) -> tuple[str, ParseStatus]:
         """See `agents.parsing.check_action`."""
@@ -277,7 +320,21 @@ def _opens_reasoning(shown: str, sampled: str) -> bool:
     return sampled.startswith(shown) and THINK_OPEN in sampled.removeprefix(shown)
 
 
-def fold_system(messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+def as_messages(message: Message) -> list[dict[str, Any]]:
+    """In the form that chat templates read."""
+    return [
+        {"role": said.role, "content": said.text}
+        | ({"name": said.name, "tool_call_id": call_id(place)} if said.role == "tool" else {})
+        for place, said in enumerate(message)
+    ]
+
+
+def call_id(place: int) -> str:
+    """The id of a call of an answer: nine letters and digits, as Mistral's templates want them."""
+    return f"call{place:05d}"
+
+
+def fold_system(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """A conversation without a system message: the system prompt is put in front of the first user message."""
     system, first, *rest = messages
     return [_user(f"{system['content']}\n\n{first['content']}"), *rest]

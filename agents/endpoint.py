@@ -15,15 +15,16 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 import openai
 
 from agents.agent import Decision, View
-from agents.chat import Chat, fold_system
+from agents.chat import Chat, call_id, fold_system
 from agents.policies.base import Sampling, Usage
+from agents.tool_chat import ToolChat, tools_of
 from envs.core import StopReason
 
 logger = logging.getLogger(__name__)
@@ -106,6 +107,8 @@ class Answer:
 
     text: str
     finished: bool  # False if a limit or a filter cut it off
+    message: Mapping[str, Any] = field(default_factory=dict)  # its content and `tool_calls`, as they are sent again
+    calls: Sequence[Any] = ()  # names and arguments as they came
 
 
 @dataclass(frozen=True)
@@ -155,9 +158,20 @@ class Endpoint:
         self._threads = ThreadPoolExecutor(concurrency)
         self._lock = threading.Lock()  # protects what the threads change
 
-    def ask(self, conversations: Sequence[Sequence[dict[str, str]]], sampling: Sampling) -> list[Answer | Refusal]:
-        """The answer or refusal of each conversation, in order. Raises `EndpointError` if the run cannot go on."""
-        return list(self._threads.map(lambda messages: self._ask(messages, sampling), conversations))
+    def ask(
+        self,
+        conversations: Sequence[Sequence[dict[str, Any]]],
+        sampling: Sampling,
+        tools: Sequence[Sequence[dict[str, Any]]] | None = None,
+    ) -> list[Answer | Refusal]:
+        """The answer or refusal of each conversation, in order; `tools` are schemas that the model may call in each.
+
+        Raises `EndpointError` if the run cannot go on.
+        """
+        offered = tools or [()] * len(conversations)
+        return list(
+            self._threads.map(lambda messages, schemas: self._ask(messages, schemas, sampling), conversations, offered)
+        )
 
     def check(self) -> None:
         """Send one short request without retries. Raises `EndpointError` if there is no answer."""
@@ -172,31 +186,35 @@ class Endpoint:
         replies = self.ask([[{"role": "user", "content": prompt}] for prompt in prompts], sampling)
         return [reply.text if isinstance(reply, Answer) and reply.finished else None for reply in replies]
 
-    def _ask(self, messages: Sequence[dict[str, str]], sampling: Sampling) -> Answer | Refusal:
+    def _ask(
+        self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]], sampling: Sampling
+    ) -> Answer | Refusal:
         try:
-            return self._answer(messages, sampling)
+            return self._answer(messages, tools, sampling)
         except UnansweredError as error:
             refused = error
         if refused.reason is StopReason.CONTEXT_LIMIT or (refused.reason is not None and self._has_answered):
             return Refusal(refused.reason, str(refused))
         # Perhaps the conversation is not the cause. A short one shows it: if that fails too, all of them would.
-        system = [message for message in messages if message["role"] not in ("user", "assistant")]
+        system = [message for message in messages if message["role"] not in ("user", "assistant", "tool")]
         try:
-            self._answer([*system, {"role": "user", "content": SHORT_QUESTION}], sampling)
+            self._answer([*system, {"role": "user", "content": SHORT_QUESTION}], tools, sampling)
         except EndpointError:
             raise refused from None
         if refused.reason is None and refused.may_pass:
             try:
-                return self._answer(messages, sampling)
+                return self._answer(messages, tools, sampling)
             except UnansweredError as error:
                 refused = error
         return Refusal(refused.reason or StopReason.REFUSED, str(refused))
 
-    def _answer(self, messages: Sequence[dict[str, str]], sampling: Sampling) -> Answer:
+    def _answer(
+        self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]], sampling: Sampling
+    ) -> Answer:
         """Raises `EndpointError`, and `UnansweredError` if these messages may be the cause."""
         limit = self._limit
         try:
-            return self._request(messages, self._settings(sampling, limit))
+            return self._request(messages, tools, self._settings(sampling, limit))
         except UnansweredError as error:
             other = "max_completion_tokens"
             if limit == other or error.reason or other not in str(error) or limit in self.parameters:
@@ -205,7 +223,7 @@ class Endpoint:
             if self._limit != other:
                 logger.warning("%s accepts %s instead of %s, which is sent from now on", self.name, other, limit)
             self._limit = other
-        return self._request(messages, self._settings(sampling, other))
+        return self._request(messages, tools, self._settings(sampling, other))
 
     def _settings(self, sampling: Sampling, limit: str) -> dict[str, Any]:
         """The parameters of a request. A limit in `parameters`, under either name, replaces the sampling's."""
@@ -215,10 +233,12 @@ class Endpoint:
         settings |= self.parameters
         return {name: value for name, value in settings.items() if value is not None}
 
-    def _request(self, messages: Sequence[dict[str, str]], settings: dict[str, Any]) -> Answer:
+    def _request(
+        self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]], settings: dict[str, Any]
+    ) -> Answer:
         # Read as plain JSON: servers add fields that the client's types do not know.
         with endpoint_errors(who := f"{self.name} at {self.client.base_url}"):
-            body = {"model": self.name, "messages": messages, **settings}
+            body = {"model": self.name, "messages": messages, **({"tools": tools} if tools else {}), **settings}
             reply = self.client.post("/chat/completions", cast_to=httpx.Response, body=body).json()
             self._count(reply.get("usage"))
             choices = reply.get("choices")
@@ -228,7 +248,8 @@ class Endpoint:
                 raise UnansweredError(_line(f"{who} sent an answer without a message: {reply}"), 200, server_text)
             self._has_answered = True
             reason = str(choices[0].get("finish_reason")).lower()
-            return Answer(_text(choices[0]["message"]), reason not in CUT_OFF)
+            message = choices[0]["message"]
+            return Answer(_text(message), reason not in CUT_OFF, _to_send_again(message), _calls(message))
 
     def _count(self, usage: Any) -> None:
         counts = usage if isinstance(usage, dict) else {}
@@ -244,11 +265,40 @@ class Endpoint:
 def _text(message: dict[str, Any]) -> str:
     """The text of a message for the parser: its content or refusal, then its tool calls, each as a JSON object."""
     content = _content(message.get("content")) or message.get("refusal") or ""
+    written = [json.dumps(call, ensure_ascii=False) for call in _calls(message)]
+    return _SURROGATES.sub("\ufffd", "\n".join(part for part in (content, *written) if part))
+
+
+def _calls(message: dict[str, Any]) -> list[dict[str, Any]]:
     calls = [call["function"] for call in message.get("tool_calls") or [] if call and call.get("function")]
     calls += [message["function_call"]] if message.get("function_call") else []
-    written = [json.dumps({"name": call.get("name"), "arguments": call.get("arguments")}, ensure_ascii=False)
-               for call in calls]  # fmt: skip
-    return _SURROGATES.sub("\ufffd", "\n".join(part for part in (content, *written) if part))
+    return [{"name": call.get("name"), "arguments": call.get("arguments")} for call in calls]
+
+
+def _to_send_again(message: dict[str, Any]) -> dict[str, Any]:
+    """An answer as a part of the next request. Arguments that servers would refuse become an empty object."""
+    calls = [call for call in message.get("tool_calls") or [] if call and call.get("function")]
+    text = _SURROGATES.sub("\ufffd", _content(message.get("content")) or message.get("refusal") or "")
+    if not calls:
+        return {"role": "assistant", "content": text}
+    made = [
+        {
+            "id": str(call.get("id") or call_id(place)),
+            "type": "function",
+            "function": {"name": str(call["function"].get("name")), "arguments": _arguments(call["function"])},
+        }
+        for place, call in enumerate(calls)
+    ]
+    return {"role": "assistant", "content": text, "tool_calls": made}
+
+
+def _arguments(function: Mapping[str, Any]) -> str:
+    arguments = function.get("arguments")
+    try:
+        read = json.loads(arguments) if isinstance(arguments, str) else arguments
+        return json.dumps(read) if isinstance(read, dict) else "{}"
+    except (ValueError, RecursionError):
+        return "{}"
 
 
 def _content(content: Any) -> str:
@@ -286,7 +336,7 @@ class EndpointAgent:
             raise ValueError("sampling.stop does not work with endpoints: they remove the stop string from the answer")
         self.endpoint = Endpoint(model, **connection)
         self.prompter, self.sampling, self.system_role = prompter, sampling, system_role
-        self._answers: dict[int, list[str]] = {}  # key of the episode -> the model's answers, turn by turn
+        self._answers: dict[int, list[Answer]] = {}  # key of the episode -> the model's answers, turn by turn
 
     @property
     def usage(self) -> Usage:
@@ -295,11 +345,13 @@ class EndpointAgent:
 
     def act(self, views: Sequence[View]) -> list[Decision]:
         """Ask for all views at once, up to the endpoint's concurrency. Raises `EndpointError`."""
-        replies = self.endpoint.ask([self._messages(view) for view in views], self.sampling)
+        tools = [tools_of(view.info) for view in views] if isinstance(self.prompter, ToolChat) else None
+        replies = self.endpoint.ask([self._messages(view) for view in views], self.sampling, tools)
         return [self._decide(view, reply) for view, reply in zip(views, replies, strict=True)]
 
-    def _messages(self, view: View) -> list[dict[str, str]]:
-        answers = self._answers.setdefault(view.key, [])
+    def _messages(self, view: View) -> list[dict[str, Any]]:
+        kept = self._answers.setdefault(view.key, [])
+        answers = [answer.message if isinstance(self.prompter, ToolChat) else answer.text for answer in kept]
         messages = self.prompter.messages(view.episode.turns, answers, view.observation, view.info)
         if self.system_role is None:
             return fold_system(messages)
@@ -308,7 +360,9 @@ class EndpointAgent:
     def _decide(self, view: View, reply: Answer | Refusal) -> Decision:
         if isinstance(reply, Refusal):
             return Decision("", None, stop_reason=reply.reason, error=reply.error)
-        self._answers[view.key].append(reply.text)
+        self._answers[view.key].append(reply)
+        if isinstance(self.prompter, ToolChat):
+            return Decision(*self.prompter.read_message(reply.text, reply.calls, reply.finished, view.info))
         return Decision(*self.prompter.read(reply.text, reply.finished, view.info))
 
     def finish(self, key: int) -> None:

@@ -59,6 +59,19 @@ class Line:
         return action
 
 
+@dataclass
+class Whole:
+    """The whole answer, for environments that read calls and text in it themselves."""
+
+    request: str = ""
+
+    def parse(self, text: str) -> str | None:
+        return text.strip()
+
+    def write(self, action: str) -> str:
+        return action
+
+
 @dataclass(frozen=True)
 class Json:
     """The last JSON object with the key, alone or as the arguments of a tool call.

@@ -113,6 +113,11 @@ class _Marks:
         return self.pattern.sub(spell, text)
 
 
+def has_marks(tokenizer: Any, text: str) -> bool:
+    """Whether a text that is not quoted has a control token in it."""
+    return _marks(tokenizer).pattern.search(text) is not None
+
+
 def control_ids(tokenizer: Any) -> frozenset[int]:
     """The ids that only a prompter may write."""
     return _marks(tokenizer).ids

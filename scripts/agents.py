@@ -224,7 +224,7 @@ def random(task_set: TaskSet, model: Model | None, seed: int) -> RandomAgent:  #
 
 
 def policy(
-    task_set: TaskSet,  # noqa: ARG001
+    task_set: TaskSet,
     model: Model | None,
     seed: int,
     prompter: Prompter,
@@ -236,11 +236,20 @@ def policy(
 
     assert model is not None, "see check_agent"
     loaded = model.load()
+    prompter = _suited(prompter, task_set)
     return player(loaded, prompter, sampling, torch.Generator(loaded.device).manual_seed(seed))
 
 
+def _suited(prompter: Any, task_set: TaskSet) -> Any:
+    """A `Chat` speaks the format of calls that the environment reads, if that is not a form of single actions."""
+    from agents.chat import Chat
+    from agents.tool_chat import with_calls
+
+    return with_calls(prompter, getattr(task_set, "format", "")) if isinstance(prompter, Chat) else prompter
+
+
 def endpoint(
-    task_set: TaskSet,  # noqa: ARG001
+    task_set: TaskSet,
     model: Model | None,  # noqa: ARG001
     seed: int,  # noqa: ARG001
     name: str,
@@ -260,8 +269,8 @@ def endpoint(
     from agents.endpoint import EndpointAgent
 
     return EndpointAgent(
-        name, prompter, sampling, base_url=base_url, api_key=api_key, concurrency=concurrency, timeout=timeout,
-        max_retries=max_retries, prices=prices, parameters=parameters, system_role=system_role,
+        name, _suited(prompter, task_set), sampling, base_url=base_url, api_key=api_key, concurrency=concurrency,
+        timeout=timeout, max_retries=max_retries, prices=prices, parameters=parameters, system_role=system_role,
     )  # fmt: skip
 
 

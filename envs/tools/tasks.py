@@ -174,6 +174,11 @@ class ToolTasks:
         return ENV_ID
 
     @property
+    def format(self) -> str:
+        """How calls are written: a name of `envs.tools.calls.FORMATS`."""
+        return self._format
+
+    @property
     def splits(self) -> Sequence[str]:
         return self._set.splits
 
