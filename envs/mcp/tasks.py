@@ -173,7 +173,7 @@ class ToolkitTasks:
         format: str,  # noqa: A002
         max_turns: int,
     ) -> None:
-        self.server, self.max_turns, self._limits, self._format = server, max_turns, limits, format
+        self.server, self.max_turns, self._limits, self.format = server, max_turns, limits, format
         path = Path(questions).expanduser().absolute()
         if not path.is_file():
             raise NoDataError(f"the question file {path} does not exist")
@@ -205,7 +205,7 @@ class ToolkitTasks:
         return Task(task_id, self.env_id, split, 0, {**kept, **self._shared})
 
     def make(self) -> ToolsEnv:
-        return ToolsEnv(self._format, self.max_turns, Limits(seconds=self._limits.call))
+        return ToolsEnv(self.format, self.max_turns, Limits(seconds=self._limits.call))
 
     def expert(self) -> None:
         """None: there is no expert."""
@@ -214,7 +214,7 @@ class ToolkitTasks:
         names, count = ", ".join(tool.name for tool in self._tools), sum(map(len, self._questions.values()))
         return (
             f"{self.env_id}: {count} questions of {self._path} with the tools {names} "
-            f"of {self.server}; calls as {self._format}; at most {counted(self.max_turns, 'turn')}"
+            f"of {self.server}; calls as {self.format}; at most {counted(self.max_turns, 'turn')}"
         )
 
     def facts(self) -> dict[str, Any]:
