@@ -320,6 +320,8 @@ SETTINGS: dict[str, Kind] = {
     "prompter.parser": PART,
     "prompter.keep_reasoning": FLAG,
     "prompter.admissible": FLAG,
+    "prompter.messages": FLAG,
+    "prompter.opening": Text(may_be_empty=True),
     "prompter.template_options": FREE,
     "history.kind": _words("full", "last_k", "summary"),
     "history.turns": _or_null(NON_NEGATIVE),
