@@ -39,6 +39,16 @@ except ImportError as error:
 _RAISED = (Exception, SystemExit, CancelledError)  # what a tool may raise; an interrupt of the user is not caught
 
 
+def _no_problem(*_: Any) -> None:
+    """A keyword of JSON Schema that is not checked."""
+
+
+# A regular expression of somebody else's server could run for hours; the server checks it itself.
+_Validator = jsonschema.validators.extend(
+    jsonschema.Draft202012Validator, {"pattern": _no_problem, "patternProperties": _no_problem}
+)
+
+
 class ToolError(Exception):
     """An error of a tool in words for the policy, which are shown as they are."""
 
@@ -71,7 +81,7 @@ class Tool:
         open_ended = {"additionalProperties", "unevaluatedProperties", "patternProperties"} & set(self.parameters)
         schema = dict(self.parameters) if open_ended else {**self.parameters, "unevaluatedProperties": False}
         # An empty registry: a schema must not make this machine fetch a URL.
-        return jsonschema.Draft202012Validator(schema, registry=referencing.Registry())
+        return _Validator(schema, registry=referencing.Registry())
 
     def check(self, arguments: Mapping[str, Any]) -> None:
         """Raise `ToolError` for arguments that do not fit `parameters`."""

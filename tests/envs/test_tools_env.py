@@ -24,7 +24,7 @@ ORDER = Task(
 )  # fmt: skip
 NOTES = Task("notes", ENV_ID, payload={"question": "Note 'a'. What is 1 + 1?", "answers": ["2"], "notes": ["a"]})
 QUERY, SUM = Call("sql", {"query": "SELECT name, price FROM items"}), Call("calculator", {"expression": "17*12+3*40"})
-LIMITS = Limits(seconds=0.3)
+LIMITS = Limits(seconds=60.0)
 TOOLS = dict(Questions(ORDER.payload, LIMITS).tools)
 
 

@@ -18,7 +18,7 @@ from envs.tools.tool import Limits, ToolError
 
 SECRET = "the-secret-of-this-machine"
 MARK = "/tmp/polyturn-sandbox-mark"
-LIMITS = SandboxLimits(seconds=0.2, memory=16 << 20, depth=100, state=1 << 20)
+LIMITS = SandboxLimits(seconds=2.0, memory=16 << 20, depth=100, state=1 << 20)
 TASK = Task("a", ENV_ID, payload={"question": "Why?", "answers": ["because"], "tables": {}})
 OUTPUT = 500
 
@@ -143,7 +143,7 @@ def secret(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def env() -> Iterator[ToolsEnv]:
-    made = ToolsEnv("brackets", max_turns=1000, limits=Limits(seconds=0.2, output=OUTPUT))
+    made = ToolsEnv("brackets", max_turns=1000, limits=Limits(seconds=1.0, output=OUTPUT))
     made.reset(options={"task": TASK})
     yield made
     made.close()
