@@ -172,11 +172,22 @@ class ListOf:
         return all(map(self.item.accepts, value)) and not (self.distinct and len(set(value)) < len(value))
 
     def suggestion(self, value: Any) -> str:
-        return f"[{value}]" if self.item.accepts(value) and self.fewest <= 1 else ""
+        """Parts that are separated by blanks become items, and items of the wrong type are written as texts."""
+        items = value.split() if isinstance(value, str) else value if isinstance(value, ListConfig) else [value]
+        if not self.fewest <= len(items) <= self.most:
+            return ""
+        written = [_item(item) if self.item.accepts(item) else self.item.suggestion(item) for item in items]
+        return f"[{','.join(written)}]" if all(written) else ""
 
     def __str__(self) -> str:
         count = f" of {self.most} items" if self.most == self.fewest else " of one or more items" if self.fewest else ""
         return f"a list{count}, each {self.item}{', without duplicates' * self.distinct}"
+
+
+def _item(value: Any) -> str:
+    """An accepted item of a list, as it is written on the command line."""
+    plain = not isinstance(value, str) or re.fullmatch(r"[\w./:@%+-]+", value)
+    return str(value) if plain else f"\"'{value}'\""
 
 
 @dataclass(frozen=True)

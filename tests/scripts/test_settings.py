@@ -317,3 +317,17 @@ def test_a_refusal_comes_before_torch_is_imported_and_leaves_nothing(
     *_, error = err.splitlines()
     assert error.startswith("error: ")
     assert message in error
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("env.command=python server.py", "[python,server.py]"),
+        ("env.command=[python,server.py,--port,8000]", """[python,server.py,--port,"'8000'"]"""),
+        ('env.command=[python,"a b",1]', """[python,"'a b'","'1'"]"""),
+    ],
+)
+def test_a_list_is_suggested_item_by_item(written: str, meant: str) -> None:
+    with pytest.raises(ValueError, match=r"env\.command must be a list") as raised:
+        check_settings(composed("evaluate", "env=mcp", written), "evaluate")
+    assert f"did you mean env.command={meant}?" in str(raised.value)
