@@ -22,8 +22,8 @@ from agents.rollout import error_line
 from algorithms.signals.base import MakeSignal, Signal, SignalBase, SignalContext
 from algorithms.tree_expansion import TreeExpansion
 from algorithms.turn_table import Estimate, TurnTable
-from envs.core import TURN_KEYS, Need, Task, UnknownNameError
-from envs.pool import EnvPool, Outcome
+from envs.core import TURN_KEYS, Info, Need, Task, UnknownNameError
+from envs.pool import EnvPool
 
 if TYPE_CHECKING:  # torch takes seconds to import, and mistakes are reported before that
     import torch
@@ -35,7 +35,8 @@ if TYPE_CHECKING:  # torch takes seconds to import, and mistakes are reported be
 Needs: TypeAlias = Mapping[Need, str]  # each need, and the part of the configuration that has it
 MakeAgent: TypeAlias = "Callable[[LocalPolicy, torch.Generator], PolicyAgent]"
 WHERE = {  # how an environment provides it
-    Need.ADMISSIBLE: "a list in info['admissible']",
+    Need.ADMISSIBLE: "a list in info['admissible'], as env=tools has with env.format=brackets; agent=transcript and "
+    "agent=chat need none",
     Need.ANSWERS: "a list in info['answers'], as env=search has",
     Need.SNAPSHOTS: "its methods snapshot() and restore(state)",
     Need.TURN_REWARDS: f"{' and '.join(f'info[{key!r}]' for key in TURN_KEYS)} of every step, as env=search has",
@@ -213,29 +214,29 @@ def _made_up_table(signals: Sequence[str], token_signals: Sequence[str], group_s
 
 
 def check_environment(needs: Needs, tasks: Sequence[Task], pool: EnvPool) -> None:
-    """Play the first turn of `tasks`, each in its own slot. Raises `ValueError` for needs that are not met.
+    """Play the first turn of `tasks`, one after another, in the first slot of `pool`.
 
-    Tasks that fail for other reasons are left to the run, which counts them.
+    Raises `ValueError` for needs that are not met. Tasks that fail for other reasons are left to the run, which counts
+    them.
     """
-    first = _answered(pool.reset(dict(enumerate(tasks)), {slot: task.seed for slot, task in enumerate(tasks)}))
-    if first and Need.ADMISSIBLE in needs and not any(outcome.info.get("admissible") for outcome in first.values()):
-        raise _unmet(Need.ADMISSIBLE, needs, tasks)
-    if first and Need.ANSWERS in needs and not any(outcome.info.get("answers") for outcome in first.values()):
-        raise _unmet(Need.ANSWERS, needs, tasks)
-    if Need.SNAPSHOTS in needs:
-        taken = pool.snapshot(list(first))
-        taken |= pool.restore({slot: outcome.snapshot for slot, outcome in _answered(taken).items()})
-        if errors := [outcome.error.text for outcome in taken.values() if outcome.error is not None]:
-            raise _unmet(Need.SNAPSHOTS, needs, tasks, f" ({error_line(errors[0])})")
-    if Need.TURN_REWARDS in needs:
-        actions = {slot: next(iter(outcome.info.get("admissible") or ["look"])) for slot, outcome in first.items()}
-        answered = _answered(pool.step(actions))
-        if not all(TURN_KEYS.keys() <= outcome.info.keys() for outcome in answered.values()):
-            raise _unmet(Need.TURN_REWARDS, needs, tasks)
-
-
-def _answered(outcomes: Mapping[int, Outcome]) -> dict[int, Outcome]:
-    return {slot: outcome for slot, outcome in outcomes.items() if outcome.error is None}
+    infos: list[Info] = []
+    for task in tasks:
+        first = pool.reset({0: task}, {0: task.seed})[0]
+        if first.error is not None:
+            continue
+        infos.append(first.info)
+        if Need.SNAPSHOTS in needs:
+            taken = pool.snapshot([0])[0]
+            restored = pool.restore({0: taken.snapshot})[0] if taken.error is None else taken
+            if restored.error is not None:
+                raise _unmet(Need.SNAPSHOTS, needs, tasks, f" ({error_line(restored.error.text)})")
+        if Need.TURN_REWARDS in needs:
+            after = pool.step({0: next(iter(first.info.get("admissible") or ["look"]))})[0]
+            if after.error is None and not TURN_KEYS.keys() <= after.info.keys():
+                raise _unmet(Need.TURN_REWARDS, needs, tasks)
+    for need, key in ((Need.ADMISSIBLE, "admissible"), (Need.ANSWERS, "answers")):
+        if infos and need in needs and not any(info.get(key) for info in infos):
+            raise _unmet(need, needs, tasks)
 
 
 def _unmet(need: Need, needs: Needs, tasks: Sequence[Task], detail: str = "") -> ValueError:

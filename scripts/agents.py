@@ -195,7 +195,8 @@ def check_tasks(needs: Needs, config: DictConfig, task_set: TaskSet, manifest: M
     pool = config.get("pool") or {"workers": 0, "step_timeout": 30.0}  # `scripts.play` has none
     tasks = [task_set.task(manifest.split, task_id) for task_id in spread(manifest.ids, CHECKED_TASKS)]
     workers = min(pool["workers"], 1)  # where the environments of the run are elsewhere, so are these
-    with EnvPool(task_set.make, len(tasks), workers, pool["step_timeout"]) as environments:
+    # One environment for all of them: each may hold much, such as a server that it has started.
+    with EnvPool(task_set.make, 1, workers, pool["step_timeout"]) as environments:
         check_environment(needs, tasks, environments)
 
 

@@ -162,6 +162,18 @@ def test_an_environment_that_meets_all_needs_passes() -> None:
         check_environment(dict.fromkeys(Need, "algo.mine"), chosen, pool)
 
 
+def test_one_environment_is_enough_for_all_tasks() -> None:
+    made: list[Corridor] = []
+
+    def make() -> Corridor:
+        made.append(Corridor(8))
+        return made[-1]
+
+    with EnvPool(make, 1) as pool:
+        check_environment({Need.ADMISSIBLE: "algo.mine", Need.SNAPSHOTS: "algo.mine"}, [corridor(2), corridor(3)], pool)
+    assert len(made) == 1
+
+
 def test_tasks_that_fail_are_left_to_the_run() -> None:
     tasks = [corridor(2, fault="reset"), corridor(2, fault="step"), corridor(2)]
     with EnvPool(lambda: Corridor(8), 3) as pool:
