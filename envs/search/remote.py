@@ -10,7 +10,7 @@ import urllib.request
 from collections.abc import Sequence
 from typing import Any
 
-from envs.core import UnknownNameError
+from envs.core import NoDataError, UnknownNameError
 from envs.search.retrieval import Hit, RetrievalError, index_hash
 from envs.search.wire import WIRES, read_result, requests
 
@@ -39,6 +39,28 @@ class RemoteRetriever:
             timeout,
             deadline,
             largest_reply,
+        )
+
+    def check(self) -> None:
+        """Ask one question, once. Raises `NoDataError` if nobody answers or the answer is none; a server that is busy
+        passes, because a search asks again.
+        """
+        [body] = requests(self.wire, ["check"], 1)
+        try:
+            read_result(self._post(body), 1)
+        except urllib.error.HTTPError as error:
+            if error.code in _AGAIN:
+                return
+            reason = f"it answers with status {error.code}"
+        except (OSError, http.client.HTTPException) as error:
+            reason = str(getattr(error, "reason", error)) or type(error).__name__
+        except ValueError as error:
+            reason = f"it does not answer like a retrieval server: {error}"
+        else:
+            return
+        raise NoDataError(
+            f"the retrieval server {self.url} cannot be used: {reason}; env.url must be the address of a server with "
+            f"the format env.wire={self.wire}, such as python -m scripts.serve retriever"
         )
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:

@@ -89,22 +89,27 @@ class RetrieverSpec:
     def __post_init__(self) -> None:
         if self.name not in RETRIEVERS:
             raise UnknownNameError("retriever", self.name, RETRIEVERS)
-        needed = "url" if self.name == "remote" else "corpus"
-        if getattr(self, needed) is None:
-            raise ValueError(f"the retriever {self.name} needs a {needed}")
+        needed, example = ("url", "http://127.0.0.1:8000/retrieve") if self.name == "remote" else ("corpus", "FILE")
+        if not getattr(self, needed):
+            raise ValueError(f"the retriever {self.name} needs a {needed}: {needed}={example}")
+        if self.url and not self.url.startswith(("http://", "https://")):
+            raise ValueError(f"url must be an address, as in http://127.0.0.1:8000/retrieve; got {self.url!r}")
 
 
 @lru_cache(maxsize=4)
 def open_retriever(spec: RetrieverSpec) -> Retriever:
     """The retriever of a specification, opened once per process. An index that is not cached yet is made.
 
-    Raises the errors of `Corpus`, and `ImportError` if the extra `dense` is needed and not installed.
+    Raises the errors of `Corpus`, `ImportError` if the extra `dense` is needed and not installed, and `NoDataError` if
+    no server answers at the url.
     """
     if spec.name == "remote":
         from envs.search.remote import RemoteRetriever
 
         assert spec.url is not None
-        return RemoteRetriever(spec.url, spec.wire)
+        remote = RemoteRetriever(spec.url, spec.wire)
+        remote.check()
+        return remote
     from envs.search.bm25 import BM25Retriever
 
     assert spec.corpus is not None

@@ -299,6 +299,26 @@ def test_nobody_there_is_an_error_within_the_deadline() -> None:
         RemoteRetriever("http://127.0.0.1:9/retrieve", deadline=0.0).search(["q"], 3)
 
 
+@pytest.mark.parametrize(
+    ("reply", "said"),
+    [
+        ((200, {}, "<html>"), "does not answer like a retrieval server"),
+        ((404, {}, "no such page"), "answers with status 404"),
+        (None, "Connection refused"),
+    ],
+)
+def test_a_server_that_cannot_be_used_is_an_error_when_it_is_opened(reply: Any, said: str, serve: Serve) -> None:
+    url = serve(lambda _: reply).url if reply else "http://127.0.0.1:9/retrieve"
+    with pytest.raises(NoDataError, match=said) as raised:
+        open_retriever(RetrieverSpec("remote", url=url))
+    assert url in str(raised.value)
+
+
+def test_a_busy_server_can_be_opened(serve: Serve) -> None:
+    server = serve(lambda _: (503, {}, "busy"))
+    assert open_retriever(RetrieverSpec("remote", url=server.url)).facts()["url"] == server.url
+
+
 # -- choosing ---------------------------------------------------------------------------------------------------------
 def test_a_retriever_is_opened_once_and_wrong_choices_are_named(tmp_path: Path) -> None:
     spec = RetrieverSpec("bm25", write(tmp_path / "corpus.jsonl"))
@@ -309,5 +329,7 @@ def test_a_retriever_is_opened_once_and_wrong_choices_are_named(tmp_path: Path) 
         RetrieverSpec("bm25")
     with pytest.raises(ValueError, match="needs a url"):
         RetrieverSpec("remote", tmp_path)
+    with pytest.raises(ValueError, match="url must be an address"):
+        RetrieverSpec("remote", url="localhost:8000")
     with pytest.raises(UnknownNameError, match="wire format"):
         open_retriever(RetrieverSpec("remote", url="http://127.0.0.1:9", wire="grpc"))
