@@ -12,6 +12,7 @@ stdout to the program that starts it, or over HTTP. It needs the extra `tools`. 
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import sys
@@ -67,7 +68,12 @@ def serve_retriever(args: Namespace) -> None:
         from envs.search.server import Limits, make_app
     except ImportError as error:
         raise ImportError(f"{error}; a server needs the extra: pip install 'polyturn[serve]'") from error
+    if not 1 <= args.topk <= args.most_topk or args.deadline <= 0:
+        raise ValueError("--topk must be from 1 to --most-topk, and --deadline more than 0 seconds")
     corpus = args.corpus
+    if corpus is not None and not corpus.is_file():
+        raise FileNotFoundError(f"no corpus at {corpus}")
+    listening = _listen(args.host, args.port)
     if corpus is None:
         from envs.search.generate import embedded_world
 
@@ -78,12 +84,30 @@ def serve_retriever(args: Namespace) -> None:
     print(
         f"{facts['retriever']} over {facts['passages']:,} passages of {corpus}, index {facts['index'][:12]}", flush=True
     )
+    address, number = listening.getsockname()[:2]
+    print(f"serving passages at http://{address}:{number}/retrieve", flush=True)
     if args.host != LOOPBACK:
         print(f"listening on {args.host}: everybody who reaches this address may search", flush=True)
-    uvicorn.run(
-        make_app(retriever, limits), host=args.host, port=args.port, log_level="warning", access_log=False,
-        timeout_keep_alive=30, h11_max_incomplete_event_size=1 << 16,
+    config = uvicorn.Config(
+        make_app(retriever, limits), log_level="warning", access_log=False, timeout_keep_alive=30,
+        h11_max_incomplete_event_size=1 << 16,
     )  # fmt: skip
+    with listening:
+        uvicorn.Server(config).run(sockets=[listening])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket that is bound, so that a port in use is an error before anything is loaded. Raises `OSError`."""
+    if not 0 <= port <= 65_535:
+        raise ValueError(f"--port must be from 0 to 65535, got {port}")
+    try:
+        return socket.create_server((host, port))
+    except OSError as error:
+        known = {errno.EADDRINUSE: "the port is in use", errno.EADDRNOTAVAIL: "this machine has no such address"}
+        why = known.get(error.errno or 0, error.strerror or str(error))
+        raise OSError(
+            f"cannot listen on {host}:{port}: {why}; choose others with --host and --port (0: any port that is free)"
+        ) from error
 
 
 def _add_mcp(commands: Any) -> None:
@@ -107,14 +131,15 @@ def serve_environment(args: Namespace) -> None:
     except ImportError as error:
         raise ImportError(f"{error}; this server needs the extra: pip install 'polyturn[tools]'") from error
     limits = ServerLimits(args.sessions, args.idle, args.deadline)
+    listening = _listen(args.host, args.port) if args.http else None
 
     @command("serve")
     def serve(cfg: DictConfig) -> None:
         with redirect_stdout(sys.stderr):  # stdout is for messages alone
             task_set: TaskSet = instantiate(cfg.env)
             print(task_set.describe(), flush=True)
-        if args.http:
-            _serve_http(task_set, limits, args.host, args.port)
+        if listening is not None:
+            _serve_http(task_set, limits, args.host, listening)
         else:
             _serve_stdio(task_set, limits)
 
@@ -132,7 +157,7 @@ def _serve_stdio(task_set: TaskSet, limits: ServerLimits) -> None:
         os._exit(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 130)
 
 
-def _serve_http(task_set: TaskSet, limits: ServerLimits, host: str, port: int) -> None:
+def _serve_http(task_set: TaskSet, limits: ServerLimits, host: str, listening: socket.socket) -> None:
     import uvicorn
 
     from envs.mcp.server import http_app
@@ -140,7 +165,7 @@ def _serve_http(task_set: TaskSet, limits: ServerLimits, host: str, port: int) -
     config = uvicorn.Config(
         http_app(task_set, limits, host), log_level="warning", access_log=False, timeout_graceful_shutdown=2
     )
-    with socket.create_server((host, port)) as listening:
+    with listening:
         address, number = listening.getsockname()[:2]
         print(f"serving {task_set.env_id} at http://{address}:{number}/mcp", file=sys.stderr, flush=True)
         if host != LOOPBACK:

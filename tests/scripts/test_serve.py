@@ -154,8 +154,36 @@ def test_the_command_serves_on_this_machine_alone(
 ) -> None:
     monkeypatch.setenv("POLYTURN_CACHE", str(tmp_path))
     started: dict[str, Any] = {}
-    monkeypatch.setattr(uvicorn, "run", lambda app, **options: started.update(options))
-    monkeypatch.setattr("sys.argv", ["serve", "retriever", "--people", "48"])
+    monkeypatch.setattr(
+        uvicorn.Server, "run", lambda _, sockets: started.update(host=sockets[0].getsockname()[0], of=sockets)
+    )
+    monkeypatch.setattr("sys.argv", ["serve", "retriever", "--people", "48", "--port", "0"])
     main()
     assert started["host"] == "127.0.0.1"
-    assert "bm25 over" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "bm25 over" in output
+    assert "serving passages at http://127.0.0.1:" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["retriever", "--port", "PORT"], "the port is in use; choose others with --host and --port"),
+        (["mcp", "--http", "--port", "PORT", "env=key_corridor"], "the port is in use"),
+        (["retriever", "--port", "99999"], "--port must be from 0 to 65535, got 99999"),
+        (["mcp", "--http", "--port", "-1", "env=key_corridor"], "--port must be from 0 to 65535, got -1"),
+        (["retriever", "--topk", "0"], "--topk must be from 1 to --most-topk"),
+        (["retriever", "--topk", "101"], "--topk must be from 1 to --most-topk"),
+        (["retriever", "--deadline", "0"], "--deadline more than 0"),
+        (["retriever", "--corpus", "nothing.jsonl"], "no corpus at nothing.jsonl"),
+    ],
+)
+def test_what_cannot_be_served_is_an_error_before_anything_is_loaded(
+    arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scripts.serve.open_retriever", lambda _: pytest.fail("it was loaded"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        monkeypatch.setattr("sys.argv", ["serve", *(port if part == "PORT" else part for part in arguments)])
+        with pytest.raises((OSError, ValueError), match=words):
+            main()
