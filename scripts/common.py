@@ -251,12 +251,21 @@ def explain(error: BaseException, config_name: str = "") -> str | None:
             what = error.filename or "stdout"  # errors of files have a name, see `envs.files.naming`
             return f"the disk is full: {what} could not be written; free some space and try again"
         case OSError(strerror=str() as reason, filename=str() as name):
-            return f"{reason}: {name}"
+            return f"{reason}: {name}{_set_by(name)}"
         case OSError() | UnknownNameError():
             return _one_line(text)
         case ValueError() | TypeError() | ImportError() if _raised_for_the_user(error):
             return _one_line(text)
     return None
+
+
+def _set_by(path: str) -> str:
+    """The environment variable that a path comes from, in brackets; empty if it comes from none."""
+    for variable in FOLDERS:
+        folder = os.environ.get(variable)
+        if folder and Path(path).is_relative_to(folder):
+            return f" (the environment variable {variable} is {folder})"
+    return ""
 
 
 def _explain_configuration(error: HydraException | OmegaConfBaseException, config_name: str) -> str:

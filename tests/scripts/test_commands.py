@@ -562,6 +562,14 @@ def test_bench_names_what_exists(cli: Cli) -> None:
     assert cli("bench")[0] == 0
 
 
+def test_an_unusable_folder_names_the_variable_that_it_comes_from(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    (cli.folder / "file").write_text("")
+    monkeypatch.setenv("POLYTURN_CACHE", str(cli.folder / "file"))
+    code, _, err = cli("evaluate", "env=search", "agent=expert", "limit=1")
+    assert (code, err.count("\n")) == (2, 1), err
+    assert f"(the environment variable POLYTURN_CACHE is {cli.folder / 'file'})" in err
+
+
 # -- doctor -----------------------------------------------------------------------------------------------------------
 def test_doctor_reports_packages_and_data(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLYTURN_CACHE", str(cli.folder / "cache"))
