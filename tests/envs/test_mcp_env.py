@@ -312,6 +312,14 @@ def test_questions_are_answered_with_the_tools_of_a_server(questions: Path) -> N
         assert env.step("<answer>C</answer>")[4]["stop_reason"] == StopReason.FAILURE
 
 
+def test_the_server_of_the_examples_offers_its_tool(questions: Path) -> None:
+    example = str(Path(__file__).parents[2] / "examples" / "mcp_server.py")
+    served = tasks_of(command=[sys.executable, example], questions=str(questions), only=["add"])
+    with closing(served.make()) as env:
+        env.reset(options={"task": served.task("test", served.manifest("test").ids[0])})
+        assert env.step(call("add", a=2, b=3))[0] == "<result>5.0</result>"
+
+
 def test_questions_and_tools_that_do_not_exist(questions: Path, tmp_path: Path) -> None:
     with pytest.raises(NoDataError, match=r"nothing\.jsonl does not exist"):
         tasks_of(command=ODD, questions=str(tmp_path / "nothing.jsonl"))
