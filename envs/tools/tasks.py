@@ -91,13 +91,12 @@ class EmbeddedSet(QuestionSet):
 
     def payloads(self, split: str) -> Mapping[str, Mapping[str, Any]]:
         if split not in self._drawn:
-            count = self._sizes.train if split == "train" else self._sizes.valid
-            drawn = [self._payload(*one) for one in draw(split, count, self._around)]
+            drawn = [self._payload(*one) for one in draw(split, self._count(split), self._around)]
             self._drawn[split] = {f"{split}-{_name(payload)}": payload for payload in drawn}
         return self._drawn[split]
 
     def describe(self) -> str:
-        counts = ", ".join(f"{counted(len(self.payloads(split)), 'question')} in {split}" for split in self.splits)
+        counts = ", ".join(f"{counted(self._count(split), 'question')} in {split}" for split in self.splits)
         return f"generated: {counts}, over a world of {self._sizes.people} people"
 
     def facts(self) -> dict[str, Any]:
@@ -106,6 +105,9 @@ class EmbeddedSet(QuestionSet):
 
     def expert(self, format: str) -> Expert | None:  # noqa: A002
         return ToolsExpert(format)
+
+    def _count(self, split: str) -> int:
+        return self._sizes.train if split == "train" else self._sizes.valid
 
     def _payload(self, kind: str, question: Question) -> dict[str, Any]:
         payload: dict[str, Any] = {

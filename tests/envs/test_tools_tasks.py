@@ -156,6 +156,8 @@ def test_the_configuration_is_that_of_the_class() -> None:
     tasks = instantiate(conf, **SIZES)
     assert tasks.describe() == ToolTasks(**SIZES).describe()
     assert "at most 10 turns" in tasks.describe()
+    for split in tasks.splits:  # it counts without drawing the questions, which takes seconds
+        assert f"{len(tasks.manifest(split).ids)} questions in {split}" in tasks.describe()
 
 
 def test_the_expert_goes_on_from_any_point() -> None:
