@@ -21,12 +21,20 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import resources
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeAlias
 
-from agents.chat_templates import FILLER, MARK, ChatTemplateError, answer_end_id, model_name, render_chat
+from agents.chat_templates import (
+    FILLER,
+    MARK,
+    ChatTemplateError,
+    answer_end_id,
+    append_text,
+    model_name,
+    render_chat,
+)
 from agents.episode import ParseStatus, Turn
 from agents.parsing import THINK_OPEN, Parser, answer_part, check_action
 from agents.prompts import read_template, written
@@ -161,12 +169,8 @@ class Chat:
     def _append(self, tokenizer: Any, ids: list[int], message: Message, *, as_sampled: bool) -> list[int]:
         """`ids` followed by the piece that contains `message`; with empty `ids` it opens the conversation."""
         text = self._text(tokenizer, message, not ids, as_sampled)
-        if ids:
-            # If the template's stop token ended the answer, it is present already, without blanks before it.
-            rest = self._encode(tokenizer, text.lstrip())
-            if rest[:1] == (ids[-1],):
-                return [*ids, *rest[1:]]
-        return [*ids, *self._encode(tokenizer, text)]
+        encode = partial(self._encode, tokenizer)
+        return append_text(ids, text, encode) if ids else list(encode(text))
 
     def messages(
         self, turns: Sequence[Turn], answers: Sequence[Any], observation: str, info: Info

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import date
 from functools import lru_cache
 from typing import Any
@@ -31,6 +31,15 @@ def render_chat(tokenizer: Any, messages: Sequence[dict[str, str]], **options: A
     except Exception as error:  # templates are programs: they may raise anything
         raise ChatTemplateError(f"{model_name(tokenizer)}: the chat template fails: {error}") from error
     return text
+
+
+def append_text(ids: Sequence[int], text: str, encode: Callable[[str], Sequence[int]]) -> list[int]:
+    """A conversation's ids and the template's text after an answer.
+
+    If the template's stop token ended the answer, it is present already, without blanks before it.
+    """
+    rest = encode(text.lstrip())
+    return [*ids, *(rest[1:] if rest[:1] == (ids[-1],) else encode(text))]
 
 
 def end_id(tokenizer: Any) -> int:

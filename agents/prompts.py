@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import resources
 from importlib.resources.abc import Traversable
 from typing import Any, Protocol
@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import jinja2
 from markupsafe import Markup
 
-from agents.chat_templates import FILLER, MARK, answer_end_id, end_id, render_chat
+from agents.chat_templates import FILLER, MARK, answer_end_id, append_text, end_id, render_chat
 from agents.episode import ParseStatus, Turn
 from agents.parsing import check_action, project_webshop
 from agents.quoting import encode, encode_quoted, plain, quote
@@ -117,9 +117,7 @@ class Verbatim:
         roles = [("user", FILLER), ("assistant", MARK), ("user", quote(observation))]
         conversation = [{"role": role, "content": content} for role, content in roles]
         between = render_chat(tokenizer, conversation, add_generation_prompt=True).partition(MARK)[2]
-        ids = encode(tokenizer, between.lstrip())
-        # If the template's stop token ended the completion, it is present already.
-        return [*before, *(ids[1:] if ids[:1] == (before[-1],) else ids), *opening]
+        return [*append_text(before, between, partial(encode, tokenizer)), *opening]
 
     def action_ids(self, tokenizer: Any, action: str) -> list[int]:
         """The text and the token that ends an answer."""

@@ -25,6 +25,7 @@ from typing import Any, TypeAlias
 
 from envs.checks import plain
 from envs.core import Info, Task, TaskSet, UnknownNameError, evaluation_splits
+from envs.mcp.env import INFO
 from envs.pool import EnvPool, Outcome
 from envs.tools.tool import Tool, ToolError, tool_of
 
@@ -40,7 +41,6 @@ try:
 except ImportError as error:
     raise ImportError(f"{error}; servers of tools need the extra: pip install 'polyturn[tools]'") from error
 
-INFO = "polyturn/info"
 PUBLIC = ("goal", "admissible", "score", "success", "stop_reason")
 MOST_TASKS = 5_000  # ids in one answer
 Context: TypeAlias = ServerRequestContext[Any, Any]

@@ -187,9 +187,7 @@ class ToolkitTasks:
 
     def manifest(self, split: str) -> Manifest:
         """Hashed over the questions and the schemas of the tools."""
-        if split not in self._questions:
-            raise UnknownNameError(f"split of {self._path}", split, self._questions)
-        rows = self._questions[split]
+        rows = self._rows(split)
         schemas = json.dumps([tool.schema for tool in self._tools], sort_keys=True)
         contents = (
             (task_id, f"{json.dumps(row, sort_keys=True)}\n{schemas}".encode()) for task_id, row in rows.items()
@@ -197,12 +195,16 @@ class ToolkitTasks:
         return Manifest(self.env_id, split, tuple(sorted(rows)), hash_tasks(contents))
 
     def task(self, split: str, task_id: str) -> Task:
-        self.manifest(split)
-        if task_id not in self._questions[split]:
-            raise UnknownNameError(f"question of {self._path}", task_id, self._questions[split])
-        row = self._questions[split][task_id]
-        kept = {key: row[key] for key in ("type", "question", "answers")}
+        rows = self._rows(split)
+        if task_id not in rows:
+            raise UnknownNameError(f"question of {self._path}", task_id, rows)
+        kept = {key: rows[task_id][key] for key in ("type", "question", "answers")}
         return Task(task_id, self.env_id, split, 0, {**kept, **self._shared})
+
+    def _rows(self, split: str) -> Mapping[str, Mapping[str, Any]]:
+        if split not in self._questions:
+            raise UnknownNameError(f"split of {self._path}", split, self._questions)
+        return self._questions[split]
 
     def make(self) -> ToolsEnv:
         return ToolsEnv(self.format, self.max_turns, Limits(seconds=self._limits.call))
