@@ -54,25 +54,26 @@ class Recordings(Generic[Stock]):
     replays: Mapping[str, Callable[[dict[str, Any], Stock, Recorder], None] | None]  # None: the kind is left out
     missing: Mapping[type[Exception], str]  # the verdict where something is missing that a replay needs
     left_out: str = ""  # the verdict on a kind that is left out
+    pattern: str = "*.json"  # of the files of a folder, for `Path.glob`
 
     def replay_folder(self, parser: ArgumentParser, folder: Path, stock: Stock) -> int:
-        """Replay every *.json directly in `folder` and print a table.
+        """Replay every file of `pattern` in `folder` and print a table.
 
         Returns the exit status: 0 where everything matches, 1 for a difference, an unknown kind or a file that is no
         recording. A folder without a file is an error of `parser`.
         """
-        paths = sorted(folder.glob("*.json"))
+        paths = sorted(folder.glob(self.pattern))
         if not paths:
-            parser.error(f"no *.json directly in {folder}")
+            parser.error(f"no {self.pattern}{'' if '/' in self.pattern else ' directly'} in {folder}")
         console = Console(soft_wrap=True)
         columns = ("file", "kind", "cases", "compared", "different", Column("", no_wrap=True), "s")
         table = Table(*columns, title=str(folder), box=None)
-        verdicts = [self._replay(path, stock, console, table) for path in paths]
+        verdicts = [self._replay(path, str(path.relative_to(folder)), stock, console, table) for path in paths]
         console.print(table)
         return int(any(verdict not in ("ok", self.left_out) for verdict in verdicts))
 
-    def _replay(self, path: Path, stock: Stock, console: Console, table: Table) -> str:
-        """Adds a line to the table; what is wrong is printed. Returns the verdict."""
+    def _replay(self, path: Path, name: str, stock: Stock, console: Console, table: Table) -> str:
+        """Adds a line to the table; what is wrong is printed under the file's name. Returns the verdict."""
         recorder, kind, verdict = Recorder(), "", "ok"
         began = time.perf_counter()
         try:
@@ -80,28 +81,28 @@ class Recordings(Generic[Stock]):
             kind = self.kind_of(path, data)
             if kind not in self.replays:
                 known = ", ".join(sorted(self.replays))
-                console.print(f"{path.name}: unknown kind {kind!r}; known: {known}", markup=False)
+                console.print(f"{name}: unknown kind {kind!r}; known: {known}", markup=False)
                 verdict = "unknown"
             elif replay := self.replays[kind]:
                 replay(data, stock, recorder)
             else:
                 verdict = self.left_out
         except json.JSONDecodeError as error:
-            console.print(f"{path.name} is no recording: {error}", markup=False)
+            console.print(f"{name} is no recording: {error}", markup=False)
             verdict = "no recording"
         except tuple(self.missing) as error:
-            console.print(f"{path.name}: {error}", markup=False)
-            verdict = next(name for kinds, name in self.missing.items() if isinstance(error, kinds))
+            console.print(f"{name}: {error}", markup=False)
+            verdict = next(verdict for kinds, verdict in self.missing.items() if isinstance(error, kinds))
         except Exception:
-            console.print(f"{path.name}: {traceback.format_exc()}", markup=False)
+            console.print(f"{name}: {traceback.format_exc()}", markup=False)
             verdict = "failed"
         for difference in islice(recorder.differences, SHOWN):
-            console.print(f"{path.name}, {difference}", markup=False)
+            console.print(f"{name}, {difference}", markup=False)
         if verdict == "ok" and recorder.differences:
             verdict = "different"
         elif verdict == "ok" and not recorder.compared:
             verdict = "nothing in it"
         counts = (recorder.cases, recorder.compared, len(recorder.differences))
-        shown = "" if kind in path.stem else kind
-        table.add_row(path.name, shown, *map(str, counts), verdict, f"{time.perf_counter() - began:.1f}")
+        shown = "" if kind in name else kind
+        table.add_row(name, shown, *map(str, counts), verdict, f"{time.perf_counter() - began:.1f}")
         return verdict
