@@ -9,7 +9,7 @@ is started once for each server.
 """
 
 import os
-import select
+import selectors
 import signal
 import subprocess
 import sys
@@ -30,8 +30,11 @@ def main() -> None:
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)  # the pipes are the command's alone: they end when it ends
     os.dup2(nothing, 1)
+    selector = selectors.DefaultSelector()  # `select.select` refuses descriptors above 1,023
+    for pipe in (needed, woken):
+        selector.register(pipe, selectors.EVENT_READ)
     while command.poll() is None:
-        ready, _, _ = select.select([needed, woken], [], [])
+        ready = [key.fd for key, _ in selector.select()]
         if needed in ready or set(os.read(woken, 100)) - {signal.SIGCHLD}:
             break
     _signal_group(command.pid, signal.SIGTERM)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import logging
 import os
@@ -89,6 +90,7 @@ def play(task_set: TaskSet, count: int = 2) -> list[Any]:
 
 def shop() -> list[Any]:
     webshop_env.open_shop.cache_clear()  # as a new process
+    gc.collect()  # the shop before this one, with its mapped files
     return play(WebShopTasks(catalogue="embedded", embedded_products=60))
 
 

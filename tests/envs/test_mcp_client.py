@@ -286,6 +286,22 @@ def test_a_session_that_did_not_start_leaves_no_server(tmp_path: Path) -> None:
     wait_until_gone(*pids_in(tmp_path / "pids"))
 
 
+def test_a_server_starts_in_a_process_with_more_than_a_thousand_open_files() -> None:
+    """`select.select` refuses descriptors above 1,023, and a server's descriptors have the numbers of this process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 2048:
+        pytest.skip(f"needs 2,048 open files, and the limit is {hard}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+    files = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        with McpSession(McpServer(command=ODD), LONG) as session:
+            assert call(session, "echo", text="hello").text == "hello"
+    finally:
+        for file in files:
+            os.close(file)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_server_ends_with_the_process_that_started_it(number: signal.Signals, tmp_path: Path) -> None:
     program = f"""
