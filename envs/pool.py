@@ -37,6 +37,7 @@ from __future__ import annotations
 import pickle
 import time
 import warnings
+import weakref
 from collections.abc import Iterable, Mapping
 from multiprocessing.connection import wait
 from types import TracebackType
@@ -68,6 +69,8 @@ class EnvPool:
         self.size = size
         self._timeout = step_timeout
         self._local = ThreadedEnvs(make, step_timeout) if workers == 0 else None
+        if self._local:  # its threads would keep it; workers end with their pipes
+            weakref.finalize(self, self._local.end).atexit = False
         self._closed = False
         self._workers: list[Worker] = []
         self._alone: dict[int, Worker] = {}  # by slot: workers with this slot only

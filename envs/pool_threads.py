@@ -36,6 +36,7 @@ class EnvThread(threading.Thread):
                 if os.getpid() != process:
                     os._exit(0)  # the environment has forked, and this is the child: its parent returns the outcome
                 self._on_outcome(self, outcome)
+            self.hosted.run(Command(self.hosted.slot, "close"))  # of a pool that was dropped without being closed
 
     def submit(self, command: Command | None) -> None:
         """Run `command` after the current one; None ends the thread."""
@@ -102,6 +103,11 @@ class ThreadedEnvs:
             if thread and thread.hosted.env is None:  # closed, or dropped after an error
                 self._remove(thread).submit(None)
         return self._outcomes
+
+    def end(self) -> None:
+        """Let all threads close their environments and end, without waiting for them."""
+        for thread in list(self._threads.values()):
+            self._remove(thread).submit(None)
 
     def _run_next(self) -> None:
         if self._waiting:

@@ -165,14 +165,20 @@ class Worker:
         self._received = bytearray()
         # Shared memory, which outlives the process: the slot whose command is running, and the deadline of its call.
         self._running_slot, self._call_deadline = context.RawValue("i", NO_SLOT), context.RawValue("d", 0.0)
-        self._process = context.Process(
+        process = context.Process(
             target=serve,
             args=(theirs, self._make, self._timeout, self._running_slot, self._call_deadline),
             name=f"env-worker-{self.index}",
             daemon=True,
         )
-        self._process.start()
-        theirs.close()  # so that the pipe ends when the worker does
+        try:
+            process.start()
+        except BaseException:  # no more processes or descriptors
+            self.connection.close()
+            raise
+        finally:
+            theirs.close()  # so that the pipe ends when the worker does
+        self._process = process
         self._running, self._ready = True, False
         self._tries += 1
         self._response_deadline = time.monotonic() + START_SECONDS

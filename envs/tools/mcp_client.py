@@ -20,6 +20,7 @@ import shlex
 import shutil
 import sys
 import threading
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
@@ -113,18 +114,15 @@ class McpSession:
         self.server, self.limits = server, limits or SessionLimits()
         if server.command and not shutil.which(server.command[0]):
             raise FileNotFoundError(f"the command {server.command[0]!r} of the server was not found; looked in PATH")
-        self._process: _Process | None = None
-        self._fault = ""  # why the session is over
-        self._started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event, Client]] = Future()
-        self._thread = threading.Thread(target=self._run, name=f"MCP {server}"[:60], daemon=True)
-        self._thread.start()
+        self._connection = _Connection(server, self.limits)
+        weakref.finalize(self, self._connection.stop).atexit = False  # it may be dropped without being closed
         try:
-            self._loop, self._stop, self._client = self._started.result(self.limits.start + SPARE_SECONDS)
+            self._client = self._connection.started.result(self.limits.start + SPARE_SECONDS)
         except TimeoutError:
-            self._abandon()
+            self._connection.abandon()
             raise McpError(f"the server {server} did not answer within {self.limits.start:g} s") from None
         except BaseException:  # also of a user who does not want to wait
-            self._abandon()
+            self._connection.abandon()
             raise
 
     # -- what can be asked ----------------------------------------------------------------------------------------
@@ -180,15 +178,13 @@ class McpSession:
     @property
     def alive(self) -> bool:
         """Whether nothing is known to have ended the session."""
-        return self._thread.is_alive() and not self._fault and not self._server_end()
+        return self._connection.alive
 
     def close(self) -> None:
         """End the session, and the server that it started. It may be called twice."""
-        self._fault = self._fault or "the session was closed"
-        with suppress(RuntimeError):  # its loop has ended
-            self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(self.limits.close + GUARD_SECONDS + SPARE_SECONDS)
-        self._abandon()
+        self._connection.stop()
+        self._connection.thread.join(self.limits.close + GUARD_SECONDS + SPARE_SECONDS)
+        self._connection.abandon()
 
     def __enter__(self) -> McpSession:
         return self
@@ -196,17 +192,11 @@ class McpSession:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _abandon(self) -> None:
-        """Let the guard end the server, whatever the thread does."""
-        self._fault = self._fault or "the session was given up"
-        if self._process is not None:
-            self._process.needed.close()
-
     # -- in the caller's thread -----------------------------------------------------------------------------------
     def _ask(self, what: str, seconds: float, question: Callable[[Client], Awaitable[T]]) -> T:
         """The answer to a question, which is asked in the session's thread. `what` completes "did not …"."""
         if not self.alive:
-            raise McpError(f"the server is gone: {self._why(None)}")
+            raise McpError(f"the server is gone: {self._connection.why(None)}")
 
         async def within() -> T:
             with anyio.fail_after(seconds):
@@ -214,10 +204,10 @@ class McpSession:
 
         asked = within()
         try:
-            future = asyncio.run_coroutine_threadsafe(asked, self._loop)
+            future = asyncio.run_coroutine_threadsafe(asked, self._connection.loop)
         except RuntimeError:  # the loop has ended since
             asked.close()
-            raise McpError(f"the server is gone: {self._fault}") from None
+            raise McpError(f"the server is gone: {self._connection.fault}") from None
         late = f"the server did not {what} within {seconds:g} s"
         try:
             return future.result(seconds + SPARE_SECONDS)
@@ -226,50 +216,89 @@ class McpSession:
         except McpError:
             raise
         except CancelledError:
-            self._thread.join(self.limits.close)  # the fault is known when it has ended
-            raise McpError(f"the server is gone: {self._why(None)}") from None
+            self._connection.thread.join(self.limits.close)  # the fault is known when it has ended
+            raise McpError(f"the server is gone: {self._connection.why(None)}") from None
         except MCPError as error:
             if error.code == mcp_types.REQUEST_TIMEOUT:
                 raise McpError(late) from None
             if error.code == mcp_types.CONNECTION_CLOSED:
-                raise McpError(f"the server did not {what}: {self._why(error)}") from None
+                raise McpError(f"the server did not {what}: {self._connection.why(error)}") from None
             raise McpError(f"the server refused: {error.message}") from None
         except Exception as error:  # what cannot be read, such as tools with a schema that is none
             raise McpError(f"the server did not {what} in a way that can be read: {_first_line(error)}") from error
         finally:
             future.cancel()
 
-    def _why(self, error: BaseException | None) -> str:
-        """Why the session is over, as far as it is known."""
-        return self._server_end() or self._fault or (_first_line(error) if error else "the connection ended")
 
-    def _server_end(self) -> str:
+def open_session(server: McpServer, limits: SessionLimits | None) -> McpSession:
+    """A session to play in. Raises `NoDataError` if the server cannot be used: then no task can be played."""
+    try:
+        return McpSession(server, limits)
+    except (McpError, FileNotFoundError) as error:
+        raise NoDataError(str(error)) from error
+
+
+class _Connection:
+    """The client of a session, in a thread with an event loop. It does not refer to the session."""
+
+    def __init__(self, server: McpServer, limits: SessionLimits) -> None:
+        self.server, self.limits = server, limits
+        self.started: Future[Client] = Future()
+        self.fault = ""  # why the session is over
+        self._process: _Process | None = None
+        self.loop = asyncio.new_event_loop()
+        self._stop = asyncio.Event()
+        self.thread = threading.Thread(target=self._run, name=f"MCP {server}"[:60], daemon=True)
+        self.thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether nothing is known to have ended it."""
+        return self.thread.is_alive() and not self.fault and not self.server_end()
+
+    def stop(self) -> None:
+        """Let it end, without waiting."""
+        self.fault = self.fault or "the session was closed"
+        with suppress(RuntimeError):  # its loop has ended
+            self.loop.call_soon_threadsafe(self._stop.set)
+
+    def abandon(self) -> None:
+        """Let the guard end the server, whatever the thread does."""
+        self.fault = self.fault or "the session was given up"
+        if self._process is not None:
+            self._process.needed.close()
+
+    def why(self, error: BaseException | None) -> str:
+        """Why the session is over, as far as it is known."""
+        return self.server_end() or self.fault or (_first_line(error) if error else "the connection ended")
+
+    def server_end(self) -> str:
+        """How the server ended by itself; empty while it runs, and for a url."""
         return self._process.end() if self._process is not None else ""
 
-    # -- in the session's thread ----------------------------------------------------------------------------------
     def _run(self) -> None:
         try:
-            asyncio.run(self._serve())
+            with asyncio.Runner(loop_factory=lambda: self.loop) as runner:
+                runner.run(self._serve())
         except BaseException as error:
-            self._fault = self._fault or self._why(_innermost(error))
-            if not self._started.done():
-                self._started.set_exception(McpError(f"the server {self.server} cannot be used: {self._fault}"))
+            self.fault = self.fault or self.why(_innermost(error))
+            if not self.started.done():
+                self.started.set_exception(McpError(f"the server {self.server} cannot be used: {self.fault}"))
         finally:
-            self._fault = self._fault or "the session has ended"
+            self.fault = self.fault or "the session has ended"
 
     async def _serve(self) -> None:
         """Connect, and stay connected until `_stop` is set or the connection breaks."""
-        stop = asyncio.Event()
         connect = self._start_server if self.server.command else self._reach_server
         info = mcp_types.Implementation(name="polyturn", version="0")
         with anyio.CancelScope(deadline=anyio.current_time() + self.limits.start) as scope:
             async with Client(connect(), cache=None, client_info=info) as client:
                 scope.deadline = math.inf
-                self._started.set_result((asyncio.get_running_loop(), stop, client))
-                if not self._fault:  # otherwise it was given up before it had started
-                    await stop.wait()
+                self.started.set_result(client)
+                if not self.fault:  # otherwise it was given up before it had started
+                    await self._stop.wait()
                 scope.deadline = anyio.current_time() + self.limits.close
-        if not self._started.done():
+        if not self.started.done():
             raise McpError(f"it did not answer within {self.limits.start:g} s")
 
     def _reach_server(self) -> AbstractAsyncContextManager[Any]:
@@ -308,16 +337,8 @@ class McpSession:
                 with anyio.CancelScope(shield=True):
                     inbox.close()
                     outbox.close()
-                    await process.stop(self.limits.close if self._started.done() else 0.0)
+                    await process.stop(self.limits.close if self.started.done() else 0.0)
                 tasks.cancel_scope.cancel()
-
-
-def open_session(server: McpServer, limits: SessionLimits | None) -> McpSession:
-    """A session to play in. Raises `NoDataError` if the server cannot be used: then no task can be played."""
-    try:
-        return McpSession(server, limits)
-    except (McpError, FileNotFoundError) as error:
-        raise NoDataError(str(error)) from error
 
 
 class _Process:
