@@ -24,6 +24,7 @@ _BUILT_IN = {
     "polyturn/KeyCorridor-v0": "envs.key_corridor.env:KeyCorridorEnv",
     "polyturn/MCP-v0": "envs.mcp.env:McpEnv",
     "polyturn/Search-v0": "envs.search.env:SearchEnv",
+    "polyturn/TextCraft-v0": "envs.textcraft.env:TextCraftEnv",
     "polyturn/Tools-v0": "envs.tools.env:ToolsEnv",
     "polyturn/WebShop-v0": "envs.webshop.env:WebShopEnv",
 }

@@ -1,4 +1,4 @@
-"""Download published data: `python -m scripts.download alfworld`, `webshop` or `search`.
+"""Download published data: `python -m scripts.download alfworld`, `webshop`, `search` and others.
 
 It can be interrupted and run again.
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from envs.alfworld import download as alfworld
 from envs.core import data_root
 from envs.search import download as search
+from envs.textcraft import download as textcraft
 from envs.webshop import download as webshop
 from scripts.common import Arguments, run
 
@@ -48,6 +49,9 @@ def main() -> None:
     )
     command.add_argument("--corpus", action="store_true", help="also wiki-18: 21 million passages, 14 GB unpacked")
 
+    what = "the recipes of TextCraft and ADaPT's test games: 1 MB"
+    commands.add_parser("textcraft", parents=[shared], help=what, description=what)
+
     args = parser.parse_args()
     data = args.data.expanduser() if args.data else data_root()
     if args.what == "alfworld":
@@ -57,6 +61,8 @@ def main() -> None:
         search.install(data, args.sets, args.mirror)
         if args.corpus:
             search.install_corpus(data, args.mirror)
+    elif args.what == "textcraft":
+        textcraft.install(data, args.mirror)
     else:
         webshop.install(data, args.size, args.mirror, args.nouns)
 

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from envs.core import NoDataError, data_root
+from tests.env_replay import textcraft
 from tests.env_replay.kinds import Kind, kind_of
 from tests.recordings import Recordings
 
-KINDS: tuple[Kind, ...] = ()  # a module of this package for each environment
+KINDS: tuple[Kind, ...] = (*textcraft.KINDS,)  # a module of this package for each environment
 RECORDINGS = Recordings(
     lambda path, data: kind_of(path.resolve(), data, KINDS),
     {kind.name: kind.replay for kind in KINDS},

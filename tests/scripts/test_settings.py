@@ -203,6 +203,8 @@ WORDS = {  # the settings that are words, and where these are known
     "SearchTasks.protocol": "envs.search.dialogue.PROTOCOLS",
     "ToolTasks.questions": "envs.tools.tasks.SETS",
     "ToolTasks.format": "envs.tools.calls.FORMATS",
+    "recipes": "envs.textcraft.tasks.CHOICES",
+    "TextCraftTasks.protocol": "envs.textcraft.protocols.PROTOCOLS",
     "retriever": "envs.search.retrieval.RETRIEVERS",
     "wire": "envs.search.wire.WIRES",
     "mcp_tasks.format": "envs.tools.calls.FORMATS",

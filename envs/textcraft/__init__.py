@@ -1,0 +1,1 @@
+"""Craft an item in the recipes of Minecraft (docs/environments/textcraft.md)."""
