@@ -30,10 +30,10 @@ from typing import Any, Self, TypeVar
 from agents.agent import Agent
 from agents.episode import Episode, ParseStatus
 from agents.rollout import Job, rollout
+from agents.statistics import effective_trials, share_interval, wilson
 from envs.core import StopReason, TaskSet, counted
 from envs.pool import EnvPool
 
-Z95 = 1.959963984540054  # the normal distribution holds 95 % within this many standard deviations
 K = TypeVar("K", int, str)
 UNTYPED = "untyped"  # tasks without a type, in a split where others have one
 
@@ -231,6 +231,7 @@ def summarise(episodes: Sequence[Episode]) -> Evaluation:
     if count > 1:
         raise ValueError(f"task {twice[0]!r} was played {count} times with seed {twice[1]}, expected once")
     by_seed = {seed: _rate(of) for seed, of in _grouped(episodes, lambda e: e.seed).items()}
+    by_task = _grouped(episodes, lambda e: e.task.id)
     types = _grouped(episodes, _type_of)
     rates = [rate.rate for rate in by_seed.values()]
     turns = [turn for episode in episodes for turn in episode.turns]
@@ -238,16 +239,14 @@ def summarise(episodes: Sequence[Episode]) -> Evaluation:
     return Evaluation(
         env=episodes[0].task.env,
         split=episodes[0].task.split,
-        tasks=len({episode.task.id for episode in episodes}),
+        tasks=len(by_task),
         success=_rate(episodes),
         by_type={} if set(types) == {UNTYPED} else {kind: _rate(of) for kind, of in types.items()},
         by_seed=by_seed,
         seed_mean=statistics.fmean(rates),
         seed_std=statistics.stdev(rates) if len(rates) > 1 else None,
         score=statistics.fmean(episode.score for episode in episodes),
-        score_interval=_mean_interval(
-            [[e.score for e in of] for of in _grouped(episodes, lambda e: e.task.id).values()]
-        ),
+        score_interval=share_interval([(math.fsum(e.score for e in of), len(of)) for of in by_task.values()]),
         total_reward=statistics.fmean(episode.total_reward for episode in episodes),
         turns=len(turns) / len(episodes),
         invalid=sum(turn.status is not ParseStatus.OK for turn in turns) / max(len(turns), 1),
@@ -281,49 +280,3 @@ def pooled(rates: Sequence[Rate]) -> Rate:
 def _interval(successes: int, n: int, effective_n: float) -> Rate:
     low, high = wilson(successes / n, effective_n)
     return Rate(successes, n, successes / n, low, high, effective_n)
-
-
-def _mean_interval(tasks: Sequence[Sequence[float]]) -> tuple[float, float] | None:
-    """95 % interval of the mean of values in [0, 1]; the values of a task are one cluster.
-
-    It is Wilson's interval for the number of trials whose share of successes would have the linearised variance, so it
-    stays in [0, 1]. (The normal interval, mean ± 1.96 standard errors, does not.)
-    """
-    means = [statistics.fmean(of) for of in tasks]
-    if math.isclose(min(means), max(means)):  # equal up to rounding
-        return None
-    counts = [(math.fsum(of), len(of)) for of in tasks]
-    mean = math.fsum(total for total, _ in counts) / sum(n for _, n in counts)
-    return wilson(mean, mean * (1 - mean) / _variance(counts))
-
-
-def _variance(counts: Sequence[tuple[float, int]]) -> float:
-    """Of the mean over all trials of at least two clusters (total, trials): C / (C - 1) Σ (kᵢ - p nᵢ)² / n²."""
-    clusters, n = len(counts), sum(trials for _, trials in counts)
-    mean = sum(total for total, _ in counts) / n
-    return clusters / (clusters - 1) * sum((total - mean * trials) ** 2 for total, trials in counts) / n**2
-
-
-def effective_trials(counts: Sequence[tuple[int, int]]) -> float:
-    """The number of independent trials that carry as much evidence as clusters with (successes, trials) each.
-
-    p (1 - p) over the linearised variance of the ratio estimate, limited to between C, the number of clusters, and n.
-    If nothing varies (p is 0 or 1) it is C.
-    """
-    clusters, n = len(counts), sum(trials for _, trials in counts)
-    p = sum(successes for successes, _ in counts) / n
-    if clusters == 1 or p in (0.0, 1.0):
-        return float(clusters)
-    variance = _variance(counts)
-    if variance == 0.0:
-        return float(n)
-    return min(max(p * (1 - p) / variance, float(clusters)), float(n))
-
-
-def wilson(p: float, n: float) -> tuple[float, float]:
-    """The 95 % Wilson score interval of a share `p` of `n` trials (E. B. Wilson, JASA 22, 1927)."""
-    centre = p + Z95**2 / (2 * n)
-    half = Z95 * math.sqrt(p * (1 - p) / n + Z95**2 / (4 * n**2))
-    scale = 1 + Z95**2 / n
-    low, high = (centre - half) / scale, (centre + half) / scale
-    return max(0.0, min(low, p)), min(1.0, max(high, p))  # at 0 and 1, rounding could exclude p

@@ -27,7 +27,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from agents.comparison import RESAMPLES, Interval, seed_interval, two_level_interval
+from agents.statistics import RESAMPLES, Interval, seed_interval, two_level_interval
 from algorithms.checkpoint import RUN, checkpoint_folder
 from envs.facts import hash_files
 from envs.files import write_whole

@@ -15,15 +15,14 @@ from agents.evaluation import (
     UNTYPED,
     Evaluation,
     describe_limit,
-    effective_trials,
     evaluate,
     plan,
     pooled,
     spread,
     summarise,
-    wilson,
 )
 from agents.scripted import ExpertAgent, RandomAgent
+from agents.statistics import effective_trials, wilson
 from envs.core import StopReason, Task
 from envs.pool import EnvPool
 from tests.agents.corridors import CorridorExpert, Corridors
