@@ -40,6 +40,7 @@ from algorithms.losses import (
     importance_weights,
     kl_estimate,
     loss_layouts,
+    picker,
     probability_mask,
 )
 from algorithms.needs import check_aggregation
@@ -47,7 +48,7 @@ from algorithms.turn_table import TurnTable
 from envs.core import UnknownNameError
 
 # (logprobs, old_logprobs, advantages, mask), each [B, T] -> loss per token [B, T] and statistics per token
-PolicyLoss: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
+PolicyLoss: TypeAlias = Callable[..., tuple[Tensor, dict[str, Tensor]]]  # see `algorithms.losses`
 
 logger = logging.getLogger(__name__)
 
@@ -162,6 +163,7 @@ class Example(NamedTuple):
     weights: NDArray[np.float64]  # weight in the policy loss
     trained: NDArray[np.bool_]  # whether the loss counts it
     unit_tokens: NDArray[np.float64]  # number of trained tokens of its turn or trajectory, for means over those
+    picked: NDArray[np.bool_] | None = None  # by a loss over minibatches
 
 
 class Learner:
@@ -228,7 +230,7 @@ class Learner:
         examples, mismatch = self._examples(samples, table, advantages, old)
         sums, skipped = defaultdict[str, float](float), 0
         for number, part in enumerate(self._parts(len(examples), rng)):
-            totals = self._step([examples[i] for i in part])
+            totals = self._step(self._picked([examples[i] for i in part], rng))
             if totals is None:
                 skipped += 1
                 continue
@@ -259,8 +261,10 @@ class Learner:
 
     def _old_logprobs(self, samples: Sequence[Sample]) -> NDArray[np.float64]:
         """[M] the log-probabilities under the policy that sampled: the engine's, or recomputed."""
-        if self.config.importance_cap is None:
-            return _engine_logprobs(samples)
+        return _engine_logprobs(samples) if self.config.importance_cap is None else self._logprobs(samples)
+
+    def _logprobs(self, samples: Sequence[Sample]) -> NDArray[np.float64]:
+        """[M] the log-probabilities under the present weights."""
 
         def compute(batch: Batch) -> Tensor:
             return sampled_logprobs(self.model, batch, self.config.temperature, self.dtype)[0]
@@ -290,6 +294,17 @@ class Learner:
         columns = (by_sample(samples, c) for c in (advantages, old, weights, trained, units))
         examples = [Example(*row) for row in zip(samples, *columns, strict=True)]
         return [e for e in examples if e.trained.any() or not self.objective.drop_zero_episodes], mismatch
+
+    def _picked(self, examples: Sequence[Example], rng: np.random.Generator) -> list[Example]:
+        """The examples of a minibatch, with the ids that the loss picks if it looks at whole minibatches."""
+        pick = picker(self.objective.loss)
+        if pick is None:
+            return list(examples)
+        samples = [e.sample for e in examples]
+        now = self._logprobs(samples)
+        old = np.concatenate([e.old_logprobs for e in examples])
+        parts = by_sample(samples, pick(now, old, np.concatenate([e.advantages for e in examples]), rng))
+        return [e._replace(picked=part) for e, part in zip(examples, parts, strict=True)]
 
     def _step(self, examples: Sequence[Example]) -> dict[str, float] | None:
         """One optimiser step; None if it was skipped."""
@@ -356,9 +371,11 @@ class Learner:
         return totals
 
     def _useful(self, examples: Sequence[Example]) -> list[Example]:
-        """Leave out examples whose advantages are all zero: without KL or an entropy bonus they have no gradient."""
+        """Leave out examples whose advantages are all zero: without KL, an entropy bonus or picked ids they have no
+        gradient.
+        """
         all_count = self.objective.loss_kl_coef or self.objective.entropy_coef
-        return [e for e in examples if all_count or e.advantages.any()]
+        return [e for e in examples if all_count or e.advantages.any() or (e.picked is not None and e.picked.any())]
 
     def _micro_batches(self, examples: Sequence[Example]) -> list[list[Example]]:
         useful = self._useful(examples)
@@ -371,7 +388,9 @@ class Learner:
             self.model, batch, self.config.temperature, self.dtype, entropy_gradient=objective.entropy_coef != 0
         )
         advantages, old = batch.spread([e.advantages for e in part]), batch.spread([e.old_logprobs for e in part])
-        per_token, stats = objective.loss(logprobs, old, advantages, batch.mask)
+        picked = [e.picked for e in part if e.picked is not None]
+        chosen = {"picked": batch.spread(picked).bool()} if picked else {}
+        per_token, stats = objective.loss(logprobs, old, advantages, batch.mask, **chosen)
         per_token = per_token * batch.spread([e.weights for e in part])
         if objective.loss_kl_coef:
             with torch.no_grad():

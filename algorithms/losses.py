@@ -17,7 +17,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.samples import EPISODES, LAYOUTS, MIXED, TURNS
@@ -28,11 +30,13 @@ ROW_MEANS = ("seq-mean-token-sum", "seq-mean-token-mean")
 AGGREGATIONS = ("token-mean", *ROW_MEANS, "seq-mean-token-sum-norm", *UNIT_MEANS)
 KL_ESTIMATORS = ("k1", "abs", "k2", "k3", "k1+", "abs+", "k3+")
 RATIOS = ("sequence", "token")
+DIVERGENCES = ("tv", "kl")
 NORMALIZERS = ("none", "failure_rate", "std")
 # exp() of a larger log-ratio only shows that the two policies have diverged.
 MAX_LOG_RATIO = 20.0
 MAX_SEQUENCE_LOG_RATIO = 10.0  # for GSPO and NFT
 MAX_K3 = 10.0
+SMALL = 1e-8  # keeps logarithms finite
 
 Loss = TypeVar("Loss", bound=Callable[..., Any])
 
@@ -57,6 +61,28 @@ def loss_layouts(loss: Callable[..., Any], aggregation: str) -> frozenset[str]:
     declared = getattr(function, "layouts", None)
     known = LAYOUTS if declared is None else declared(**settings)
     return known - {MIXED} if aggregation in ROW_MEANS else known
+
+
+def over_minibatch(pick: Callable[..., NDArray[np.bool_]]) -> Callable[[Loss], Loss]:
+    """Declare that a policy loss treats some tokens differently, which are picked among all tokens of a minibatch.
+
+    `pick(logprobs, old_logprobs, advantages, rng, **settings)` gets the values [M] at the sampled ids of an optimiser
+    step, before the step, and the settings of the loss. It returns which ids are picked, [M]. The loss gets them as
+    `picked` [B, T]. So the result does not depend on the size of micro-batches, as it would if each picked its own.
+    """
+
+    def declare(loss: Loss) -> Loss:
+        vars(loss)["pick"] = pick
+        return loss
+
+    return declare
+
+
+def picker(loss: Callable[..., Any]) -> Callable[..., NDArray[np.bool_]] | None:
+    """`pick` of a loss declared with `over_minibatch`, with the settings of the loss; None for other losses."""
+    function, settings = (loss.func, loss.keywords) if isinstance(loss, partial) else (loss, {})
+    pick = getattr(function, "pick", None)
+    return pick and partial(pick, **settings)
 
 
 def clip_loss(
@@ -111,6 +137,226 @@ def gspo_loss(
     clipped = -advantages * ratio.clamp(1 - eps_low, 1 + eps_high)
     stats = {"clip_fraction": (clipped > plain).float(), "approx_kl": -log_ratio.detach()}
     return torch.maximum(plain, clipped), stats
+
+
+def cispo_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    eps_low: float | None = None,
+    eps_high: float = 0.2,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """CISPO (MiniMax, arXiv 2506.13585): REINFORCE with clipped importance weights; no token loses its gradient.
+
+        L = -w A logprobs,  w = clip(r, 1 - eps_low, 1 + eps_high) without a gradient
+
+    With `eps_low` None there is no lower bound, as published. Only the gradient of this loss has a meaning, not its
+    value.
+    """
+    log_ratio = _log_ratio(logprobs, old_logprobs, mask).detach().clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    ratio = log_ratio.exp()
+    weight = ratio.clamp(None if eps_low is None else 1 - eps_low, 1 + eps_high)
+    stats = {"clip_fraction": (weight != ratio).float(), "approx_kl": -log_ratio}
+    return -weight * advantages * logprobs.masked_fill(~mask, 0.0), stats
+
+
+def sapo_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    tau_positive: float = 1.0,
+    tau_negative: float = 1.05,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """SAPO (Gao et al., arXiv 2511.20347): a sigmoid of the ratio in place of a clip.
+
+        L = -A sigmoid(tau (r - 1)) 4 / tau,  tau = tau_positive where A > 0, otherwise tau_negative
+
+    At r = 1 the gradient is that of -A r; it fades out on both sides, the faster the larger tau. Use it with the
+    aggregation "seq-mean-token-mean".
+    """
+    if tau_positive <= 0 or tau_negative <= 0:
+        raise ValueError(f"tau must be positive, got {tau_positive} and {tau_negative}")
+    log_ratio = _log_ratio(logprobs, old_logprobs, mask).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    tau = torch.where(advantages > 0, advantages.new_tensor(tau_positive), tau_negative)
+    gate = (tau * (log_ratio.exp() - 1)).sigmoid() * 4 / tau
+    stats = {"clip_fraction": torch.zeros_like(logprobs), "approx_kl": -log_ratio.detach()}
+    return -advantages * gate, stats
+
+
+def dppo_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    divergence: str = "tv",
+    delta: float = 0.2,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """DPPO (arXiv 2602.04879): a trust region in the token's probability p instead of its ratio.
+
+        L = -A r, and 0 where A > 0 and p > p_old, or A < 0 and p < p_old, by a divergence of more than `delta`
+
+    The divergence is that of two outcomes, this token or another one: "tv" is |p - p_old|, "kl" is
+    p_old log(p_old / p) + (1 - p_old) log((1 - p_old) / (1 - p)). A rare token may become several times as likely,
+    which a clip of the ratio prevents, and a frequent one may not drop to half. Published: 0.2 for "tv".
+    """
+    if divergence not in DIVERGENCES:
+        raise UnknownNameError("divergence", divergence, DIVERGENCES)
+    log_ratio = _log_ratio(logprobs, old_logprobs, mask).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    with torch.no_grad():
+        new = logprobs.masked_fill(~mask, 0.0).exp()
+        old = old_logprobs.masked_fill(~mask, 0.0).exp()
+        if divergence == "tv":
+            distance = (new - old).abs()
+        else:
+            distance = -old * log_ratio + (1 - old) * ((1 - old + SMALL) / (1 - new + SMALL)).log()
+        outside = (distance > delta) & (torch.where(advantages > 0, new - old, old - new) > 0) & (advantages != 0)
+    loss = torch.where(outside, 0.0, -advantages * log_ratio.exp())
+    return loss, {"clip_fraction": outside.float(), "approx_kl": -log_ratio.detach()}
+
+
+@over_rows(lambda **_: frozenset({TURNS, EPISODES}))
+def gmpo_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    eps_low: float = 0.4,
+    eps_high: float = 0.4,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """GMPO (arXiv 2507.20673): the geometric mean of a sequence's token ratios, each clipped before.
+
+        L = -A exp(mean over tokens of d);  d = logprobs - old_logprobs, at most eps_high where A > 0 and at least
+        -eps_low where A < 0
+
+    A is the mean advantage of the sequence, and L is the same at all its tokens. Use it with the aggregation
+    "seq-mean-token-mean". A sequence is a row, see `gspo_loss`.
+    """
+    log_ratio = _log_ratio(logprobs, old_logprobs, mask)
+    count = mask.sum(-1, keepdim=True).clamp(min=1)
+    clipped = torch.where(advantages > 0, log_ratio.clamp(max=eps_high), log_ratio.clamp(min=-eps_low))
+    ratio = (clipped.sum(-1, keepdim=True) / count).exp()
+    advantage = advantages.masked_fill(~mask, 0.0).sum(-1, keepdim=True) / count
+    stats = {"clip_fraction": (clipped != log_ratio).float(), "approx_kl": -log_ratio.detach()}
+    return (-advantage * ratio).expand_as(logprobs), stats
+
+
+@over_rows(lambda **_: frozenset({TURNS, EPISODES}))
+def vespo_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    power_positive: float = 2.0,
+    rate_positive: float = 3.0,
+    power_negative: float = 3.0,
+    rate_negative: float = 2.0,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """VESPO (as in TRL): REINFORCE with a smooth weight of the whole sequence's ratio w.
+
+        L = -phi(w) A logprobs,  phi(w) = w^power exp(rate (1 - w)) without a gradient
+
+    phi is 1 at w = 1. For large w it falls exponentially; towards 0 it falls with the power. Power and rate are those
+    of A >= 0 or of A < 0. w lies between 1e-8 and e^20. A sequence is a row, see `gspo_loss`.
+    """
+    log_ratio = _log_ratio(logprobs, old_logprobs, mask).detach()
+    log_weight = log_ratio.sum(-1, keepdim=True).clamp(math.log(SMALL), MAX_LOG_RATIO)
+    good = advantages >= 0
+    power = torch.where(good, advantages.new_tensor(power_positive), power_negative)
+    rate = torch.where(good, advantages.new_tensor(rate_positive), rate_negative)
+    phi = (rate + power * log_weight - rate * log_weight.exp()).exp()
+    stats = {"clip_fraction": torch.zeros_like(logprobs), "approx_kl": -log_ratio}
+    return -phi * advantages * logprobs.masked_fill(~mask, 0.0), stats
+
+
+def covariance(logprobs: NDArray[np.float64], advantages: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[M] each token's part in the covariance of log-probability and advantage, which drives the change of entropy."""
+    return (advantages - advantages.mean()) * (logprobs - logprobs.mean())
+
+
+def _pick_largest(
+    logprobs: NDArray[np.float64], old_logprobs: NDArray[np.float64], advantages: NDArray[np.float64],
+    rng: np.random.Generator, *, share: float = 2e-4, **_: float,
+) -> NDArray[np.bool_]:  # fmt: skip
+    del old_logprobs, rng
+    if not 0 < share <= 1:
+        raise ValueError(f"share must lie between 0 and 1, got {share}")
+    picked = np.zeros(len(logprobs), dtype=np.bool_)
+    largest = torch.from_numpy(covariance(logprobs, advantages)).topk(max(1, int(len(picked) * share)))
+    picked[largest.indices.numpy()] = True  # of equal ones those that the authors' code picks
+    return picked
+
+
+@over_minibatch(_pick_largest)
+def kl_cov_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    picked: Tensor,
+    *,
+    share: float = 2e-4,
+    coef: float = 1.0,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """KL-Cov (Cui et al., arXiv 2505.22617): a penalty on the tokens that reduce the entropy most, and no clip.
+
+        L = -A r, and + coef |logprobs - old_logprobs| at the `share` of tokens with the largest covariance
+
+    The covariance of a token is (A - mean(A)) (logprobs - mean(logprobs)), with means over a minibatch; at least one
+    token is picked. Published: a share of 2e-4 for 7B, 2e-3 for 32B models.
+    """
+    del share  # for `_pick_largest`
+    log_ratio = _log_ratio(logprobs, old_logprobs, mask).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    loss = -advantages * log_ratio.exp() + coef * torch.where(picked, log_ratio.abs(), 0.0)
+    return loss, {"clip_fraction": picked.to(loss.dtype), "approx_kl": -log_ratio.detach()}
+
+
+def _pick_drawn(
+    logprobs: NDArray[np.float64], old_logprobs: NDArray[np.float64], advantages: NDArray[np.float64],
+    rng: np.random.Generator, *, share: float = 2e-4, lowest: float = 1.0, highest: float = 5.0, eps_low: float = 0.2,
+    eps_high: float = 0.2,
+) -> NDArray[np.bool_]:  # fmt: skip
+    if not 0 < share <= 1:
+        raise ValueError(f"share must lie between 0 and 1, got {share}")
+    ratio, values = np.exp(logprobs - old_logprobs), covariance(logprobs, advantages)
+    unclipped = advantages * ratio <= advantages * ratio.clip(1 - eps_low, 1 + eps_high)
+    candidates = np.flatnonzero(unclipped & (values > lowest) & (values < highest))
+    picked = np.zeros(len(logprobs), dtype=np.bool_)
+    picked[rng.permutation(candidates)[: max(1, int(len(picked) * share))]] = True
+    return picked
+
+
+@over_minibatch(_pick_drawn)
+def clip_cov_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    picked: Tensor,
+    *,
+    share: float = 2e-4,
+    lowest: float = 1.0,
+    highest: float = 5.0,
+    eps_low: float = 0.2,
+    eps_high: float = 0.2,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Clip-Cov (Cui et al., arXiv 2505.22617): PPO's clip, and no gradient for some tokens that reduce the entropy.
+
+    The loss is 0 at a `share` of the tokens (at least one), drawn among the unclipped ones whose covariance (see
+    `kl_cov_loss`) lies between `lowest` and `highest`.
+    """
+    del share, lowest, highest  # for `_pick_drawn`
+    loss, stats = clip_loss(
+        logprobs, old_logprobs, advantages, mask, eps_low=eps_low, eps_high=eps_high, dual_clip=None
+    )
+    clipped = stats["clip_fraction"].masked_fill(picked, 1.0)
+    return loss.masked_fill(picked, 0.0), stats | {"clip_fraction": clipped}
 
 
 def reinforce_loss(

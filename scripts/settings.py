@@ -409,6 +409,7 @@ SETTINGS: dict[str, Kind] = {
     "loss.eps_high": WEIGHT,
     "loss.dual_clip": _or_null(Number(1, 1e6, above=True)),
     "topr_loss.ratio": _words("sequence", "token"),
+    "dppo_loss.divergence": _words("tv", "kl"),
     "nft_loss.normalizer": _words("none", "failure_rate", "std"),
     "nft_loss.negative_weight": WEIGHT,
     "nft_loss.lowest_rate": Number(0, 0.5),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -25,6 +25,7 @@ from algorithms.estimators.istar import istar
 from algorithms.estimators.mt_grpo import mt_grpo
 from algorithms.estimators.nft import nft
 from algorithms.estimators.ngrpo import ngrpo
+from algorithms.estimators.outcome_baselines import gpg, maxrl, opo, pass_at_k
 from algorithms.estimators.poad import archer, ntpo, poad
 from algorithms.estimators.prime import prime
 from algorithms.estimators.psr_nsr import psr_nsr
@@ -49,17 +50,21 @@ ESTIMATORS: dict[str, Estimator] = {
     "dapo": partial(dapo, limit=4, buffer=2),
     "empg": empg,
     "gigpo": gigpo,
+    "gpg": gpg,
     "grpo": grpo,
     "hgpo": hgpo,
     "hgpo with a base": partial(hgpo, base_group=True, mode="mean_norm"),
     "igpo": partial(igpo, gamma=0.9),
     "igpo joint": partial(igpo, normalization="joint", gain="prob_diff"),
     "istar": istar,
+    "maxrl": lambda table: maxrl(replace(table, reward=np.abs(table.total_rewards()), token_signals={})),
     "istar reinforce": partial(istar, mode="reinforce_pp_baseline"),
     "istar paper": partial(istar, mode="mean_std_norm", baseline="all_turns", scale_steps="none"),
     "mt_grpo": mt_grpo,
     "ngrpo": ngrpo,
     "ntpo": ntpo,
+    "opo": opo,
+    "pass_at_k": pass_at_k,
     "poad": poad,
     "prime": prime,
     "pure": pure,
@@ -82,7 +87,7 @@ ESTIMATORS: dict[str, Estimator] = {
 }
 # Equal attempts at a task leave nothing to compare.
 COMPARES_ATTEMPTS = ["dapo", "gigpo", "grpo", "hgpo", "igpo", "igpo joint", "mt_grpo", "rloo", "tree_grpo"]
-COMPARES_ATTEMPTS += ["reinforce_pp_baseline"]
+COMPARES_ATTEMPTS += ["reinforce_pp_baseline", "gpg", "maxrl", "opo", "pass_at_k"]
 each = pytest.mark.parametrize("name", ESTIMATORS)
 
 
@@ -276,7 +281,42 @@ def test_whitened_values_have_mean_0_and_variance_1(values: list[float]) -> None
     )
 
 
+# -- baselines of outcomes --------------------------------------------------------------------------------------------
+def scored(*scores: float, tokens: Sequence[int] = (), group: Sequence[int] = ()) -> TurnTable:
+    """Attempts of one turn."""
+    counts = np.array(tokens or [1] * len(scores), dtype=np.int64)
+    return single_turns(np.array(group or [0] * len(scores)), scores, tokens=counts)
+
+
+def test_opo_weighs_attempts_by_their_tokens() -> None:
+    assert opo(scored(1, 0, tokens=[5, 4])).tolist() == pytest.approx([4 / 9, -5 / 9])
+    whole = make_table([0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 0], tokens=np.array([2, 3, 4]))
+    assert opo(whole).tolist() == pytest.approx([4 / 9, 4 / 9, -5 / 9])  # five tokens in two turns
+    assert opo(scored(3, group=[7])).tolist() == [3]
+
+
+def test_maxrl_gives_rare_successes_more() -> None:
+    assert maxrl(scored(1, 0, 0, 0)).tolist() == pytest.approx([3, -1, -1, -1], rel=1e-5)
+    assert maxrl(scored(1, 1, 1, 0)).tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, -1], rel=1e-5)
+    with pytest.raises(ValueError, match="episode 1 has the return -1, and MaxRL divides by the mean return"):
+        maxrl(scored(0, -1))
+
+
+def test_gpg_makes_up_for_episodes_without_a_score() -> None:
+    assert gpg(scored(1, 0, 0, 0, group=[0, 0, 1, 1])).tolist() == [2, -2, 0, 0]
+
+
+def test_pass_at_k_rewards_only_a_best_attempt_that_is_alone() -> None:
+    assert pass_at_k(scored(2, 5, 1), divide_by_std=False).tolist() == [0, 3, 0]
+    assert pass_at_k(scored(1, 0, 0, 0)).tolist() == pytest.approx([2, 0, 0, 0], rel=1e-5)  # std 0.5
+    assert pass_at_k(scored(1, 1, 0, 4, group=[0, 0, 0, 1])).tolist() == [0, 0, 0, 0]
+    long = make_table([0, 0, 0], [4, 4, 2], [0, 1, 0], [0, 3, 1], tokens=np.array([1, 1, 1]))
+    assert pass_at_k(long, divide_by_std=False).tolist() == [2, 2, 0]
+
+
 # -- outcome ----------------------------------------------------------------------------------------------------------
+
+
 @given(st.lists(st.integers(-5, 5), min_size=2, max_size=6))
 def test_rloo_is_the_difference_from_the_mean_of_the_others(scores: list[int]) -> None:
     others = [(sum(scores) - score) / (len(scores) - 1) for score in scores]

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from agents.samples import Sample
 from algorithms import learner as learner_module
 from algorithms.batches import chosen_logprobs
 from algorithms.learner import Learner, check_precision
-from algorithms.losses import gspo_loss, nft_loss, reinforce_loss, topr_loss
+from algorithms.losses import clip_cov_loss, gspo_loss, kl_cov_loss, nft_loss, reinforce_loss, topr_loss
 from algorithms.turn_table import TurnTable
 from tests.agents.toys import random_policy
 from tests.algorithms.test_trainer import learner_config
@@ -61,6 +62,36 @@ def test_micro_batches_change_nothing(aggregation: str) -> None:
     parts, _ = weights_after(micro_batch_tokens=1, aggregation=aggregation)
     for name, weight in whole.items():
         torch.testing.assert_close(weight, parts[name], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "loss", [partial(kl_cov_loss, share=0.2), partial(clip_cov_loss, share=0.2, lowest=-1e9, highest=1e9)]
+)
+def test_what_a_loss_picks_does_not_depend_on_micro_batches(loss: Any) -> None:
+    """It picks among all ids of a minibatch, also those of samples without an advantage."""
+    after = []
+    for tokens in (100_000, 1):
+        policy = random_policy()
+        batch, table, advantages = samples()
+        advantages[:2] = 0.0  # the first sample
+        off_policy(batch)
+        learner = Learner(policy.model, learner_config(minibatches=2, micro_batch_tokens=tokens, loss=loss))
+        learner.optimizer = torch.optim.SGD(policy.model.parameters())
+        metrics = learner.update(batch, table, advantages, np.random.default_rng(0), 1.0)
+        after.append((metrics, policy.model.state_dict()))
+    (metrics, whole), (other, parts) = after
+    assert metrics["train/clip_fraction"] == other["train/clip_fraction"] >= 4 / 30
+    for name, weight in whole.items():
+        torch.testing.assert_close(weight, parts[name], atol=1e-6, rtol=0)
+
+
+def test_the_penalty_of_kl_cov_is_in_the_gradient() -> None:
+    def expected(logprobs, sampler, reference, advantages):
+        return (-(advantages * (logprobs - sampler).exp()) + 0.3 * (logprobs - sampler).abs()).mean()
+
+    # All are picked, also where the advantage is 0.
+    advantages = np.array([0.0, 0.0, *range(1, 9)])
+    assert_the_update_is(expected, advantages, loss=partial(kl_cov_loss, share=1.0, coef=0.3))
 
 
 def test_the_learning_rate_is_that_of_the_update() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,18 +15,36 @@ from algorithms.losses import (
     AGGREGATIONS,
     aggregate,
     aggregation_divisor,
+    cispo_loss,
+    clip_cov_loss,
     clip_loss,
+    dppo_loss,
     entropy,
+    gmpo_loss,
     gspo_loss,
     importance_weights,
+    kl_cov_loss,
     kl_estimate,
     nft_loss,
+    picker,
     probability_mask,
     reinforce_loss,
+    sapo_loss,
     topr_loss,
     value_loss,
+    vespo_loss,
 )
 from envs.core import UnknownNameError
+
+TOKEN_LOSSES = [
+    clip_loss,
+    reinforce_loss,
+    nft_loss,
+    cispo_loss,
+    sapo_loss,
+    dppo_loss,
+    partial(dppo_loss, divergence="kl"),
+]
 
 
 def tensor(values: Any) -> Tensor:
@@ -64,7 +83,7 @@ def test_dual_clip_bounds_the_loss_of_bad_actions_only() -> None:
 
 
 @pytest.mark.parametrize(("padding", "advantage"), [(float("nan"), 0.0), (float("-inf"), 1.0), (0.0, float("nan"))])
-@pytest.mark.parametrize("loss", [clip_loss, gspo_loss, reinforce_loss, topr_loss, nft_loss])
+@pytest.mark.parametrize("loss", [*TOKEN_LOSSES, gspo_loss, topr_loss, gmpo_loss, vespo_loss])
 @pytest.mark.parametrize("aggregation", AGGREGATIONS[:3])
 def test_what_the_mask_hides_reaches_neither_loss_nor_gradient(
     loss: Any, padding: float, advantage: float, aggregation: str
@@ -228,3 +247,91 @@ def test_means_over_turns_weigh_each_alike() -> None:
     assert aggregate(values, mask, "turn-mean", unit_tokens=torch.tensor([[1, 3], [3, 3]])).item() == 4.0
     with pytest.raises(ValueError, match="needs unit_tokens"):
         aggregate(values, mask, "trajectory-mean")
+
+
+# -- trust regions ----------------------------------------------------------------------------------------------------
+def gradient_at(loss: Any, advantage: float, new: float, old: float, **options: Any) -> float:
+    """The gradient at the log-probability of a single token."""
+    logprobs, mask = tensor([[new]]).requires_grad_(), torch.ones(1, 1, dtype=torch.bool)
+    loss(logprobs, tensor([[old]]), tensor([[advantage]]), mask, **options)[0].sum().backward()
+    assert logprobs.grad is not None
+    return logprobs.grad.item()
+
+
+@pytest.mark.parametrize("loss", [clip_loss, cispo_loss, sapo_loss, dppo_loss, gmpo_loss, vespo_loss])
+@pytest.mark.parametrize("advantage", [0.7, -0.3, 0.0])
+def test_on_policy_all_have_the_gradient_of_reinforce(loss: Any, advantage: float) -> None:
+    assert gradient_at(loss, advantage, -1.3, -1.3) == pytest.approx(-advantage)
+
+
+def test_cispo_keeps_the_gradient_where_ppo_clips_it() -> None:
+    assert gradient_at(clip_loss, 1.0, -0.5, -1.5) == 0
+    assert gradient_at(cispo_loss, 1.0, -0.5, -1.5) == pytest.approx(-1.2)
+    assert gradient_at(cispo_loss, -1.0, -3.0, -1.0) == pytest.approx(np.exp(-2))  # no lower bound
+    assert gradient_at(cispo_loss, -1.0, -3.0, -1.0, eps_low=0.2) == pytest.approx(0.8)
+
+
+def test_sapo_fades_out_faster_for_bad_tokens() -> None:
+    good, bad = (abs(gradient_at(sapo_loss, a, -0.2, -1.2)) for a in (1.0, -1.0))
+    assert 0 < bad < good < np.exp(1.0)
+    with pytest.raises(ValueError, match="tau must be positive, got 0"):
+        gradient_at(sapo_loss, 1.0, -1.0, -1.0, tau_positive=0.0)
+
+
+@pytest.mark.parametrize("divergence", ["tv", "kl"])
+def test_dppo_lets_a_rare_token_grow_and_holds_a_frequent_one(divergence: str) -> None:
+    options = {"divergence": divergence, "delta": 0.02}
+    rare, frequent = np.log([0.001, 0.005]), np.log([0.9, 0.6])
+    assert gradient_at(dppo_loss, 1.0, rare[1], rare[0], **options) == pytest.approx(-5.0)
+    assert gradient_at(clip_loss, 1.0, rare[1], rare[0]) == 0
+    assert gradient_at(dppo_loss, -1.0, frequent[1], frequent[0], **options) == 0
+    assert gradient_at(dppo_loss, 1.0, frequent[1], frequent[0], **options) != 0  # back towards where it was
+    with pytest.raises(UnknownNameError, match="divergence 'TV'"):
+        dppo_loss(tensor([[0.0]]), tensor([[0.0]]), tensor([[1.0]]), torch.ones(1, 1).bool(), divergence="TV")
+
+
+def test_gmpo_clips_the_tokens_of_a_sequence_before_their_mean() -> None:
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    loss, stats = gmpo_loss(tensor([[-0.1, -1.0]]), tensor([[-1.1, -0.9]]), tensor([[2.0, 2.0]]), mask)
+    assert loss[0].tolist() == pytest.approx([-2 * np.exp((0.4 - 0.1) / 2)] * 2)
+    assert stats["clip_fraction"].tolist() == [[1, 0]]
+
+
+def test_vespo_weighs_a_sequence_less_the_further_its_ratio_is_from_one() -> None:
+    sizes = [-gradient_at(vespo_loss, 1.0, new, -2.0) for new in (-2.0, -1.5, -1.0, -0.5)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] == pytest.approx(1.0)
+    assert 0 < -gradient_at(vespo_loss, 1.0, -6.0, -2.0) < 0.05
+
+
+def test_kl_cov_punishes_the_tokens_with_the_largest_covariance() -> None:
+    logprobs, old = np.array([-0.1, -2.0, -0.2, -3.0]), np.array([-0.3, -2.0, -0.1, -3.5])
+    advantages = np.array([1.0, 1.0, -1.0, -1.0])
+    pick = picker(partial(kl_cov_loss, share=0.5, coef=2.0))
+    assert pick is not None
+    picked = pick(logprobs, old, advantages, np.random.default_rng(0))
+    assert picked.tolist() == [True, False, False, True]  # likely and good, unlikely and bad
+    mask = torch.ones(1, 4, dtype=torch.bool)
+    arguments = tensor(logprobs[None]), tensor(old[None]), tensor(advantages[None]), mask
+    loss, _ = kl_cov_loss(*arguments, torch.from_numpy(picked)[None], coef=2.0)
+    plain, _ = clip_loss(*arguments, eps_low=1.0, eps_high=99.0, dual_clip=None)
+    np.testing.assert_allclose((loss - plain)[0], [2 * 0.2, 0, 0, 2 * 0.5])
+
+
+def test_clip_cov_draws_among_the_unclipped_tokens_within_its_limits() -> None:
+    rng = np.random.default_rng(0)
+    advantages = rng.normal(size=1000)
+    logprobs, old = -rng.exponential(size=1000), -rng.exponential(size=1000)
+    pick = picker(partial(clip_cov_loss, share=0.01, lowest=0.5, highest=2.0))
+    assert pick is not None
+    covariances = (advantages - advantages.mean()) * (logprobs - logprobs.mean())
+    drawn = [pick(logprobs, old, advantages, np.random.default_rng(seed)) for seed in (1, 1, 2)]
+    assert [picked.sum() for picked in drawn] == [10, 10, 10]
+    assert (drawn[0] == drawn[1]).all()
+    assert (drawn[0] != drawn[2]).any()
+    for picked in drawn:
+        assert ((covariances[picked] > 0.5) & (covariances[picked] < 2.0)).all()
+        ratio = np.exp(logprobs - old)[picked]
+        assert np.where(advantages[picked] > 0, ratio <= 1.2, ratio >= 0.8).all()
+    with pytest.raises(ValueError, match="share must lie between 0 and 1, got 0"):
+        picker(partial(clip_cov_loss, share=0))(logprobs, old, advantages, rng)  # type: ignore[misc]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from algorithms.estimators.igpo import answer_gains, igpo
 from algorithms.estimators.istar import istar, step_rewards
 from algorithms.estimators.mt_grpo import compared_parts, mt_grpo
 from algorithms.estimators.ngrpo import ngrpo
+from algorithms.estimators.outcome_baselines import maxrl
 from algorithms.estimators.poad import archer, normalize_nonzero, ntpo, poad
 from algorithms.estimators.prime import prime
 from algorithms.estimators.psr_nsr import psr_nsr
@@ -31,7 +33,21 @@ from algorithms.estimators.spo import spo_chain, spo_tree
 from algorithms.estimators.timeline import whiten
 from algorithms.estimators.tree_grpo import tree_grpo
 from algorithms.estimators.vineppo import vineppo
-from algorithms.losses import AGGREGATIONS, UNIT_MEANS, aggregate, clip_loss, gspo_loss, kl_estimate
+from algorithms.losses import (
+    AGGREGATIONS,
+    UNIT_MEANS,
+    aggregate,
+    cispo_loss,
+    clip_cov_loss,
+    clip_loss,
+    gmpo_loss,
+    gspo_loss,
+    kl_cov_loss,
+    kl_estimate,
+    picker,
+    reinforce_loss,
+    sapo_loss,
+)
 from algorithms.signals.implicit_prm import outcome_loss, pairwise_loss, turn_rewards
 from algorithms.signals.monte_carlo import fill_ends
 from tests.golden.tables import (
@@ -523,6 +539,46 @@ def replay_policy_losses(inputs: Answers, params: Answers, expected: Answers) ->
         for aggregation in set(AGGREGATIONS) - set(UNIT_MEANS)
     }
     return answers | {"gspo": run(gspo_loss, "seq-mean-token-mean", **clip)}
+
+
+def replay_policy_losses_2(inputs: Answers, params: Answers, expected: Answers) -> Answers:
+    clip = {"eps_low": params["eps_low"], "eps_high": params["eps_high"]}
+    geometric = {"eps_low": params["geo_eps_low"], "eps_high": params["geo_eps_high"]}
+    taus = {"tau_positive": params["tau_pos"], "tau_negative": params["tau_neg"]}
+    answers = {
+        "sapo": loss_and_gradient(sapo_loss, inputs, "seq-mean-token-mean", **taus),
+    }
+    if "gmpo" in expected:  # it has one advantage per row
+        answers["gmpo"] = loss_and_gradient(gmpo_loss, inputs, "seq-mean-token-mean", **geometric)
+    limits = {"lowest": params["clip_cov_lb"], "highest": params["clip_cov_ub"], "share": params["clip_cov_ratio"]}
+    largest = {"share": params["kl_cov_ratio"], "coef": params["ppo_kl_coef"]}
+    for aggregation in ("token-mean", "seq-mean-token-mean"):
+        answers[f"cispo_{aggregation}"] = loss_and_gradient(cispo_loss, inputs, aggregation, **clip)
+        answers[f"gpg_{aggregation}"] = loss_and_gradient(reinforce_loss, inputs, aggregation)
+        answers[f"kl_cov_{aggregation}"] = loss_and_gradient(kl_cov_loss, inputs, aggregation, **largest)
+        answers[f"clip_cov_all_{aggregation}"] = loss_and_gradient(clip_cov_loss, inputs, aggregation, **limits, **clip)
+    return answers
+
+
+def replay_maxrl(inputs: Answers, params: Answers, expected: Answers) -> Answers:
+    return {
+        "advantages": maxrl(single_turns(numbered(inputs["group_index"]), inputs["scores"]), epsilon=params["epsilon"])
+    }
+
+
+def loss_and_gradient(loss: Callable[..., Any], inputs: Answers, aggregation: str, **options: Any) -> Answers:
+    """The loss of a batch and its gradient at each log-probability."""
+    mask, logprobs = tensor(inputs["response_mask"]).bool(), tensor(inputs["log_prob"]).requires_grad_()
+    old, advantages = tensor(inputs["old_log_prob"]), tensor(inputs["advantages"])
+    if (pick := picker(partial(loss, **options))) is not None:
+        values = [of[mask].detach().numpy() for of in (logprobs, old, advantages)]
+        picked = torch.from_numpy(pick(*values, np.random.default_rng(0)))
+        options["picked"] = torch.zeros_like(mask).masked_scatter(mask, picked)
+    per_token, _ = loss(logprobs, old, advantages, mask, **options)
+    total = aggregate(per_token, mask, aggregation)
+    total.backward()
+    assert logprobs.grad is not None
+    return {"loss": total.item(), "grad": logprobs.grad.numpy()}
 
 
 def replay_kl_estimators(inputs: Answers, params: Answers, expected: Answers) -> Answers:

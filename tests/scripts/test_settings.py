@@ -186,6 +186,7 @@ WORDS = {  # the settings that are words, and where these are known
     "algo.kl_estimator": "algorithms.losses.KL_ESTIMATORS",
     "algo.kl_in": "algorithms.learner.KL_PLACES",
     "topr_loss.ratio": "algorithms.losses.RATIOS",
+    "dppo_loss.divergence": "algorithms.losses.DIVERGENCES",
     "nft_loss.normalizer": "algorithms.losses.NORMALIZERS",
     "Critic.body": "algorithms.signals.critic.BODIES",
     "ImplicitPRM.loss": "algorithms.signals.implicit_prm.LOSSES",
