@@ -169,8 +169,14 @@ def _tiny_policy(seed: int) -> LocalPolicy:
 def _check_loss(learner: LearnerConfig) -> None:
     import torch
 
+    from algorithms.losses import picker
+
     tokens = torch.zeros(2, 3)
-    learner.objective.loss(tokens, tokens, tokens, tokens == 0)
+    loss, picked = learner.objective.loss, dict[str, torch.Tensor]()
+    if (pick := picker(loss)) is not None:
+        pick(*[np.zeros(1)] * 3, np.random.default_rng(0))
+        picked = {"picked": tokens == 0}
+    loss(tokens, tokens, tokens, tokens == 0, **picked)
 
 
 def _check_estimator(estimator: Estimator, signals: Mapping[str, Signal], group_size: int) -> None:

@@ -61,7 +61,7 @@ def gpg(table: TurnTable) -> NDArray[np.float64]:
 
 
 @compares_attempts
-def pass_at_k(table: TurnTable, *, divide_by_std: bool = True, epsilon: float = 1e-6) -> NDArray[np.float64]:
+def pass_at_k(table: TurnTable, *, normalize_by_std: bool = True, epsilon: float = 1e-6) -> NDArray[np.float64]:
     """One advantage per turn, [N]: 0 but for the best attempt of each group. If several are best, it is 0 for all."""
     scores, groups = table.episode_rewards(), group_numbers(table)
     rows = np.flatnonzero(table.opens)
@@ -72,7 +72,7 @@ def pass_at_k(table: TurnTable, *, divide_by_std: bool = True, epsilon: float = 
     gain, best = np.zeros(len(_equal(table))), np.full(len(_equal(table)), -1)
     gain[groups[rows][last]], best[groups[rows][last]] = lead[last], table.episode[rows][last]
     gain[_equal(table)] = 0.0
-    if divide_by_std:
+    if normalize_by_std:
         deviations = _differences(table, keep_single=False) * table.opens
         squares = np.bincount(groups, weights=deviations**2)
         gain /= np.sqrt(squares / np.maximum(_sizes(table, groups) - 1, 1)) + epsilon

@@ -307,11 +307,11 @@ def test_gpg_makes_up_for_episodes_without_a_score() -> None:
 
 
 def test_pass_at_k_rewards_only_a_best_attempt_that_is_alone() -> None:
-    assert pass_at_k(scored(2, 5, 1), divide_by_std=False).tolist() == [0, 3, 0]
+    assert pass_at_k(scored(2, 5, 1), normalize_by_std=False).tolist() == [0, 3, 0]
     assert pass_at_k(scored(1, 0, 0, 0)).tolist() == pytest.approx([2, 0, 0, 0], rel=1e-5)  # std 0.5
     assert pass_at_k(scored(1, 1, 0, 4, group=[0, 0, 0, 1])).tolist() == [0, 0, 0, 0]
     long = make_table([0, 0, 0], [4, 4, 2], [0, 1, 0], [0, 3, 1], tokens=np.array([1, 1, 1]))
-    assert pass_at_k(long, divide_by_std=False).tolist() == [2, 2, 0]
+    assert pass_at_k(long, normalize_by_std=False).tolist() == [2, 2, 0]
 
 
 # -- outcome ----------------------------------------------------------------------------------------------------------
