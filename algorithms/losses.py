@@ -277,7 +277,8 @@ def vespo_loss(
 
 def covariance(logprobs: NDArray[np.float64], advantages: NDArray[np.float64]) -> NDArray[np.float64]:
     """[M] each token's part in the covariance of log-probability and advantage, which drives the change of entropy."""
-    return (advantages - advantages.mean()) * (logprobs - logprobs.mean())
+    product: NDArray[np.float64] = (advantages - advantages.mean()) * (logprobs - logprobs.mean())
+    return product
 
 
 def _pick_largest(

@@ -81,7 +81,7 @@ def pass_at_k(table: TurnTable, *, normalize_by_std: bool = True, epsilon: float
 
 def _sizes(table: TurnTable, groups: NDArray[np.int64]) -> NDArray[np.float64]:
     """[G] episodes in each group."""
-    return np.bincount(groups, weights=table.opens)
+    return np.bincount(groups, weights=table.opens).astype(np.float64)
 
 
 def _equal(table: TurnTable) -> NDArray[np.bool_]:
