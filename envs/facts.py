@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from envs.core import TaskSet
 
+MOST_CHANGES = 5  # in an error message
 Facts: TypeAlias = dict[str, Any]  # plain data, unchanged by a round trip through `json`
 
 
@@ -76,6 +77,12 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, 
     names = [*new, *(name for name in old if name not in new)]
     changed = [name for name in names if name not in old or name not in new or old[name] != new[name]]
     return {name: f"was {_shown(old, name)} and is {_shown(new, name)}" for name in changed}
+
+
+def in_words(changes: Sequence[str]) -> str:
+    """The first of some changes, and how many there are besides."""
+    more = len(changes) - MOST_CHANGES
+    return "; ".join(changes[:MOST_CHANGES]) + (f"; and {more} more" if more > 0 else "")
 
 
 def _leaves(facts: Mapping[str, Any], parent: str = "") -> Iterator[tuple[str, Any]]:

@@ -200,6 +200,7 @@ def _resumed(arguments: list[str], name: str) -> list[str]:
     folder = Path(given[-1]).expanduser()
     command = Command.of_run(folder, name)
     new = [a for a in arguments if not a.startswith("resume=")]
+    command.check_choices(folder, new)  # before the overrides of the run are applied to other options
     keys = {"resume", *map(override_key, new)}
     old = [override for override in command.overrides if override_key(override) not in keys]
     folders = [f"--config-dir={path}" for path in command.config_dirs]

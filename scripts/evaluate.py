@@ -29,7 +29,7 @@ from agents.evaluation import Evaluation, describe_limit, episode_key, evaluate,
 from agents.rollout import check_environment, error_line, lacks_data
 from agents.source import agents_hash
 from envs.core import StopReason, TaskSet, counted, evaluation_splits
-from envs.facts import Facts, differences, environment_facts, without
+from envs.facts import Facts, differences, environment_facts, in_words, without
 from envs.files import naming, write_whole
 from envs.pool import EnvPool
 from scripts.agents import Model, check_agent, check_tasks, make_agent, model_of, needs_of_agent
@@ -141,7 +141,7 @@ def _read_facts(file: Path, facts: Facts) -> Facts | None:
         return None
     before: Facts = json.loads(file.read_text(encoding="utf-8"))
     if changed := differences(without(before, ["machine"]), facts):
-        changes = "; ".join(f"{name} {change}" for name, change in changed.items())
+        changes = in_words([f"{name} {change}" for name, change in changed.items()])
         raise ValueError(f"{file.parent} was evaluated with other settings, so start a new run: {changes}")
     return before
 

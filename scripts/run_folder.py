@@ -15,7 +15,7 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +30,11 @@ from envs.files import tidy, whole_folder, write_whole
 
 COMMAND = "command.json"
 TRACES = {COMMAND, ".hydra", ".lock", "run.json"}  # the files of a run before its first episode
+MAY_CHANGE = {  # command -> settings and groups of settings that the command which resumes a run may override
+    "train": ("trainer", "eval", "pool", "rollout"),
+    "evaluate": ("seeds", "limit", "pool"),
+    "lab": ("algos", "seeds", "lab", "trainer", "eval", "pool", "rollout"),
+}
 _made: list[Path] = []  # the folders that were created for this run or sweep
 
 
@@ -180,6 +185,20 @@ class Command:
         if command.name != name:
             raise ValueError(f"{run} is a run of scripts.{command.name}, but this command is scripts.{name}")
         return command
+
+    def check_choices(self, run: Path, overrides: Sequence[str]) -> None:
+        """Raise `ValueError` if `overrides` choose another option of a group, such as env, than the run has."""
+        choices: dict[str, str] = {}
+        with suppress(Exception):  # the file is missing or damaged; settings are also compared when the run starts
+            choices = dict(OmegaConf.load(run / ".hydra" / "hydra.yaml").hydra.runtime.choices)
+        for override in overrides:
+            group, _, option = override.lstrip("+~").partition("=")
+            kept = choices.get(group, option)
+            if kept != option and group not in MAY_CHANGE[self.name]:
+                raise ValueError(
+                    f"{run} has {group}={kept}, and a run keeps its settings: it cannot be resumed with {override}, "
+                    f"which needs a new run. Only {', '.join(MAY_CHANGE[self.name])} may change"
+                )
 
     def keep(self, run: Path, config: DictConfig) -> None:
         """Write it and the composed configuration into the folder of the run, unless they are already there."""

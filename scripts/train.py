@@ -28,14 +28,14 @@ from agents.source import agents_hash
 from algorithms.checkpoint import checkpoint_folder, checkpoints, load_run, load_state, remove_after, update_of
 from algorithms.needs import Needs, check_aggregation, check_dynamic_sampling, check_method, check_parts
 from envs.core import Manifest, TaskSet, UnknownNameError, counted, evaluation_splits, hold_out
-from envs.facts import Facts, differences, environment_facts, without
+from envs.facts import Facts, differences, environment_facts, in_words, without
 from envs.files import read_json_lines, remove_whole, write_whole
 from envs.pool import EnvPool
 from scripts.agents import check_tasks, check_trained_agent, checkpoint_of
 from scripts.common import Terminal, asked_for, command, compare_machines, machine, plain, versions
 from scripts.curve import PICTURES, SELECTION, draw_pictures, is_success
 from scripts.live import LiveReporter
-from scripts.run_folder import COMMAND, Command, locked, resume_command
+from scripts.run_folder import COMMAND, MAY_CHANGE, Command, locked, resume_command
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import, and mistakes are reported before that
     from torch import Generator
@@ -264,7 +264,6 @@ LEFT_OUT = (  # settings that do not change the results
     "resume", "env.data",
     *(f"algo.signals.judge.model.{key}" for key in ("concurrency", "timeout", "max_retries", "prices")),
 )  # fmt: skip
-MAY_CHANGE = ("trainer", "eval", "pool", "rollout")  # groups that the command which resumes a run may override
 MAY_DIFFER = ("versions.", "agents_code", "environment.code")  # facts about installed code
 
 
@@ -289,12 +288,12 @@ def _compare(before: Facts, now: Facts, console: Terminal) -> None:
     refused, allowed = [], []
     for name, change in differences(*both).items():
         key = name.removeprefix("config.")
-        may = name.startswith(MAY_DIFFER) or (key.partition(".")[0] in MAY_CHANGE and asked_for(key))
+        may = name.startswith(MAY_DIFFER) or (key.partition(".")[0] in MAY_CHANGE["train"] and asked_for(key))
         (allowed if may else refused).append(f"{key} {change}")
     if refused:
         raise ValueError(
-            f"the run cannot be resumed with other settings: {'; '.join(refused)}. "
-            f"Only {', '.join(MAY_CHANGE)} may change, by an override of the command that resumes it"
+            f"the run cannot be resumed with other settings: {in_words(refused)}. "
+            f"Only {', '.join(MAY_CHANGE['train'])} may change, by an override of the command that resumes it"
         )
     for change in allowed:
         console.print(f"changed since the last start: {change}")

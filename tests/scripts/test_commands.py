@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -108,7 +109,7 @@ def test_resume_cuts_a_half_written_line_and_plays_what_is_missing(cli: Cli) -> 
 def test_resume_may_add_seeds_but_not_change_the_agent(cli: Cli) -> None:
     run = cli.evaluate("agent=random")
     code, _, err = cli("evaluate", f"resume={run}", "agent=expert")
-    assert (code, "agent was 'random' and is 'expert'" in err) == (2, True)
+    assert (code, f"{run} has agent=random, and a run keeps its settings" in err) == (2, True), err
     assert cli("evaluate", f"resume={run}", "seeds=[0,1]")[0] == 0
     assert set(result_of(run)["by_seed"]) == {"0", "1"}
 
@@ -130,6 +131,24 @@ def test_resume_refuses_another_environment(cli: Cli) -> None:
         assert (code, change in err) == (2, True), err
     assert (cli.folder / "run" / "episodes.jsonl").read_bytes() == before
     assert cli("evaluate", "resume=run", "pool.size=1", "seeds=[0,1]", "limit=1")[0] == 0
+
+
+def test_resume_names_the_choice_of_a_group_that_a_run_keeps(cli: Cli) -> None:
+    """Also where the run's own settings would be unknown keys of the other option, and for the run's defaults."""
+    corridor = ["env=key_corridor", "env.valid_tasks=2", "agent=random", "hydra.run.dir=run"]
+    assert cli("evaluate", *corridor)[0] == 0
+    for override, kept in {
+        "env=tools": "env=key_corridor", "policy=tiny": "policy=hf", "rollout=vllm": "rollout=local",
+    }.items():  # fmt: skip
+        code, out, err = cli("evaluate", "resume=run", override)
+        assert (code, out) == (2, "")
+        assert f"has {kept}, and a run keeps its settings: it cannot be resumed with {override}" in err
+        assert "Only seeds, limit, pool may change" in err
+    assert cli("evaluate", "resume=run", "env=key_corridor", "agent=random")[0] == 0
+    several = ["env.rooms=9", "env.loops=2", "env.valid_tasks=7", "env.max_turns=9", "split=train", "max_turns=3"]
+    code, _, err = cli("evaluate", "resume=run", *several)
+    assert (code, "environment.rooms was 8 and is 9" in err) == (2, True), err
+    assert re.search(r"; and \d+ more$", err.rstrip()), err
 
 
 def test_resume_refuses_another_prompt(cli: Cli) -> None:
