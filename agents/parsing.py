@@ -184,3 +184,19 @@ def project_webshop(text: str) -> tuple[str, bool]:
         return lowered[-_LAST_CHARACTERS:], False
     valid = "<think>" in text and "</think>" in text and not _CHINESE.search(text)
     return lowered[start + len("<action>") : end].strip(), valid
+
+
+SOKOBAN_ACTIONS = ("up", "down", "left", "right", "still")
+
+
+def project_sokoban(text: str) -> tuple[str, bool]:
+    """The action that verl-agent plays for an answer in Sokoban, and whether it counts as valid.
+
+    The first of `SOKOBAN_ACTIONS`, in this order, that the text between the first `<action>` and the first `</action>`
+    contains, in any case; "still" if there is none, which is invalid. As verl-agent's `sokoban_projection`.
+    """
+    lowered = text.lower()
+    start, end = lowered.find("<action>"), lowered.find("</action>")
+    said = "" if start < 0 or end < 0 else lowered[start + len("<action>") : end]
+    action = next((name for name in SOKOBAN_ACTIONS if name in said), None)
+    return action or "still", action is not None and "<think>" in text and "</think>" in text

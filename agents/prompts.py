@@ -20,7 +20,7 @@ from markupsafe import Markup
 
 from agents.chat_templates import FILLER, MARK, answer_end_id, append_text, end_id, render_chat
 from agents.episode import ParseStatus, Turn
-from agents.parsing import check_action, project_webshop
+from agents.parsing import check_action, project_sokoban, project_webshop
 from agents.quoting import encode, encode_quoted, plain, quote
 from agents.samples import EPISODES, TURNS
 from envs.core import BRIEF, Info, UnknownNameError
@@ -244,7 +244,25 @@ class WebShopTemplate(Template):
 
     def read(self, text: str, finished: bool, info: Info) -> tuple[str, ParseStatus]:  # noqa: ARG002
         """See `agents.parsing.project_webshop`."""
-        action, valid = project_webshop(text)
-        if valid:
-            return action, ParseStatus.OK
-        return action, ParseStatus.MALFORMED if finished else ParseStatus.TRUNCATED
+        return _projected(*project_webshop(text), finished)
+
+
+class SokobanTemplate(Template):
+    """verl-agent's prompts for Sokoban, and its reading of answers (`prompts/sokoban.py`, `projection.py` there).
+
+    The prompts show what `env.observation=verl_agent` gives. An answer without an action is a turn without a move and
+    counts as malformed; a blocked move counts as valid.
+    """
+
+    def __init__(self, history: int = 2) -> None:
+        super().__init__("gigpo_sokoban", history)
+
+    def read(self, text: str, finished: bool, info: Info) -> tuple[str, ParseStatus]:  # noqa: ARG002
+        """See `agents.parsing.project_sokoban`."""
+        return _projected(*project_sokoban(text), finished)
+
+
+def _projected(action: str, valid: bool, finished: bool) -> tuple[str, ParseStatus]:
+    if valid:
+        return action, ParseStatus.OK
+    return action, ParseStatus.MALFORMED if finished else ParseStatus.TRUNCATED

@@ -13,6 +13,7 @@ from pathlib import Path
 from envs.alfworld import download as alfworld
 from envs.core import data_root
 from envs.search import download as search
+from envs.sokoban import download as boxoban
 from envs.textcraft import download as textcraft
 from envs.webshop import download as webshop
 from scripts.common import Arguments, run
@@ -51,6 +52,8 @@ def main() -> None:
 
     what = "the recipes of TextCraft and ADaPT's test games: 1 MB"
     commands.add_parser("textcraft", parents=[shared], help=what, description=what)
+    what = "Boxoban's levels for env=sokoban: a million and a half, 170 MB unpacked"
+    commands.add_parser("boxoban", parents=[shared], help=what, description=what)
 
     args = parser.parse_args()
     data = args.data.expanduser() if args.data else data_root()
@@ -63,6 +66,8 @@ def main() -> None:
             search.install_corpus(data, args.mirror)
     elif args.what == "textcraft":
         textcraft.install(data, args.mirror)
+    elif args.what == "boxoban":
+        boxoban.install(data, args.mirror)
     else:
         webshop.install(data, args.size, args.mirror, args.nouns)
 

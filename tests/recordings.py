@@ -103,6 +103,6 @@ class Recordings(Generic[Stock]):
         elif verdict == "ok" and not recorder.compared:
             verdict = "nothing in it"
         counts = (recorder.cases, recorder.compared, len(recorder.differences))
-        shown = "" if kind in name else kind
+        shown = "" if kind.rpartition("/")[2] in name else kind
         table.add_row(name, shown, *map(str, counts), verdict, f"{time.perf_counter() - began:.1f}")
         return verdict

@@ -6,7 +6,7 @@ import torch
 from agents.chat_templates import ChatTemplateError
 from agents.episode import ParseStatus, Turn
 from agents.policies.base import Request, Sampling
-from agents.prompts import Template, Transcript, WebShopTemplate
+from agents.prompts import SokobanTemplate, Template, Transcript, WebShopTemplate
 from envs.core import UnknownNameError
 from tests.agents.toys import random_policy
 
@@ -119,7 +119,7 @@ def test_a_transcript_has_each_of_its_marks_once() -> None:
         past.append(turn)
 
 
-@pytest.mark.parametrize("prompter", [Transcript(), Template("gigpo_alfworld"), WebShopTemplate()])
+@pytest.mark.parametrize("prompter", [Transcript(), Template("gigpo_alfworld"), WebShopTemplate(), SokobanTemplate()])
 def test_a_demonstration_ends_once_as_a_completion_does(prompter) -> None:
     tokenizer = random_policy().tokenizer
     ids = prompter.action_ids(tokenizer, "go left")

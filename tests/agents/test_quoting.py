@@ -18,7 +18,7 @@ from agents.chat import Chat, History
 from agents.episode import Turn
 from agents.parsing import Json, Tagged
 from agents.policies.tiny import build_tokenizer
-from agents.prompts import Template, Transcript, WebShopTemplate, read_template, written
+from agents.prompts import SokobanTemplate, Template, Transcript, WebShopTemplate, read_template, written
 from agents.quoting import encode, plain, quote
 from envs.core import BRIEF
 
@@ -194,6 +194,7 @@ PROMPTERS: dict[str, Any] = {
     "transcript": Transcript(),
     "gigpo": Template("gigpo_alfworld"),
     "webshop": WebShopTemplate(),
+    "sokoban": SokobanTemplate(),
     "chat": chat("full", None),
     "last_k": chat("last_k", 1, keep_reasoning=False),
     "summary": chat("summary", 1),

@@ -2,15 +2,82 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.env_replay.__main__ import main
+from tests.env_replay.__main__ import KINDS, main
 from tests.env_replay.kinds import Kind, kind_of
+
+RECORDINGS = Path(__file__).parent.parent / "golden_data"
+FOLDERS = sorted({kind.name.partition("/")[0] for kind in KINDS})
+DATA = Path(os.environ.get("POLYTURN_DATA", "/nowhere"))
+NEEDS = {"sokoban/boxoban_episodes": "boxoban/hard/000.txt", "textcraft/episodes": "textcraft"}  # in the data folder
 
 SNAKE = Kind("snake/episodes", lambda *_: None, "nokia/snake @ 3310", ("episodes",))
 MAZES = Kind("maze/rooms", lambda *_: None, "nokia/maze", ("rooms", "exits"))
+
+
+def recordings() -> list[Any]:
+    return [
+        pytest.param(path, id=name, marks=needs(name))
+        for folder in FOLDERS
+        for path in sorted((RECORDINGS / folder).glob("*.json"))
+        for name in [f"{folder}/{path.stem}"]
+    ]
+
+
+def needs(name: str) -> list[pytest.MarkDecorator]:
+    file = NEEDS.get(name)
+    return [pytest.mark.skipif(not (DATA / file).exists(), reason=f"needs {file} in $POLYTURN_DATA")] if file else []
+
+
+def replay(path: Path, tmp_path: Path, data: Any = None) -> int:
+    """Replay one file, or other contents in its place."""
+    (tmp_path / path.parent.name).mkdir()
+    copy = tmp_path / path.parent.name / path.name
+    copy.write_text(path.read_text() if data is None else json.dumps(data))
+    return main([str(tmp_path)])
+
+
+@pytest.mark.parametrize("path", recordings())
+def test_recordings_are_equalled(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert replay(path, tmp_path) == 0, capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", recordings())
+def test_a_recording_is_recognised_without_its_name(path: Path) -> None:
+    data = json.loads(path.read_text())
+    assert kind_of(Path("elsewhere/more.json"), data, KINDS) == f"{path.parent.name}/{path.stem}"
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "value"),
+    [
+        ("sokoban/rooms", ["configs", "6x6_1", "rooms", 3, "state"], ["000000"] * 6),
+        ("sokoban/ragen_episodes", ["episodes", 0, "steps", -1, "reward"], 0.5),
+        ("sokoban/ragen_episodes", ["episodes", 0, "coord_end"], "?"),
+        ("sokoban/verl_agent", ["runs", 0, "steps", 1, "prompts", 1], "?"),
+        ("sokoban/verl_agent", ["projection", 2, "valid"], 0),
+        ("sokoban/verl_agent", ["episodes", 0, "steps", 0, "new_field"], 1),
+    ],
+)
+def test_a_difference_is_found_and_printed(
+    name: str, place: list[Any], value: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = RECORDINGS / f"{name}.json"
+    data = json.loads(path.read_text())
+    part = data
+    for key in place[:-1]:
+        part = part[key]
+    part[place[-1]] = value
+    assert replay(path, tmp_path, data) == 1
+    shown = capsys.readouterr().out
+    assert "different" in shown
+    assert "instead of" in shown
 
 
 @pytest.mark.parametrize(
@@ -37,3 +104,8 @@ def test_what_cannot_be_replayed_is_no_success(
     shown = capsys.readouterr().out
     assert verdict in shown
     assert "novel/episodes.json" in shown
+
+
+def test_missing_levels_are_no_success(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(RECORDINGS / "sokoban"), "--data", str(tmp_path)]) == 1
+    assert "no data" in capsys.readouterr().out

@@ -23,6 +23,10 @@ MORE = {
     "mcp": [f'env.command=[{sys.executable},-m,scripts.serve,mcp,"env=key_corridor"]', "pool.size=2"],
     "search": ["env.embedded_people=48", "env.train_tasks=8", "env.valid_tasks=3"],
     "textcraft": ["env.embedded_train=8"],
+    "frozen_lake": ["env.train_tasks=8", "env.valid_tasks=3"],
+    "bandit": ["env.train_tasks=8", "env.valid_tasks=3"],
+    "countdown": ["env.train_tasks=8", "env.valid_tasks=3", "agent=transcript"],
+    "sokoban": ["env.train_tasks=8", "env.valid_tasks=3"],
     "tools": ["env.embedded_people=48", "env.train_tasks=14", "env.valid_tasks=7"],
     "webshop": ["env.embedded_products=60"],
 }

@@ -1,0 +1,1 @@
+"""Small games of RAGEN: a frozen lake, bandits, and numbers that make a target."""
