@@ -30,6 +30,7 @@ from algorithms.batches import (
     sampled_logprobs,
     turn_of,
 )
+from algorithms.correction import Correction
 from algorithms.finite import FiniteSteps, LossPart, first_not_finite
 from algorithms.losses import (
     AGGREGATIONS,
@@ -37,7 +38,6 @@ from algorithms.losses import (
     UNIT_MEANS,
     aggregate,
     aggregation_divisor,
-    importance_weights,
     kl_estimate,
     loss_layouts,
     picker,
@@ -76,7 +76,7 @@ def check_precision(precision: str, device: torch.device) -> torch.dtype:
 class Objective:
     """The objective that an update minimises, set by the method (conf/algo).
 
-        aggregate(w · loss + kl_coef · KL - entropy_coef · entropy),  w: see `LearnerConfig.importance_cap`
+        aggregate(w · loss + kl_coef · KL - entropy_coef · entropy),  w: see `LearnerConfig.correction`
 
     With `kl_in="reward"` the KL term is left out. Instead the `token_reward` of every token is reduced by kl_coef · KL
     before the estimator runs; KL is measured when the batch was sampled.
@@ -143,10 +143,10 @@ class LearnerConfig:
     precision: str
     temperature: float  # of sampling: log-probabilities are those of the sampling distribution
     epochs: int = 1
-    importance_cap: float | None = None
-    """If another engine samples, its log-probabilities differ slightly from those of the trained weights. With a cap,
-    the learner recomputes them before an update, uses them as the old ones, and multiplies the loss of each token by
-    min(exp(recomputed - engine's), cap). With None, the engine's are the old ones."""
+    correction: Correction | None = None
+    """If another engine samples, its log-probabilities differ slightly from those of the trained weights. With a
+    correction, the learner recomputes them before an update and uses them as the old ones, and the correction weighs or
+    rejects tokens. With None, the engine's are the old ones."""
 
     def rate(self, update: int, progress: float) -> float:
         """The learning rate of update number `update`, from 0, when the share `progress` of the run is done."""
@@ -177,8 +177,6 @@ class Learner:
         for name in ("epochs", "minibatches", "micro_batch_tokens"):
             if getattr(config, name) < 1:
                 raise ValueError(f"trainer.{name} must be at least 1, got {getattr(config, name)}")
-        if config.importance_cap is not None and config.importance_cap <= 0:
-            raise ValueError(f"trainer.importance_cap must be positive, got {config.importance_cap}")
         if getattr(model, "is_quantized", False) and not has_adapters(model):
             raise ValueError(
                 "of a model with quantized weights, only the other weights (embeddings, norms) could be trained; use "
@@ -208,7 +206,7 @@ class Learner:
         """Learn from all samples. `advantages` has one value per turn of `table`, [N], or per sampled id, [M].
 
         Returns the metrics of the update. The first minibatch is evaluated with the weights that sampled it, so there
-        the difference of log-probabilities is the mismatch between sampling and training; with an `importance_cap` the
+        the difference of log-probabilities is the mismatch between sampling and training; with a `correction` the
         mismatch is known for the whole batch. Means are over all sampled tokens, including tokens that a mask keeps out
         of the loss, but not over episodes that `drop_zero_episodes` drops. If all advantages are zero, nothing is
         trained and these metrics are left out.
@@ -261,7 +259,7 @@ class Learner:
 
     def _old_logprobs(self, samples: Sequence[Sample]) -> NDArray[np.float64]:
         """[M] the log-probabilities under the policy that sampled: the engine's, or recomputed."""
-        return _engine_logprobs(samples) if self.config.importance_cap is None else self._logprobs(samples)
+        return _engine_logprobs(samples) if self.config.correction is None else self._logprobs(samples)
 
     def _logprobs(self, samples: Sequence[Sample]) -> NDArray[np.float64]:
         """[M] the log-probabilities under the present weights."""
@@ -274,17 +272,11 @@ class Learner:
     def _examples(
         self, samples: Sequence[Sample], table: TurnTable, advantages: NDArray[np.float64], old: NDArray[np.float64]
     ) -> tuple[list[Example], dict[str, float]]:
-        """The examples, and with an `importance_cap` the metrics of the correction. `advantages` and `old` are [M]."""
-        cap, highest = self.config.importance_cap, self.objective.probability_mask
+        """The examples, and the metrics of a correction. `advantages` and `old` are [M]."""
+        correction, highest = self.config.correction, self.objective.probability_mask
         weights, trained, mismatch = np.ones(len(old)), np.ones(len(old), dtype=np.bool_), {}
-        if cap is not None:
-            engine = _engine_logprobs(samples)
-            weights = importance_weights(torch.from_numpy(old), torch.from_numpy(engine), cap=cap).numpy()
-            mismatch = {
-                "mismatch/kl": float(np.mean(engine - old)),
-                "mismatch/max_ratio": _exp(float(np.abs(engine - old).max())),
-                "mismatch/capped": float(np.mean(weights == cap)),
-            }
+        if correction is not None:
+            weights, trained, mismatch = correction(old, _engine_logprobs(samples), table)
         if highest is not None:
             trained = probability_mask(torch.from_numpy(old), torch.from_numpy(trained), threshold=highest).numpy()
         if self.objective.drop_zero_episodes:

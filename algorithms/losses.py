@@ -443,14 +443,6 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, clip: flo
     return error / 2
 
 
-def importance_weights(old_logprobs: Tensor, sampler_logprobs: Tensor, *, cap: float = 2.0) -> Tensor:
-    """Truncated importance weights [B, T] for tokens sampled by another engine: min(ratio, cap). No gradient.
-
-    `sampler_logprobs` come from that engine, `old_logprobs` from the trainer with the same weights.
-    """
-    return (old_logprobs - sampler_logprobs).detach().clamp(max=MAX_LOG_RATIO).exp().clamp(max=cap)
-
-
 def probability_mask(old_logprobs: Tensor, mask: Tensor, *, threshold: float = 0.9) -> Tensor:
     """SPO's `mask` (arXiv 2505.23564), [B, T]: leaves out tokens sampled with probability `threshold` or above."""
     return mask & (old_logprobs.detach() < math.log(threshold))

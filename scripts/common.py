@@ -305,7 +305,7 @@ def _raised_for_the_user(error: BaseException) -> bool:
     )
 
 
-def _unknown_key(key: str, config_name: str) -> UnknownNameError:
+def _unknown_key(key: str, config_name: str) -> ValueError:
     """The error for a key that the configuration does not have, with the keys that it has in that place."""
     config = _compose_without(key, config_name)
     *parents, leaf = key.split(".")
@@ -315,6 +315,8 @@ def _unknown_key(key: str, config_name: str) -> UnknownNameError:
             leaf = part
             break
         place, at = place[part], f"{at}{part}."
+    if isinstance(place.get(leaf), dict):  # the key is there; those that it was given are not
+        return ValueError(f"{key}={{…}} cannot add keys; add each by itself: '+{key}.NAME=VALUE'")
     leaves = {name: name.rpartition(".")[2] for name in _keys(config)}
     near = difflib.get_close_matches(leaf, leaves.values(), n=1, cutoff=0.8)
     elsewhere = [name for name, last in leaves.items() if last in near and name != f"{at}{last}"]

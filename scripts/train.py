@@ -54,7 +54,7 @@ ALL_SPLITS = "all"  # the evaluations of all splits together
 Outcome: TypeAlias = dict[str, float]  # of an episode: {"success": True, "score": 1.0}
 LEARNER_KEYS = (
     "epochs", "minibatches", "micro_batch_tokens", "gradient_checkpointing", "learning_rate", "final_learning_rate",
-    "warmup_updates", "weight_decay", "grad_clip", "precision", "importance_cap",
+    "warmup_updates", "weight_decay", "grad_clip", "precision", "correction",
 )  # fmt: skip
 
 
@@ -204,7 +204,7 @@ class Parts:
         from algorithms.trainer import TrainerConfig
 
         objective = {field.name: cfg.algo[field.name] for field in fields(Objective) if field.name in cfg.algo}
-        settings: dict[str, Any] = dict(cfg.trainer)
+        settings: dict[str, Any] = {**cfg.trainer, "correction": instantiate(cfg.trainer.correction)}
         learner = LearnerConfig(
             objective=Objective(**{**objective, "loss": instantiate(cfg.algo.loss)}),
             temperature=method.sampling.temperature,

@@ -13,6 +13,7 @@ import torch
 from agents.samples import Sample
 from algorithms import learner as learner_module
 from algorithms.batches import chosen_logprobs
+from algorithms.correction import Correction
 from algorithms.learner import Learner, check_precision
 from algorithms.losses import clip_cov_loss, gspo_loss, kl_cov_loss, nft_loss, reinforce_loss, topr_loss
 from algorithms.turn_table import TurnTable
@@ -329,8 +330,8 @@ def test_kl_in_the_reward_is_not_in_the_loss() -> None:
     sampler = np.concatenate([[p for p, on in zip(s.logprobs, s.mask, strict=True) if on] for s in batch])
     exact = torch.cat([logprobs_of(policy.model, sample) for sample in batch]).detach().numpy()
     np.testing.assert_allclose(learner.reference_kl(batch), sampler - exact, atol=1e-5)
-    corrected = Learner(policy.model, learner_config(**options, importance_cap=2.0))
-    moved(policy.model)  # the reference does not move; with a cap, KL is that of the trained weights
+    corrected = Learner(policy.model, learner_config(**options, correction=Correction()))
+    moved(policy.model)  # the reference does not move; with a correction, KL is that of the trained weights
     now = torch.cat([logprobs_of(policy.model, sample) for sample in batch]).detach().numpy()
     np.testing.assert_allclose(corrected.reference_kl(batch), now - exact, atol=1e-5)
 
@@ -352,7 +353,32 @@ def test_an_entropy_bonus_is_the_gradient_of_the_entropies() -> None:
         torch.testing.assert_close(old - new.detach(), gradient, atol=1e-5, rtol=1e-3)
 
 
-def test_a_capped_importance_weight_corrects_for_the_sampler() -> None:
+def test_rejected_tokens_are_in_neither_the_loss_nor_its_divisor() -> None:
+    limit = 1.05
+
+    def expected(logprobs, sampler, reference, advantages):
+        ratio = (logprobs - sampler).detach().exp()
+        kept = (ratio < limit) & (ratio > 1 / limit)
+        counts.append(int(kept.sum()))
+        loss = -(advantages * ratio.clamp(max=2.0) * (logprobs - logprobs.detach()).exp())
+        return loss[kept].sum() * 5  # the mean over five sequences is taken outside
+
+    def rejecting(**changes):
+        counts.clear()
+        return assert_the_update_is(
+            expected,
+            correction=Correction(reject={"token_k1": limit}),
+            aggregation="seq-mean-token-sum-norm",
+            **changes,
+        )
+
+    counts: list[int] = []
+    metrics = rejecting(loss_divisor=1.0)
+    assert metrics["mismatch/rejected"] == pytest.approx(1 - sum(counts) / 30)
+    assert 0 < sum(counts) < 30
+
+
+def test_a_bounded_importance_weight_corrects_for_the_sampler() -> None:
     """The ratio begins at 1, from log-probabilities that were computed anew, and the sampler's enter the weight."""
     ratios: list[torch.Tensor] = []
 
@@ -361,13 +387,13 @@ def test_a_capped_importance_weight_corrects_for_the_sampler() -> None:
         ratios.append(ratio)
         return -(advantages * ratio.clamp(max=1.2) * (logprobs - logprobs.detach()).exp()).mean()
 
-    metrics = assert_the_update_is(expected, importance_cap=1.2)
+    metrics = assert_the_update_is(expected, correction=Correction(high=1.2))
     seen = torch.cat(ratios)
     assert metrics["train/clip_fraction"] == 0.0
     assert metrics["mismatch/kl"] == pytest.approx(-float(seen.log().mean()), rel=1e-3)
     assert metrics["mismatch/max_ratio"] == pytest.approx(float(seen.log().abs().max().exp()), rel=1e-3)
-    assert 0 < metrics["mismatch/capped"] < 1
-    assert metrics["mismatch/capped"] == pytest.approx(float((seen > 1.2).float().mean()))
+    assert 0 < metrics["mismatch/bounded"] < 1
+    assert metrics["mismatch/bounded"] == pytest.approx(float((seen > 1.2).float().mean()))
 
 
 @pytest.mark.parametrize("aggregation", ["token-mean", "turn-mean", "trajectory-mean", "seq-mean-token-sum"])

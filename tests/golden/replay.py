@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from algorithms.correction import Correction
 from algorithms.estimators.dapo import overlong_penalty
 from algorithms.estimators.gae import bi_level_gae, gae_over_tokens, token_gae, turn_gae
 from algorithms.estimators.gigpo import anchor_groups, gigpo, step_values
@@ -539,6 +540,33 @@ def replay_policy_losses(inputs: Answers, params: Answers, expected: Answers) ->
         for aggregation in set(AGGREGATIONS) - set(UNIT_MEANS)
     }
     return answers | {"gspo": run(gspo_loss, "seq-mean-token-mean", **clip)}
+
+
+def replay_rollout_correction(inputs: Answers, params: Answers, expected: Answers) -> Answers:
+    mask = np.array(inputs["response_mask"], dtype=np.bool_)
+    table = single_turns(np.arange(len(mask)), np.zeros(len(mask)), tokens=mask.sum(axis=1))
+    logprobs = (np.array(inputs[name])[mask] for name in ("old_log_prob", "rollout_log_prob"))
+    trained, engine = logprobs
+
+    def padded(values: NDArray[Any]) -> NDArray[np.float64]:
+        out = np.zeros(mask.shape)
+        out[mask] = values
+        return out
+
+    answers: Answers = {}
+    for name, level in [("token", "token"), ("sequence", "episode")]:
+        for ending, normalize in [("", False), ("_normalized", True)]:
+            correction = Correction(level, high=params["threshold"], normalize=normalize)
+            answers[f"weights_{name}{ending}"] = padded(correction(trained, engine, table).weights)
+    for name in expected:
+        if name.startswith("mask|"):
+            _, measures, bounds = name.split("|")
+            reject = {
+                measure.replace("seq_", "episode_"): [float(value) for value in bound.split("_")]
+                for measure, bound in zip(measures.split(","), bounds.split(","), strict=True)
+            }
+            answers[name] = padded(Correction(reject=reject)(trained, engine, table).kept)
+    return answers
 
 
 def replay_policy_losses_2(inputs: Answers, params: Answers, expected: Answers) -> Answers:

@@ -387,6 +387,7 @@ def test_a_warning_is_a_line_without_a_date(cli: Cli) -> None:
         (["seeds=[0"], "cannot read the override 'seeds=[0'"),
         (["agent=random,expert"], "add --multirun"),
         (["env=gym", "env.id=x", "env.kwargs.kind=y"], "env.kwargs 'kind'; known: none; to add it: +env.kwargs.kind=…"),
+        (["env=gym", "env.id=x", "env.kwargs={kind: y}"], "add each by itself: '+env.kwargs.NAME=VALUE'"),
         (["agent=random", "+env.rooms=3"], "unknown setting of env 'rooms'; known: none"),
         (["resume=nowhere"], "nothing to resume in nowhere"),
         (["-m", "resume=nowhere"], "resumes one run, so it cannot be used with --multirun"),

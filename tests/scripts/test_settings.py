@@ -188,6 +188,8 @@ WORDS = {  # the settings that are words, and where these are known
     "topr_loss.ratio": "algorithms.losses.RATIOS",
     "dppo_loss.divergence": "algorithms.losses.DIVERGENCES",
     "nft_loss.normalizer": "algorithms.losses.NORMALIZERS",
+    "correction.level": "algorithms.correction.LEVELS",
+    "correction.outside": "algorithms.correction.OUTSIDE",
     "Critic.body": "algorithms.signals.critic.BODIES",
     "ImplicitPRM.loss": "algorithms.signals.implicit_prm.LOSSES",
     "ImplicitPRM.reference": "algorithms.signals.implicit_prm.REFERENCES",
