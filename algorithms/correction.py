@@ -112,8 +112,8 @@ def _reduced(how: str, values: Floats, unit: NDArray[np.int64]) -> Floats:
         largest = np.full(count, -np.inf)
         np.maximum.at(largest, unit, values)
         return np.where(np.isinf(largest), 0.0, largest)
-    sums = np.bincount(unit, weights=values, minlength=count)
-    return sums / np.maximum(np.bincount(unit, minlength=count), 1) if how == "mean" else sums
+    sums = np.bincount(unit, weights=values, minlength=count).astype(np.float64)
+    return sums / np.maximum(np.bincount(unit, minlength=count), 1.0) if how == "mean" else sums
 
 
 def _within(measure: str, bound: Bound, log_r: Floats, units: Mapping[str, NDArray[np.int64]]) -> NDArray[np.bool_]:

@@ -274,7 +274,7 @@ class Learner:
     ) -> tuple[list[Example], dict[str, float]]:
         """The examples, and the metrics of a correction. `advantages` and `old` are [M]."""
         correction, highest = self.config.correction, self.objective.probability_mask
-        weights, trained, mismatch = np.ones(len(old)), np.ones(len(old), dtype=np.bool_), {}
+        weights, trained, mismatch = np.ones(len(old)), np.ones(len(old), dtype=np.bool_), dict[str, float]()
         if correction is not None:
             weights, trained, mismatch = correction(old, _engine_logprobs(samples), table)
         if highest is not None:
