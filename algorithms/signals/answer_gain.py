@@ -76,10 +76,15 @@ class AnswerGain(UntrainedSignal):
         def logprobs(batch: Batch) -> Tensor:
             return sampled_logprobs(context.model, batch, 1.0, context.dtype)[0]
 
-        logprobs_of_ids = map_samples(asked, context.micro_batch_tokens, context.device, logprobs)
+        # Attempts at a task begin with the same prompt and often go on alike, so each sequence is computed once.
+        keys = [(*sample.ids, sum(sample.mask)) for sample in asked]
+        distinct = dict(zip(keys, asked, strict=True))
+        place = {key: number for number, key in enumerate(distinct)}
+        samples = list(distinct.values())
+        logprobs_of_ids = map_samples(samples, context.micro_batch_tokens, context.device, logprobs)
         belief = np.full(len(rollouts.table), np.nan)
-        np.fmax.at(belief, rows, sample_means(asked, logprobs_of_ids))
-        tokens = sum(len(sample.ids) for sample in asked)  # tokens read, the cost of the signal
+        np.fmax.at(belief, rows, sample_means(samples, logprobs_of_ids)[[place[key] for key in keys]])
+        tokens = sum(len(sample.ids) for sample in samples)  # tokens read, the cost of the signal
         known = belief[np.isfinite(belief)]
         metrics = {"signal/answer_measured": len(known) / len(belief), "signal/answer_tokens": float(tokens)}
         if len(known):
