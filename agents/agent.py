@@ -33,7 +33,11 @@ class View:
 
 @dataclass(frozen=True)
 class Decision:
-    """What an agent does. With `status` None it does nothing, and the episode ends with `stop_reason`."""
+    """What an agent does. With `status` None it does nothing, and the episode ends with `stop_reason`.
+
+    With `actions`, these are played in place of `action`, one after the other until the episode ends, all in one turn.
+    There may be none; then the environment is not asked.
+    """
 
     action: str
     status: ParseStatus | None = ParseStatus.OK
@@ -44,6 +48,7 @@ class Decision:
     nodes: list[Node] = field(default_factory=list)
     stop_reason: StopReason = StopReason.CONTEXT_LIMIT
     error: str = ""  # the error that ended the episode, if any
+    actions: tuple[str, ...] | None = None
 
 
 class Agent(Protocol):

@@ -7,7 +7,8 @@ The rules of every rollout (the tests check this list):
 
  1. Each job is played exactly once, and the episodes come back in the order of the jobs.
  2. An episode ends exactly once, with a `StopReason`; no turn is played or generated after it.
- 3. A turn's observation is what the agent saw before it acted; its reward is the reward of its own action.
+ 3. A turn's observation is what the agent saw before it acted; its reward is the sum of the rewards of its own actions,
+    which is one, unless the agent's decision says otherwise.
   4. The ids of a turn are the sampled ids. Nothing is encoded again.
   5. An environment that raises or hangs ends its own episode (`env_error`, `step_timeout`) and no other. If it ends the
      process that other environments share, these continue where they were (`envs.pool`). An episode that cannot
@@ -118,6 +119,10 @@ def check_data(episodes: Sequence[Episode]) -> None:
         raise NoDataError(f"missing files ended {len(missing)} of {len(episodes)} episodes; the first was: {first}")
 
 
+def _added(before: float | None, more: float | None) -> float | None:
+    return more if before is None else before if more is None else before + more
+
+
 @dataclass
 class _Running:
     view: View
@@ -174,16 +179,17 @@ class _Stage:
         """Ask the agent for an action in every running episode, and play them."""
         starts = self._take_starts() if self.keep_starts else {}
         views = {slot: playing.view for slot, playing in self.running.items()}
-        actions: dict[int, str] = {}
+        actions: dict[int, tuple[str, ...]] = {}
         for (slot, view), decision in zip(views.items(), self.agent.act(list(views.values())), strict=True):
             if decision.status is None:
                 self._end(slot, decision.stop_reason, decision.error)
                 continue
-            actions[slot] = clean_text(decision.action)
+            action = clean_text(decision.action)
+            actions[slot] = (action,) if decision.actions is None else tuple(map(clean_text, decision.actions))
             view.episode.turns.append(
                 Turn(
                     observation=view.observation,
-                    action=actions[slot],
+                    action=action,
                     reward=0.0,  # set when the environment has answered
                     state_key=view.info["state_key"],
                     status=decision.status,
@@ -195,11 +201,20 @@ class _Stage:
                     start=starts.get(slot),
                 )
             )
-        for slot, outcome in self.pool.step(actions).items():
-            turn = views[slot].episode.turns[-1]
-            turn.reward = outcome.reward
-            turn.turn_reward, turn.tool_result = outcome.info.get("turn_reward"), outcome.info.get("tool_result")
-            self._see(slot, outcome)
+        self._play(actions)
+
+    def _play(self, actions: dict[int, tuple[str, ...]]) -> None:
+        """Play the actions of each slot's turn, one after the other until its episode ends."""
+        for place in range(max(map(len, actions.values()), default=0)):
+            now = {slot: turn[place] for slot, turn in actions.items() if place < len(turn) and slot in self.running}
+            for slot, outcome in self.pool.step(now).items():
+                turn = self.running[slot].view.episode.turns[-1]
+                turn.reward += outcome.reward
+                turn.turn_reward = _added(turn.turn_reward, outcome.info.get("turn_reward"))
+                turn.tool_result = outcome.info.get("tool_result")
+                self._see(slot, outcome, more=place + 1 < len(actions[slot]))
+        for slot in [slot for slot, turn in actions.items() if not turn]:
+            self._check_limits(slot)
 
     def _take_starts(self) -> dict[int, Start]:
         """The current states of the running episodes; an episode ends if its environment cannot give one."""
@@ -213,8 +228,11 @@ class _Stage:
             starts[slot] = Start(tuple(view.episode.turns), view.observation, view.info, outcome.snapshot)
         return starts
 
-    def _see(self, slot: int, outcome: Outcome) -> None:
-        """Store what the environment returned, and end the episode if it is over."""
+    def _see(self, slot: int, outcome: Outcome, more: bool = False) -> None:
+        """Store what the environment returned, and end the episode if it is over.
+
+        With `more`, other actions of the turn follow, and limits wait for the last one.
+        """
         if outcome.error is not None:
             self._fail(slot, outcome.error)
             return
@@ -226,9 +244,14 @@ class _Stage:
         episode.answers = info["answers"]
         if outcome.terminated or outcome.truncated:
             self._end(slot, StopReason(info["stop_reason"]))
-        elif self.max_turns is not None and len(episode.turns) >= self.max_turns:
+        elif not more:
+            self._check_limits(slot)
+
+    def _check_limits(self, slot: int) -> None:
+        playing = self.running[slot]
+        if self.max_turns is not None and len(playing.view.episode.turns) >= self.max_turns:
             self._end(slot, StopReason.TURN_LIMIT)
-        elif self.running[slot].seconds > self.episode_timeout:
+        elif playing.seconds > self.episode_timeout:
             self._end(slot, StopReason.EPISODE_TIMEOUT)
 
     def _fail(self, slot: int, error: EnvFailure) -> None:

@@ -55,6 +55,12 @@ def draw(names: str, seed: int) -> tuple[list[str], str, np.random.Generator]:
     return arms, high, rng
 
 
+def prompt(names: str, seed: int) -> str:
+    """The text that shows the arms of a seed."""
+    first, second = draw(names, seed)[0]
+    return PROMPT.format(first=first, second=second)
+
+
 class BanditEnv(TextEnv):
     """Plays the pair that a task's `names` and seed draw. Without a task, `reset(seed=…)` draws a training pair."""
 
@@ -71,7 +77,7 @@ class BanditEnv(TextEnv):
         if task.payload["names"] not in PAIRS:
             raise UnknownNameError("set of names", str(task.payload["names"]), PAIRS)
         self._enter(task.payload["names"], task.seed)
-        return PROMPT.format(first=self._arms[0], second=self._arms[1]), self._about()
+        return prompt(*self._task), self._about()
 
     def _enter(self, names: str, seed: int) -> None:
         self._task = (names, seed)

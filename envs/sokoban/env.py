@@ -10,7 +10,8 @@
 Actions are `up`, `down`, `left` and `right`, in any case; any other text is a turn without a move. Rules, rewards and
 symbols are in `envs.sokoban.board`, ways to show a room in `envs.sokoban.views`. `info["score"]` is the share of boxes
 on targets, and `info["state_key"]` the grid, which is the true state. `info["admissible"]` has the moves that change
-something. `info["brief"]` is for small policies: one token for each thing, and later only what may have moved.
+something, `info["actions"]` all four. `info["brief"]` is for small policies: one token for each thing, and later only
+what may have moved.
 """
 
 from __future__ import annotations
@@ -81,6 +82,7 @@ class SokobanEnv(TextEnv):
         return {
             "goal": GOAL,
             "admissible": board.possible() or list(MOVES),
+            "actions": list(MOVES),
             "score": board.covered / len(board.boxes),
             "success": board.solved,
             "state_key": board.text,

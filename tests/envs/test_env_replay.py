@@ -63,6 +63,12 @@ def test_a_recording_is_recognised_without_its_name(path: Path) -> None:
         ("sokoban/verl_agent", ["runs", 0, "steps", 1, "prompts", 1], "?"),
         ("sokoban/verl_agent", ["projection", 2, "valid"], 0),
         ("sokoban/verl_agent", ["episodes", 0, "steps", 0, "new_field"], 1),
+        ("ragen_games/games", ["frozen_lake", 0, "map"], ["SFFF"]),
+        ("ragen_games/games", ["frozen_lake", 1, "steps", 2, "observation"], "?"),
+        ("ragen_games/games", ["bandit", 0, "reward"], 0.5),
+        ("ragen_games/games", ["countdown", "answers", 0, "reward"], 0.1),
+        ("ragen_games/turns", ["runs", 0, "turns", 3, "penalty_total"], 1),
+        ("ragen_games/turns", ["runs", 0, "messages_at_end", 1, 3, "content"], "?"),
     ],
 )
 def test_a_difference_is_found_and_printed(
