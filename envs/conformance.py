@@ -22,9 +22,10 @@ is none), and once by the expert if there is one:
  7. turn_limit_is_exact: an episode that nothing else ends is truncated at turn `max_turns` (if it is known).
  8. no_step_outside_episodes: `step` before the first reset or after an end raises `EpisodeOverError`.
  9. replay_is_equal: the same task, seed and actions give the same transcript in another instance.
-10. reset_starts_afresh: … and in an instance that was in the middle of another episode.
-11. instances_are_independent: … and in instances that are stepped alternately.
-12. global_randomness_is_left_alone: … and with other seeds in `random` and `numpy.random`, whose state does not change.
+10. reset_starts_afresh: the transcript is also equal in an instance that was in the middle of another episode.
+11. instances_are_independent: the transcript is also equal in instances that are stepped alternately.
+12. global_randomness_is_left_alone: the transcript is also equal with other seeds in `random` and `numpy.random`, whose
+    state does not change.
 13. any_text_is_an_action: empty, huge (1 MB), Unicode and control characters never raise.
 14. info_is_the_callers: later steps do not change a returned info, and changing it does not change later steps.
 15. results_can_be_sent: observations and infos can be pickled, so workers can send them.

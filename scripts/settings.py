@@ -27,6 +27,7 @@ GROUPS = {  # configuration of a command -> the groups that it needs
     "evaluate": ("env", "agent", "policy", "rollout", "pool"),
     "play": ("env", "policy", "rollout"),
     "serve": ("env",),
+    "check": ("env",),
 }
 KEYS = {  # configuration of a command -> the other keys of the top level that it reads
     "config": ("seed", "split", "model", "resume"),
@@ -34,6 +35,7 @@ KEYS = {  # configuration of a command -> the other keys of the top level that i
     "evaluate": ("seeds", "split", "model", "max_turns", "limit", "resume"),
     "play": ("agent", "split", "task", "seed", "model", "delay"),
     "serve": (),
+    "check": (),
 }
 CLOSED = ("trainer", "eval", "pool", "lab")  # groups with exactly the keys that are listed here
 OPTIONAL = ("trainer.env_steps",)  # keys of these groups that may be absent

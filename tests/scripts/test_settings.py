@@ -56,6 +56,7 @@ def choices() -> Iterator[tuple[str, tuple[str, ...]]]:
     yield "lab", ()
     yield "evaluate", ()
     yield "play", ()
+    yield "check", ()
     yield "serve", ()
 
 

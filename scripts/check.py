@@ -1,0 +1,73 @@
+"""Check an environment against the contract: `python -m scripts.check env=NAME`.
+
+The rules of `envs.conformance` run one after the other, and each is printed with its result. For a broken rule, it is
+printed what the rule says, what was found, and where the environment raised. The exit code is 1 if a rule is broken.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+import traceback
+from collections.abc import Callable
+from functools import partial
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from envs import conformance
+from envs.conformance import ENV_RULES, TASK_SET_RULES, ConformanceError, check_env_rule, check_task_set_rule
+from envs.core import TaskSet, counted
+from scripts.common import Terminal, command, printable
+from scripts.doctor import MARKS
+
+
+@command("check")
+def main(cfg: DictConfig) -> None:
+    """Check the task set and its environments."""
+    console = Terminal(soft_wrap=True)
+
+    def make() -> TaskSet:
+        return instantiate(cfg.env)
+
+    task_set = make()
+    console.print(task_set.describe())
+    subject = conformance.subject_of(task_set)
+    checks: dict[str, Callable[[], None]] = {
+        **{rule: partial(check_env_rule, rule, subject) for rule in ENV_RULES},
+        **{rule: partial(check_task_set_rule, rule, make) for rule in TASK_SET_RULES},
+    }
+    texts, broken = rule_texts(), 0
+    for number, (rule, check) in enumerate(checks.items(), start=1):
+        began = time.monotonic()
+        try:
+            check()
+        except ConformanceError as error:
+            broken += 1
+            console.print(f"{MARKS['bad']} {number:2} {rule}")
+            console.print(f"     the rule: {texts[rule]}")
+            console.print(f"     found: {printable(str(error).partition(f'{rule}: ')[2])}{_place(error)}", markup=False)
+        else:
+            console.print(f"{MARKS['ok']} {number:2} {rule} ({time.monotonic() - began:.1f} s)")
+    if broken:
+        console.print(f"{counted(broken, 'rule')} of {len(checks)} broken; docs/environments/your_own.md explains them")
+        raise SystemExit(1)
+    console.print(f"all {len(checks)} rules hold, on {counted(len(subject.tasks), 'task')}")
+
+
+def rule_texts() -> dict[str, str]:
+    """What each rule says, from the list in the documentation of `envs.conformance`."""
+    found = re.findall(r"^ ?\d+\. (\w+): (.+?)(?=\n ?\d+\. |\n\n|\Z)", conformance.__doc__ or "", re.M | re.S)
+    return {name: " ".join(text.split()) for name, text in found}
+
+
+def _place(error: ConformanceError) -> str:
+    """Where an exception was raised that is not one of the rules' own; empty otherwise."""
+    if error.__cause__ is None:
+        return ""
+    frame = traceback.extract_tb(error.__cause__.__traceback__)[-1]
+    return f", in {frame.filename}, line {frame.lineno}: {frame.line}"
+
+
+if __name__ == "__main__":
+    main()
