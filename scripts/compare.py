@@ -26,12 +26,9 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import yaml
-from numpy.typing import NDArray
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.figure import SubFigure
+from matplotlib.figure import Figure, SubFigure
+from numpy.typing import NDArray
 
 from envs.files import write_whole
 from scripts.common import Terminal, run
@@ -288,7 +285,7 @@ def draw(groups: Sequence[Group], target: Path) -> None:
     lines = [_wrapped(group, width / columns) for group in shown]
     title = 0.17 * max(text.count("\n") + 1 for text in lines)
     height = max(3.2, 0.7 + rows * (1.7 + title))
-    figure = plt.figure(figsize=(width, height * len(measures)), layout="constrained")
+    figure = Figure(figsize=(width, height * len(measures)), layout="constrained")
     for part, measure in zip(figure.subfigures(len(measures), 1, squeeze=False)[:, 0], measures, strict=True):
         _draw_part(part, shown, lines, measure, rows, columns)
     if len(groups) > 1:

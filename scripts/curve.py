@@ -13,18 +13,16 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-import matplotlib as mpl
 import numpy as np
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from envs.files import whole_file
+
+if TYPE_CHECKING:  # matplotlib takes a second to import, and mistakes are reported before that
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Line: TypeAlias = Mapping[str, float]  # a line of metrics.jsonl
 
@@ -89,25 +87,26 @@ def draw_pictures(run: Path, title: str) -> list[Path]:
 
 
 def save(figure: Figure, target: Path) -> None:
-    """Write a figure as a PNG, completely or not at all, and close it."""
+    """Write a figure as a PNG, completely or not at all."""
     with whole_file(target) as partial:
         figure.savefig(partial, format="png", dpi=150)
-    plt.close(figure)
 
 
 # -- results ----------------------------------------------------------------------------------------------------------
 def _curve(lines: Sequence[Line], title: str) -> Figure:
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
     shown = ["success", "score"] if has_score(lines) else ["success"]
-    figure, axes = plt.subplots(
-        len(shown), figsize=(WIDTH, 1.1 + 3.4 * len(shown)), sharex=True, squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=(WIDTH, 1.1 + 3.4 * len(shown)), layout="constrained")
+    axes = figure.subplots(len(shown), sharex=True, squeeze=False)
     for panel, quantity in zip(axes[:, 0], shown, strict=True):
         _training(panel, lines, lambda line, quantity=quantity: line[f"rollout/{quantity}"])
         _evaluations(panel, lines, quantity)
         panel.set(ylabel=quantity, ylim=(-0.02, 1.02))
     top, bottom = axes[0, 0], axes[-1, 0]
     top.set_title(title, parse_math=False)
-    top.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
+    top.yaxis.set_major_formatter(PercentFormatter(1.0))
     _updates(bottom)
     figure.legend(*top.get_legend_handles_labels(), loc="outside lower left", frameon=False, fontsize=8)
     return figure
@@ -169,7 +168,11 @@ def _evaluations(axes: Axes, lines: Sequence[Line], quantity: str) -> None:
 
 # -- diagnostics ------------------------------------------------------------------------------------------------------
 def _diagnostics(lines: Sequence[Line], title: str) -> Figure:
-    figure, axes = plt.subplots(3, 2, figsize=(WIDTH, 7.2), sharex=True, layout="constrained")
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    figure = Figure(figsize=(WIDTH, 7.2), layout="constrained")
+    axes = figure.subplots(3, 2, sharex=True)
     for panel, (name, quantity) in zip(axes.flat, QUANTITIES.items(), strict=True):
         _training(panel, lines, quantity)
         panel.set_title(name, fontsize=9)
@@ -178,7 +181,7 @@ def _diagnostics(lines: Sequence[Line], title: str) -> Figure:
             panel.set_yticks([])
         elif panel.dataLim.y0 >= 0 > panel.get_ylim()[0]:
             panel.set_ylim(bottom=0)
-    axes[1, 1].yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
+    axes[1, 1].yaxis.set_major_formatter(PercentFormatter(1.0))
     for bottom in axes[-1]:
         _updates(bottom)
         bottom.set_xlim(left=0)
@@ -187,5 +190,7 @@ def _diagnostics(lines: Sequence[Line], title: str) -> Figure:
 
 
 def _updates(axes: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     axes.set_xlabel("update")
-    axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))

@@ -18,7 +18,6 @@ from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from matplotlib.figure import Figure
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.markdown import Markdown
@@ -58,10 +57,10 @@ def _run(cfg: DictConfig, run: Path) -> None:
     jobs = plan(task_set, cfg.split, cfg.seeds, cfg.limit)
     if cfg.limit is not None:
         console.print(f"limit={cfg.limit}: {describe_limit(cfg.limit, len(manifest.ids))}")
+    check_tasks(needs_of_agent(cfg.agent), cfg, task_set, manifest)  # before torch reads which checkpoint is the best
     model = model_of(cfg)
     facts = _facts(cfg, task_set, model)
     before = _read_facts(run / "run.json", facts)
-    check_tasks(needs_of_agent(cfg.agent), cfg, task_set, manifest)
     agent = make_agent(cfg.agent, task_set, model, cfg.seeds[0])
     facts["machine"] = machine() if model else {}  # without a model, nothing is rounded differently
     if before is None:
@@ -233,6 +232,8 @@ def _write(run: Path, facts: Facts, environment: str, evaluation: Evaluation, co
 
 def chart(evaluation: Evaluation, title: str) -> bytes:
     """A chart of the success rates by task type, with 95 % intervals, as a PNG."""
+    from matplotlib.figure import Figure  # takes a second to import, and mistakes are reported before that
+
     rates = {"all": evaluation.success, **evaluation.by_type}
     figure = Figure(figsize=(8, 1.4 + 0.45 * len(rates)), layout="constrained")
     axes = figure.subplots()

@@ -21,11 +21,8 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from numpy.typing import NDArray
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from agents.statistics import RESAMPLES, Interval, seed_interval, two_level_interval
 from algorithms.checkpoint import RUN, checkpoint_folder
@@ -478,10 +475,8 @@ def colours(algos: Sequence[str], baseline: str) -> dict[str, Any]:
 def curves(record: Mapping[str, Any]) -> Figure:
     """Mean success of each method over each of `AXES`; rows for success and score."""
     measures = record["measures"]
-    figure, panels = plt.subplots(
-        len(measures), len(AXES), figsize=(10.5, 1.2 + 2.6 * len(measures)), sharey="row", sharex="col", squeeze=False,
-        layout="constrained",
-    )  # fmt: skip
+    figure = Figure(figsize=(10.5, 1.2 + 2.6 * len(measures)), layout="constrained")
+    panels = figure.subplots(len(measures), len(AXES), sharey="row", sharex="col", squeeze=False)
     colour = colours(list(record["methods"]), record["baseline"])
     for row, measure in zip(panels, measures, strict=True):
         for axes, (axis, label) in zip(row, AXES.items(), strict=True):

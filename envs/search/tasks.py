@@ -79,10 +79,12 @@ class SearchTasks:
         self._retriever, self._model, self._url, self._wire = retriever, model, url, wire
         self._protocol, self._top_k, self._max_turns = protocol, top_k, max_turns
         self._manifests: dict[str, Manifest] = {}
+        self._drawn: dict[str, dict[str, dict[str, Any]]] = {}  # payloads of the generated world by split and id
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what has been read, which cannot be sent to a worker: it reads it itself."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("_payloads", "_world")}
+        read = ("_of_file", "_world", "_needed")
+        return {name: value for name, value in self.__dict__.items() if name not in read} | {"_drawn": {}}
 
     def _find(self, path: str | os.PathLike[str], what: str) -> Path:
         """The file, or the one of this name in the data folder. Raises `NoDataError`."""
@@ -98,7 +100,7 @@ class SearchTasks:
 
     @property
     def splits(self) -> Sequence[str]:
-        return tuple(SPLITS) if self._file is None else tuple(self._payloads)
+        return tuple(SPLITS) if self._file is None else tuple(self._of_file)
 
     @property
     def eval_splits(self) -> Sequence[str]:
@@ -144,11 +146,11 @@ class SearchTasks:
         return SearchExpert() if self._file is None and self._protocol == "polyturn" else None
 
     def describe(self) -> str:
-        """Raises the errors of `manifest`."""
-        counts = ", ".join(f"{counted(len(self._split(split)), 'question')} in {split}" for split in self.splits)
+        """Raises the errors of `read_questions`. Draws no questions: an error of a setting must not wait for them."""
+        splits = ", ".join(self.splits)
         where = f"the generated world of {self._people} people" if self._file is None else str(self._file)
         return (
-            f"{ENV_ID}: {where}: {counts}; {self._retriever} over {self._corpus or 'its passages'}, protocol "
+            f"{ENV_ID}: {where}, with {splits}; {self._retriever} over {self._corpus or 'its passages'}, protocol "
             f"{self._protocol}, at most {counted(self.max_turns, 'turn')}"
         )
 
@@ -165,32 +167,40 @@ class SearchTasks:
         return embedded_world(self._people)
 
     @cached_property
-    def _payloads(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """The payloads by split and id."""
-        if self._file is not None:
-            return read_questions(self._file, str(self._corpus or ""))
-        needed = _Needed(self._opened, self._top_k or PROTOCOLS[self._protocol].top_k)
-        payloads: dict[str, dict[str, dict[str, Any]]] = {}
-        for split in SPLITS:
-            payloads[split] = {}
-            for question in self._world.draw(split, self._sizes.get(split, self._sizes["valid"])):
-                least = needed.searches(question, self._world)
-                if least is not None:
-                    payloads[split][f"{split}-{_name(question.text)}"] = {
-                        "type": question.kind,
-                        "question": question.text,
-                        "answers": [question.answer],
-                        "gold": [self._world.things[name].gold for name in question.chain],
-                        "least_searches": least,
-                        "corpus": str(self._world.corpus),
-                        "named": True,
-                    }
+    def _of_file(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """The payloads of the question file by split and id."""
+        assert self._file is not None
+        return read_questions(self._file, str(self._corpus or ""))
+
+    @cached_property
+    def _needed(self) -> _Needed:
+        return _Needed(self._opened, self._top_k or PROTOCOLS[self._protocol].top_k)
+
+    def _draw(self, split: str) -> dict[str, dict[str, Any]]:
+        payloads: dict[str, dict[str, Any]] = {}
+        for question in self._world.draw(split, self._sizes.get(split, self._sizes["valid"])):
+            least = self._needed.searches(question, self._world)
+            if least is not None:
+                payloads[f"{split}-{_name(question.text)}"] = {
+                    "type": question.kind,
+                    "question": question.text,
+                    "answers": [question.answer],
+                    "gold": [self._world.things[name].gold for name in question.chain],
+                    "least_searches": least,
+                    "corpus": str(self._world.corpus),
+                    "named": True,
+                }
         return payloads
 
     def _split(self, split: str) -> dict[str, dict[str, Any]]:
+        """The payloads of a split by id."""
         if split not in self.splits:
             raise UnknownNameError(f"split of {ENV_ID}", split, self.splits)
-        return self._payloads[split]
+        if self._file is not None:
+            return self._of_file[split]
+        if split not in self._drawn:
+            self._drawn[split] = self._draw(split)
+        return self._drawn[split]
 
 
 class _Needed:

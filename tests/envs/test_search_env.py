@@ -19,7 +19,7 @@ from envs.search import igpo, mt_grpo, polyturn, search_r1, verl_agent
 from envs.search.dialogue import PROTOCOLS
 from envs.search.env import ANY_ANSWER, ANY_SEARCH, ENV_ID, SearchEnv
 from envs.search.expert import read_question
-from envs.search.generate import SPLITS, UNKNOWN, embedded_world, is_held_out, questions
+from envs.search.generate import SPLITS, UNKNOWN, World, embedded_world, is_held_out, questions
 from envs.search.retrieval import open_retriever
 from envs.search.search_r1 import Action
 from envs.search.tasks import QuestionsError, SearchTasks
@@ -245,6 +245,21 @@ def test_the_hash_of_a_split_changes_with_what_it_is_played_in(folder: Path) -> 
     assert SearchTasks(str(folder / "questions.jsonl"), other).manifest("dev").content_hash != before.content_hash
 
 
+def test_wrong_names_are_errors_before_questions_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which takes seconds; and no split but the one that is asked for is drawn."""
+    drawn: list[str] = []
+    draw = World.draw
+    monkeypatch.setattr(World, "draw", lambda self, split, count: drawn.append(split) or draw(self, split, count))
+    tasks = embedded()
+    assert "with train, valid" in tasks.describe()
+    with pytest.raises(UnknownNameError, match="did you mean 'valid'"):
+        tasks.manifest("vaild")
+    assert drawn == []
+    tasks.manifest("valid")
+    assert tasks.task("valid", tasks.manifest("valid").ids[0]).id.startswith("valid-")
+    assert drawn == ["valid"]
+
+
 def test_the_usual_forms_of_questions_are_read(tmp_path: Path) -> None:
     rows = [
         {"question": "a?", "answer": ["x", "y"]},
@@ -258,7 +273,7 @@ def test_the_usual_forms_of_questions_are_read(tmp_path: Path) -> None:
     assert [tasks.manifest(split).ids for split in tasks.splits] == [("n1",), ("7",), ("0000001",)]
     assert tasks.expert() is None
     assert pickle.loads(pickle.dumps(tasks)).task("dev", "7") == tasks.task("dev", "7")
-    assert "1 question in train" in tasks.describe()
+    assert "with train, dev, test; bm25" in tasks.describe()
 
 
 @pytest.mark.parametrize(
