@@ -5,7 +5,8 @@
 
 Other packages add environments through entry points of the group `polyturn.envs`. An entry point names a module, which
 registers its environments when it is imported, or a callable, which registers them when it is called. If one fails, a
-warning is given and `plugin_errors` keeps its traceback.
+warning is given and `plugin_errors` keeps its traceback. A folder `conf` beside the module has configurations: with
+`conf/env/NAME.yaml` the commands know `env=NAME`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 import traceback
 import warnings
 from importlib import metadata
+from pathlib import Path
 
 import gymnasium as gym
 
@@ -45,6 +47,20 @@ def plugin_errors() -> list[str]:
     return list(_errors.values())
 
 
+def plugin_configurations() -> dict[str, Path]:
+    """The folders with configurations of other packages, each by the name and the version of its package."""
+    folders = {}
+    for point in _loaded:
+        file = getattr(sys.modules.get(point.module), "__file__", None)
+        if file and (Path(file).parent / "conf" / "env").is_dir():
+            folders[_package(point)] = Path(file).parent / "conf"
+    return dict(sorted(folders.items()))
+
+
+def _package(point: metadata.EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist else "an unknown package"
+
+
 def _being_imported(module: str) -> bool:
     """Whether that very module is importing this package, so it is not ready yet."""
     return bool(getattr(getattr(sys.modules.get(module), "__spec__", None), "_initializing", False))
@@ -57,9 +73,8 @@ def _load(point: metadata.EntryPoint) -> None:
             target()
         _loaded.add(point)
     except Exception:
-        package = f"{point.dist.name} {point.dist.version}" if point.dist else "an unknown package"
         _errors[point] = (
-            f"the entry point {point.name!r} ({point.value}) of {package} in the group {PLUGIN_GROUP!r} "
+            f"the entry point {point.name!r} ({point.value}) of {_package(point)} in the group {PLUGIN_GROUP!r} "
             f"cannot be loaded:\n{traceback.format_exc()}"
         )
         warnings.warn(_errors[point], RuntimeWarning, stacklevel=2)

@@ -37,6 +37,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandat
 from rich.console import Console
 
 import conf
+from envs import plugin_configurations
 from envs.core import UnknownNameError
 from envs.facts import Facts, differences
 from scripts.run_folder import Command, override_key, quoted, remove_traces
@@ -163,7 +164,7 @@ def _launch(launch: Callable[[], None], name: str) -> None:
     before, arguments = os.environ.get("HYDRA_FULL_ERROR", "0"), sys.argv
     _asked[:] = [override_key(argument) for argument in arguments[1:] if "=" in argument]
     try:
-        given = _resumed(arguments[1:], name)
+        given = [*_resumed(arguments[1:], name), *_search_path(arguments)]
         # Hydra's parser does not accept options between overrides: move them to the front.
         sys.argv = [arguments[0], *sorted(given, key=lambda a: "=" in a and not a.startswith("-"))]
         os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -172,6 +173,13 @@ def _launch(launch: Callable[[], None], name: str) -> None:
     finally:
         sys.argv = arguments
         os.environ["HYDRA_FULL_ERROR"] = before
+
+
+def _search_path(arguments: list[str]) -> list[str]:
+    """The override that adds the configurations of other packages (`envs`), unless the user sets a search path."""
+    folders = [quoted(folder) for folder in plugin_configurations().values()]
+    asked = any(override_key(argument) == "hydra.searchpath" for argument in arguments)
+    return [f"hydra.searchpath=[{','.join(folders)}]"] if folders and not asked else []
 
 
 def _check_options() -> None:

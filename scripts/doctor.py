@@ -110,7 +110,7 @@ def machine() -> Iterator[Finding]:
 
 def data() -> Iterator[Finding]:
     """Official games, embedded games, warm starts, and environments of other packages that cannot be loaded."""
-    from envs import plugin_errors
+    from envs import plugin_configurations, plugin_errors
     from envs.alfworld.game import GAME_FILE
     from envs.alfworld.generate import GENERATOR_VERSION
     from envs.alfworld.tasks import DOWNLOAD, OFFICIAL_COUNTS, ALFWorldTasks, official_folder
@@ -130,6 +130,9 @@ def data() -> Iterator[Finding]:
     warm = len(list((cache_root() / "warm_starts").glob("*/config.json")))
     yield Finding("ok", f"warm starts: {warm or 'none yet, the first run makes one'}")
     yield _bfcl()
+    for package, conf in plugin_configurations().items():
+        names = ", ".join(f"env={path.stem}" for path in sorted((conf / "env").glob("*.yaml")))
+        yield Finding("ok", f"environments of {package}: {names}")
     for error in plugin_errors():
         yield Finding("note", error)
 
