@@ -52,6 +52,7 @@ SMALL = {  # what takes the place of downloaded data, and of the time that many 
     ],
     "webshop": ["env.catalogue=embedded", "env.embedded_products=200"],
     "key_corridor": [],
+    "sokoban": ["env.train_tasks=300", "env.valid_tasks=20"],
     "search": [
         "env.questions=embedded", "env.corpus=null", "env.retriever=bm25", "env.embedded_people=48",
         "env.train_tasks=400", "env.valid_tasks=20",

@@ -1,0 +1,183 @@
+"""Steps and resets of environments, beside their references where these are installed.
+
+    python -m benchmarks.environments [--seconds 2] [--reference PYTHON]
+
+`--reference` is the Python of a virtual environment with the references, apart from the project's own:
+
+    python -m venv DIR && DIR/bin/pip install gym-sokoban 'numpy<2'
+
+A step of RAGEN's and gym-sokoban's Sokoban draws a picture, which RAGEN then throws away; the text is drawn again from
+the room. Both are measured here with their own code of a step, drawing included. Actions are random, and of episodes
+that have ended the next begins; resets are not part of a step's time. Seconds are those of the process, so that others
+on the machine do not count. Ends with one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+from rich.console import Console
+from rich.table import Table
+
+from envs.core import NoDataError, TaskSet
+from envs.ragen_games.bandit import BanditTasks
+from envs.ragen_games.countdown import CountdownTasks
+from envs.ragen_games.frozen_lake import FrozenLakeTasks, make_map
+from envs.sokoban.tasks import SokobanTasks
+
+TASKS = 200  # that are played in turn
+
+# With gym-sokoban's Python: steps and resets for 6x6 rooms, with the picture that RAGEN's step draws.
+_GYM_SOKOBAN = """
+import json, random, sys, time
+import numpy as np
+from gym_sokoban.envs.sokoban_env import SokobanEnv
+seconds = float(sys.argv[1])
+random.seed(0)
+np.random.seed(0)
+sys.stdout = open("/dev/null", "w")  # it tells of retries
+env = SokobanEnv(dim_room=(6, 6), max_steps=100, num_boxes=1)
+resets, steps, in_resets, in_steps = 0, 0, 0.0, 0.0
+while in_steps < seconds:
+    began = time.process_time()
+    env.reset()
+    in_resets += time.process_time() - began
+    resets += 1
+    began, done = time.process_time(), False
+    while not done:
+        _, _, done, _ = env.step(random.randint(1, 4))
+        steps += 1
+    in_steps += time.process_time() - began
+sys.__stdout__.write(json.dumps({"steps_per_s": steps / in_steps, "reset_ms": 1000 * in_resets / resets}))
+"""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What was measured."""
+
+    steps_per_s: float
+    reset_ms: float
+
+
+@dataclass(frozen=True)
+class Case:
+    """An environment, and its reference if there is one."""
+
+    name: str
+    tasks: Callable[[], TaskSet]
+    split: str
+    reference: str = ""  # what it is
+    measure_reference: Callable[[float, Path | None], Speed | None] = lambda seconds, python: None  # noqa: ARG005
+
+
+def measure(tasks: TaskSet, split: str, seconds: float) -> Speed:
+    """Random play of the tasks of a split, one after the other, until the steps have taken `seconds`."""
+    ids = tasks.manifest(split).ids[:TASKS]
+    options = [{"task": tasks.task(split, task_id)} for task_id in ids]
+    env = tasks.make()
+    _, info = env.reset(options=options[0])
+    names = info.get("actions") or info["admissible"] or ["1 + 2"]
+    rng = random.Random(0)
+    actions = [rng.choice(names) for _ in range(10_000)]
+    steps, resets, in_steps, in_resets = 0, 0, 0.0, 0.0
+    while in_steps < seconds:
+        began = time.process_time()
+        for option in options:
+            env.reset(options=option)
+        in_resets += time.process_time() - began
+        resets += len(options)
+        for option in options:
+            env.reset(options=option)
+            began, over = time.process_time(), False
+            while not over:
+                _, _, terminated, truncated, info = env.step(actions[steps % len(actions)])
+                over = terminated or truncated
+                steps += 1
+            in_steps += time.process_time() - began
+    return Speed(steps / in_steps, 1000 * in_resets / resets)
+
+
+def gym_sokoban(seconds: float, python: Path | None) -> Speed | None:
+    """gym-sokoban in its own Python; None without one."""
+    if python is None:
+        return None
+    command = [str(python), "-W", "ignore", "-c", _GYM_SOKOBAN, str(seconds)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return Speed(**json.loads(done.stdout))
+
+
+def gymnasium_lake(seconds: float, python: Path | None) -> Speed | None:
+    """Gymnasium's FrozenLake on the same maps, which gives numbers of cells and no text."""
+    del python
+    rng = random.Random(0)
+    steps, in_steps, resets, in_resets = 0, 0.0, 0, 0.0
+    while in_steps < seconds:
+        for seed in range(TASKS):
+            began = time.process_time()
+            env: Any = gym.make("FrozenLake-v1", desc=make_map(seed, 4, 0.9), success_rate=0.8).unwrapped
+            env.reset(seed=seed)
+            in_resets += time.process_time() - began
+            resets += 1
+            moves = [rng.randrange(4) for _ in range(20)]
+            began = time.process_time()
+            for move in moves:
+                over = env.step(move)[2]
+                steps += 1
+                if over:
+                    break
+            in_steps += time.process_time() - began
+    return Speed(steps / in_steps, 1000 * in_resets / resets)
+
+
+CASES = (
+    Case(
+        "sokoban 6x6",
+        lambda: SokobanTasks(train_tasks=1),
+        "valid",
+        "gym-sokoban 0.0.6, drawing as in RAGEN",
+        gym_sokoban,
+    ),
+    Case("boxoban", lambda: SokobanTasks(levels="boxoban"), "unfiltered_test"),
+    Case("frozen_lake", FrozenLakeTasks, "valid", "Gymnasium, without text", gymnasium_lake),
+    Case("bandit", BanditTasks, "valid"),
+    Case("countdown", CountdownTasks, "valid"),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure and tell."""
+    parser = argparse.ArgumentParser(prog="benchmarks.environments", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--seconds", type=float, default=2.0, help="of steps, for each (%(default)s)")
+    parser.add_argument("--reference", type=Path, help="a Python that has gym-sokoban")
+    options = parser.parse_args(argv)
+    table = Table("environment", "steps/s", "reset, ms", "reference", "its steps/s", "its reset, ms", "times", box=None)
+    results: dict[str, Any] = {}
+    for case in CASES:
+        try:
+            ours = measure(case.tasks(), case.split, options.seconds)
+        except NoDataError as error:
+            table.add_row(case.name, "", "", f"no data: {error}")
+            continue
+        theirs = case.measure_reference(options.seconds, options.reference)
+        results[case.name] = {"ours": vars(ours), "reference": vars(theirs) if theirs else None}
+        shown = [f"{ours.steps_per_s:,.0f}", f"{ours.reset_ms:.3f}"]
+        if theirs:
+            times = ours.steps_per_s / theirs.steps_per_s
+            shown += [case.reference, f"{theirs.steps_per_s:,.0f}", f"{theirs.reset_ms:.3f}", f"{times:.1f}"]
+        table.add_row(case.name, *shown)
+    Console(width=140).print(table)
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
