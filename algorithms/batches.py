@@ -154,6 +154,32 @@ def hidden_states(model: Any, batch: Batch, dtype: torch.dtype) -> Tensor:
         return causal_states(model, batch.ids[:, :-1])
 
 
+def square_sums(model: Any, batch: Batch, temperature: float, dtype: torch.dtype) -> Tensor:
+    """[B, T] the sum of squared probabilities of the distribution that each sampled id is drawn from; 0 elsewhere.
+
+    An id that a mask forces has the only probability, 1. Raises `ValueError` for whole actions that were chosen.
+    """
+    if batch.choices is not None:
+        raise ValueError("the signal square_sum is for policies that write ids; agent=candidates chooses whole actions")
+    states = hidden_states(model, batch, dtype)
+    sums = torch.ones(int(batch.mask.sum()), device=states.device)
+    nodes = batch.nodes or [None] * len(sums)
+    drawn = torch.tensor([node is None or node.forced is None for node in nodes], device=states.device)
+    chosen = states[batch.mask][drawn]
+    size = max(1, MOST_LOGITS // model.config.get_text_config().vocab_size)
+    parts = []
+    for start in range(0, len(chosen), size):
+        with torch.autocast(batch.ids.device.type, dtype, enabled=dtype != torch.float32):
+            logits = head_logits(model, chosen[start : start + size]) / (temperature or 1.0)
+        if batch.nodes:
+            of = [node for node, on in zip(batch.nodes, drawn.tolist(), strict=True) if on]
+            logits = masked_logits(logits, of[start : start + size])
+        parts.append(logits.float().softmax(-1).square().sum(-1))
+    if parts:
+        sums[drawn] = torch.cat(parts)
+    return _spread(batch.mask, sums)
+
+
 def sampled_logprobs(
     model: Any, batch: Batch, temperature: float, dtype: torch.dtype, *, entropy_gradient: bool = False
 ) -> tuple[Tensor, Tensor]:

@@ -42,6 +42,7 @@ Floats = NDArray[np.float64]
 class Corrected(NamedTuple):
     """What a correction says about each sampled token, [M], and its metrics."""
 
+    trained: Floats  # log-probabilities under the trained model
     weights: Floats  # of the loss
     kept: NDArray[np.bool_]  # whether the loss counts it
     metrics: dict[str, float]
@@ -102,7 +103,7 @@ class Correction:
             "mismatch/bounded": float(bounded[units[unit]].mean()) if len(difference) else 0.0,
             "mismatch/rejected": float(1 - kept.mean()) if len(difference) else 0.0,
         }
-        return Corrected(weights[units[unit]], kept, metrics)
+        return Corrected(trained, weights[units[unit]], kept, metrics)
 
 
 def _reduced(how: str, values: Floats, unit: NDArray[np.int64]) -> Floats:

@@ -30,7 +30,7 @@ from algorithms.batches import (
     sampled_logprobs,
     turn_of,
 )
-from algorithms.correction import Correction
+from algorithms.correction import Corrected, Correction
 from algorithms.finite import FiniteSteps, LossPart, first_not_finite
 from algorithms.losses import (
     AGGREGATIONS,
@@ -201,9 +201,11 @@ class Learner:
 
     def update(
         self, samples: Sequence[Sample], table: TurnTable, advantages: NDArray[np.float64],
-        rng: np.random.Generator, learning_rate: float,
+        rng: np.random.Generator, learning_rate: float, corrected: Corrected | None = None,
     ) -> dict[str, float]:  # fmt: skip
         """Learn from all samples. `advantages` has one value per turn of `table`, [N], or per sampled id, [M].
+
+        `corrected` is the batch's `correct`, if the caller has it already.
 
         Returns the metrics of the update. The first minibatch is evaluated with the weights that sampled it, so there
         the difference of log-probabilities is the mismatch between sampling and training; with a `correction` the
@@ -218,14 +220,16 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.objective.check_layout(batch_layouts(samples, table), "this batch")
-        old, advantages = self._old_logprobs(samples), table.per_token(advantages)
+        corrected = corrected or self.correct(samples, table)
+        old = _engine_logprobs(samples) if corrected is None else corrected.trained
+        advantages = table.per_token(advantages)
         for name, values in (("an advantage", advantages), ("a log-probability", _engine_logprobs(samples) + old)):
             place = first_not_finite(values)
             if place is not None:
                 self.steps.skip(f"{name} is {values[place]}", turn_of(samples, table, place))
                 due = self.config.epochs * min(self.config.minibatches, len(samples))
                 return {"train/skipped_steps": float(due), "tokens/trained": 0.0}
-        examples, mismatch = self._examples(samples, table, advantages, old)
+        examples, mismatch = self._examples(samples, table, advantages, old, corrected)
         sums, skipped = defaultdict[str, float](float), 0
         for number, part in enumerate(self._parts(len(examples), rng)):
             totals = self._step(self._picked([examples[i] for i in part], rng))
@@ -253,13 +257,16 @@ class Learner:
     def reference_kl(self, samples: Sequence[Sample]) -> NDArray[np.float64]:
         """[M] the estimated KL(policy ‖ reference) at each sampled id, in the order of a `TurnTable`."""
         reference = map_samples(samples, self.micro_batch_tokens, self.device, self._reference_logprobs)
-        old = torch.from_numpy(self._old_logprobs(samples))
+        corrected = self._logprobs(samples) if self.config.correction else _engine_logprobs(samples)
+        old = torch.from_numpy(corrected)
         kl: NDArray[np.float64] = kl_estimate(old, torch.from_numpy(reference), self.objective.kl_estimator).numpy()
         return kl
 
-    def _old_logprobs(self, samples: Sequence[Sample]) -> NDArray[np.float64]:
-        """[M] the log-probabilities under the policy that sampled: the engine's, or recomputed."""
-        return _engine_logprobs(samples) if self.config.correction is None else self._logprobs(samples)
+    def correct(self, samples: Sequence[Sample], table: TurnTable) -> Corrected | None:
+        """The correction of a batch for the engine's mismatch; None without a `correction`."""
+        if self.config.correction is None:
+            return None
+        return self.config.correction(self._logprobs(samples), _engine_logprobs(samples), table)
 
     def _logprobs(self, samples: Sequence[Sample]) -> NDArray[np.float64]:
         """[M] the log-probabilities under the present weights."""
@@ -270,13 +277,14 @@ class Learner:
         return map_samples(samples, self.micro_batch_tokens, self.device, compute)
 
     def _examples(
-        self, samples: Sequence[Sample], table: TurnTable, advantages: NDArray[np.float64], old: NDArray[np.float64]
-    ) -> tuple[list[Example], dict[str, float]]:
+        self, samples: Sequence[Sample], table: TurnTable, advantages: NDArray[np.float64], old: NDArray[np.float64],
+        corrected: Corrected | None,
+    ) -> tuple[list[Example], dict[str, float]]:  # fmt: skip
         """The examples, and the metrics of a correction. `advantages` and `old` are [M]."""
-        correction, highest = self.config.correction, self.objective.probability_mask
+        highest = self.objective.probability_mask
         weights, trained, mismatch = np.ones(len(old)), np.ones(len(old), dtype=np.bool_), dict[str, float]()
-        if correction is not None:
-            weights, trained, mismatch = correction(old, _engine_logprobs(samples), table)
+        if corrected is not None:
+            _, weights, trained, mismatch = corrected
         if highest is not None:
             trained = probability_mask(torch.from_numpy(old), torch.from_numpy(trained), threshold=highest).numpy()
         if self.objective.drop_zero_episodes:

@@ -195,7 +195,9 @@ class Trainer:
                 self.update + 1, len(faulty), len(played), error,
             )  # fmt: skip
         measured: Metrics = {}
-        objective = self.learner.objective
+        objective, corrected = self.learner.objective, self.learner.correct(batch.samples, batch.table)
+        if corrected is not None:
+            batch = batch.measured(Measurement(token_signals={"importance_weight": corrected.weights}))
         if objective.reward_kl_coef:
             kl = self.learner.reference_kl(batch.samples)
             batch = batch.measured(Measurement(token_signals={"token_reward": -objective.reward_kl_coef * kl}))
@@ -212,7 +214,7 @@ class Trainer:
             self.reporter.phase("learn")
             rate = self.learner.config.rate(self.update, self.config.progress(self.update, self.env_steps))
             self.policy.pause()
-            learned = self.learner.update(batch.samples, batch.table, advantages, self.rng, rate)
+            learned = self.learner.update(batch.samples, batch.table, advantages, self.rng, rate, corrected)
         for name, signal in self.signals.items():
             with _timed(seconds, f"time/{name}_learn_s"):
                 learned |= signal.learn(batch, estimate)

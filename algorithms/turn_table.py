@@ -36,10 +36,12 @@ SIGNALS = {
     "value": "[N] value of the state before the turn (critic)",
 }
 TOKEN_SIGNALS = {
+    "importance_weight": "[M] weight of the token's loss for the engine's mismatch (trainer.correction)",
     "logprob": "[M] log-probability that the token was sampled with (TurnTable.from_episodes)",
     "mc_value": "[M] mean return of fresh attempts from before the token where a segment starts, NaN elsewhere"
     " (monte_carlo)",
     "prm": "[M] score of the token by a process reward model (implicit_prm)",
+    "square_sum": "[M] sum of the squared probabilities of all words at the token's place (square_sum)",
     "token_reward": "[M] added to the reward of the token's turn, such as a KL penalty (algo.kl_in=reward)",
     "value": "[M] value before the token (critic)",
 }

@@ -458,6 +458,7 @@ SETTINGS: dict[str, Kind] = {
     "normalize": FLAG,
     "normalize_by_std": FLAG,
     "whiten": FLAG,
+    "otb.zero_tail": FLAG,
     "whiten_turns": FLAG,
     "invalid_penalty": WEIGHT,
     "step_weight": WEIGHT,

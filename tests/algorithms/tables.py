@@ -67,9 +67,11 @@ def measured_tables(draw: st.DrawFn) -> TurnTable:
             "value": rng.normal(size=n),
         },
         token_signals={
+            "importance_weight": rng.uniform(0.5, 2.0, m)[own],
             "logprob": np.log(rng.uniform(0.2, 1.0, m))[own],
             "mc_value": segments,
             "prm": rng.normal(size=m),
+            "square_sum": rng.uniform(0.9, 1.0, m)[own],
             "token_reward": 0.1 * rng.normal(size=m)[own],
             "value": rng.normal(size=m),
         },

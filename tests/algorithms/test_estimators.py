@@ -25,6 +25,7 @@ from algorithms.estimators.istar import istar
 from algorithms.estimators.mt_grpo import mt_grpo
 from algorithms.estimators.nft import nft
 from algorithms.estimators.ngrpo import ngrpo
+from algorithms.estimators.otb import otb
 from algorithms.estimators.outcome_baselines import gpg, maxrl, opo, pass_at_k
 from algorithms.estimators.poad import archer, ntpo, poad
 from algorithms.estimators.prime import prime
@@ -64,6 +65,8 @@ ESTIMATORS: dict[str, Estimator] = {
     "ngrpo": ngrpo,
     "ntpo": ntpo,
     "opo": opo,
+    "otb": otb,
+    "otb with a tail": partial(otb, zero_tail=False),
     "pass_at_k": pass_at_k,
     "poad": poad,
     "prime": prime,
@@ -312,6 +315,21 @@ def test_pass_at_k_rewards_only_a_best_attempt_that_is_alone() -> None:
     assert pass_at_k(scored(1, 1, 0, 4, group=[0, 0, 0, 1])).tolist() == [0, 0, 0, 0]
     long = make_table([0, 0, 0], [4, 4, 2], [0, 1, 0], [0, 3, 1], tokens=np.array([1, 1, 1]))
     assert pass_at_k(long, normalize_by_std=False).tolist() == [2, 2, 0]
+
+
+def test_otb_counts_the_tokens_of_an_episode_over_its_turns() -> None:
+    """Two attempts of three tokens; the second one's first turn has two of them."""
+    table = make_table(
+        [0, 0, 0, 0], [0, 0, 1, 1], [0, 1, 0, 1], [0.0, 1.0, 0.0, 0.0], tokens=np.array([1, 2, 2, 1]),
+        token_signals={"logprob": np.log([0.5] * 6), "square_sum": np.array([0.5, 0.5, 0.5, 0.25, 0.25, 1.0])},
+    )  # fmt: skip
+    # w = 1 - 2 p + sum; W of the first 0.5, 1, 1.5, of the second 0.25, 0.5, 1.5
+    baseline = np.array([0.5 / 0.75, 1 / 1.5, 1.5 / 3])
+    assert otb(table).tolist() == pytest.approx([*(1 - baseline), *-baseline])
+    weighted = replace(
+        table, token_signals={**table.token_signals, "importance_weight": np.array([2.0] * 3 + [1.0] * 3)}
+    )
+    assert otb(weighted)[0] == pytest.approx(1 - 2 / 2.25)  # four times as much for the first attempt
 
 
 # -- outcome ----------------------------------------------------------------------------------------------------------

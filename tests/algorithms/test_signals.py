@@ -12,6 +12,7 @@ import torch
 from agents.agent import PolicyAgent
 from agents.candidates import CandidateAgent
 from agents.episode import Episode, read_episodes, write_episodes
+from agents.masking import MaskedAgent
 from agents.policies.base import Sampling
 from agents.policies.local import LocalPolicy
 from agents.prompts import Transcript
@@ -22,6 +23,7 @@ from algorithms.signals.base import RolloutBatch, SignalContext, turn_sums
 from algorithms.signals.critic import Critic
 from algorithms.signals.entropy import Entropy
 from algorithms.signals.implicit_prm import ImplicitPRM, outcome_loss, pairwise_loss
+from algorithms.signals.square_sum import SquareSum
 from algorithms.turn_table import Estimate
 from envs.core import StopReason
 from envs.pool import EnvPool
@@ -63,6 +65,44 @@ def test_entropy_is_that_of_the_distributions_that_were_sampled_from(pool: EnvPo
     with torch.no_grad():
         logprobs = context.model(ids[:, :-1]).logits[0, len(turn.prompt_ids) - 1 :].log_softmax(-1)
     np.testing.assert_allclose(entropy[1], float(-(logprobs.exp() * logprobs).sum(-1).mean()), rtol=1e-5)
+
+
+@pytest.mark.parametrize("most_logits", [1, 1 << 20])
+def test_square_sums_are_those_of_the_distributions_that_were_sampled_from(
+    pool: EnvPool, most_logits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("algorithms.batches.MOST_LOGITS", most_logits)
+    context = context_of(random_policy(), pool)
+    rollouts = RolloutBatch.of(play(context))
+    measured = SquareSum(context).measure(rollouts)
+    first, turn = rollouts.episodes[0].turns[:2]
+    ids = torch.tensor([turn.prompt_ids + turn.completion_ids])
+    with torch.no_grad():
+        logits = context.model(ids[:, :-1]).logits[0, len(turn.prompt_ids) - 1 :]
+    begin = len(first.completion_ids)
+    values = measured.token_signals["square_sum"]
+    np.testing.assert_allclose(
+        values[begin : begin + len(turn.completion_ids)], logits.softmax(-1).square().sum(-1).numpy(), rtol=1e-5
+    )
+    assert len(values) == len(rollouts.table.token_rows)
+    assert measured.metrics["signal/square_sum"] == pytest.approx(values.mean())
+
+
+def test_under_a_mask_square_sums_are_over_what_it_allows(pool: EnvPool) -> None:
+    policy = random_policy()
+    agent = MaskedAgent(policy, Transcript(), SAMPLING, torch.Generator().manual_seed(0))
+    context = SignalContext(policy.model, agent, pool, torch.float32, 512, 1.0, 8, 0)
+    rollouts = RolloutBatch.of(play(context))
+    values = SquareSum(context).measure(rollouts).token_signals["square_sum"]
+    logprobs = rollouts.table.token_signals["logprob"]
+    forced = logprobs == 0
+    assert forced.any()
+    assert not forced.all()
+    assert (values[forced] == 1).all()
+    # The probability of what was drawn, and at most all the rest in one other word.
+    drawn = np.exp(logprobs[~forced])
+    assert (values[~forced] >= drawn**2 - 1e-6).all()
+    assert (values[~forced] <= drawn**2 + (1 - drawn) ** 2 + 1e-6).all()
 
 
 @pytest.mark.parametrize("body", ["separate", "policy"])

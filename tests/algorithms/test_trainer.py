@@ -22,6 +22,7 @@ from agents.prompts import Transcript
 from agents.rollout import Job, rollout
 from algorithms import trainer as trainer_module
 from algorithms.checkpoint import checkpoints, save_checkpoint
+from algorithms.correction import Correction
 from algorithms.estimators.gigpo import gigpo
 from algorithms.estimators.grpo import grpo
 from algorithms.learner import Learner, LearnerConfig, Objective
@@ -156,6 +157,24 @@ def test_a_resumed_run_of_2k_updates_equals_an_uninterrupted_one(tmp_path: Path,
     assert without_times(tmp_path / "parts/metrics.jsonl") == without_times(tmp_path / "whole/metrics.jsonl")
     for name, weight in whole.model.state_dict().items():
         assert torch.equal(weight, resumed.policy.model.state_dict()[name]), name
+
+
+def test_an_estimator_knows_the_weights_of_a_correction(tmp_path: Path, pool: EnvPool) -> None:
+    """The batch is corrected once, before the estimator, and the learner uses the same weights."""
+    seen: list[np.ndarray] = []
+
+    def estimator(table: TurnTable) -> np.ndarray:
+        seen.append(table.token_signals["importance_weight"])
+        return gigpo(table)
+
+    correction = Correction(low=0.5, high=1.0 - 1e-9, normalize=False)
+    make_trainer(tmp_path / "run", pool, random_policy(), 1, estimator, correction=correction).train()
+    (line,) = [line for line in without_times(tmp_path / "run/metrics.jsonl") if "train/loss" in line]
+    assert len(seen[0]) == line["tokens/sampled"]
+    np.testing.assert_allclose(seen[0], 1.0, atol=1e-4)  # the model itself has sampled
+    assert line["mismatch/max_ratio"] < 1.0001
+    assert line["mismatch/bounded"] == pytest.approx((seen[0] == 1.0 - 1e-9).mean())
+    assert line["mismatch/rejected"] == 0.0
 
 
 def test_a_run_may_end_by_the_steps_taken_in_environments_and_resumes_there(tmp_path: Path, pool: EnvPool) -> None:

@@ -23,7 +23,8 @@ from algorithms.estimators.igpo import answer_gains, igpo
 from algorithms.estimators.istar import istar, step_rewards
 from algorithms.estimators.mt_grpo import compared_parts, mt_grpo
 from algorithms.estimators.ngrpo import ngrpo
-from algorithms.estimators.outcome_baselines import maxrl
+from algorithms.estimators.otb import otb
+from algorithms.estimators.outcome_baselines import gpg, maxrl, opo, pass_at_k
 from algorithms.estimators.poad import archer, normalize_nonzero, ntpo, poad
 from algorithms.estimators.prime import prime
 from algorithms.estimators.psr_nsr import psr_nsr
@@ -585,6 +586,30 @@ def replay_policy_losses_2(inputs: Answers, params: Answers, expected: Answers) 
         answers[f"gpg_{aggregation}"] = loss_and_gradient(reinforce_loss, inputs, aggregation)
         answers[f"kl_cov_{aggregation}"] = loss_and_gradient(kl_cov_loss, inputs, aggregation, **largest)
         answers[f"clip_cov_all_{aggregation}"] = loss_and_gradient(clip_cov_loss, inputs, aggregation, **limits, **clip)
+    return answers
+
+
+def replay_outcome_baselines(inputs: Answers, params: Answers, expected: Answers) -> Answers:
+    counts = np.sum(inputs["response_mask"], axis=1).astype(np.int64)
+    table = summed(inputs, tokens=counts)
+    played = sequences(
+        inputs["response_mask"], inputs["token_level_rewards"], numbered(inputs["group_index"]),
+        logprob=inputs["old_log_prob"], square_sum=inputs["sum_pi_squared"],
+    )  # fmt: skip
+    weights = np.array(inputs["rollout_is_weights"])[played.mask]
+    weighted = replace(played.table, token_signals={**played.table.token_signals, "importance_weight": weights})
+    epsilon = {"epsilon": params["epsilon_otb"]}
+    answers = {
+        "opo": masked(opo(table), inputs),
+        "gpg": masked(gpg(table), inputs),
+        "otb_tokens": played.padded(otb(played.table, zero_tail=False, **epsilon)),
+        "otb_tokens_zero_tail": played.padded(otb(played.table, **epsilon)),
+        "otb_tokens_weighted_zero_tail": played.padded(otb(weighted, **epsilon)),
+    }
+    for ending, by_std in [("std", True), ("nostd", False)]:
+        if f"passk_{ending}" in expected:
+            values = pass_at_k(table, normalize_by_std=by_std, epsilon=params["epsilon_passk"])
+            answers[f"passk_{ending}"] = masked(values, inputs)
     return answers
 
 
