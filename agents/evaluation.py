@@ -24,7 +24,7 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Self, TypeVar
 
 from agents.agent import Agent
@@ -68,6 +68,7 @@ class Evaluation:
     turns: float
     invalid: float  # turns that were malformed, illegal or truncated
     stops: dict[str, int]  # stop reason -> episodes
+    pass_k: dict[int, float] = field(default_factory=dict)  # k -> `pass_all`, if there are several seeds
 
     def metrics(self, prefix: str) -> dict[str, float]:
         """Flat numbers for logs. `prefix` is `eval/<env>/<split>`: `eval/alfworld/valid_seen/success` and so on."""
@@ -106,6 +107,7 @@ class Evaluation:
             "success": Rate(**row["success"]),
             "by_type": {kind: Rate(**rate) for kind, rate in row["by_type"].items()},
             "by_seed": {int(seed): Rate(**rate) for seed, rate in row["by_seed"].items()},
+            "pass_k": {int(k): rate for k, rate in row.get("pass_k", {}).items()},
         }
         return cls(**{**row, **rates, "score_interval": interval and (interval[0], interval[1])})
 
@@ -120,6 +122,8 @@ class Evaluation:
                 f"The first table pools the seeds; for its intervals, {self.success.n} episodes of {self.tasks} tasks "
                 f"count as {self.success.effective_n:.0f} independent ones."
             )
+            rates = ", ".join(f"{k}: {rate:.1%}" for k, rate in self.pass_k.items())
+            parts.append(f"All of k attempts at a task succeed (pass^k): {rates}.")
         stops = ", ".join(f"{reason} {count}" for reason, count in self.stops.items())
         low_high = " (95 % interval {:.3f} – {:.3f})".format(*self.score_interval) if self.score_interval else ""
         parts.append(
@@ -251,6 +255,7 @@ def summarise(episodes: Sequence[Episode]) -> Evaluation:
         turns=len(turns) / len(episodes),
         invalid=sum(turn.status is not ParseStatus.OK for turn in turns) / max(len(turns), 1),
         stops={str(reason): stops[reason] for reason in StopReason if stops[reason]},
+        pass_k=_pass_k(episodes) if len(rates) > 1 else {},
     )
 
 
@@ -270,6 +275,20 @@ def _rate(episodes: Sequence[Episode]) -> Rate:
     tasks = _grouped(episodes, lambda e: e.task.id).values()
     counts = [(sum(e.success for e in of), len(of)) for of in tasks]
     return _interval(sum(k for k, _ in counts), len(episodes), effective_trials(counts))
+
+
+def _pass_k(episodes: Sequence[Episode]) -> dict[int, float]:
+    """`pass_all` for each k up to the smallest number of attempts at a task."""
+    tasks = [[e.success for e in of] for of in _grouped(episodes, lambda e: e.task.id).values()]
+    return {k: pass_all(tasks, k) for k in range(1, 1 + min(map(len, tasks)))}
+
+
+def pass_all(tasks: Sequence[Sequence[bool]], k: int) -> float:
+    """pass^k of tau-bench (Yao et al., arXiv 2406.12045): the probability that all of k attempts at a task succeed.
+
+    The mean over tasks of C(c, k) / C(n, k), for c successes in n attempts; n must be at least k.
+    """
+    return statistics.fmean(math.comb(sum(attempts), k) / math.comb(len(attempts), k) for attempts in tasks)
 
 
 def pooled(rates: Sequence[Rate]) -> Rate:

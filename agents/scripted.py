@@ -1,4 +1,4 @@
-"""Agents without a policy: random admissible actions, a scripted expert, a person at the terminal."""
+"""Agents without a policy: random admissible actions, one text, a scripted expert, a person at the terminal."""
 
 from __future__ import annotations
 
@@ -47,6 +47,19 @@ class RandomAgent:
 
     def finish(self, key: int) -> None:
         self._rngs.pop(key, None)
+
+
+class ConstantAgent:
+    """Says the same text at every turn: a floor for environments that reward it now and then."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def act(self, views: Sequence[View]) -> list[Decision]:
+        return [Decision(self.text) for _ in views]
+
+    def finish(self, key: int) -> None:
+        """There is nothing to forget."""
 
 
 class ExpertAgent:

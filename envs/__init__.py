@@ -30,6 +30,7 @@ _BUILT_IN = {
     "polyturn/MCP-v0": "envs.mcp.env:McpEnv",
     "polyturn/Search-v0": "envs.search.env:SearchEnv",
     "polyturn/Sokoban-v0": "envs.sokoban.env:SokobanEnv",
+    "polyturn/TauBench-v0": "envs.tau_bench.env:TauBenchEnv",
     "polyturn/TextCraft-v0": "envs.textcraft.env:TextCraftEnv",
     "polyturn/Tools-v0": "envs.tools.env:ToolsEnv",
     "polyturn/WebShop-v0": "envs.webshop.env:WebShopEnv",

@@ -21,7 +21,7 @@ from agents.agent import Agent, PolicyAgent
 from agents.evaluation import spread
 from agents.policies.base import check_vllm
 from agents.policies.names import check_chat_template, check_quantization, find_parts
-from agents.scripted import ExpertAgent, RandomAgent
+from agents.scripted import ConstantAgent, ExpertAgent, RandomAgent
 from algorithms.checkpoint import checkpoint_folder, checkpoints, load_state
 from algorithms.needs import Needs, check_environment
 from envs.core import Expert, Manifest, TaskSet, UnknownNameError
@@ -44,6 +44,7 @@ PRETRAINED = "algorithms.initial_policy.PretrainedPolicy"
 WITHOUT_MODEL = {  # agents without model=…
     "scripts.agents.expert": "agent=expert takes no model",
     "scripts.agents.random": "agent=random takes no model",
+    "scripts.agents.constant": "agent=constant takes no model",
     "scripts.agents.endpoint": "agent=openai has its model in agent.name",
 }
 PLAYERS = ("candidates", "masked")  # agents with the name of their player
@@ -224,6 +225,11 @@ def random(task_set: TaskSet, model: Model | None, seed: int) -> RandomAgent:  #
     return RandomAgent(seed)
 
 
+def constant(task_set: TaskSet, model: Model | None, seed: int, text: str) -> ConstantAgent:  # noqa: ARG001
+    """The same text at every turn."""
+    return ConstantAgent(text)
+
+
 def policy(
     task_set: TaskSet,
     model: Model | None,
@@ -242,11 +248,20 @@ def policy(
 
 
 def _suited(prompter: Any, task_set: TaskSet) -> Any:
-    """A `Chat` speaks the format of calls that the environment reads, if that is not a form of single actions."""
+    """A `Chat` speaks the format of calls that the environment reads, if that is not a form of single actions.
+
+    If the task set has a `system_prompt`, it takes the place of the default one, which is named for the environment.
+    """
     from agents.chat import Chat
     from agents.tool_chat import with_calls
 
-    return with_calls(prompter, getattr(task_set, "format", "")) if isinstance(prompter, Chat) else prompter
+    if not isinstance(prompter, Chat):
+        return prompter
+    suited = with_calls(prompter, getattr(task_set, "format", ""))
+    system = getattr(task_set, "system_prompt", "")
+    if system and prompter.settings["system"] == HydraConfig.get().runtime.choices.env:
+        suited.system = f"{system.strip()}\n\n{suited.parser.request}".strip()
+    return suited
 
 
 def endpoint(

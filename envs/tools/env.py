@@ -33,7 +33,7 @@ from typing import Any
 from envs.core import Info, Task, TextEnv, UnknownNameError
 from envs.tools.calls import FORMATS, Message
 from envs.tools.scenario import Scenario
-from envs.tools.tool import Call, Limits, Result, ToolError, execute
+from envs.tools.tool import Call, Limits, Result, ToolError
 
 ENV_ID = "polyturn/Tools-v0"
 # Payloads name one of these; each is called with the payload and the limits of a call.
@@ -97,8 +97,11 @@ class ToolsEnv(TextEnv):
 
     def _enter(self, payload: Mapping[str, Any]) -> Scenario:
         self.close()
-        self._payload, self._opened = payload, make_scenario(payload, self._limits)
+        self._payload, self._opened = payload, self._scenario_of(payload)
         return self._opened
+
+    def _scenario_of(self, payload: Mapping[str, Any]) -> Scenario:
+        return make_scenario(payload, self._limits)
 
     def _act(self, action: str) -> tuple[str, float, bool, Info]:
         scenario = self._opened
@@ -145,7 +148,7 @@ class ToolsEnv(TextEnv):
                 results.append(("", Result(f"Error: {call}", True, 0.0)))
                 continue
             tools = scenario.callable_tools
-            result = execute(tools, call, self._limits)
+            result = scenario.execute(call, self._limits)
             made.append((call, result))
             results.append((call.name, result))
             calls.append(

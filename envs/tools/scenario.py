@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from envs.tools.tool import Call, Result, Tool
+from envs.tools.tool import Call, Limits, Result, Tool, execute
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,10 @@ class Scenario(ABC):
     def callable_tools(self) -> Mapping[str, Tool]:
         """The tools that calls reach: those of `tools`, unless a benchmark also runs some that it does not show."""
         return self.tools
+
+    def execute(self, call: Call, limits: Limits) -> Result:
+        """Run a call of the policy; it never raises."""
+        return execute(self.callable_tools, call, limits)
 
     @abstractmethod
     def reply(self, text: str) -> Reply:

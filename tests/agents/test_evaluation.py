@@ -16,6 +16,7 @@ from agents.evaluation import (
     Evaluation,
     describe_limit,
     evaluate,
+    pass_all,
     plan,
     pooled,
     spread,
@@ -282,3 +283,10 @@ def test_rates_of_different_tasks_are_pooled_by_their_episodes() -> None:
     seen = [episode(f"seen {i}", success=i < 3) for i in range(10)]
     unseen = [episode(f"unseen {i}", success=i < 21) for i in range(30)]
     assert pooled([summarise(seen).success, summarise(unseen).success]) == summarise([*seen, *unseen]).success
+
+
+def test_pass_k_is_the_share_of_k_attempts_that_all_succeed() -> None:
+    tasks = [[True, True, True, False], [True, False, False, False], [True] * 4, [False] * 4]
+    assert pass_all(tasks, 1) == pytest.approx((3 / 4 + 1 / 4 + 1 + 0) / 4)
+    assert pass_all(tasks, 2) == pytest.approx((3 / 6 + 0 + 1 + 0) / 4)
+    assert pass_all(tasks, 4) == pytest.approx(1 / 4)

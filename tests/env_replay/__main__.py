@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from envs.core import NoDataError, data_root
-from tests.env_replay import ragen_games, sokoban, textcraft
+from tests.env_replay import ragen_games, sokoban, tau_bench, textcraft
 from tests.env_replay.kinds import Kind, kind_of
 from tests.recordings import Recordings
 
 # A module of this package for each environment.
-KINDS: tuple[Kind, ...] = (*sokoban.KINDS, *ragen_games.KINDS, *textcraft.KINDS)
+KINDS: tuple[Kind, ...] = (*sokoban.KINDS, *ragen_games.KINDS, *tau_bench.KINDS, *textcraft.KINDS)
 RECORDINGS = Recordings(
     lambda path, data: kind_of(path.resolve(), data, KINDS),
     {kind.name: kind.replay for kind in KINDS},

@@ -211,6 +211,8 @@ WORDS = {  # the settings that are words, and where these are known
     "SearchTasks.protocol": "envs.search.dialogue.PROTOCOLS",
     "ToolTasks.questions": "envs.tools.tasks.SETS",
     "ToolTasks.format": "envs.tools.calls.FORMATS",
+    "domain": "envs.tau_bench.tasks.CHOICES",
+    "TauBenchTasks.format": "envs.tools.calls.FORMATS",
     "recipes": "envs.textcraft.tasks.CHOICES",
     "TextCraftTasks.protocol": "envs.textcraft.protocols.PROTOCOLS",
     "retriever": "envs.search.retrieval.RETRIEVERS",

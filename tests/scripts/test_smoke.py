@@ -22,6 +22,7 @@ MORE = {
     "key_corridor": ["env.train_tasks=8"],
     "mcp": [f'env.command=[{sys.executable},-m,scripts.serve,mcp,"env=key_corridor"]', "pool.size=2"],
     "search": ["env.embedded_people=48", "env.train_tasks=8", "env.valid_tasks=3"],
+    "tau_bench": [],
     "textcraft": ["env.embedded_train=8"],
     "frozen_lake": ["env.train_tasks=8", "env.valid_tasks=3"],
     "bandit": ["env.train_tasks=8", "env.valid_tasks=3"],
