@@ -308,7 +308,7 @@ SETTINGS: dict[str, Kind] = {
     "TextCraftTasks.protocol": _words("plain", "agentgym"),
     "TextCraftTasks.max_turns": _or_null(COUNT),
     "domain": _words("auto", "retail", "airline", "embedded"),
-    "TauBenchTasks.format": _words("brackets", "tags", "json", "native"),
+    "TauBenchTasks.format": _or_null(_words("brackets", "tags", "json", "native")),
     "TauBenchTasks.oracle": FLAG,
     "env.user": PART,
     "user.temperature": TEMPERATURE,

@@ -36,25 +36,27 @@ class TauBenchTasks:
         self,
         domain: str = AUTO,
         user: User | None = None,
-        format: str = "tags",  # noqa: A002
+        format: str | None = None,  # noqa: A002
         data: str | None = None,
         max_turns: int = MAX_TURNS,
         oracle: bool = False,
     ) -> None:
         """`domain` is one of `CHOICES`: `auto` is retail if its files are there, otherwise the embedded shop.
 
-        `user` None is scripted. `format` is one of `envs.tools.calls.FORMATS`, and `data` the folder above `tau_bench`.
+        `user` None is scripted. `format` is one of `envs.tools.calls.FORMATS`; None is brackets for the
+        embedded shop, as small policies write them, otherwise tags. `data` is the folder above `tau_bench`.
         With `oracle`, `expert` is a player that knows the solution. Raises `UnknownNameError`, `ValueError`, and
         `NoDataError` for a domain whose files are not there.
         """
         for kind, name, known in (("domain", domain, CHOICES), ("format", format, FORMATS)):
-            if name not in known:
+            if name is not None and name not in known:
                 raise UnknownNameError(kind, name, known)
         if max_turns < 1:
             raise ValueError(f"max_turns must be at least 1, got {max_turns}")
         if domain == AUTO:
             domain = "retail" if (folder_of("retail", data) / "data").is_dir() else EMBEDDED
-        self.domain, self.format, self.max_turns = domain, format, max_turns
+        self.domain, self.max_turns = domain, max_turns
+        self.format = format or ("brackets" if domain == EMBEDDED else "tags")
         self._user, self._oracle = user or ScriptedUser(), oracle
         self._folder = "" if domain == EMBEDDED else str(folder_of(domain, data))
         open_domain(domain, self._folder)  # raises where there is no database

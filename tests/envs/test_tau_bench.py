@@ -36,7 +36,7 @@ needs_data = pytest.mark.skipif(
 
 class TestEmbedded(TaskSetConformance):
     def make_task_set(self) -> TauBenchTasks:
-        return TauBenchTasks("embedded")
+        return TauBenchTasks("embedded", max_turns=8)
 
 
 @needs_data
@@ -136,14 +136,14 @@ def test_an_episode_changes_its_own_rows_alone() -> None:
     ],
 )  # fmt: skip
 def test_arithmetic_without_eval(expression: str, value: str) -> None:
-    env, _ = started(TauBenchTasks("embedded"))
+    env, _ = started(TauBenchTasks("embedded", format="tags"))
     text = call(env, "calculate", expression=expression)
     assert text == value or text.startswith(f"Error: {value}")
     assert calculate.__module__ == "envs.tau_bench.tools"
 
 
 def test_errors_name_classes_as_the_reference_does() -> None:
-    env, task = started(TauBenchTasks("embedded"))
+    env, task = started(TauBenchTasks("embedded", format="tags"))
     assert call(env, "get_user_details") == (
         "Error: GetUserDetails.invoke() missing 1 required positional argument: 'user_id'"
     )
@@ -192,7 +192,7 @@ def test_the_floor_of_ending_at_once(domain: str, split: str, floor: int) -> Non
 
 
 def test_the_database_is_the_agents_after_the_end() -> None:
-    env, task = started(TauBenchTasks("embedded", oracle=True))
+    env, task = started(TauBenchTasks("embedded", format="tags", oracle=True))
     before = env.database_hash
     assert task.payload["actions"]
     _, reward, terminated, _, info = env.step("Goodbye.")
@@ -202,7 +202,7 @@ def test_the_database_is_the_agents_after_the_end() -> None:
 
 
 def test_outputs_have_to_be_said() -> None:
-    tasks = TauBenchTasks("embedded")
+    tasks = TauBenchTasks("embedded", format="tags")
     env = tasks.make()
     task = next(task for i in tasks.manifest("valid").ids if (task := tasks.task("valid", i)).payload["outputs"])
     [output] = task.payload["outputs"]
@@ -213,7 +213,7 @@ def test_outputs_have_to_be_said() -> None:
 
 
 def test_a_transfer_ends_the_conversation() -> None:
-    env, _ = started(TauBenchTasks("embedded"))
+    env, _ = started(TauBenchTasks("embedded", format="tags"))
     calls = [Call("transfer_to_human_agents", {"summary": "x"}), Call("think", {"thought": "x"})]
     observation, _, terminated, _, info = env.step(FORMATS["tags"].write(calls, {}))
     assert terminated
@@ -232,8 +232,8 @@ def test_the_scripted_user() -> None:
 
 def test_the_solution_is_not_shown_and_the_user_is_named() -> None:
     for oracle in (False, True):
-        env, task = TauBenchTasks("embedded", oracle=oracle).make(), None
-        tasks = TauBenchTasks("embedded")
+        env, task = TauBenchTasks("embedded", format="tags", oracle=oracle).make(), None
+        tasks = TauBenchTasks("embedded", format="tags")
         task = tasks.task("valid", tasks.manifest("valid").ids[0])
         _, info = env.reset(options={"task": task})
         assert ("reference" in info) == oracle
@@ -249,7 +249,7 @@ class Other:
 
 
 def test_another_user_is_another_setting() -> None:
-    one, two = TauBenchTasks("embedded"), TauBenchTasks("embedded", user=Other())
+    one, two = TauBenchTasks("embedded", format="tags"), TauBenchTasks("embedded", format="tags", user=Other())
     assert one.manifest("valid") != two.manifest("valid")
     assert pickle.loads(pickle.dumps(two.make)).__self__.facts()["user"] == "other"
     env, task = started(two)
@@ -264,7 +264,7 @@ def test_wrong_settings_are_named(tmp_path: Path) -> None:
     with pytest.raises(NoDataError, match=r"no database in .*scripts\.download tau_bench"):
         TauBenchTasks("airline", data=str(tmp_path))
     assert TauBenchTasks(data=str(tmp_path)).domain == "embedded"
-    env = TauBenchTasks("embedded").make()
+    env = TauBenchTasks("embedded", format="tags").make()
     with pytest.raises(ValueError, match="a conversation needs 'actions'"):
         env.reset(options={"task": Task("a", "b", payload={"domain": "embedded", "instruction": "", "outputs": []})})
 
