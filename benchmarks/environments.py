@@ -20,7 +20,7 @@ import random
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ from envs.ragen_games.bandit import BanditTasks
 from envs.ragen_games.countdown import CountdownTasks
 from envs.ragen_games.frozen_lake import FrozenLakeTasks, make_map
 from envs.sokoban.tasks import SokobanTasks
+from envs.tau_bench.tasks import TauBenchTasks
+from envs.textcraft.tasks import TextCraftTasks
 
 TASKS = 200  # that are played in turn
 
@@ -77,6 +79,7 @@ class Case:
     tasks: Callable[[], TaskSet]
     split: str
     reference: str = ""  # what it is
+    measure: Callable[[TaskSet, str, float], Speed] = field(default_factory=lambda: measure)
     measure_reference: Callable[[float, Path | None], Speed | None] = lambda seconds, python: None  # noqa: ARG005
 
 
@@ -104,6 +107,34 @@ def measure(tasks: TaskSet, split: str, seconds: float) -> Speed:
                 over = terminated or truncated
                 steps += 1
             in_steps += time.process_time() - began
+    return Speed(steps / in_steps, 1000 * in_resets / resets)
+
+
+def measure_expert(tasks: TaskSet, split: str, seconds: float) -> Speed:
+    """The same of what the expert plays, where random actions would only be refused."""
+    env, plays = tasks.make(), []
+    for task_id in tasks.manifest(split).ids[:TASKS]:
+        option, expert, actions = {"task": tasks.task(split, task_id)}, tasks.expert(), []
+        assert expert is not None, "a case has one"
+        observation, info = env.reset(options=option)
+        expert.reset(observation, info)
+        while not info["stop_reason"]:
+            actions.append(expert.act())
+            observation, _, _, _, info = env.step(actions[-1])
+            expert.observe(actions[-1], observation, info)
+        plays.append((option, actions))
+    steps, resets, in_steps, in_resets = 0, 0, 0.0, 0.0
+    while in_steps < seconds:
+        for option, actions in plays:
+            began = time.process_time()
+            env.reset(options=option)
+            ready = time.process_time()
+            for action in actions:
+                env.step(action)
+            in_resets += ready - began
+            in_steps += time.process_time() - ready
+            resets += 1
+            steps += len(actions)
     return Speed(steps / in_steps, 1000 * in_resets / resets)
 
 
@@ -145,12 +176,16 @@ CASES = (
         lambda: SokobanTasks(train_tasks=1),
         "valid",
         "gym-sokoban 0.0.6, drawing as in RAGEN",
-        gym_sokoban,
+        measure_reference=gym_sokoban,
     ),
     Case("boxoban", lambda: SokobanTasks(levels="boxoban"), "unfiltered_test"),
-    Case("frozen_lake", FrozenLakeTasks, "valid", "Gymnasium, without text", gymnasium_lake),
+    Case("frozen_lake", FrozenLakeTasks, "valid", "Gymnasium, without text", measure_reference=gymnasium_lake),
     Case("bandit", BanditTasks, "valid"),
     Case("countdown", CountdownTasks, "valid"),
+    Case("textcraft", lambda: TextCraftTasks("embedded"), "valid", measure=measure_expert),
+    Case("textcraft, 544 goals", lambda: TextCraftTasks("official"), "agentgym", measure=measure_expert),
+    Case("tau_bench retail", lambda: TauBenchTasks("retail", oracle=True), "test", measure=measure_expert),
+    Case("tau_bench airline", lambda: TauBenchTasks("airline", oracle=True), "test", measure=measure_expert),
 )
 
 
@@ -164,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     results: dict[str, Any] = {}
     for case in CASES:
         try:
-            ours = measure(case.tasks(), case.split, options.seconds)
+            ours = case.measure(case.tasks(), case.split, options.seconds)
         except NoDataError as error:
             table.add_row(case.name, "", "", f"no data: {error}")
             continue
