@@ -27,6 +27,7 @@ from envs.core import (
     FreeText,
     Info,
     Manifest,
+    NoDataError,
     StopReason,
     Task,
     UnknownNameError,
@@ -176,7 +177,11 @@ class GymTasks(SeedTasks):
     def make(self) -> gym.Env[str, str]:
         """A new environment, without Gymnasium's wrappers: the adapter checks the order of calls and counts turns."""
         bare = replace(self._spec, max_episode_steps=None, order_enforce=False, disable_env_checker=True)
-        return TextAdapter(gym.make(bare, **self._kwargs), self.max_turns)
+        made = gym.make(bare, **self._kwargs)
+        try:
+            return TextAdapter(made, self.max_turns)
+        except TypeError as error:  # no task of it can be played
+            raise NoDataError(str(error)) from error
 
     def describe(self) -> str:
         """Includes the environment's arguments, and where the turn limit comes from."""

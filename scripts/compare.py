@@ -14,7 +14,6 @@ last updates and evaluations.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import textwrap
@@ -31,7 +30,7 @@ from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
 
 from envs.files import write_whole
-from scripts.common import Terminal, run
+from scripts.common import Arguments, Terminal, run
 from scripts.curve import SELECTION, is_success, moving_mean, read_metrics, save
 
 SMOOTH = 5  # updates of the moving average
@@ -78,7 +77,7 @@ class Group:
 
 def main(argv: list[str] | None = None) -> None:
     """Read the runs, draw the picture, write and print the table."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.compare", description="Compare training runs.")
+    parser = Arguments(prog="python -m scripts.compare", description="Compare training runs.")
     parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="a run, or a folder with runs inside")
     parser.add_argument("--output", type=Path, metavar="DIR", help="where to write; default: the first FOLDER")
     args = parser.parse_args(argv)

@@ -137,8 +137,6 @@ def _jobs(cfg: DictConfig, folder: Path, asked: Command) -> Iterator[Job]:
     for key, own in SET.items():
         if key in keys:
             raise ValueError(f"scripts.lab sets {key} for each run: use {own}=[…] instead")
-    if cfg.lab.baseline not in cfg.algos and not cfg.lab.rates:
-        raise UnknownNameError("lab.baseline", cfg.lab.baseline, list(cfg.algos))
     if cfg.lab.rates and not cfg.eval.selection_tasks:
         raise ValueError("lab.rates needs tasks that are held out from training, but eval.selection_tasks is 0")
     shared = [o for o in asked.overrides if override_key(o).partition(".")[0] not in OWN]
@@ -146,6 +144,8 @@ def _jobs(cfg: DictConfig, folder: Path, asked: Command) -> Iterator[Job]:
     methods = {algo: [f"algo={algo}", *tuned.get(algo, []), *shared] for algo in cfg.algos}
     for overrides in methods.values():
         check_settings(hydra.compose("config", overrides), "config")  # as scripts.train does
+    if cfg.lab.baseline not in cfg.algos and not cfg.lab.rates:
+        raise UnknownNameError("lab.baseline", cfg.lab.baseline, list(cfg.algos))
     for algo, overrides in methods.items():
         for rate in cfg.lab.rates or [None]:
             for seed in cfg.seeds:

@@ -179,6 +179,7 @@ class ListOf:
         if not self.fewest <= len(items) <= self.most:
             return ""
         written = [_item(item) if self.item.accepts(item) else self.item.suggestion(item) for item in items]
+        written = list(dict.fromkeys(written)) if self.distinct else written
         return f"[{','.join(written)}]" if all(written) else ""
 
     def __str__(self) -> str:

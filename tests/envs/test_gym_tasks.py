@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from envs.conformance import TaskSetConformance, check_env_rule, subject_of
-from envs.core import INFO_KEYS, TURN_KEYS, EpisodeOverError, StopReason, Task, UnknownNameError
+from envs.core import INFO_KEYS, TURN_KEYS, EpisodeOverError, NoDataError, StopReason, Task, UnknownNameError
 from envs.gym_tasks import DEFAULT_MAX_TURNS, GymTasks, TextAdapter
 from envs.pool import EnvPool
 
@@ -171,7 +171,7 @@ def test_observations_that_are_no_text_are_refused() -> None:
 
 
 def test_actions_that_are_no_text_are_refused() -> None:
-    with pytest.raises(TypeError, match=r"Dice.*text actions, got the action space Discrete\(6\)"):
+    with pytest.raises(NoDataError, match=r"Dice.*text actions, got the action space Discrete\(6\)"):
         GymTasks("Dice-v0").make()
     env, _ = played([])
     with pytest.raises(TypeError, match="an action must be a string, got int"):

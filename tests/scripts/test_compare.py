@@ -263,3 +263,8 @@ def test_the_picture_is_written(tmp_path: Path) -> None:
         a_run(tmp_path / str(n), env__rooms=n)
     main([str(tmp_path), "--output", str(tmp_path / "made" / "here")])
     assert matplotlib.image.imread(tmp_path / "made" / "here" / "compare.png").shape[1] > 1000
+
+
+def test_a_command_without_folders_is_an_error_of_one_line() -> None:
+    with pytest.raises(ValueError, match="the following arguments are required: FOLDER; see --help"):
+        main([])

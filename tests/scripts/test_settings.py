@@ -120,7 +120,7 @@ def test_no_number_takes_a_text_a_flag_what_is_not_finite_or_too_much(command: s
         ("config", "policy.warm_start=none", "policy.warm_start must be a group of settings with _target_ or null"),
         ("evaluate", "seeds=3", "did you mean seeds=[3]?"),
         ("evaluate", "seeds=[]", "seeds must be a list of one or more items"),
-        ("evaluate", "seeds=[0,0]", "without duplicates"),
+        ("evaluate", "seeds=[0,0]", "without duplicates, got [0, 0]; did you mean seeds=[0]?"),
         ("evaluate", "limit=0", "did you mean limit=1?"),
         ("evaluate", "agent.sampling.stop=x", "did you mean agent.sampling.stop=[x]?"),
         ("play", "delay=-1", "did you mean delay=0?"),
