@@ -71,7 +71,7 @@ def test_a_large_file_is_read_again_only_where_its_times_have_changed(
 
 # -- what is made here ------------------------------------------------------------------------------------------------
 def play(task_set: TaskSet, count: int = 2) -> list[Any]:
-    """The observations, rewards and scores of the expert."""
+    """The actions of the expert, with their observations and rewards."""
     env, seen = task_set.make(), []
     for split in task_set.splits[:2]:
         for task_id in task_set.manifest(split).ids[:count]:

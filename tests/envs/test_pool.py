@@ -30,7 +30,7 @@ WORKERS = pytest.mark.parametrize("workers", [0, 1, 2])
 
 
 class Puppet(TextEnv):
-    """Does what it is told, good or bad."""
+    """Follows its action, good or bad."""
 
     def __init__(self, max_turns: int = 50, closing: str = "") -> None:
         super().__init__(max_turns)
