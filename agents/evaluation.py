@@ -27,10 +27,20 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self, TypeVar
 
+import numpy as np
+
 from agents.agent import Agent
 from agents.episode import Episode, ParseStatus
 from agents.rollout import Job, rollout
-from agents.statistics import effective_trials, share_interval, wilson
+from agents.statistics import (
+    Interval,
+    bootstrap_interval,
+    effective_trials,
+    pass_at_k,
+    pass_hat_k,
+    share_interval,
+    wilson,
+)
 from envs.core import StopReason, TaskSet, counted
 from envs.pool import EnvPool
 
@@ -68,7 +78,10 @@ class Evaluation:
     turns: float
     invalid: float  # turns that were malformed, illegal or truncated
     stops: dict[str, int]  # stop reason -> episodes
-    pass_k: dict[int, float] = field(default_factory=dict)  # k -> `pass_all`, if there are several seeds
+    # k -> the mean over tasks of pass@k (at least one of k attempts solves it) and pass^k (all of them do), with
+    # intervals by a bootstrap over tasks; for k up to the number of attempts at each task
+    pass_at_k: dict[int, Interval] = field(default_factory=dict)
+    pass_hat_k: dict[int, Interval] = field(default_factory=dict)
 
     def metrics(self, prefix: str) -> dict[str, float]:
         """Flat numbers for logs. `prefix` is `eval/<env>/<split>`: `eval/alfworld/valid_seen/success` and so on."""
@@ -107,7 +120,10 @@ class Evaluation:
             "success": Rate(**row["success"]),
             "by_type": {kind: Rate(**rate) for kind, rate in row["by_type"].items()},
             "by_seed": {int(seed): Rate(**rate) for seed, rate in row["by_seed"].items()},
-            "pass_k": {int(k): rate for k, rate in row.get("pass_k", {}).items()},
+            **{
+                name: {int(k): Interval(**interval) for k, interval in row.get(name, {}).items()}
+                for name in ("pass_at_k", "pass_hat_k")
+            },
         }
         return cls(**{**row, **rates, "score_interval": interval and (interval[0], interval[1])})
 
@@ -122,8 +138,8 @@ class Evaluation:
                 f"The first table pools the seeds; for its intervals, {self.success.n} episodes of {self.tasks} tasks "
                 f"count as {self.success.effective_n:.0f} independent ones."
             )
-            rates = ", ".join(f"{k}: {rate:.1%}" for k, rate in self.pass_k.items())
-            parts.append(f"All of k attempts at a task succeed (pass^k): {rates}.")
+        if len(self.pass_at_k) > 1:
+            parts.append(self._passes())
         stops = ", ".join(f"{reason} {count}" for reason, count in self.stops.items())
         low_high = " (95 % interval {:.3f} – {:.3f})".format(*self.score_interval) if self.score_interval else ""
         parts.append(
@@ -132,6 +148,14 @@ class Evaluation:
         )
         return "\n\n".join(parts) + "\n"
 
+    def _passes(self) -> str:
+        lines = ["| k | pass@k: one of k attempts | 95 % interval | pass^k: all k attempts | 95 % interval |"]
+        lines.append("|---:|---:|---:|---:|---:|")
+        for k, best in self.pass_at_k.items():
+            cells = [text for one in (best, self.pass_hat_k[k]) for text in (f"{one.mean:.1%}", _range(one))]
+            lines.append(f"| {k} | {' | '.join(cells)} |")
+        return "\n".join(lines)
+
     def _faults(self) -> str:
         faults = sum(count for reason, count in self.stops.items() if StopReason(reason).is_fault)
         return (
@@ -139,6 +163,10 @@ class Evaluation:
             if faults
             else ""
         )
+
+
+def _range(interval: Interval) -> str:
+    return "–" if interval.low is None else f"{interval.low:.1%} – {interval.high:.1%}"
 
 
 def _table(heading: str, rows: dict[str, Rate]) -> str:
@@ -255,8 +283,29 @@ def summarise(episodes: Sequence[Episode]) -> Evaluation:
         turns=len(turns) / len(episodes),
         invalid=sum(turn.status is not ParseStatus.OK for turn in turns) / max(len(turns), 1),
         stops={str(reason): stops[reason] for reason in StopReason if stops[reason]},
-        pass_k=_pass_k(episodes) if len(rates) > 1 else {},
+        pass_at_k=_by_k(pass_at_k, list(by_task.values())),
+        pass_hat_k=_by_k(pass_hat_k, list(by_task.values())),
     )
+
+
+def _by_k(estimate: Callable[[int, int, int], float], tasks: Sequence[Sequence[Episode]]) -> dict[int, Interval]:
+    counts = [(len(of), sum(episode.success for episode in of)) for of in tasks]
+    return {
+        k: bootstrap_interval(np.array([estimate(n, c, k) for n, c in counts]))
+        for k in range(1, min(n for n, _ in counts) + 1)
+    }
+
+
+def outcomes_by_task(episodes: Iterable[Episode]) -> dict[str, dict[str, Any]]:
+    """The type of each task, and the success and the score of its attempts in the order of their seeds: plain data."""
+    return {
+        task: {
+            "type": _type_of(of[0]),
+            "success": [episode.success for episode in sorted(of, key=lambda e: e.seed)],
+            "score": [episode.score for episode in sorted(of, key=lambda e: e.seed)],
+        }
+        for task, of in _grouped(episodes, lambda e: e.task.id).items()
+    }
 
 
 def _type_of(episode: Episode) -> str:
@@ -275,20 +324,6 @@ def _rate(episodes: Sequence[Episode]) -> Rate:
     tasks = _grouped(episodes, lambda e: e.task.id).values()
     counts = [(sum(e.success for e in of), len(of)) for of in tasks]
     return _interval(sum(k for k, _ in counts), len(episodes), effective_trials(counts))
-
-
-def _pass_k(episodes: Sequence[Episode]) -> dict[int, float]:
-    """`pass_all` for each k up to the smallest number of attempts at a task."""
-    tasks = [[e.success for e in of] for of in _grouped(episodes, lambda e: e.task.id).values()]
-    return {k: pass_all(tasks, k) for k in range(1, 1 + min(map(len, tasks)))}
-
-
-def pass_all(tasks: Sequence[Sequence[bool]], k: int) -> float:
-    """pass^k of tau-bench (Yao et al., arXiv 2406.12045): the probability that all of k attempts at a task succeed.
-
-    The mean over tasks of C(c, k) / C(n, k), for c successes in n attempts; n must be at least k.
-    """
-    return statistics.fmean(math.comb(sum(attempts), k) / math.comb(len(attempts), k) for attempts in tasks)
 
 
 def pooled(rates: Sequence[Rate]) -> Rate:

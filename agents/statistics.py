@@ -151,32 +151,37 @@ def bootstrap_interval(values: Floats, resamples: int = RESAMPLES, seed: int = 0
     return _percentiles(mean, drawn @ distinct / len(values), len(values))
 
 
-def stratified_bootstrap(groups: Sequence[Floats], resamples: int = RESAMPLES, seed: int = 0) -> Floats:
-    """[R, A] resampled means of A agents over the mean of several groups of tasks, [A, T] each.
+def stratified_bootstrap(
+    groups: Sequence[Floats], weights: Sequence[float], resamples: int = RESAMPLES, seed: int = 0
+) -> Floats:
+    """[R, A] resampled means of A agents over several groups of tasks, [A, T] each, with the groups' `weights`.
 
-    The tasks of each group are drawn by themselves, the same for all agents.
+    The tasks of each group are drawn by themselves, the same for all agents. The weights sum to 1.
     """
     rng = np.random.default_rng(seed)
-    means = []
-    for values in groups:
+    total = np.zeros((resamples, groups[0].shape[0]))
+    for values, weight in zip(groups, weights, strict=True):
         tasks = values.shape[1]
         drawn = rng.multinomial(tasks, np.full(tasks, 1 / tasks), resamples)  # [R, T]
-        means.append(drawn @ values.T / tasks)
-    return np.asarray(np.mean(means, axis=0))
+        total += weight * (drawn @ values.T) / tasks
+    return total
 
 
-def stratified_interval(groups: Sequence[Floats], resamples: int = RESAMPLES, seed: int = 0) -> Interval:
-    """The mean over groups of the means of their values, [T] each, with its interval; see `bootstrap_interval`.
+def stratified_interval(
+    groups: Sequence[Floats], weights: Sequence[float], resamples: int = RESAMPLES, seed: int = 0
+) -> Interval:
+    """The weighted mean over groups of the means of their values, [T] each, with its interval.
 
-    The percentiles are those for the smallest group, which is cautious.
+    It is that of `bootstrap_interval`, with the tasks of each group drawn by themselves. The percentiles are those for
+    the smallest group, which is cautious.
     """
-    mean = statistics.fmean(_mean(values) for values in groups)
     if len(groups) == 1:
         return bootstrap_interval(groups[0], resamples, seed)
+    mean = math.fsum(weight * _mean(values) for values, weight in zip(groups, weights, strict=True))
     smallest = min(len(values) for values in groups)
     if smallest < 2 or all(math.isclose(values.min(), values.max(), abs_tol=1e-12) for values in groups):
         return Interval(mean, None, None)
-    resampled = stratified_bootstrap([values[None] for values in groups], resamples, seed)[:, 0]
+    resampled = stratified_bootstrap([values[None] for values in groups], weights, resamples, seed)[:, 0]
     return _percentiles(mean, resampled, smallest)
 
 
@@ -258,15 +263,18 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def detectable_difference(differences: Floats) -> float | None:
+def detectable_difference(groups: Sequence[Floats], weights: Sequence[float] = (1.0,)) -> float | None:
     """The smallest true mean difference that a test at 5 % finds with 80 % power on as many tasks.
 
-    (t + 0.84) s / √T, with the standard deviation s of the `differences` [T] (Miller, *Adding Error Bars to Evals*,
-    arXiv 2411.00640, section 5; Student's t in place of 1.96). None for fewer than two tasks, and if no task differs.
+    (t + 0.84) s / √T, with the standard deviation s of the differences [T] (Miller, *Adding Error Bars to Evals*,
+    arXiv 2411.00640, section 5; Student's t in place of 1.96); for several groups of tasks with their weights, that of
+    the weighted mean. None if a group has fewer than two tasks, and if no task differs.
     """
-    tasks = len(differences)
-    spread = statistics.stdev(differences.tolist()) if tasks > 1 else 0.0
-    return (t_quantile(tasks - 1) + Z80) * spread / math.sqrt(tasks) if spread > 1e-12 else None
+    if (smallest := min(len(values) for values in groups)) < 2:
+        return None
+    of_groups = zip(groups, weights, strict=True)
+    error = math.sqrt(math.fsum((w * statistics.stdev(d.tolist())) ** 2 / len(d) for d, w in of_groups))
+    return (t_quantile(smallest - 1) + Z80) * error if error > 1e-12 else None
 
 
 # -- training seeds ---------------------------------------------------------------------------------------------------

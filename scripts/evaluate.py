@@ -1,7 +1,8 @@
 """Evaluate an agent: `python -m scripts.evaluate env=alfworld agent=expert split=valid_seen seeds=[0,1,2]`.
 
 Every task of the split is played exactly once for each seed. The run folder gets run.json (the configuration, the hash
-of the manifest, the versions), episodes.jsonl (written during the run), and at the end evaluation.json, .md and .png.
+of the manifest, the versions), episodes.jsonl and usage.jsonl (written during the run), and at the end evaluation.json,
+.md and .png.
 `resume=RUN_DIR` plays the missing episodes, and those that ended because a file was missing. Seeds can be added;
 other settings of the episodes must not change.
 `model=FOLDER` evaluates a model or a training run; the default agent is `agent=masked`.
@@ -11,11 +12,15 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -24,8 +29,9 @@ from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from agents.episode import Episode, read_episodes, write_episodes
-from agents.evaluation import Evaluation, describe_limit, episode_key, evaluate, plan
-from agents.rollout import check_environment, error_line, lacks_data
+from agents.evaluation import Evaluation, describe_limit, episode_key, evaluate, outcomes_by_task, plan
+from agents.policies.base import Usage
+from agents.rollout import Job, check_environment, error_line, lacks_data
 from agents.source import agents_hash
 from envs.core import StopReason, TaskSet, counted, evaluation_splits
 from envs.facts import Facts, differences, environment_facts, in_words, without
@@ -41,11 +47,11 @@ def main(cfg: DictConfig) -> None:
     """Evaluate in the run folder, which is locked for this process."""
     run = Path(HydraConfig.get().runtime.output_dir)
     with locked(run):
-        _run(cfg, run)
+        evaluate_in(cfg, run)
 
 
-def _run(cfg: DictConfig, run: Path) -> None:
-    """Play the missing episodes, and write the results."""
+def evaluate_in(cfg: DictConfig, run: Path) -> None:
+    """Play the missing episodes of the evaluation in the folder `run`, and write its results."""
     check_agent(cfg)
     asked = Command.of_this_process("evaluate")
     console = Terminal(soft_wrap=True)
@@ -59,9 +65,8 @@ def _run(cfg: DictConfig, run: Path) -> None:
         console.print(f"limit={cfg.limit}: {describe_limit(cfg.limit, len(manifest.ids))}")
     check_tasks(needs_of_agent(cfg.agent), cfg, task_set, manifest)  # before torch reads which checkpoint is the best
     model = model_of(cfg)
-    facts = _facts(cfg, task_set, model)
+    facts = facts_of(cfg, HydraConfig.get().runtime.choices["agent"], task_set, model)
     before = _read_facts(run / "run.json", facts)
-    agent = make_agent(cfg.agent, task_set, model, cfg.seeds[0])
     facts["machine"] = machine() if model else {}  # without a model, nothing is rounded differently
     if before is None:
         write_whole(run / "run.json", json.dumps(facts, indent=2) + "\n")
@@ -73,6 +78,8 @@ def _run(cfg: DictConfig, run: Path) -> None:
     played = [episode for episode in _drop_lacking(file, console) if episode_key(episode) in wanted]
     if played:
         console.print(f"{len(played)} of {len(jobs)} episodes were played before")
+    agent = make_agent(cfg.agent, task_set, model, _policy_seed(jobs, played) if model else cfg.seeds[0])
+    spent = Spending(run / "usage.jsonl", getattr(agent, "usage", None))
     ended = list(played)
     with (
         EnvPool(task_set.make, min(cfg.pool.size, len(jobs)), cfg.pool.workers, cfg.pool.step_timeout) as pool,
@@ -83,6 +90,7 @@ def _run(cfg: DictConfig, run: Path) -> None:
             slim = replace(episode, turns=[replace(turn, prompt_ids=[]) for turn in episode.turns])
             with naming(file):
                 write_episodes(file, [slim], append=True)
+            spent.add(episode)
             ended.append(slim)
             advance(episode)
 
@@ -98,7 +106,16 @@ def _run(cfg: DictConfig, run: Path) -> None:
         console.print(
             f"errors ended {counted(len(errors), 'episode')}; the first was: {printable(error_line(errors[0]))}"
         )
-    _write(run, facts, task_set.describe(), evaluation, console)
+    results = {
+        "run": facts,
+        "environment": task_set.describe(),
+        "evaluation": evaluation.to_json(),
+        "seeds": list(cfg.seeds),
+        "tasks": outcomes_by_task(ended),
+        "sampled_tokens": sum(len(turn.completion_ids) for episode in ended for turn in episode.turns),
+        "usage": spent.total(),
+    }
+    _write(run, results, evaluation, console)
     check_environment(ended)
     if evaluation.stops.get(StopReason.REFUSED, 0) == evaluation.success.n:
         raise ValueError(f"the endpoint refused all {counted(evaluation.success.n, 'episode')}, so there is no result")
@@ -114,8 +131,11 @@ LEFT_OUT = (  # settings that may change when an evaluation is resumed
 )  # fmt: skip
 
 
-def _facts(cfg: DictConfig, task_set: TaskSet, model: Model | None) -> Facts:
-    """A description of the evaluation, without the machine. All its episodes have these facts."""
+def facts_of(cfg: DictConfig, agent: str, task_set: TaskSet, model: Model | None) -> Facts:
+    """A description of the evaluation, without the machine. All its episodes have these facts.
+
+    `agent` is the choice of the group agent. The split of the configuration must be set.
+    """
     manifest = task_set.manifest(cfg.split)
     configured = without(plain(cfg), LEFT_OUT)
     return {
@@ -124,7 +144,7 @@ def _facts(cfg: DictConfig, task_set: TaskSet, model: Model | None) -> Facts:
         "tasks": len(manifest.ids),
         "official_tasks": manifest.official_count,
         "manifest_sha256": manifest.content_hash,
-        "agent": HydraConfig.get().runtime.choices["agent"],
+        "agent": agent,
         "environment": environment_facts(task_set, configured.pop("env")),
         "config": configured,
         "model": model.facts() if model else None,
@@ -169,6 +189,69 @@ def _drop_lacking(file: Path, console: Console) -> list[Episode]:
     return kept
 
 
+def _policy_seed(jobs: Sequence[Job], played: Sequence[Episode]) -> int:
+    """The seed of a policy's generator. An evaluation that goes on must not draw the numbers of its first start again:
+    with them, a seed that is added would repeat the attempts of the first.
+    """
+    known = {episode_key(episode) for episode in played}
+    first = next((job.seed for job in jobs if (job.task.id, job.seed) not in known), jobs[0].seed)
+    return int(np.random.SeedSequence([first, len(played)]).generate_state(1)[0]) if played else first
+
+
+# -- what it took -----------------------------------------------------------------------------------------------------
+class Spending:
+    """Seconds, tokens and cost of an evaluation, over all its starts.
+
+    The file has a line for each episode with the sums of its start so far, so little is lost if the process is killed.
+    """
+
+    def __init__(self, file: Path, of_endpoint: Usage | None) -> None:
+        """`of_endpoint` counts what an endpoint answered; None if tokens are those of the turns."""
+        self.file, self.counted = file, of_endpoint or Usage()
+        self._counts_turns = of_endpoint is None
+        self._start = 1 + max((line["start"] for line in self._lines()), default=0)
+        self._begun = time.monotonic()
+
+    def add(self, episode: Episode) -> None:
+        """Count an episode, whose turns have their prompts."""
+        if self._counts_turns:
+            for turn in episode.turns:
+                if turn.completion_ids:
+                    self.counted.add(len(turn.prompt_ids), len(turn.completion_ids))
+        seconds = round(time.monotonic() - self._begun, 3)
+        row = {"start": self._start, "seconds": seconds, **asdict(self.counted)}
+        with naming(self.file), self.file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def total(self) -> dict[str, Any]:
+        """The sums over all starts; the cost is None if no start had prices."""
+        last = {line["start"]: line for line in self._lines()}.values()
+        costs = [line["cost"] for line in last if line["cost"] is not None]
+        names = ("seconds", "requests", "prompt_tokens", "completion_tokens", "uncounted")
+        sums = {name: round(sum(line[name] for line in last), 3) for name in names}
+        return {"starts": len(last), **sums, "cost": math.fsum(costs) if costs else None}
+
+    def _lines(self) -> list[dict[str, Any]]:
+        """The whole lines. One that a kill has cut is removed from the file."""
+        if not self.file.exists():
+            return []
+        content = self.file.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):
+            write_whole(self.file, whole)
+        return [json.loads(line) for line in whole.splitlines()]
+
+
+def describe_usage(usage: Mapping[str, Any]) -> str:
+    """One line for a person: time, tokens, cost."""
+    starts = f" in {usage['starts']} starts" if usage["starts"] > 1 else ""
+    prompt, sampled = f"{usage['prompt_tokens']:,} prompt tokens", f"{usage['completion_tokens']:,} sampled tokens"
+    tokens = f", {usage['requests']:,} requests, {prompt}, {sampled}" if usage["requests"] else ""
+    cost = "" if usage["cost"] is None else f", cost {usage['cost']:.4g}"
+    uncounted = f" (without {usage['uncounted']:,} requests that were not counted)" if usage["uncounted"] else ""
+    return f"Used: {usage['seconds']:.1f} s{starts}{tokens}{cost}{uncounted}."
+
+
 # -- output -----------------------------------------------------------------------------------------------------------
 @contextmanager
 def _progress(
@@ -201,8 +284,9 @@ def _progress(
             console.print(f"kept {counted(len(_read_whole_lines(file)), 'episode')}; resume with: {again}")
 
 
-def _write(run: Path, facts: Facts, environment: str, evaluation: Evaluation, console: Console) -> None:
-    """Write the results as JSON, Markdown and a picture, and print them. `environment` is its description."""
+def _write(run: Path, results: dict[str, Any], evaluation: Evaluation, console: Console) -> None:
+    """Write the results as JSON, Markdown and a picture, and print them."""
+    facts, environment = results["run"], results["environment"]
     tasks = describe_limit(evaluation.tasks, facts["tasks"])
     official = facts["official_tasks"]
     missing = f" (the official split has {official})" if official not in (None, facts["tasks"]) else ""
@@ -212,8 +296,8 @@ def _write(run: Path, facts: Facts, environment: str, evaluation: Evaluation, co
         f", at most {counted(facts['max_turns'], 'turn')}" if facts["config"]["max_turns"] else ""
     )  # beside the environment's
     played = f"{tasks}{missing}{limit}, {seeds}, manifest {facts['manifest_sha256'][:12]}"
-    markdown = f"# {title}\n\n{played}\n\n{environment}\n\n{evaluation.to_markdown()}"
-    results = {"run": facts, "environment": environment, "evaluation": evaluation.to_json()}
+    used = describe_usage(results["usage"])
+    markdown = f"# {title}\n\n{played}\n\n{environment}\n\n{evaluation.to_markdown()}\n{used}\n"
     files = {
         "evaluation.png": chart(evaluation, f"{title}\n{played}"),
         "evaluation.md": markdown.encode(),

@@ -16,7 +16,7 @@ from agents.evaluation import (
     Evaluation,
     describe_limit,
     evaluate,
-    pass_all,
+    outcomes_by_task,
     plan,
     pooled,
     spread,
@@ -285,8 +285,21 @@ def test_rates_of_different_tasks_are_pooled_by_their_episodes() -> None:
     assert pooled([summarise(seen).success, summarise(unseen).success]) == summarise([*seen, *unseen]).success
 
 
-def test_pass_k_is_the_share_of_k_attempts_that_all_succeed() -> None:
-    tasks = [[True, True, True, False], [True, False, False, False], [True] * 4, [False] * 4]
-    assert pass_all(tasks, 1) == pytest.approx((3 / 4 + 1 / 4 + 1 + 0) / 4)
-    assert pass_all(tasks, 2) == pytest.approx((3 / 6 + 0 + 1 + 0) / 4)
-    assert pass_all(tasks, 4) == pytest.approx(1 / 4)
+# -- several attempts -------------------------------------------------------------------------------------------------
+def test_pass_at_k_and_pass_hat_k_go_up_to_the_number_of_attempts() -> None:
+    solved = {"a": (True, True, False), "b": (False, False, False), "c": (True, True, True), "d": (False, True, False)}
+    result = summarise([episode(task, success, seed) for task, of in solved.items() for seed, success in enumerate(of)])
+    assert {k: one.mean for k, one in result.pass_at_k.items()} == pytest.approx({1: 0.5, 2: 2 / 3, 3: 0.75})
+    assert {k: one.mean for k, one in result.pass_hat_k.items()} == pytest.approx({1: 0.5, 2: 1 / 3, 3: 0.25})
+    assert all(one.low < one.mean < one.high for one in result.pass_at_k.values())
+    assert Evaluation.from_json(json.loads(json.dumps(result.to_json()))) == result
+    assert "| 3 | 75.0% |" in result.to_markdown()
+    assert "pass@k" not in summarise([episode("a")]).to_markdown()
+
+
+def test_the_outcomes_of_a_task_are_in_the_order_of_the_seeds() -> None:
+    episodes = [episode("b", seed=0), episode("a", False, 5, "pick"), episode("a", True, 2, "pick", score=0.5)]
+    assert outcomes_by_task(episodes) == {
+        "a": {"type": "pick", "success": [True, False], "score": [0.5, 0.0]},
+        "b": {"type": UNTYPED, "success": [True], "score": [1.0]},
+    }

@@ -130,21 +130,23 @@ def test_the_bootstrap_depends_on_the_values_and_the_seed_alone() -> None:
     assert bootstrap_interval(CONTINUOUS) == bootstrap_interval(CONTINUOUS[::-1].copy())
     assert bootstrap_interval(CONTINUOUS, seed=1) != bootstrap_interval(CONTINUOUS)
     groups = [CONTINUOUS, DISCRETE]
-    assert stratified_interval(groups) == stratified_interval([group.copy() for group in groups])
-    assert stratified_interval(groups[:1]) == bootstrap_interval(CONTINUOUS)
+    assert stratified_interval(groups, [0.5, 0.5]) == stratified_interval(
+        [group.copy() for group in groups], [0.5, 0.5]
+    )
+    assert stratified_interval(groups[:1], [1.0]) == bootstrap_interval(CONTINUOUS)
 
 
 @pytest.mark.parametrize("values", [[0.5], [1.0, 1.0, 1.0], [0.3, 0.1 + 0.2]])
 def test_equal_values_and_a_single_task_give_no_interval(values: list[float]) -> None:
     assert bootstrap_interval(np.array(values)) == Interval(pytest.approx(values[0]), None, None)
-    assert stratified_interval([np.array(values), np.array(values)]).low is None
+    assert stratified_interval([np.array(values), np.array(values)], [0.5, 0.5]).low is None
     with pytest.raises(ValueError, match=r"\[tasks\]"):
         bootstrap_interval(np.array([]))
 
 
 def test_groups_count_alike_whatever_their_number_of_tasks() -> None:
     groups = [np.array([0.0, 1.0] * 200), np.array([1.0, 1.0, 0.0, 1.0] * 5)]
-    interval = stratified_interval(groups)
+    interval = stratified_interval(groups, [0.5, 0.5])
     assert interval.mean == pytest.approx(0.625)
     half = 1.96 * math.sqrt(0.25 / 400 + 0.1875 / 20) / 2
     assert interval.high - interval.low == pytest.approx(2 * half, rel=0.15)
@@ -159,7 +161,7 @@ def test_the_paired_interval_is_never_wider_where_outcomes_are_positively_correl
         if np.cov(a, b)[0, 1] <= 0:
             continue
         paired = bootstrap_interval(a - b, 2000, repeat)
-        drawn = [stratified_bootstrap([values[None]], 2000, repeat + n)[:, 0] for n, values in enumerate((a, b))]
+        drawn = [stratified_bootstrap([values[None]], [1.0], 2000, repeat + n)[:, 0] for n, values in enumerate((a, b))]
         low, high = np.quantile(drawn[0] - drawn[1], [0.02, 0.98])
         assert paired.high - paired.low <= high - low + 1 / 60
 
@@ -176,8 +178,8 @@ def test_intervals_of_a_difference_hold_the_truth(tasks: int, attempts: int) -> 
 def test_ranks_are_certain_where_means_are_far_apart() -> None:
     rng = np.random.default_rng(0)
     values = (rng.random((3, 100)) < np.array([[0.9], [0.5], [0.5]])).astype(float)
-    assert rank_interval(stratified_bootstrap([values])) == [(1, 1), (2, 3), (2, 3)]
-    assert rank_interval(stratified_bootstrap([np.ones((2, 5))])) == [(1, 1), (1, 1)]
+    assert rank_interval(stratified_bootstrap([values], [1.0])) == [(1, 1), (2, 3), (2, 3)]
+    assert rank_interval(stratified_bootstrap([np.ones((2, 5))], [1.0])) == [(1, 1), (1, 1)]
 
 
 # -- tests ------------------------------------------------------------------------------------------------------------
@@ -224,11 +226,11 @@ def test_tests_find_5_percent_of_nothing_and_80_percent_of_what_is_detectable() 
 
 
 def test_a_detectable_difference_shrinks_with_the_root_of_the_number_of_tasks() -> None:
-    one = detectable_difference(DISCRETE)
+    one = detectable_difference([DISCRETE])
     assert one == pytest.approx((2.0930241 + 0.8416212) * DISCRETE.std(ddof=1) / math.sqrt(20))
-    assert detectable_difference(np.tile(DISCRETE, 16)) == pytest.approx(one / 4, rel=0.08)
-    assert detectable_difference(np.zeros(9)) is None
-    assert detectable_difference(np.ones(1)) is None
+    assert detectable_difference([np.tile(DISCRETE, 16)]) == pytest.approx(one / 4, rel=0.08)
+    assert detectable_difference([np.zeros(9)]) is None
+    assert detectable_difference([np.ones(1)]) is None
 
 
 # -- several attempts -------------------------------------------------------------------------------------------------

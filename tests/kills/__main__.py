@@ -126,6 +126,12 @@ def content(path: Path, run: Path) -> Any:
         return [{k: v for k, v in line.items() if not k.startswith(("time/", "perf/"))} for line in lines]
     if path.name == "episodes.jsonl":  # of an evaluation, as they end: what is missing is played first
         return sorted(path.read_text().splitlines())
+    if path.name == "evaluation.md":  # without its times
+        return [line.replace(str(run), "RUN") for line in path.read_text().splitlines() if not line.startswith("Used:")]
+    if path.name == "evaluation.json" and "usage" in (record := json.loads(path.read_bytes())):
+        return {name: value for name, value in record.items() if name != "usage"}
+    if path.name == "usage.jsonl":  # times
+        return None
     if path.name == "checksums.json":
         return {name: row[:2] for name, row in json.loads(path.read_bytes()).items()}  # then its times
     if path.name == "trainer.pt":

@@ -19,6 +19,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from transformers.utils.logging import disable_progress_bar
 
 from agents.episode import Episode, Turn, read_episodes, write_episodes
 from agents.rollout import error_line
@@ -77,6 +78,14 @@ def cli(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
     return Cli(tmp_path, capsys, monkeypatch)
 
 
+def a_policy(folder: Path) -> Path:
+    """The folder of a small random policy."""
+    disable_progress_bar()
+    policy = random_policy()
+    save_checkpoint(checkpoint_folder(folder, 0), policy.model, policy.tokenizer, {"best": None})
+    return folder
+
+
 def result_of(run: Path) -> dict:
     return json.loads((run / "evaluation.json").read_text())["evaluation"]
 
@@ -104,6 +113,33 @@ def test_resume_cuts_a_half_written_line_and_plays_what_is_missing(cli: Cli) -> 
     assert (code, "5 of 12 episodes were played before" in out) == (0, True)
     assert (cut / "episodes.jsonl").read_text().splitlines(keepends=True)[:5] == lines[:5]
     assert result_of(cut) == result_of(whole)
+
+
+def test_what_an_evaluation_took_is_kept_over_its_starts(cli: Cli) -> None:
+    run = cli.evaluate(f"model={a_policy(cli.folder / 'policy')}", "limit=2")
+    first = json.loads((run / "evaluation.json").read_text())
+    usage = first["usage"]
+    assert usage["completion_tokens"] == first["sampled_tokens"] > 0
+    assert usage["prompt_tokens"] > usage["requests"] > 0
+    assert usage["seconds"] > 0
+    assert f"{usage['prompt_tokens']:,} prompt tokens" in (run / "evaluation.md").read_text()
+    with (run / "usage.jsonl").open("a") as file:
+        file.write('{"start": 2, "sec')  # as a kill leaves it
+    assert cli("evaluate", f"resume={run}", "seeds=[0,1]")[0] == 0
+    second = json.loads((run / "evaluation.json").read_text())
+    assert second["usage"]["starts"] == 2
+    assert second["usage"]["completion_tokens"] == second["sampled_tokens"] > first["sampled_tokens"]
+    assert second["seeds"] == [0, 1]
+    assert {len(task["success"]) for task in second["tasks"].values()} == {2}
+
+
+def test_a_seed_that_is_added_draws_other_numbers(cli: Cli) -> None:
+    run = cli.evaluate(f"model={a_policy(cli.folder / 'policy')}", "agent.sampling.temperature=1", "max_turns=3")
+    assert cli("evaluate", f"resume={run}", "seeds=[0,1]")[0] == 0
+    attempts: dict[int, list] = {0: [], 1: []}
+    for episode in sorted(read_episodes(run / "episodes.jsonl"), key=lambda e: e.task.id):
+        attempts[episode.seed].append([turn.completion_ids for turn in episode.turns])
+    assert attempts[0] != attempts[1]
 
 
 def test_resume_may_add_seeds_but_not_change_the_agent(cli: Cli) -> None:
