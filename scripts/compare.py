@@ -9,11 +9,16 @@ distinguish it from the other groups. A folder without a readable run is reporte
 Writes two files into the first folder. `compare.png` has a panel for each group: success in training as the mean over
 its seeds, with their range, over the steps taken in environments (including those of signals), and the other groups'
 means in grey; if an environment has a score, the same for the score. `compare.md` is a table with the first and the
-last updates and evaluations.
+last updates and evaluations, and the difference of every two groups in their last evaluations: paired by seed and task,
+with intervals over seeds and tasks and over seeds alone, as in `agents.statistics`. A training seed is one measurement
+of its group; seeds are never pooled.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import json
 import os
 import sys
 import textwrap
@@ -29,6 +34,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
 
+from agents.statistics import Interval, holm, seed_interval, sign_permutation, two_level_interval
 from envs.files import write_whole
 from scripts.common import Arguments, Terminal, run
 from scripts.curve import SELECTION, is_success, moving_mean, read_metrics, save
@@ -53,6 +59,8 @@ class Run:
     success: NDArray[np.float64]  # [U] of the episodes of each update
     score: NDArray[np.float64]  # [U] the same for the score; equals success in an environment without scores
     evaluations: dict[str, list[float]]  # split -> success of each evaluation, the first before any update
+    outcomes: dict[str, dict[str, float]]  # split -> task -> success in the last evaluation
+    manifests: dict[str, str]  # split -> hash
 
 
 @dataclass(frozen=True)
@@ -93,7 +101,7 @@ def main(argv: list[str] | None = None) -> None:
     target = args.output or args.folders[0]
     target.mkdir(parents=True, exist_ok=True)
     console = Terminal(soft_wrap=True)
-    text = table(groups)
+    text = "\n".join(part for part in (table(groups), differences(groups)) if part)
     write_whole(target / "compare.md", text)
     console.print(text)
     for group in groups:
@@ -147,9 +155,35 @@ def read_run(folder: Path) -> Run:
                 for key in names
                 if (split := key.split("/")[-2]) != SELECTION
             },
+            outcomes=_last_outcomes(folder),
+            manifests=_manifests(folder),
         )
     except KeyError as error:
         raise ValueError(f"{folder}: an update in metrics.jsonl has no {error}") from error
+
+
+def _last_outcomes(folder: Path) -> dict[str, dict[str, float]]:
+    """The success of each task in the last evaluation, by split; empty if there is none."""
+    files = sorted((folder / "evaluations").glob("update-*.json"))
+    if not files:
+        return {}
+    try:
+        tasks = json.loads(files[-1].read_bytes())["tasks"]
+        return {
+            split: {task: float(outcome["success"]) for task, outcome in of.items()}
+            for split, of in tasks.items()
+            if split != SELECTION
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{files[-1]} is damaged: {error}") from error
+
+
+def _manifests(folder: Path) -> dict[str, str]:
+    """The hash of the manifest of each split that the run evaluates on; empty for a run without a checkpoint."""
+    for file in sorted(folder.glob("checkpoints/*/run.json"))[:1]:
+        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+            return {split: facts["sha256"] for split, facts in json.loads(file.read_bytes())["manifests"].items()}
+    return {}
 
 
 def _configuration(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -199,7 +233,12 @@ def labels_of(runs: Sequence[Run]) -> list[str]:
     if len(runs) == 1:
         return [_title(runs)]
     settings = [{**one.choices, **one.config} for one in runs]
-    chosen = _distinguishing_keys(settings, list(dict.fromkeys(name for one in runs for name in one.choices)))
+    return labels_of_settings(settings, list(dict.fromkeys(name for one in runs for name in one.choices)))
+
+
+def labels_of_settings(settings: Sequence[Mapping[str, Any]], choices: Sequence[str]) -> list[str]:
+    """A short name for each of several different `settings`; see `labels_of`. `choices` are the keys to begin with."""
+    chosen = _distinguishing_keys(settings, choices)
     names = _short_names(chosen, {key for one in settings for key in one})
     rows = [_values(one, chosen) for one in settings]
     cut = {key: _shared_length([_shown(one[key]) for one in settings if key in one]) for key in chosen}
@@ -232,7 +271,7 @@ def _distinguishing_keys(settings: Sequence[Mapping[str, Any]], choices: Sequenc
         return len({_values(one, names) for one in settings})
 
     for candidates in ([k for k in keys if k in choices and k not in BUNDLES], keys):
-        while kinds(chosen) < len(settings):
+        while candidates and kinds(chosen) < len(settings):
             best = max(candidates, key=lambda key: kinds([*chosen, key]))
             if kinds([*chosen, best]) == kinds(chosen):
                 break
@@ -373,6 +412,79 @@ def table(groups: Sequence[Group]) -> str:
         "environments. Each number is the mean over the runs of a group, with the lowest and the highest in brackets."
     )
     return "\n".join([*rows, "", legend]) + "\n"
+
+
+def differences(groups: Sequence[Group]) -> str:
+    """A table of every two groups in their last evaluations, by split; empty if no two of them share a seed.
+
+    The difference of two groups is an array [S, T]: the same seeds, the same tasks.
+    """
+    lines, refused = [], []
+    for split in dict.fromkeys(split for group in groups for one in group.runs for split in one.outcomes):
+        rows = []
+        for first, second in itertools.combinations(groups, 2):
+            pairs = _shared_runs(first, second, split)
+            if not pairs:
+                continue
+            if reason := _other_tasks(pairs, split):
+                refused.append(f"- {reason}")
+                continue
+            tasks = sorted(pairs[0][0].outcomes[split])
+            matrix = np.array(
+                [[a.outcomes[split][t] - b.outcomes[split][t] for t in tasks] for a, b in pairs]
+            )  # [S, T]
+            rows.append((first, second, matrix, sign_permutation(matrix.mean(1))))
+        for (first, second, matrix, p), adjusted in zip(rows, holm([row[-1] for row in rows]), strict=True):
+            both, seeds = two_level_interval(matrix), seed_interval(matrix.mean(1).tolist())
+            cells = [
+                first.label.replace("|", "\\|"), second.label.replace("|", "\\|"), split, *map(str, matrix.shape),
+                f"{100 * both.mean:+.1f}", _ends(both), _ends(seeds), f"{p:.3f}", f"{adjusted:.3f}",
+            ]  # fmt: skip
+            lines.append(f"| {' | '.join(cells)} |")
+    if not lines:
+        return "".join(f"{line}\n" for line in refused)
+    heads = [
+        "a",
+        "b",
+        "split",
+        "seeds",
+        "tasks",
+        "a minus b",
+        "over seeds and tasks",
+        "over seeds",
+        "p",
+        "p after Holm",
+    ]
+    table = [f"| {' | '.join(heads)} |", f"|---|---|---{'|---:' * 7}|", *lines]
+    legend = (
+        "The last evaluations of two groups: the difference of success in points, for the same seeds at the same "
+        "tasks. The first 95 % interval is for other seeds and other tasks (bootstrap over both), the second for other "
+        "seeds on these tasks (Student's). p: permutation of the signs of the seeds' differences; with S seeds it is "
+        "never below 2 / 2^S, 0.06 for five. Holm's correction is over the pairs of a split."
+    )
+    return "\n".join([*table, "", *refused, *([""] if refused else []), legend]) + "\n"
+
+
+def _shared_runs(first: Group, second: Group, split: str) -> list[tuple[Run, Run]]:
+    """Runs of two groups with the same seed that were both evaluated on the split."""
+    runs = [{one.seed: one for one in group.runs if split in one.outcomes} for group in (first, second)]
+    return [(runs[0][seed], runs[1][seed]) for seed in sorted(runs[0].keys() & runs[1].keys())]
+
+
+def _other_tasks(pairs: Sequence[tuple[Run, Run]], split: str) -> str:
+    """Why the runs cannot be compared on a split; empty if they can."""
+    first = pairs[0][0]
+    for one in (one for pair in pairs for one in pair):
+        hashes = {one.manifests.get(split), first.manifests.get(split)}
+        if one.outcomes[split].keys() != first.outcomes[split].keys() or len(hashes) > 1:
+            return f"{one.folder} and {first.folder} are not compared on {split}: they were evaluated on other tasks."
+    return ""
+
+
+def _ends(interval: Interval) -> str:
+    if interval.low is None or interval.high is None:
+        return "–"
+    return f"{100 * interval.low:+.1f} … {100 * interval.high:+.1f}"
 
 
 def summary(values: Sequence[float], form: str = "{:.1%}") -> str:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
+from agents.statistics import seed_interval, two_level_interval
 from scripts import compare
 from scripts.compare import grouped, line_of, main, read_run
 
@@ -268,3 +269,45 @@ def test_the_picture_is_written(tmp_path: Path) -> None:
 def test_a_command_without_folders_is_an_error_of_one_line() -> None:
     with pytest.raises(ValueError, match="the following arguments are required: FOLDER; see --help"):
         main([])
+
+
+# -- differences between groups ---------------------------------------------------------------------------------------
+def evaluated(run: Path, solved: int, *, tasks: int = 20, manifest: str = "ab") -> None:
+    """The last evaluation of a run, in which so many of the tasks were solved."""
+    outcomes = {f"t{n:02d}": {"success": n < solved, "score": 0.0} for n in range(tasks)}
+    (run / "evaluations").mkdir()
+    (run / "evaluations" / "update-000000.json").write_text(json.dumps({"tasks": {"valid": {}}}))
+    record = {"tasks": {"valid": outcomes, "selection": outcomes}}
+    (run / "evaluations" / "update-000002.json").write_text(json.dumps(record))
+    (run / "checkpoints" / "update-000000").mkdir(parents=True)
+    facts = {"manifests": {"valid": {"sha256": manifest}}}
+    (run / "checkpoints" / "update-000000" / "run.json").write_text(json.dumps(facts))
+
+
+def test_last_evaluations_are_compared_by_seed_and_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in range(3):
+        evaluated(a_run(tmp_path / f"a{seed}", "gigpo", seed=seed), 12 + seed)
+        evaluated(a_run(tmp_path / f"b{seed}", "grpo", seed=seed), 8)
+    main([str(tmp_path)])
+    text = (tmp_path / "compare.md").read_text()
+    row = next(
+        line for line in text.splitlines() if line.startswith("| algo=gigpo | algo=grpo | valid | 3 | 20 | +25.0 |")
+    )
+    matrix = np.array([[8 <= n < 12 + seed for n in range(20)] for seed in range(3)]).astype(float)
+    both, seeds = two_level_interval(matrix), seed_interval(matrix.mean(1).tolist())
+    for interval in (both, seeds):
+        assert f"| {100 * interval.low:+.1f} … {100 * interval.high:+.1f} |" in row
+    assert row.endswith("| 0.250 | 0.250 |")  # all signs of three seeds
+    assert "selection" not in text
+    capsys.readouterr()
+
+
+def test_runs_that_were_evaluated_on_other_tasks_are_named_and_not_compared(tmp_path: Path) -> None:
+    evaluated(a_run(tmp_path / "a", "gigpo"), 12)
+    evaluated(a_run(tmp_path / "b", "grpo"), 8, manifest="cd")
+    main([str(tmp_path)])
+    text = (tmp_path / "compare.md").read_text()
+    assert (
+        f"{tmp_path / 'b'} and {tmp_path / 'a'} are not compared on valid: they were evaluated on other tasks." in text
+    )
+    assert "a minus b" not in text
