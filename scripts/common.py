@@ -64,10 +64,7 @@ def command(config_name: str) -> Callable[[Job], Callable[[], None]]:
         @functools.wraps(function)
         def job(cfg: DictConfig) -> None:
             try:
-                check_settings(cfg, config_name)
-                check_added_keys(cfg, config_name)
-                check_targets(cfg)
-                _make_absolute(cfg)
+                prepare(cfg, config_name)
                 function(cfg)
             except Exception as error:
                 hydra_cfg = HydraConfig.get()
@@ -87,6 +84,14 @@ def command(config_name: str) -> Callable[[Job], Callable[[], None]]:
         return main
 
     return decorate
+
+
+def prepare(cfg: DictConfig, config_name: str) -> None:
+    """Check the configuration of a command, and make its folders absolute."""
+    check_settings(cfg, config_name)
+    check_added_keys(cfg, config_name)
+    check_targets(cfg)
+    _make_absolute(cfg)
 
 
 def _make_absolute(cfg: DictConfig) -> None:

@@ -47,10 +47,10 @@ class NewFolder(Callback):
     """Hydra's default names contain the time in seconds: if a name is taken, the run gets it with -2 at its end."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        """Make the folder of a run, unless `hydra.run.dir` was set."""
+        """Make the folder of a run, unless `hydra.run.dir` or the folder of an evaluation sweep was set."""
         HydraConfig.instance().set_config(config)  # the name is computed from it
         asked = Path(config.hydra.run.dir)
-        if _is_asked_for("hydra.run.dir", config):
+        if _is_asked_for("hydra.run.dir", config) or _is_asked_for("sweep.dir", config):
             _made[:] = _absent(asked)
             return
         _made[:] = _absent(asked.parent)
@@ -99,10 +99,11 @@ def override_key(override: str) -> str:
 
 
 def _is_asked_for(key: str, config: DictConfig) -> bool:
-    return any(str(override).startswith(f"{key}=") for override in config.hydra.overrides.hydra)
+    given = (*config.hydra.overrides.hydra, *config.hydra.overrides.task)
+    return any(str(override).startswith(f"{key}=") for override in given)
 
 
-def quoted(path: Path) -> str:
+def quoted(path: Path | str) -> str:
     """A path as the value of an override, quoted so that Hydra and OmegaConf read it literally."""
     text = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), str(path).replace("${", "\\${"))
     return f"'{text}'"

@@ -25,6 +25,7 @@ GROUPS = {  # configuration of a command -> the groups that it needs
     "config": ("env", "agent", "policy", "rollout", "trainer", "algo", "eval", "pool"),
     "lab": ("env", "agent", "policy", "rollout", "trainer", "algo", "eval", "pool"),
     "evaluate": ("env", "agent", "policy", "rollout", "pool"),
+    "sweep": ("pool",),
     "play": ("env", "policy", "rollout"),
     "serve": ("env",),
     "check": ("env",),
@@ -33,11 +34,12 @@ KEYS = {  # configuration of a command -> the other keys of the top level that i
     "config": ("seed", "split", "model", "resume"),
     "lab": ("seed", "split", "model", "resume", "algos", "seeds", "lab"),
     "evaluate": ("seeds", "split", "model", "max_turns", "limit", "resume"),
+    "sweep": ("agents", "envs", "splits", "models", "seeds", "limit", "max_turns", "sweep"),
     "play": ("agent", "split", "task", "seed", "model", "delay"),
     "serve": (),
     "check": (),
 }
-CLOSED = ("trainer", "eval", "pool", "lab")  # groups with exactly the keys that are listed here
+CLOSED = ("trainer", "eval", "pool", "lab", "sweep")  # groups with exactly the keys that are listed here
 OPTIONAL = ("trainer.env_steps",)  # keys of these groups that may be absent
 
 
@@ -250,6 +252,13 @@ SETTINGS: dict[str, Kind] = {
     "pool.size": Integer(1, 100_000),
     "pool.workers": Integer(0, 1_000),
     "pool.step_timeout": SECONDS,
+    # sweep
+    "agents": _or_null(ListOf(Either((TEXT, ListOf(TEXT, fewest=1))), fewest=1)),
+    "envs": _or_null(ListOf(Either((TEXT, ListOf(TEXT, fewest=1))), fewest=1)),
+    "splits": _or_null(ListOf(TEXT, fewest=1)),
+    "models": _or_null(ListOf(TEXT, fewest=1)),
+    "sweep": SECTION,
+    "sweep.dir": TEXT,
     # lab
     "algos": ListOf(TEXT, fewest=1),
     "lab": SECTION,

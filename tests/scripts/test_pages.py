@@ -39,6 +39,7 @@ SMALL = {
         "trainer.group_size=4", "trainer.max_turns=2", "pool.size=4",
     ],
     "evaluate": ["limit=1", "max_turns=2"],
+    "sweep": ["limit=1", "max_turns=2"],
     "play": [],
 }  # fmt: skip
 TINY = [  # where the policy is the small one
@@ -93,6 +94,11 @@ def commands(page: Path) -> Iterator[Shown]:
                 yield Shown(page.relative_to(ROOT).as_posix(), found[1], shlex.split(found[2], comments=True))
 
 
+def small_environment(name: str) -> str:
+    """The overrides that make an environment small, as they follow its name in a sweep."""
+    return "".join(f',"{override}"' for override in [*ENVIRONMENTS[name], "env.max_turns=2"])
+
+
 def shortened(shown: Shown) -> list[str]:
     """The arguments that make it small; those of the page are kept, but for their sizes."""
     sizes = re.compile(r"(trainer\.(updates|groups|group_size)|limit|max_turns|policy\.warm_start\.\w+)=")
@@ -102,6 +108,10 @@ def shortened(shown: Shown) -> list[str]:
         return kept
     if any(a.startswith("resume=") for a in kept):
         return [*kept, "lab.processes=0"] if shown.name == "lab" else kept
+    if shown.name == "sweep":  # one environment in place of all
+        return [re.sub(r"^envs=\[(\w+).*", lambda m: f"envs=[[{m[1]}{small_environment(m[1])}]]", a) for a in kept] + (
+            SMALL["sweep"] if any(a.startswith("envs=") for a in kept) else []
+        )
     if shown.name == "lab":  # one run in place of all
         kept = [re.sub(r"^(algos|lab\.rates)=\[([^,\]]+).*", r"\1=[\2]", a) for a in kept if not a.startswith("seeds=")]
     named = [a.removeprefix("env=") for a in kept if a.startswith("env=")]
@@ -196,6 +206,6 @@ def test_the_commands_of_a_page_run_or_are_refused_in_a_line(cli: Cli, page: Pat
 def test_all_pages_are_read() -> None:
     shown = [command for page in PAGES for command in commands(page)]
     assert len(shown) > 50
-    names = {"train", "evaluate", "play", "view", "download", "doctor", "bench", "compare", "lab"}
+    names = {"train", "evaluate", "play", "view", "download", "doctor", "bench", "compare", "lab", "sweep"}
     assert names <= {s.name for s in shown}
     assert any("-m" in s.arguments for s in shown if s.page == "docs/configuration.md")
