@@ -31,7 +31,7 @@ from agents.statistics import (
 )
 
 LEVEL = 0.05  # of an adjusted p-value that tells two agents apart
-FLOORS = ("random",)  # agents that show what is reached without skill
+FLOORS = ("constant", "random")  # agents that show what is reached without skill
 MEASURES = ("success", "score")
 
 
