@@ -473,7 +473,7 @@ def colours(algos: Sequence[str], baseline: str) -> dict[str, Any]:
 
 
 def curves(record: Mapping[str, Any]) -> Figure:
-    """Mean success of each method over each of `AXES`; rows for success and score."""
+    """Mean success of each method over each of `AXES`, and a point for each evaluation of a run; also the score."""
     measures = record["measures"]
     figure = Figure(figsize=(10.5, 1.2 + 2.6 * len(measures)), layout="constrained")
     panels = figure.subplots(len(measures), len(AXES), sharey="row", sharex="col", squeeze=False)
@@ -484,6 +484,8 @@ def curves(record: Mapping[str, Any]) -> Figure:
                 runs = [run["evaluations"] for run in record["runs"] if run["algo"] == algo and run["evaluations"]]
                 cost, mean = mean_line(runs, axis, measure)
                 axes.plot(cost, mean, color=colour[algo], linewidth=1.6, label=algo)
+                points = [(one["cost"][axis], one[measure]) for run in runs for one in run]
+                axes.scatter(*zip(*points, strict=True), color=colour[algo], s=9, alpha=0.4, linewidth=0)
             axes.grid(alpha=0.3)
             axes.xaxis.set_major_formatter(mpl.ticker.EngFormatter(sep=""))
             axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(4, steps=[1, 2, 5, 10]))
