@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 COMMANDS = (
-    "train", "evaluate", "lab", "compare", "play", "view", "check", "serve", "download", "doctor", "bench",
+    "train", "evaluate", "sweep", "lab", "compare", "play", "view", "check", "serve", "download", "doctor", "bench",
 )  # fmt: skip
 
 

@@ -281,4 +281,3 @@ def test_curves_end_with_the_numbers_of_the_table(tmp_path: Path) -> None:
     (line,) = figure.axes[0].lines
     np.testing.assert_allclose(line.get_xdata()[[0, -1]], [0, 200])  # the mean of 300 and 100 steps
     np.testing.assert_allclose(line.get_ydata()[[0, -1]], [0.4, 0.575])
-    lab_report.plt.close(figure)
