@@ -55,6 +55,7 @@ def choices() -> Iterator[tuple[str, tuple[str, ...]]]:
     yield "config", ("agent/player=candidates",)
     yield "lab", ()
     yield "evaluate", ()
+    yield "sweep", ()
     yield "play", ()
     yield "check", ()
     yield "serve", ()
