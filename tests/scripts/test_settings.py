@@ -41,6 +41,7 @@ def choices() -> Iterator[tuple[str, tuple[str, ...]]]:
     needs = {
         "env=gym": ["env.id=x"],
         "agent=openai": ["agent.name=x"],
+        "agent=constant": ["agent.text=x"],
         **{f"algo={judged}": ["algo.signals.judge.model.name=x"] for judged in ("capo", "pure")},
     }
     groups = [
