@@ -221,9 +221,9 @@ class Learner:
             group["lr"] = learning_rate
         self.objective.check_layout(batch_layouts(samples, table), "this batch")
         corrected = corrected or self.correct(samples, table)
-        old = _engine_logprobs(samples) if corrected is None else corrected.trained
+        old = engine_logprobs(samples) if corrected is None else corrected.trained
         advantages = table.per_token(advantages)
-        for name, values in (("an advantage", advantages), ("a log-probability", _engine_logprobs(samples) + old)):
+        for name, values in (("an advantage", advantages), ("a log-probability", engine_logprobs(samples) + old)):
             place = first_not_finite(values)
             if place is not None:
                 self.steps.skip(f"{name} is {values[place]}", turn_of(samples, table, place))
@@ -257,7 +257,7 @@ class Learner:
     def reference_kl(self, samples: Sequence[Sample]) -> NDArray[np.float64]:
         """[M] the estimated KL(policy ‖ reference) at each sampled id, in the order of a `TurnTable`."""
         reference = map_samples(samples, self.micro_batch_tokens, self.device, self._reference_logprobs)
-        corrected = self._logprobs(samples) if self.config.correction else _engine_logprobs(samples)
+        corrected = self._logprobs(samples) if self.config.correction else engine_logprobs(samples)
         old = torch.from_numpy(corrected)
         kl: NDArray[np.float64] = kl_estimate(old, torch.from_numpy(reference), self.objective.kl_estimator).numpy()
         return kl
@@ -266,7 +266,7 @@ class Learner:
         """The correction of a batch for the engine's mismatch; None without a `correction`."""
         if self.config.correction is None:
             return None
-        return self.config.correction(self._logprobs(samples), _engine_logprobs(samples), table)
+        return self.config.correction(self._logprobs(samples), engine_logprobs(samples), table)
 
     def _logprobs(self, samples: Sequence[Sample]) -> NDArray[np.float64]:
         """[M] the log-probabilities under the present weights."""
@@ -426,7 +426,7 @@ def unit_tokens(table: TurnTable, aggregation: str, trained: NDArray[np.bool_]) 
     return (counts if aggregation == "turn-mean" else table.episode_sums(counts))[rows]
 
 
-def _engine_logprobs(samples: Sequence[Sample]) -> NDArray[np.float64]:
+def engine_logprobs(samples: Sequence[Sample]) -> NDArray[np.float64]:
     """[M] the log-probabilities when the ids were sampled."""
     return np.array([p for s in samples for p, on in zip(s.logprobs, s.mask, strict=True) if on])
 

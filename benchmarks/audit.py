@@ -33,7 +33,7 @@ from rich.table import Table
 from agents.agent import Agent, PolicyAgent
 from agents.candidates import CandidateAgent
 from agents.episode import Turn
-from agents.evaluation import Z95, plan
+from agents.evaluation import plan
 from agents.masking import MaskedAgent
 from agents.policies.base import Sampling
 from agents.policies.local import LocalPolicy
@@ -41,6 +41,7 @@ from agents.policies.pretrained import Pretrained
 from agents.prompts import Transcript
 from agents.rollout import rollout
 from agents.scripted import ExpertAgent
+from agents.statistics import Z95
 from benchmarks.rollouts import write_line
 from envs.alfworld.tasks import OFFICIAL_COUNTS, ALFWorldTasks
 from envs.core import Info, TaskSet, UnknownNameError

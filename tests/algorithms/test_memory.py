@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_module
 from transformers import AutoModelForCausalLM
 
 from agents.policies.lora import Lora, add_adapters
-from algorithms.learner import Example, Learner, LearnerConfig
+from algorithms.learner import Example, Learner, LearnerConfig, engine_logprobs
 from algorithms.memory import GIGA, describe_memory, estimate_memory
 from benchmarks.gpu import SHAPES
 from tests.agents.toys import random_policy
@@ -19,7 +19,7 @@ from tests.algorithms.test_trainer import learner_config
 
 def examples_of(learner: Learner) -> list[Example]:
     batch, table, advantages = samples()
-    return learner._examples(batch, table, table.per_token(advantages), learner._old_logprobs(batch))[0]
+    return learner._examples(batch, table, table.per_token(advantages), engine_logprobs(batch), None)[0]
 
 
 def test_what_is_counted_is_exact() -> None:

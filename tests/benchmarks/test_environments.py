@@ -17,7 +17,13 @@ def test_figures_end_with_a_line_of_json(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = (
-        Case("lake", lambda: FrozenLakeTasks(valid_tasks=3), "valid", "twice as slow", lambda *_: Speed(1.0, 2.0)),
+        Case(
+            "lake",
+            lambda: FrozenLakeTasks(valid_tasks=3),
+            "valid",
+            "twice as slow",
+            measure_reference=lambda *_: Speed(1.0, 2.0),
+        ),
         Case("levels", lambda: SokobanTasks(levels="boxoban", data=tmp_path), "hard"),
     )
     monkeypatch.setattr(environments, "CASES", small)

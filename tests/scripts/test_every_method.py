@@ -1,7 +1,7 @@
 """`python -m scripts.train algo=NAME agent=…` runs for every method.
 
 Under the mask, which is the default, `test_pages` runs those that a page shows a command of. Methods with parts of
-their own (signals, trees, another player) also run with a free policy, as tests/algorithms/test_algo_conf.py trains all.
+their own (signals, trees, another player) also run with a free policy, like all in tests/algorithms/test_algo_conf.py.
 """
 
 from collections.abc import Iterator
