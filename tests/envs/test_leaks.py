@@ -89,9 +89,10 @@ def tasks_of(task_set: TaskSet) -> list[Task]:
     return [task_set.task(split, ids[number % len(ids)]) for number in range(EPISODES)]
 
 
-@pytest.mark.parametrize("closed", [True, False], ids=["closed", "dropped"])
-def test_environments_leave_nothing_open(task_set: TaskSet, closed: bool) -> None:
-    def play() -> None:
+def test_environments_and_pools_leave_nothing_open(task_set: TaskSet) -> None:
+    """Closed or dropped: all in one test, since looking at what is open takes most of the time."""
+
+    def play_alone(closed: bool) -> None:
         for task in tasks_of(task_set):
             env = task_set.make()
             _, info = env.reset(seed=0, options={"task": task})
@@ -99,17 +100,17 @@ def test_environments_leave_nothing_open(task_set: TaskSet, closed: bool) -> Non
             if closed:
                 env.close()
 
-    check_nothing_stays_open(play)
-
-
-@pytest.mark.parametrize("closed", [True, False], ids=["closed", "dropped"])
-def test_pools_leave_nothing_open(task_set: TaskSet, closed: bool) -> None:
-    def play() -> None:
+    def play_in_a_pool(closed: bool) -> None:
         pool = EnvPool(task_set.make, EPISODES, step_timeout=60.0)
         outcomes = pool.reset(dict(enumerate(tasks_of(task_set))))
         assert not any(outcome.error for outcome in outcomes.values())
         if closed:
             pool.close()
+
+    def play() -> None:
+        for closed in (True, False):
+            play_alone(closed)
+            play_in_a_pool(closed)
 
     check_nothing_stays_open(play)
 
