@@ -1,7 +1,7 @@
 """`python -m scripts.train algo=NAME agent=…` runs for every method.
 
-Under the mask, which is the default, `test_pages` runs those that a page shows a command of. Methods with parts of
-their own (signals, trees, another player) also run with a free policy, like all in tests/algorithms/test_algo_conf.py.
+Under the mask, which is the default, `test_pages` runs those that a page shows a command of. One method for each kind
+of part also runs with a free policy, as tests/algorithms/test_algo_conf.py trains all.
 """
 
 from collections.abc import Iterator
@@ -18,9 +18,9 @@ from tests.scripts.test_pages import PAGES, commands
 
 NAMES = sorted(path.stem for path in (Path(conf.__path__[0]) / "algo").glob("*.yaml"))
 SHOWN = {a.removeprefix("algo=") for page in PAGES for shown in commands(page) for a in shown.arguments}
-OWN_PARTS = ("signals:", "tree_expansion:", "shared/critic", "shared/judge", "agent/player")
-FILES = {name: (Path(conf.__path__[0]) / "algo" / f"{name}.yaml").read_text() for name in NAMES}
-RUNS = [(name, "transcript") for name in NAMES if any(part in FILES[name] for part in OWN_PARTS)]
+# A critic, trees, a judge, a reward model, signals of the environment, another player
+WITH_PARTS = ("capo", "igpo", "istar", "mt_grpo", "poad", "tree_grpo", "twosome", "vineppo")
+RUNS = [(name, "transcript") for name in WITH_PARTS]
 RUNS += [(name, "masked") for name in NAMES if name not in SHOWN]
 # What these methods log of signals that need the right answers and the tool of search; all others play ALFWorld.
 MEASURED = {
