@@ -166,13 +166,13 @@ def square_sums(model: Any, batch: Batch, temperature: float, dtype: torch.dtype
     nodes = batch.nodes or [None] * len(sums)
     drawn = torch.tensor([node is None or node.forced is None for node in nodes], device=states.device)
     chosen = states[batch.mask][drawn]
+    of = [node for node, on in zip(batch.nodes, drawn.tolist(), strict=False) if on]
     size = max(1, MOST_LOGITS // model.config.get_text_config().vocab_size)
     parts = []
     for start in range(0, len(chosen), size):
         with torch.autocast(batch.ids.device.type, dtype, enabled=dtype != torch.float32):
             logits = head_logits(model, chosen[start : start + size]) / (temperature or 1.0)
-        if batch.nodes:
-            of = [node for node, on in zip(batch.nodes, drawn.tolist(), strict=True) if on]
+        if of:
             logits = masked_logits(logits, of[start : start + size])
         parts.append(logits.float().softmax(-1).square().sum(-1))
     if parts:

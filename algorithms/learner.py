@@ -254,11 +254,16 @@ class Learner:
         for _ in range(self.config.epochs if count else 0):
             yield from np.array_split(rng.permutation(count), min(self.config.minibatches, count))
 
-    def reference_kl(self, samples: Sequence[Sample]) -> NDArray[np.float64]:
-        """[M] the estimated KL(policy ‖ reference) at each sampled id, in the order of a `TurnTable`."""
+    def reference_kl(self, samples: Sequence[Sample], corrected: Corrected | None = None) -> NDArray[np.float64]:
+        """[M] the estimated KL(policy ‖ reference) at each sampled id, in the order of a `TurnTable`.
+
+        `corrected` is the batch's `correct`, if the caller has it already.
+        """
         reference = map_samples(samples, self.micro_batch_tokens, self.device, self._reference_logprobs)
-        corrected = self._logprobs(samples) if self.config.correction else engine_logprobs(samples)
-        old = torch.from_numpy(corrected)
+        if corrected is not None:
+            old = torch.from_numpy(corrected.trained)
+        else:
+            old = torch.from_numpy(self._logprobs(samples) if self.config.correction else engine_logprobs(samples))
         kl: NDArray[np.float64] = kl_estimate(old, torch.from_numpy(reference), self.objective.kl_estimator).numpy()
         return kl
 

@@ -199,7 +199,7 @@ class Trainer:
         if corrected is not None:
             batch = batch.measured(Measurement(token_signals={"importance_weight": corrected.weights}))
         if objective.reward_kl_coef:
-            kl = self.learner.reference_kl(batch.samples)
+            kl = self.learner.reference_kl(batch.samples, corrected)
             batch = batch.measured(Measurement(token_signals={"token_reward": -objective.reward_kl_coef * kl}))
             measured["train/kl"] = float(kl.mean())
         for name, signal in self.signals.items():

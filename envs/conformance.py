@@ -77,10 +77,10 @@ TASKS_PER_SPLIT = 2  # tasks of each split that `check_task_set` plays: the firs
 
 
 class ConformanceError(AssertionError):
-    """A rule of the contract is broken. `rule` is its name, `number` its number in the module's list."""
+    """A rule of the contract is broken: its name, its number in the module's list, and what was found."""
 
     def __init__(self, rule: str, message: str) -> None:
-        self.rule = rule
+        self.rule, self.found = rule, message
         self.number = 1 + [*ENV_RULES, *TASK_SET_RULES].index(rule)
         super().__init__(f"rule {self.number}, {rule}: {message}")
 

@@ -46,7 +46,7 @@ def main(cfg: DictConfig) -> None:
             broken += 1
             console.print(f"{MARKS['bad']} {number:2} {rule}")
             console.print(f"     the rule: {texts[rule]}")
-            console.print(f"     found: {printable(str(error).partition(f'{rule}: ')[2])}{_place(error)}", markup=False)
+            console.print(f"     found: {printable(error.found)}{_place(error)}", markup=False)
         else:
             console.print(f"{MARKS['ok']} {number:2} {rule} ({time.monotonic() - began:.1f} s)")
     if broken:
