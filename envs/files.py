@@ -174,6 +174,19 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+# -- finding ----------------------------------------------------------------------------------------------------------
+def files_named(folder: Path, name: str) -> list[Path]:
+    """The files of that name in `folder` and below it, sorted.
+
+    Hidden folders are left out: half-written ones are among them. The folder may change while it is read.
+    """
+    found = []
+    for parent, folders, files in os.walk(folder):  # `Path.glob` raises when a folder vanishes
+        folders[:] = [inside for inside in folders if not inside.startswith(".")]
+        found += [Path(parent, name)] if name in files else []
+    return sorted(found)
+
+
 # -- flushing ---------------------------------------------------------------------------------------------------------
 def flush(path: Path) -> None:
     """Wait until a file or folder is on disk."""

@@ -35,7 +35,7 @@ from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
 
 from agents.statistics import Interval, holm, seed_interval, sign_permutation, two_level_interval
-from envs.files import write_whole
+from envs.files import files_named, write_whole
 from scripts.common import Arguments, Terminal, run
 from scripts.curve import SELECTION, is_success, moving_mean, read_metrics, save
 
@@ -122,7 +122,7 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
     runs: dict[Path, Run] = {}
     left_out = []
     for folder in folders:
-        found = sorted(folder.glob("**/metrics.jsonl"))
+        found = files_named(folder, "metrics.jsonl")
         if not found:
             left_out.append(f"{folder} {'has no metrics.jsonl' if folder.is_dir() else 'is not a folder'}")
         for path in found:

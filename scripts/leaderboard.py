@@ -17,7 +17,7 @@ from agents.evaluation import Evaluation
 from agents.leaderboard import FLOORS, Cell, leaderboard
 from agents.statistics import RESAMPLES
 from envs.core import counted
-from envs.files import write_whole
+from envs.files import files_named, write_whole
 from scripts.compare import labels_of_settings
 
 NAMES = ("leaderboard.json", "leaderboard.md", "leaderboard.html")
@@ -65,7 +65,7 @@ def _leaves(value: Mapping[str, Any], parent: str = "") -> Iterator[tuple[str, A
 def read_cells(folder: Path) -> tuple[list[Read], list[str]]:
     """The evaluations below a folder, and for each that cannot be read the reason."""
     found, left_out = [], []
-    for run in sorted({path.parent for path in folder.glob("**/run.json")}):
+    for run in [path.parent for path in files_named(folder, "run.json")]:
         where = run.relative_to(folder).as_posix()
         try:
             record = json.loads((run / "evaluation.json").read_bytes())

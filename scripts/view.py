@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agents.episode import Episode, ParseStatus, Turn, read_episodes
+from envs.files import files_named
 from scripts.common import Arguments, Terminal, printable, run
 
 
@@ -56,7 +57,7 @@ def find_file(path: Path) -> tuple[Path, str]:
         return path, ""
     files = sorted([*path.glob("episodes.jsonl"), *path.glob("episodes/*.jsonl")])
     if not files:
-        inside = sorted(p.parent for p in path.glob("**/episodes.jsonl"))
+        inside = [file.parent for file in files_named(path, "episodes.jsonl")]
         near = f"; there are some in {', '.join(map(str, inside[-3:]))}" if inside else ""
         raise FileNotFoundError(f"{path} has no episodes.jsonl and no episodes/*.jsonl{near}")
     return files[-1], f"{files[-1]}{f', the last of {len(files)}' if len(files) > 1 else ''}"

@@ -17,6 +17,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from envs.files import files_named
+
 PACKAGE = "package:"
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 HUB_TIMEOUT = 5.0  # seconds
@@ -64,7 +66,7 @@ def find(name: str | Path) -> Path | str:
         return path
     here = len(path.parts) > 1 and path.parent.is_dir()  # "outputs/x" beside a folder "outputs" is not a hub id
     if path.exists() or here or not HUB_ID.fullmatch(text):
-        near = sorted(p.parent for p in path.glob("**/config.json")) or sorted(path.parent.glob("*/config.json"))
+        near = [file.parent for file in files_named(path, "config.json")] or sorted(path.parent.glob("*/config.json"))
         near += sorted((path if path.is_dir() else path.parent).glob("*.gguf"))
         seen = ", ".join(str(p) for p in near[:5]) or "no model near it"
         raise ModelError(f"no model at {path}: expected a folder with config.json, or a GGUF file; found {seen}")

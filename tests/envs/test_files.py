@@ -15,6 +15,7 @@ import pytest
 
 from envs import files
 from envs.files import (
+    files_named,
     locked,
     made_once,
     naming,
@@ -278,3 +279,22 @@ def test_json_lines_are_read_and_a_bad_one_is_named(tmp_path: Path) -> None:
         path.write_bytes(b'{"update": 0}\n' + bad + b'{"update": 1}\n')
         with pytest.raises(ValueError, match=r"metrics\.jsonl:2 is damaged: expected a JSON object, got"):
             read_json_lines(path)
+
+
+def test_files_are_found_below_a_folder_that_changes_and_half_written_ones_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for run in ("b", "a/inner", ".c.partial", "gone"):
+        (tmp_path / run).mkdir(parents=True)
+        write_whole(tmp_path / run / "run.json", "{}")
+    listed = os.scandir
+
+    def vanishing(path: str) -> object:
+        if str(path).endswith("gone"):
+            remove_whole(tmp_path / "gone")
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", vanishing)
+    assert files_named(tmp_path, "run.json") == [tmp_path / "a/inner/run.json", tmp_path / "b/run.json"]
+    assert not (tmp_path / "gone").exists()
+    assert files_named(tmp_path / "gone", "run.json") == []

@@ -35,7 +35,7 @@ def swept(cli: Cli, *arguments: str, folder: str = "sweep") -> tuple[str, dict]:
 
 def episodes_of(folder: Path) -> dict[str, list[str]]:
     """The lines of the episodes of each cell."""
-    return {path.parent.name: path.read_text().splitlines() for path in folder.glob("**/episodes.jsonl")}
+    return {path.parent.name: path.read_text().splitlines() for path in folder.glob("cells/*/episodes.jsonl")}
 
 
 def files_of(folder: Path) -> list[bytes]:
