@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from agents.episode import ParseStatus
 from envs.core import Info
+from envs.tags import PairedTags
 
 
 class Parser(Protocol):
@@ -38,8 +39,8 @@ class Tagged:
         return f"End your answer with the action between tags: <{self.tag}>…</{self.tag}>"
 
     def parse(self, text: str) -> str | None:
-        found = re.findall(rf"<{self.tag}>(.*?)</{self.tag}>", text, flags=re.DOTALL | re.IGNORECASE)
-        return (found[-1].strip() or None) if found else None
+        found = PairedTags(self.tag, ignore_case=True).findall(text)
+        return (found[-1].content.strip() or None) if found else None
 
     def write(self, action: str) -> str:
         return f"<{self.tag}>{action}</{self.tag}>"
@@ -97,7 +98,7 @@ class Json:
         if isinstance(arguments, str):
             try:
                 arguments = json.loads(arguments)
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):
                 return None
         action = arguments.get(self.key) if isinstance(arguments, dict) else None
         return action.strip() or None if isinstance(action, str) else None
@@ -106,18 +107,26 @@ class Json:
         return json.dumps({self.key: action}, ensure_ascii=False)
 
 
+MOST_BROKEN = 1000  # objects
+_OBJECT = re.compile(r"\{(?=[ \t\n\r]*[\"}])")  # one may begin here
+
+
 def json_objects(text: str) -> Iterator[dict[str, Any]]:
-    """The JSON objects in a text, in order; anything between them is skipped."""
-    place = text.find("{")
+    """The JSON objects in a text, in order; anything between them is skipped.
+
+    The text behind `MOST_BROKEN` beginnings of objects that cannot be read is not looked at: each may take as long as
+    reading all of the text.
+    """
     decoder = json.JSONDecoder()
-    while place >= 0:
+    place = broken = 0
+    while (found := _OBJECT.search(text, place)) and broken < MOST_BROKEN:
         try:
-            value, end = decoder.raw_decode(text, place)
-        except json.JSONDecodeError:
-            end = place + 1
+            value, place = decoder.raw_decode(text, found.start())
+        except (ValueError, RecursionError):  # also numbers and depths that Python refuses
+            place = found.start() + 1
+            broken += 1
         else:
             yield value
-        place = text.find("{", end)
 
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"

@@ -8,7 +8,6 @@ actions) is quoted, see `agents.quoting`: it is plain text in a prompt, never a 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from functools import lru_cache, partial
 from importlib import resources
@@ -24,8 +23,10 @@ from agents.parsing import check_action, project_sokoban, project_webshop
 from agents.quoting import encode, encode_quoted, plain, quote
 from agents.samples import EPISODES, TURNS
 from envs.core import BRIEF, Info, UnknownNameError
+from envs.tags import PairedTags
 
 ACT = "<act>"  # asks for an action; a control token of policies that are made here (`agents.policies.tiny`)
+_ACTION = PairedTags("action", ignore_case=True)
 
 
 class Prompter(Protocol):
@@ -225,8 +226,8 @@ class Template:
 
     def parse(self, text: str) -> str | None:
         """The text between the first pair of action tags, in lower case as in the official projection."""
-        found = re.search(r"<action>(.*?)</action>", text, flags=re.DOTALL | re.IGNORECASE)
-        return (found[1].strip().lower() or None) if found else None
+        found = _ACTION.search(text)
+        return (found.content.strip().lower() or None) if found else None
 
     def read(self, text: str, finished: bool, info: Info) -> tuple[str, ParseStatus]:
         """See `agents.parsing.check_action`."""

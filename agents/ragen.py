@@ -29,7 +29,7 @@ from agents.samples import TURNS
 from envs.core import Info, StopReason
 
 SEPARATOR = " || "
-_ANSWER = re.compile(r"<think>(.*?)</think>\s*<answer>(.*?)</answer>", re.DOTALL)
+_BETWEEN = re.compile(r"</think>\s*<answer>")
 _REMOVED = ("<think>", "</think>", "<answer>", "</answer>", "<|im_start|>", "<|im_end|>")  # from both parts
 NOTHING_PLAYED = "No valid action provided previously. Environment state remains the same. Please try again.\n"
 FORMAT = (
@@ -91,10 +91,12 @@ class Ragen:
     # -- what the policy wrote ----------------------------------------------------------------------------------------
     def split(self, text: str) -> tuple[str, list[str]]:
         """An answer as it is shown again, and its actions; an answer in another form stays as it is and has none."""
-        found = _ANSWER.search(text)
-        if not found:
+        _, thinks, rest = text.partition("<think>")
+        between = _BETWEEN.search(rest)
+        answer, ends, _ = rest[between.end() :].partition("</answer>") if between else ("", "", "")
+        if not (thinks and between and ends):
             return text, []
-        thought, answer = (_bare(part) for part in found.groups())
+        thought, answer = _bare(rest[: between.start()]), _bare(answer)
         actions = [action.strip() for action in answer.split(SEPARATOR.strip()) if action.strip()]
         if len(actions) > self.actions_per_turn:
             actions = actions[: self.actions_per_turn]

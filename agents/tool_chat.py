@@ -15,6 +15,7 @@ written anew with the new ones, and a new training sequence starts.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,6 +28,9 @@ from agents.parsing import Whole, answer_part
 from agents.quoting import has_marks, plain, quote
 from envs.core import Info
 
+MOST_CALLS = 100  # that are read in an answer; environments make fewer
+_BLANKS, _BETWEEN = re.compile(r"\s*"), re.compile(r"\s*[;,]*\s*")  # before a value, and between two
+_DECODER = json.JSONDecoder()
 _PROBE = {"name": "probe_tool", "arguments": {"probe_argument": "probe value"}}
 
 
@@ -214,34 +218,37 @@ def read_results(observation: str) -> tuple[list[tuple[str, str]], str]:
 
 
 def read_calls(text: str, syntax: Syntax) -> list[Any]:
-    """The calls in an answer; those that cannot be read are texts."""
+    """The calls in an answer; those that cannot be read are texts. Those after `MOST_CALLS` are left out."""
     if not syntax.mark:
         stripped = text.strip()
         return _read_part(stripped, syntax) if stripped.startswith(("{", "[")) else []
     calls: list[Any] = []
-    _, mark, rest = text.partition(syntax.mark)
-    while mark:
-        value, end = _decode(rest)
+    place = text.find(syntax.mark)
+    while place >= 0 and len(calls) < MOST_CALLS:
+        start = place + len(syntax.mark)
+        value, end = _decode(text, start)
         if value is None:
-            part = rest.partition(syntax.mark)[0]
+            next_mark = text.find(syntax.mark, start)
+            part = text[start:] if next_mark < 0 else text[start:next_mark]
             part = part.partition(syntax.closing)[0] if syntax.closing else part
             calls.append(part.strip())
-            end = len(part)
+            end = start + len(part)
         else:
             calls += [_call(one, syntax) for one in (value if isinstance(value, list) else [value])]
-        _, mark, rest = rest[end:].partition(syntax.mark)
+        place = text.find(syntax.mark, end)
     return calls
 
 
 def _read_part(text: str, syntax: Syntax) -> list[Any]:
     """Values one after the other, as Llama writes several calls."""
     calls: list[Any] = []
-    while text:
-        value, end = _decode(text)
+    place = 0
+    while place < len(text) and len(calls) < MOST_CALLS:
+        value, end = _decode(text, place)
         if value is None:
-            return [*calls, text] if calls or not end else calls
+            return [*calls, text[place:]] if calls or end == place else calls
         calls += [_call(one, syntax) for one in (value if isinstance(value, list) else [value])]
-        text = text[end:].strip().lstrip(";,").strip()
+        place = _span(_BETWEEN, text, end)
     return calls
 
 
@@ -253,13 +260,18 @@ def _call(value: Any, syntax: Syntax) -> Any:
     return {"name": value[syntax.name], "arguments": value[syntax.arguments], **other}
 
 
-def _decode(text: str) -> tuple[Any, int]:
-    """The JSON value at the beginning of a text and its end; None if there is none."""
-    blanks = len(text) - len(text.lstrip())
+def _decode(text: str, place: int) -> tuple[Any, int]:
+    """The JSON value at a place of a text and its end; None and the place if there is none."""
     try:
-        return json.JSONDecoder().raw_decode(text, blanks)
+        return _DECODER.raw_decode(text, _span(_BLANKS, text, place))
     except (ValueError, RecursionError):
-        return None, 0
+        return None, place
+
+
+def _span(pattern: re.Pattern[str], text: str, place: int) -> int:
+    """The end of what a pattern that fits anywhere finds at a place."""
+    found = pattern.match(text, place)
+    return found.end() if found else place
 
 
 def _values(text: str) -> Iterator[tuple[int, dict[str, Any], int]]:

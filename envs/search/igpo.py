@@ -14,6 +14,8 @@ import string
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from envs.tags import PairedTags
+
 SYSTEM = """\
 ## Background information 
 * Today is {today}
@@ -76,8 +78,7 @@ NO_ANSWER = -2.0
 BELIEF = ("\nNow there's enough information to answer\n</think>\n<answer>\n", "\n</answer><|im_end|>")
 LABELLED = ("Factbench", "politifact", "liar2")  # sets whose right answers are JSON lists of labels
 _TAGS = ("code", "tool_call", "think", "answer")
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-_CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
+_ANSWER = PairedTags("answer")
 _BLANKS = str.maketrans(string.punctuation, " " * len(string.punctuation))
 
 
@@ -177,7 +178,7 @@ def score(solution: str, ground_truth: str, data_source: str = "", kind: str = "
     found = _ANSWER.search(solution) if is_balanced(solution) else None
     if not found:
         return 0.0 if kind == "noformatf1" else NO_ANSWER
-    answer = clean(found[1].strip())
+    answer = clean(found.content.strip())
     golds = [clean(gold) for gold in ground_truth.lower().split(SPLIT)]
     return float(answer in golds) if kind == "em" else max(_f1(answer, gold) for gold in golds)
 

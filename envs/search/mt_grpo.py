@@ -8,10 +8,11 @@ itself ("Error during search: …") counts as a successful call, as only texts t
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
+
+from envs.tags import PairedTags
 
 TOOL = "wiki_search: Searches Wikipedia and returns the top matching article content.\n\nArguments:\n  - query: "
 SYSTEM = f"""\
@@ -83,8 +84,8 @@ def prompt(question: str) -> str:
 
 def field(text: str, tag: str) -> str | None:
     """The content of the first pair of tags."""
-    found = re.search(rf"<{tag}>\s*(.*?)\s*</{tag}>", text, re.DOTALL)
-    return found[1].strip() if found else None
+    found = PairedTags(tag).search(text)
+    return found.content.strip() if found else None
 
 
 def parse(text: str) -> Parsed:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from envs.search.corpus import Passage
 from envs.search.search_r1 import Action
+from envs.tags import Pair, PairedTags
 
 MAX_TURNS = 8
 TOP_K = 3
@@ -18,15 +19,16 @@ MOST_CHARACTERS = 2000  # of a passage that are shown
 NOTHING = "Nothing found."
 MALFORMED = "Nothing was done: write search[words] or answer[text]."
 _BRACKETS = re.compile(r"\s*(search|answer)\[(.*)\]\s*", re.DOTALL | re.IGNORECASE)
-_TAGS = re.compile(r"<(search|answer)>(.*?)</\1>", re.DOTALL | re.IGNORECASE)
+_TAGS = PairedTags("search", "answer", ignore_case=True)
 _REASONING = "</think>"
 
 
 def parse(text: str) -> Action:
     """The action of a text: all of it in brackets, or else the first pair of tags after the reasoning."""
     said = text.rpartition(_REASONING)[2]
-    found = _BRACKETS.fullmatch(said) or _TAGS.search(said)
-    return Action(found[1].lower(), found[2].strip()) if found else Action(None, "")
+    whole = _BRACKETS.fullmatch(said)
+    found = Pair(whole[1], whole[2]) if whole else _TAGS.search(said)
+    return Action(found.name.lower(), found.content.strip()) if found else Action(None, "")
 
 
 def observation(passages: Sequence[Passage]) -> str:

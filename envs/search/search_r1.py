@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from envs.search.grading import contains_match, exact_match, normalize
+from envs.tags import PairedTags
 
 PROMPT = (
     "Answer the given question. You must conduct reasoning inside <think> and </think> first every time you get new "
@@ -31,9 +32,9 @@ INVALID = (
 )
 MAX_TURNS = 4  # of its scripts for NQ and HotpotQA
 TOP_K = 3
-_ACTION = re.compile(r"<(search|answer)>(.*?)</\1>", re.DOTALL)
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-_INFORMATION = re.compile(r"<information>(.*?)</information>", re.DOTALL)
+_ACTION = PairedTags("search", "answer")
+_ANSWER = PairedTags("answer")
+_INFORMATION = PairedTags("information")
 _TAG = re.compile(r"(</?(?:think|search|information|answer)>)")
 _MOVES = {  # state and tag -> next state, of a well-formed response
     ("start", "<think>"): "in_think",
@@ -73,7 +74,7 @@ def cut(response: str) -> str:
 def parse(response: str) -> Action:
     """The action of a completion that was cut: the first pair of tags."""
     found = _ACTION.search(response)
-    return Action(found[1], found[2].strip()) if found else Action(None, "")
+    return Action(found.name, found.content.strip()) if found else Action(None, "")
 
 
 def write_passages(contents: Sequence[str]) -> str:
@@ -101,7 +102,7 @@ def observation(action: Action, contents: Sequence[str]) -> str:
 def extract(solution: str) -> str | None:
     """The answer in prompt and response: the last of two blocks or more."""
     found = _ANSWER.findall(solution)
-    return str(found[-1]).strip() if len(found) > 1 else None
+    return found[-1].content.strip() if len(found) > 1 else None
 
 
 def em(solution: str, golds: Sequence[str] | str, format_score: float = 0.0) -> float:
@@ -146,7 +147,7 @@ def check_format(solution: str) -> tuple[bool, str]:
 
 def information_blocks(solution: str) -> list[str]:
     """The contents of all information blocks."""
-    return [block.strip() for block in _INFORMATION.findall(solution)]
+    return [block.content.strip() for block in _INFORMATION.findall(solution)]
 
 
 def format_em(

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from envs.search.grading import exact_match
 from envs.search.search_r1 import cut
+from envs.tags import PairedTags
 
 _TASK = (
     "\nYou are an expert agent tasked with answering the given question step-by-step.\n"
@@ -38,9 +39,8 @@ MAX_TURNS = 4
 HISTORY = 4
 TOP_K = 3
 NO_RESULTS = "No search results found."
-_SEARCH = re.compile(r"<search>(.*?)</search>", re.DOTALL | re.IGNORECASE)
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
-_GRADED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_SEARCH, _ANSWER = (PairedTags(name, ignore_case=True) for name in ("search", "answer"))
+_QUERY, _GRADED = PairedTags("search"), PairedTags("answer")
 
 
 class Step(NamedTuple):
@@ -68,16 +68,16 @@ def project(text: str) -> tuple[str, bool]:
     searches, answers = (len(re.findall(f"<{tag}>", text, re.IGNORECASE)) for tag in ("search", "answer"))
     once = not (searches and answers) and searches <= 1 and answers <= 1
     if found := _SEARCH.search(kept):
-        return f"<search>{found[1].strip()}</search>", once
+        return f"<search>{found.content.strip()}</search>", once
     if found := _ANSWER.search(kept):
-        return f"<answer>{found[1].strip()}</answer>", once
+        return f"<answer>{found.content.strip()}</answer>", once
     return "", False
 
 
 def query_of(action: str) -> str | None:
     """The query of a projected action; None if there is none."""
-    found = re.search(r"<search>(.*?)</search>", action, re.DOTALL)
-    return found[1].strip() if found else None
+    found = _QUERY.search(action)
+    return found.content.strip() if found else None
 
 
 def is_last(action: str, turn: int, max_turns: int) -> bool:
@@ -115,7 +115,7 @@ def information(text: str) -> str:
 def extract(conversation: str) -> str | None:
     """The last answer in the texts of all turns, joined."""
     found = _GRADED.findall(conversation)
-    return str(found[-1]).strip() if found else None
+    return found[-1].content.strip() if found else None
 
 
 def em(conversation: str, golds: Sequence[str] | str) -> float:

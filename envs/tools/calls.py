@@ -19,11 +19,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from envs.tags import PairedTags
 from envs.tools.tool import Call, Result, Tool, ToolError
 
 MOST_CALLS = 32  # in one message
 MOST_CHARACTERS = 1_000_000  # of a message
 _REASONING = "</think>"
+_CALL, _CALL_END = "<tool>", "</tool>"
+_RESULT = PairedTags("result")
 
 
 class Message(NamedTuple):
@@ -66,7 +69,7 @@ class Format(ABC):
             return Message((ToolError(f"the message has more than {MOST_CHARACTERS:,} characters"),))
         calls = self._calls(said, tools)
         if len(calls) > MOST_CALLS:
-            return Message((ToolError(f"{len(calls):,} calls in a message, at most {MOST_CALLS} are made"),))
+            return Message((ToolError(f"more than {MOST_CALLS} calls in a message: none of them was made"),))
         return Message(tuple(calls)) if calls else Message((), said)
 
 
@@ -129,15 +132,19 @@ class Tags(Format):
         return "\n".join(f"<result>{_inside(result.text)}</result>" for _, result in results)
 
     def results_in(self, observation: str) -> list[str]:
-        return re.findall(r"<result>(.*?)</result>", observation, re.DOTALL)
+        return [pair.content for pair in _RESULT.findall(observation)]
 
     def _calls(self, text: str, tools: Mapping[str, Tool]) -> list[Call | ToolError]:  # noqa: ARG002
         calls: list[Call | ToolError] = []
-        _, opened, rest = text.partition("<tool>")
-        while opened:
-            content, closed, rest = rest.partition("</tool>")
-            calls.extend(_read(content) if closed else [ToolError("<tool> without </tool>")])
-            _, opened, rest = rest.partition("<tool>")
+        place = text.find(_CALL)
+        while place >= 0:  # with places, since what is left of a long text takes time to copy
+            start, end = place + len(_CALL), text.find(_CALL_END, place)
+            if end < 0:
+                return [*calls, ToolError(f"{_CALL} without {_CALL_END}")]
+            calls.extend(_read(text[start:end]))
+            if len(calls) > MOST_CALLS:
+                break
+            place = text.find(_CALL, end)
         return calls
 
 
