@@ -2,7 +2,7 @@
 
 Both are accepted at the same address; the name of the field, `queries` or `query`, tells them apart. A malformed
 request gets status 422 with a list of what is wrong, as from their FastAPI servers. Bodies, the number of queries,
-`topk` and the time of a request are limited. Needs the extra `serve`.
+`topk`, passages and the time of a request are limited. Needs the extra `serve`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from envs.search.retrieval import Hit, RetrievalError, Retriever
 from envs.search.wire import result
 
 Search = Callable[[Sequence[str], int], list[list[Hit]]]
+_AT_ONCE = 64  # queries that are searched before another request gets its turn
 
 
 class QueriesRequest(BaseModel):
@@ -48,8 +49,9 @@ class Limits:
 
     default_k: int = 3  # where topk is missing or 0
     most_k: int = 100
-    most_queries: int = 1024
-    most_bytes: int = 1 << 22  # of a body
+    most_queries: int = 10_000  # Search-R1 sends those of a whole batch: 2,560 with its settings
+    most_passages: int = 100_000  # queries times topk
+    most_bytes: int = 1 << 23  # of a body
     deadline: float = 60.0  # seconds, for reading the body and again for the search
 
 
@@ -79,26 +81,49 @@ def read_request(
 
 def answer(request: QueriesRequest | QueryRequest, search: Search, limits: Limits) -> dict[str, Any]:
     """The reply. Raises `RequestError` for a request beyond the limits."""
+    return result(search(*_asked(request, limits)), request.return_scores)
+
+
+def _asked(request: QueriesRequest | QueryRequest, limits: Limits) -> tuple[list[str], int]:
+    """Queries and k. Raises `RequestError` beyond the limits."""
     queries = request.queries if isinstance(request, QueriesRequest) else [request.query]
     k = request.topk or limits.default_k
     if not 0 < k <= limits.most_k:
-        raise RequestError(422, f"topk must be in 1 to {limits.most_k}, got {k}")
-    if len(queries) > limits.most_queries:
-        raise RequestError(422, f"a request may have {limits.most_queries} queries, got {len(queries)}")
-    return result(search(queries, k), request.return_scores)
+        raise RequestError(422, f"topk must be in 1 to {limits.most_k}, got {str(k)[:40]}")
+    if len(queries) * k > limits.most_passages:
+        raise RequestError(
+            422, f"a request may ask for {limits.most_passages:,} passages, got {len(queries):,} queries with topk {k}"
+        )
+    return queries, k
+
+
+def _check_count(body: Any, limits: Limits) -> None:
+    """Before the queries are looked at one by one. Raises `RequestError`."""
+    queries = body.get("queries") if isinstance(body, dict) else None
+    if isinstance(queries, list) and len(queries) > limits.most_queries:
+        raise RequestError(422, f"a request may have {limits.most_queries:,} queries, got {len(queries):,}")
 
 
 def make_app(retriever: Retriever, limits: Limits | None = None) -> Starlette:
-    """The server's application. One thread searches: scoring is bound by memory, and results stay the same."""
+    """The server's application.
+
+    One thread searches: scoring is bound by memory, and results stay the same. It takes a few queries of a request at a
+    time, so that other clients need not wait for a large one, and none is searched after the deadline.
+    """
     chosen, worker = limits or Limits(), ThreadPoolExecutor(1)
 
     async def retrieve(request: Request) -> Response:
         try:
             async with asyncio.timeout(chosen.deadline):
-                asked = read_request(await _read_json(request, chosen.most_bytes))
+                body = await _read_json(request, chosen.most_bytes)
+            _check_count(body, chosen)
+            asked = read_request(body)
+            queries, k = _asked(asked, chosen)
+            hits: list[list[Hit]] = []
             async with asyncio.timeout(chosen.deadline):
                 loop = asyncio.get_running_loop()
-                reply = await loop.run_in_executor(worker, answer, asked, retriever.search, chosen)
+                for i in range(0, len(queries), _AT_ONCE):
+                    hits += await loop.run_in_executor(worker, retriever.search, queries[i : i + _AT_ONCE], k)
         except RequestError as error:
             return JSONResponse({"detail": error.detail}, error.status)
         except TimeoutError:
@@ -107,7 +132,7 @@ def make_app(retriever: Retriever, limits: Limits | None = None) -> Starlette:
             return JSONResponse({"detail": str(error)}, 502)
         except ClientDisconnect:
             return Response(status_code=499)  # nobody reads it
-        return JSONResponse(reply)
+        return JSONResponse(result(hits, asked.return_scores))
 
     async def health(_: Request) -> Response:
         return JSONResponse({"status": "ok", **retriever.facts()})

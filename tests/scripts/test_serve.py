@@ -24,7 +24,7 @@ from envs.search.server import Limits, make_app
 from scripts.serve import main
 
 WORDS = [f"word{number}" for number in range(50)]
-LIMITS = Limits(default_k=2, most_k=5, most_queries=8, most_bytes=10_000, deadline=2.0)
+LIMITS = Limits(default_k=2, most_k=5, most_queries=200, most_passages=800, most_bytes=10_000, deadline=2.0)
 
 
 class Served:
@@ -102,7 +102,10 @@ def test_both_formats_are_answered_at_one_address(served: Served) -> None:
         ({"query": "x", "topk": "many"}, 422, "int_parsing"),
         ({"query": "x", "topk": -1}, 422, "topk must be in 1 to 5"),
         ({"query": "x", "topk": 6}, 422, "topk must be in 1 to 5"),
-        ({"queries": ["x"] * 9}, 422, "may have 8 queries"),
+        ({"query": "x", "topk": 10**4000}, 422, "topk must be in 1 to 5"),
+        ({"queries": ["x"] * 201}, 422, "may have 200 queries"),
+        ({"queries": [1] * 201}, 422, "may have 200 queries"),
+        ({"queries": ["x"] * 200, "topk": 5}, 422, "may ask for 800 passages"),
         ({"query": "x" * 20_000}, 413, "10,000 bytes"),
     ],
 )
@@ -110,6 +113,11 @@ def test_a_malformed_request_is_told_what_is_wrong(served: Served, body: Any, st
     found, reply = served.post(body)
     assert (found, message in json.dumps(reply)) == (status, True), reply
     assert served.post({"query": "word1", "topk": 1})[0] == 200
+
+
+def test_a_large_request_is_answered_in_order(served: Served) -> None:
+    asked = [WORDS[i % len(WORDS)] for i in range(LIMITS.most_queries)]
+    assert [found[0]["title"] for found in served.post({"queries": asked})[1]["result"]] == asked
 
 
 def test_nothing_is_lost_or_mixed_up_among_clients_that_misbehave(served: Served) -> None:
@@ -140,6 +148,24 @@ def test_a_search_that_fails_or_hangs_is_answered(served: Served) -> None:
     status, reply = failing.post({"query": "wait"})
     assert (status, reply["detail"]) == (503, "not done within 0.1 s")
     failing.stop()
+
+
+def test_nothing_is_searched_after_the_deadline() -> None:
+    class Slow:
+        searched = 0
+
+        def search(self, queries: list[str], k: int) -> list[list[Hit]]:
+            self.searched += len(queries)
+            time.sleep(0.2)
+            return [[] for _ in queries]
+
+        def facts(self) -> dict[str, Any]:
+            return {"retriever": "slow"}
+
+    slow = Served(Slow(), Limits(deadline=0.1))
+    assert slow.post({"queries": ["x"] * 10_000})[0] == 503
+    slow.stop()
+    assert slow.retriever.searched < 1000
 
 
 @pytest.mark.parametrize("arguments", [["retriever", "--retriever", "remote"], ["retriever", "--port", "x"], []])
