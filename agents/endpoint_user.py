@@ -8,6 +8,7 @@ from typing import Any
 
 from agents.endpoint import Endpoint, EndpointError, Refusal
 from agents.policies.base import Sampling
+from envs.services import Service, ServiceError
 
 # The prompt of `LLMUserSimulationEnv` in sierra-research/tau-bench @ 59a200c (MIT).
 PROMPT = """You are a user interacting with an agent.
@@ -48,6 +49,7 @@ class EndpointUser:
             "parameters": parameters,
         }  # fmt: skip
         self._endpoint: Endpoint | None = None
+        self._service = Service(f"the user ({self.name})")
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -58,15 +60,26 @@ class EndpointUser:
         self.__dict__ |= {**state, "_lock": threading.Lock()}
 
     def answer(self, instruction: str, said: Sequence[str]) -> str:
-        """See `envs.tau_bench.users.User`. Raises `EndpointError` if there is no answer."""
-        with self._lock:
-            if self._endpoint is None:
-                self._endpoint = Endpoint(self._model, **self._options)
+        """See `envs.tau_bench.users.User`.
+
+        Raises `ServiceError` if there is no answer, `NoDataError` if this happens too often in a row, and
+        `EndpointError` if the endpoint refuses the conversation.
+        """
         messages = [{"role": "system", "content": PROMPT.format(instruction=instruction)}]
         # To this model the agent is the user, and its own messages are the answers.
         roles = ("user", "assistant")
         messages += [{"role": roles[place % 2], "content": text} for place, text in enumerate(said)]
-        [reply] = self._endpoint.ask([messages], self._sampling)
+        with self._service.call():
+            try:
+                [reply] = self._connected().ask([messages], self._sampling)
+            except EndpointError as error:
+                raise ServiceError(str(error)) from error
         if isinstance(reply, Refusal):
             raise EndpointError(f"{self.name} refused to play the user: {reply.error}")
         return reply.text
+
+    def _connected(self) -> Endpoint:
+        with self._lock:
+            if self._endpoint is None:
+                self._endpoint = Endpoint(self._model, **self._options)
+            return self._endpoint

@@ -32,11 +32,12 @@ from agents.episode import Episode, Start, Turn
 from envs.checks import clean_text
 from envs.core import MissingDataError, NoDataError, StopReason, Task
 from envs.pool import EnvFailure, EnvPool, Outcome
+from envs.services import ServiceError
 
 MOST_TRIES = 3  # of an episode whose environment was lost when another one ended their process
 
 TRACEBACK = "Traceback (most recent call last):"
-_MISSING_DATA = f"{MissingDataError.__module__}.{MissingDataError.__qualname__}: "
+_LACKING = tuple(f"{kind.__module__}.{kind.__qualname__}: " for kind in (MissingDataError, ServiceError))
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,8 @@ def error_line(error: str) -> str:
 
 
 def lacks_data(episode: Episode) -> bool:
-    """Whether the episode ended because a file that its task is played from does not exist."""
-    return error_line(episode.error).startswith(_MISSING_DATA)
+    """Whether the episode ended because a file of its task does not exist, or a service did not answer."""
+    return error_line(episode.error).startswith(_LACKING)
 
 
 class BrokenEnvironmentError(RuntimeError):
@@ -101,7 +102,7 @@ class BrokenEnvironmentError(RuntimeError):
 def check_environment(episodes: Sequence[Episode]) -> None:
     """Raises `BrokenEnvironmentError` with the first error if errors ended more than half of the episodes.
 
-    Raises `NoDataError` instead if missing files ended more than half of them.
+    Raises `NoDataError` instead if more than half of them lacked data, see `lacks_data`.
     """
     check_data(episodes)
     errors = [episode.error for episode in episodes if episode.stop_reason is StopReason.ENV_ERROR]
@@ -112,11 +113,13 @@ def check_environment(episodes: Sequence[Episode]) -> None:
 
 
 def check_data(episodes: Sequence[Episode]) -> None:
-    """Raises `NoDataError` with the first missing file if missing files ended more than half of the episodes."""
+    """Raises `NoDataError` with the first reason if more than half of the episodes lacked data, see `lacks_data`."""
     missing = [episode for episode in episodes if lacks_data(episode)]
     if 2 * len(missing) > len(episodes):
-        first = error_line(missing[0].error).removeprefix(_MISSING_DATA)
-        raise NoDataError(f"missing files ended {len(missing)} of {len(episodes)} episodes; the first was: {first}")
+        first = error_line(missing[0].error).partition(": ")[2]
+        raise NoDataError(
+            f"missing files or services ended {len(missing)} of {len(episodes)} episodes; the first was: {first}"
+        )
 
 
 def _added(before: float | None, more: float | None) -> float | None:

@@ -3,7 +3,8 @@
 Every task of the split is played exactly once for each seed. The run folder gets run.json (the configuration, the hash
 of the manifest, the versions), episodes.jsonl and usage.jsonl (written during the run), and at the end evaluation.json,
 .md and .png.
-`resume=RUN_DIR` plays the missing episodes, and those that ended because a file was missing. Seeds can be added;
+`resume=RUN_DIR` plays the missing episodes, and those that ended because a file was missing or a service did not
+answer. Seeds can be added;
 other settings of the episodes must not change.
 `model=FOLDER` evaluates a model or a training run; the default agent is `agent=masked`.
 """
@@ -182,7 +183,8 @@ def _drop_lacking(file: Path, console: Console) -> list[Episode]:
     kept = [episode for episode in episodes if not lacks_data(episode)]
     if len(kept) < len(episodes):
         console.print(
-            f"playing {counted(len(episodes) - len(kept), 'episode')} again that ended because a file was missing"
+            f"playing {counted(len(episodes) - len(kept), 'episode')} again that ended because a file was missing "
+            "or a service did not answer"
         )
         lines = zip(file.read_bytes().splitlines(keepends=True), episodes, strict=True)
         write_whole(file, b"".join(line for line, episode in lines if not lacks_data(episode)))

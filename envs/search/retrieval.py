@@ -41,7 +41,10 @@ class Retriever(Protocol):
     """Finds passages for queries."""
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
-        """At most `k` hits for each query, best first. Raises `RetrievalError` if a service cannot be reached."""
+        """At most `k` hits for each query, best first.
+
+        Raises `RetrievalError` if a server refuses the queries, and `ServiceError` if it does not answer.
+        """
 
     def facts(self) -> dict[str, Any]:
         """What results depend on, as plain data."""
@@ -71,7 +74,7 @@ class ScoringRetriever(ABC):
 
 
 class RetrievalError(RuntimeError):
-    """A retrieval service failed. The message names it and says how."""
+    """A retrieval server refuses queries. The message names it and says why."""
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from starlette.routing import Route
 
 from envs.search.retrieval import Hit, RetrievalError, Retriever
 from envs.search.wire import result
+from envs.services import ServiceError
 
 Search = Callable[[Sequence[str], int], list[list[Hit]]]
 _AT_ONCE = 64  # queries that are searched before another request gets its turn
@@ -128,7 +129,7 @@ def make_app(retriever: Retriever, limits: Limits | None = None) -> Starlette:
             return JSONResponse({"detail": error.detail}, error.status)
         except TimeoutError:
             return JSONResponse({"detail": f"not done within {chosen.deadline} s"}, 503)
-        except RetrievalError as error:
+        except (RetrievalError, ServiceError) as error:
             return JSONResponse({"detail": str(error)}, 502)
         except ClientDisconnect:
             return Response(status_code=499)  # nobody reads it

@@ -11,7 +11,8 @@ import pytest
 from agents import endpoint_user
 from agents.endpoint import Answer, EndpointError, Refusal
 from agents.endpoint_user import EndpointUser
-from envs.core import StopReason
+from envs.core import NoDataError, StopReason
+from envs.services import MOST_FAILURES, ServiceError
 from envs.tau_bench.users import GREETING
 
 
@@ -43,3 +44,12 @@ def test_to_the_user_the_agent_is_the_user(monkeypatch: pytest.MonkeyPatch) -> N
     assert [message["role"] for message in later] == ["system", "user", "assistant", "user"]
     with pytest.raises(EndpointError, match="endpoint model refused to play the user: no"):
         user.answer("Buy {tea}.", [GREETING, "a", "b", "c"])
+
+
+def test_a_user_that_does_not_answer_ends_episodes_and_later_the_run() -> None:
+    user = EndpointUser("model", base_url="http://127.0.0.1:1", api_key="none", max_retries=0)
+    for _ in range(MOST_FAILURES - 1):
+        with pytest.raises(ServiceError, match=r"model at http://127\.0\.0\.1:1.*Connection error"):
+            user.answer("Buy tea.", [GREETING])
+    with pytest.raises(NoDataError, match=r"the user \(endpoint model\) did not answer 3 calls in a row"):
+        user.answer("Buy tea.", [GREETING])

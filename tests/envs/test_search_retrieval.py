@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +26,7 @@ from envs.search.dense import DenseRetriever, HybridRetriever
 from envs.search.remote import RemoteRetriever
 from envs.search.retrieval import Hit, RetrievalError, Retriever, RetrieverSpec, best_rows, open_retriever
 from envs.search.wire import result
+from envs.services import MOST_FAILURES, ServiceError
 from tests.agents.endpoint_server import Serve
 from tests.damage import each_damage
 
@@ -275,15 +277,39 @@ def test_rows_and_texts_are_documents_too(serve: Serve) -> None:
         ((200, {}, '{"result": [[{"document": {}}]]}'), "a number as the score"),
         ((200, {}, '{"result": [[{"document": {}, "score": 1}]]}'), "'title' and 'text', or 'contents'"),
         ((200, {}, json.dumps({"result": [[{"contents": "x" * 3000}]]})), "more than 2,000 bytes"),
-        ((422, {}, '{"detail": "no"}'), "status 422: .*detail"),
-        ((503, {}, "busy"), "no reply after 1 attempts in 0 s: status 503"),
+        ((503, {}, "busy"), "no reply after 1 attempt in 0 s: status 503"),
+        ((200, {"Content-Length": "99"}, '{"result": [['), "no reply after 1 attempt in 0 s: IncompleteRead"),
     ],
 )
 def test_a_server_that_fails_is_named_with_the_reason(reply: Any, said: str, serve: Serve) -> None:
     server = serve(lambda _: reply)
-    with pytest.raises(RetrievalError, match=said) as raised:
+    with pytest.raises(ServiceError, match=said) as raised:
         RemoteRetriever(server.url, deadline=0.0, largest_reply=2000).search(["q"], 3)
     assert server.url in str(raised.value)
+
+
+def test_queries_that_a_server_refuses_do_not_count_as_failures(serve: Serve) -> None:
+    retriever = RemoteRetriever(serve(lambda _: (422, {}, '{"detail": "no"}')).url)
+    for _ in range(MOST_FAILURES + 1):
+        with pytest.raises(RetrievalError, match=r"status 422: .*detail"):
+            retriever.search(["q"], 3)
+
+
+def test_a_server_that_hangs_is_given_up_at_the_deadline(serve: Serve) -> None:
+    end = threading.Event()
+    server = serve(lambda _: (end.wait(60), (200, {}, "{}"))[1])
+    with pytest.raises(ServiceError, match="no reply after 1 attempt in 0 s: timed out"):
+        RemoteRetriever(server.url, timeout=0.2, deadline=0.4).search(["q"], 3)
+    end.set()
+
+
+def test_a_server_that_is_gone_ends_the_run() -> None:
+    retriever = RemoteRetriever("http://127.0.0.1:9/retrieve", deadline=0.0)
+    for _ in range(MOST_FAILURES - 1):
+        with pytest.raises(ServiceError):
+            retriever.search(["q"], 3)
+    with pytest.raises(NoDataError, match=r"server http://127\.0\.0\.1:9/retrieve did not answer 3 calls in a row"):
+        retriever.search(["q"], 3)
 
 
 def test_a_busy_server_is_asked_again(tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,7 +321,7 @@ def test_a_busy_server_is_asked_again(tmp_path: Path, serve: Serve, monkeypatch:
 
 
 def test_nobody_there_is_an_error_within_the_deadline() -> None:
-    with pytest.raises(RetrievalError, match="no reply after 1 attempts"):
+    with pytest.raises(ServiceError, match="no reply after 1 attempt in"):
         RemoteRetriever("http://127.0.0.1:9/retrieve", deadline=0.0).search(["q"], 3)
 
 

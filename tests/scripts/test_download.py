@@ -145,7 +145,7 @@ def test_a_missing_file_is_requested_once(server: FileServer, tmp_path: Path) ->
 def test_without_a_connection_nothing_is_waited_for(
     server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetch_module.time, "sleep", lambda _: pytest.fail("it waited"))
+    monkeypatch.setattr("time.sleep", lambda _: pytest.fail("it waited"))
     archive = replace(archive_of(server), url="http://127.0.0.1:1/games.zip")
     with pytest.raises(DownloadError, match=r"games\.zip: no connection \(.*refused.*\); .*--from"):
         fetch(tmp_path, archive)
