@@ -46,7 +46,7 @@ def main() -> None:
     what = "the usual question sets, and the corpus wiki-18 that they are asked about"
     command = commands.add_parser("search", parents=[shared], help=what, description=what)
     command.add_argument(
-        "--sets", nargs="+", default=list(search.SETS), metavar="SET", help="which ones (all: %(default)s)"
+        "--sets", nargs="*", default=list(search.SETS), metavar="SET", help="which ones, or none (all: %(default)s)"
     )
     command.add_argument("--corpus", action="store_true", help="also wiki-18: 21 million passages, 14 GB unpacked")
 

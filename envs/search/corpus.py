@@ -51,7 +51,10 @@ class Passage(NamedTuple):
             name = str(row.get("id", number))
             title, text, contents = row.get("title"), row.get("text"), row.get("contents")
             if isinstance(title, str) and isinstance(text, str):
-                return cls(name, title, text, tuple(row.get("names", ())))
+                names = row.get("names", ())
+                if not isinstance(names, (list, tuple)) or not all(isinstance(one, str) for one in names):
+                    raise ValueError(f"expected a list of texts as 'names', got {names!r:.80}")
+                return cls(name, title, text, tuple(names))
             if isinstance(contents, str):
                 title, _, text = contents.partition("\n")
                 return cls(name, title.strip('"'), text)
@@ -101,13 +104,24 @@ class Corpus(Sequence[Passage]):
         return Passage.from_json(json.loads(self._data[start:end]), row)
 
 
+def read_row(line: bytes) -> Any:
+    """The JSON of a line. Raises `ValueError`, also for halves of characters, which nothing can write or encode."""
+    try:
+        row = json.loads(line)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if b"\\ud" in line.lower():  # an escaped half; two of them are a character
+        json.dumps(row, ensure_ascii=False).encode()
+    return row
+
+
 def _starts(path: Path) -> array[int]:
     """Where each line begins, and the end of the file; every line is read. Raises `CorpusError`."""
     starts, place = array("q"), 0
     with path.open("rb") as file, reading(path, "reading the corpus") as on_progress:
         for number, line in enumerate(file):
             try:
-                Passage.from_json(json.loads(line), number)
+                Passage.from_json(read_row(line), number)
             except ValueError as error:
                 raise CorpusError(f"{path}:{number + 1} is not a passage: {error}") from error
             starts.append(place)

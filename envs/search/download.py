@@ -13,6 +13,7 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from envs.checksums import hash_file
 from envs.core import UnknownNameError
 from envs.fetch import DownloadError, NamedRemote, Remote, fetch
 from envs.files import whole_file
-from envs.search.corpus import Corpus
+from envs.search.corpus import Corpus, CorpusError
 from envs.search.tasks import QuestionsError, read_questions
 from envs.sums import SUMS, read_sums, verify_sum, write_sums
 
@@ -105,8 +106,14 @@ class _Installer:
             try:
                 with whole_file(target) as whole, gzip.open(packed, "rb") as source, whole.open("wb") as file:
                     shutil.copyfileobj(source, file, 1 << 20)
-            except (OSError, EOFError) as error:
+            except (gzip.BadGzipFile, EOFError, zlib.error) as error:
                 raise DownloadError(f"{packed} cannot be unpacked ({error}): delete it and run this again") from error
+            try:
+                Corpus(target)
+            except CorpusError:
+                self._remove([packed])
+                target.unlink()
+                raise
             self._accept(target, [packed])
         corpus = Corpus(target)
         self.say(f"{CORPUS}: {len(corpus):,} passages, corpus {corpus.content_hash[:12]}, in {self.folder}")

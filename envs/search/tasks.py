@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from envs.core import Expert, Manifest, NoDataError, Task, UnknownNameError, counted, data_root, hash_tasks
+from envs.search.corpus import read_row
 from envs.search.dialogue import PROTOCOLS
 from envs.search.env import ENV_ID, SearchEnv
 from envs.search.expert import SearchExpert
@@ -237,20 +238,23 @@ class _Needed:
 def read_questions(path: Path, corpus: str) -> dict[str, dict[str, dict[str, Any]]]:
     """The payloads of a question file by split and id. Raises `QuestionsError` naming the line."""
     splits: dict[str, dict[str, dict[str, Any]]] = {}
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
-                row = json.loads(line)
-                question, answers = row["question"], _answers(row)
+                row = read_row(line)
+                question, answers, gold = row["question"], _answers(row), row.get("gold_titles") or []
                 if not isinstance(question, str):
                     raise TypeError("the question is not a text")
+                if not isinstance(gold, list) or not all(isinstance(title, str) for title in gold):
+                    raise TypeError(f"the gold titles are {gold!r:.60}")
             except (ValueError, TypeError, LookupError) as error:
                 raise QuestionsError(
-                    f"{path}:{number} is no question: expected 'question' and 'answers', got {line[:80]!r} ({error})"
+                    f"{path}:{number} is no question: expected 'question' and 'answers', got "
+                    f"{line[:80].decode(errors='replace')!r} ({error})"
                 ) from error
             payload = {
                 "type": str(row.get("dataset") or row.get("data_source") or path.stem),
-                "question": question, "answers": answers, "gold": list(row.get("gold_titles", ())), "corpus": corpus,
+                "question": question, "answers": answers, "gold": gold, "corpus": corpus,
             }  # fmt: skip
             split = splits.setdefault(str(row.get("split") or "test"), {})
             name = str(row.get("id", row.get("idx", "")) or f"{number:07d}")

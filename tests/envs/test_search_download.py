@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import io
@@ -17,8 +18,9 @@ from envs import fetch as fetch_module
 from envs.core import UnknownNameError
 from envs.fetch import DownloadError, Remote
 from envs.search import download
+from envs.search.corpus import CorpusError
 from envs.search.download import CORPUS, SETS, install, install_corpus
-from envs.search.tasks import QuestionsError, SearchTasks
+from envs.search.tasks import QuestionsError, SearchTasks, read_questions
 from envs.sums import SUMS
 from scripts.download import main
 from tests.file_server import FileServer
@@ -116,8 +118,44 @@ def test_what_is_no_question_set_does_not_stay(server: FileServer, tmp_path: Pat
     get(tmp_path, server)
 
 
+NO_QUESTIONS = [
+    b"\x8f\x00", b"[" * 100_000, b'{"question": "\\ud800", "answers": ["a"]}', b'{"question": "q", "answers": [NaN]}',
+    b'{"question": "q", "answers": "a", "gold_titles": NaN}', b'{"question": "q", "answers": "a", "gold_titles": [1]}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", NO_QUESTIONS)
+def test_a_line_that_is_no_question_is_named(line: bytes, tmp_path: Path) -> None:
+    (tmp_path / "asked.jsonl").write_bytes(b'{"question": "a", "answers": "b"}\n' + line)
+    with pytest.raises(QuestionsError, match=r"asked\.jsonl:2 is no question"):
+        read_questions(tmp_path / "asked.jsonl", "")
+
+
+def test_what_is_no_corpus_does_not_stay(tmp_path: Path) -> None:
+    mirror = mirrored(tmp_path / "mirror", {f"{CORPUS}.gz": gzip.compress(b'{"question": "a"}\n')})
+    with pytest.raises(CorpusError, match="is not a passage"):
+        install_corpus(tmp_path, mirror, console=Console(quiet=True))
+    assert not (tmp_path / "qa" / CORPUS).exists()
+    mirrored(mirror, {f"{CORPUS}.gz": CONTENTS[f"{CORPUS}.gz"]})
+    assert len(install_corpus(tmp_path, mirror, console=Console(quiet=True))) == 1
+
+
+def test_a_full_disk_does_not_blame_the_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    mirror = mirrored(tmp_path / "mirror", {f"{CORPUS}.gz": CONTENTS[f"{CORPUS}.gz"]})
+    monkeypatch.setattr(download.shutil, "copyfileobj", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        install_corpus(tmp_path, mirror, console=Console(quiet=True))
+    assert not isinstance(caught.value, DownloadError)
+
+
 def test_a_damaged_corpus_is_told(tmp_path: Path) -> None:
     mirror = mirrored(tmp_path / "mirror", {f"{CORPUS}.gz": CONTENTS[f"{CORPUS}.gz"][:-6]})
+    with pytest.raises(DownloadError, match="cannot be unpacked"):
+        install_corpus(tmp_path, mirror, console=Console(quiet=True))
+    mirrored(mirror, {f"{CORPUS}.gz": CONTENTS[f"{CORPUS}.gz"][:10] + b"\xff" * 20})
     with pytest.raises(DownloadError, match="cannot be unpacked"):
         install_corpus(tmp_path, mirror, console=Console(quiet=True))
     assert not (tmp_path / "qa" / CORPUS).exists()

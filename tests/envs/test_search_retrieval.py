@@ -66,7 +66,11 @@ def test_passages_are_read_by_row_in_both_forms(tmp_path: Path) -> None:
         corpus[2]
 
 
-@pytest.mark.parametrize("line", ['{"title": "no text"}', '{"title": 1, "text": "a"}', "[]", "{", ""])
+NO_PASSAGES = ['{"title": "no text"}', '{"title": 1, "text": "a"}', "[]", "{", "", "[" * 100_000]
+NO_PASSAGES += ['{"title": "a", "text": "\\ud800"}', '{"title": "a", "text": "b", "names": 5}']
+
+
+@pytest.mark.parametrize("line", NO_PASSAGES)
 def test_a_line_that_is_no_passage_is_named(line: str, tmp_path: Path) -> None:
     path = tmp_path / "corpus.jsonl"
     path.write_text(f"{json.dumps(ROWS[0])}\n{line}\n")
