@@ -202,10 +202,12 @@ class Learner:
     def update(
         self, samples: Sequence[Sample], table: TurnTable, advantages: NDArray[np.float64],
         rng: np.random.Generator, learning_rate: float, corrected: Corrected | None = None,
+        counted: NDArray[np.bool_] | None = None,
     ) -> dict[str, float]:  # fmt: skip
         """Learn from all samples. `advantages` has one value per turn of `table`, [N], or per sampled id, [M].
 
-        `corrected` is the batch's `correct`, if the caller has it already.
+        `corrected` is the batch's `correct`, if the caller has it already. `counted` [M] says which ids are in the
+        loss, in its sums and in its divisor; None: all. Samples without such an id are left out.
 
         Returns the metrics of the update. The first minibatch is evaluated with the weights that sampled it, so there
         the difference of log-probabilities is the mismatch between sampling and training; with a `correction` the
@@ -229,7 +231,7 @@ class Learner:
                 self.steps.skip(f"{name} is {values[place]}", turn_of(samples, table, place))
                 due = self.config.epochs * min(self.config.minibatches, len(samples))
                 return {"train/skipped_steps": float(due), "tokens/trained": 0.0}
-        examples, mismatch = self._examples(samples, table, advantages, old, corrected)
+        examples, mismatch = self._examples(samples, table, advantages, old, corrected, counted)
         sums, skipped = defaultdict[str, float](float), 0
         for number, part in enumerate(self._parts(len(examples), rng)):
             totals = self._step(self._picked([examples[i] for i in part], rng))
@@ -283,22 +285,25 @@ class Learner:
 
     def _examples(
         self, samples: Sequence[Sample], table: TurnTable, advantages: NDArray[np.float64], old: NDArray[np.float64],
-        corrected: Corrected | None,
+        corrected: Corrected | None, counted: NDArray[np.bool_] | None,
     ) -> tuple[list[Example], dict[str, float]]:  # fmt: skip
         """The examples, and the metrics of a correction. `advantages` and `old` are [M]."""
         highest = self.objective.probability_mask
         weights, trained, mismatch = np.ones(len(old)), np.ones(len(old), dtype=np.bool_), dict[str, float]()
         if corrected is not None:
             _, weights, trained, mismatch = corrected
+        if counted is not None:
+            trained = trained & counted
         if highest is not None:
             trained = probability_mask(torch.from_numpy(old), torch.from_numpy(trained), threshold=highest).numpy()
         if self.objective.drop_zero_episodes:
             size = np.bincount(table.token_rows, weights=np.abs(advantages), minlength=len(table))
-            trained &= table.episode_sums(size)[table.token_rows] > 0
+            trained = trained & (table.episode_sums(size)[table.token_rows] > 0)
         units = unit_tokens(table, self.objective.aggregation, trained)
         columns = (by_sample(samples, c) for c in (advantages, old, weights, trained, units))
         examples = [Example(*row) for row in zip(samples, *columns, strict=True)]
-        return [e for e in examples if e.trained.any() or not self.objective.drop_zero_episodes], mismatch
+        drops = self.objective.drop_zero_episodes or (counted is not None and not counted.all())
+        return [e for e in examples if e.trained.any() or not drops], mismatch
 
     def _picked(self, examples: Sequence[Example], rng: np.random.Generator) -> list[Example]:
         """The examples of a minibatch, with the ids that the loss picks if it looks at whole minibatches."""

@@ -19,6 +19,7 @@ import numpy as np
 
 from agents.agent import PolicyAgent
 from agents.rollout import error_line
+from algorithms.filters import Filter
 from algorithms.signals.base import MakeSignal, Signal, SignalBase, SignalContext
 from algorithms.tree_expansion import TreeExpansion
 from algorithms.turn_table import Estimate, TurnTable
@@ -49,14 +50,23 @@ def check_method(
     estimator: Estimator,
     tree_expansion: TreeExpansion | None,
     group_size: int,
+    filters: Mapping[str, Filter],
 ) -> Needs:
     """Check what the parts of a method declare, without building them. Returns what they need from the environment.
 
     `player` makes the agent. A part that is not made by a class declares nothing; `check_parts` checks it.
     Raises `ValueError` and `MissingSignalError`, and the error of a judge that cannot be reached.
     """
-    for place, part in {"algo.estimator": estimator, **_named(signals)}.items():
+    named_filters = {f"algo.filters.{name}": part for name, part in filters.items()}
+    for place, part in {"algo.estimator": estimator, **_named(signals), **named_filters}.items():
         _check_options(place, part)
+    for place, part in named_filters.items():
+        part([])  # raises for a wrong setting
+        if group_size == 1 and getattr(_function(part), "compares_attempts", False):
+            raise ValueError(
+                f"{place} compares attempts at a task, and with trainer.group_size=1 there is nothing to compare; use "
+                "at least 2"
+            )
     made = {name: _declared(make) for name, make in signals.items()}
     _check_estimator(estimator, made, group_size)
     if tree_expansion is not None:

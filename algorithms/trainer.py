@@ -17,11 +17,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +39,7 @@ from algorithms.checkpoint import (
     remove_after,
     save_checkpoint,
 )
-from algorithms.estimators.groups import uniform_groups
+from algorithms.filters import Filter, Use, apply_filters, uniform_groups
 from algorithms.finite import NotFiniteError
 from algorithms.learner import Learner
 from algorithms.needs import check_dynamic_sampling
@@ -72,11 +72,12 @@ class TrainerConfig:
     groups: int  # tasks in a batch
     group_size: int  # attempts at each task
     max_turns: int  # of a training episode; evaluations use the environment's own limit
-    dynamic_sampling: bool  # replace groups whose returns are all equal (DAPO)
+    dynamic_sampling: bool  # drop groups whose returns are all equal, and play others in their place (DAPO)
     tree_expansion: TreeExpansion | None  # branch attempts off each other; None: each starts its task
     eval_every: int  # updates between evaluations; 0: only at the start and the end
     checkpoint_every: int
     episode_timeout: float  # seconds
+    filters: Mapping[str, Filter] = field(default_factory=dict)  # of the episodes that were played, by name
     env_steps: int | None = None  # the run ends when so many were taken in environments, those of signals included
 
     def __post_init__(self) -> None:
@@ -98,6 +99,15 @@ class TrainerConfig:
             if limit is not None
         ]
         return min(max(shares), 1.0)
+
+
+class RolledOut(NamedTuple):
+    """The episodes of an update."""
+
+    episodes: list[Episode]  # that passed the filters
+    learns: list[bool]  # for each of these: whether its tokens are in the loss
+    played: list[Episode]  # all
+    removed: Counter[str]  # by filter: how many episodes it dropped or took out of the loss
 
 
 class Reporter(Progress, Protocol):
@@ -180,14 +190,18 @@ class Trainer:
     def _update(self) -> Metrics:
         seconds: Metrics = {}
         with _timed(seconds, "time/rollout_s"):
-            episodes, played = self._roll_out()
+            rolled_out = self._roll_out()
+        episodes, played = rolled_out.episodes, rolled_out.played
         check_environment(played)
         batch = RolloutBatch.of(episodes)
-        if not batch.samples:
-            reasons = Counter(str(episode.stop_reason) for episode in played)
+        if not batch.samples or not any(rolled_out.learns):
+            reasons = dict(Counter(str(episode.stop_reason) for episode in played))
             first = next((e.error for e in played if e.error), "")
-            raise RuntimeError(f"nothing can be learned from {len(played)} episodes: {dict(reasons)}\n{first}")
-        comparable = _comparable(played)
+            raise RuntimeError(
+                f"nothing can be learned from {len(played)} episodes: {reasons}; removed by filters: "
+                f"{dict(rolled_out.removed)}\n{first}"
+            )
+        passed = apply_filters(self.config.filters, played).episodes
         if faulty := [episode for episode in played if episode.is_faulty]:
             error = next((episode.error for episode in faulty if episode.error), "").strip().rpartition("\n")[2]
             logger.warning(
@@ -214,7 +228,8 @@ class Trainer:
             self.reporter.phase("learn")
             rate = self.learner.config.rate(self.update, self.config.progress(self.update, self.env_steps))
             self.policy.pause()
-            learned = self.learner.update(batch.samples, batch.table, advantages, self.rng, rate, corrected)
+            counted = np.array(rolled_out.learns)[batch.table.episode[batch.table.token_rows]]
+            learned = self.learner.update(batch.samples, batch.table, advantages, self.rng, rate, corrected, counted)
         for name, signal in self.signals.items():
             with _timed(seconds, f"time/{name}_learn_s"):
                 learned |= signal.learn(batch, estimate)
@@ -228,8 +243,9 @@ class Trainer:
         self.env_steps += len(turns) + int(measured.get("signal/env_steps", 0))
         return {
             **rollout_metrics(played),
-            "groups/uniform": _uniform_groups(comparable),
-            "groups/left_out": float(len(_by_group(played)) - len(_by_group(comparable))),
+            "groups/uniform": _uniform_groups(passed),
+            "groups/left_out": float(_groups(played) - _groups(passed)),
+            **{f"filter/{name}": count / len(played) for name, count in rolled_out.removed.items()},
             "train/learning_rate": rate,
             "rollout/env_steps": float(len(turns)),
             "tokens/sampled": float(sampled),
@@ -241,22 +257,21 @@ class Trainer:
             "perf/trained_tokens_per_s": learned["tokens/trained"] / seconds["time/learn_s"],
         }
 
-    def _roll_out(self) -> tuple[list[Episode], list[Episode]]:
-        """The episodes to learn from, and all episodes that were played for them.
+    def _roll_out(self) -> RolledOut:
+        """Play the next tasks and filter the episodes.
 
-        Episodes ended by a fault of the environment are left out, and so are episodes that lost their comparisons
-        because of it (`_comparable`); if none are left, other groups are played. With dynamic sampling, groups whose
-        returns are all equal teach nothing: they are dropped and others are played instead, as in DAPO (arXiv
-        2503.14476). The last try is used as it is.
+        If the filters leave nothing to learn from, other groups are played. With dynamic sampling, groups whose returns
+        are all equal are dropped as well, and others are played in place of every group that was dropped, as in DAPO
+        (arXiv 2503.14476). The last try then keeps its uniform groups.
         """
-        kept: list[Episode] = []
-        played: list[Episode] = []
+        done = RolledOut([], [], [], Counter())
         for attempt in range(1, MAX_TRIES + 1):
-            wanted = self.config.groups - len(_by_group(kept))
+            learned = [e for e, learns in zip(done.episodes, done.learns, strict=True) if learns]
+            wanted = self.config.groups - _groups(learned)
             if wanted <= 0:
                 break
             jobs = [
-                Job(task, len(played) // self.config.group_size + g, task.seed)
+                Job(task, len(done.played) // self.config.group_size + g, task.seed)
                 for g, task in enumerate(self._next_tasks(wanted))
                 for _ in range(self.config.group_size)
             ]
@@ -274,15 +289,18 @@ class Trainer:
             episodes = (
                 self.config.tree_expansion.play(play, jobs, self.rng) if self.config.tree_expansion else play(jobs)
             )
-            played += episodes
-            comparable = _comparable(episodes)
-            if self.config.dynamic_sampling:
-                kept += comparable if attempt == MAX_TRIES else _differing(comparable)
-            else:
-                kept = comparable
-                if kept or all(episode.is_faulty for episode in episodes):
-                    break
-        return kept, played
+            filters = dict(self.config.filters)
+            if self.config.dynamic_sampling and attempt < MAX_TRIES:
+                filters |= {"dynamic_sampling": uniform_groups}
+            kept, learns, removed = apply_filters(filters, episodes)
+            done.played.extend(episodes)
+            done.removed.update(removed)
+            if self.config.dynamic_sampling or any(learns):
+                done.episodes.extend(kept)
+                done.learns.extend(learns)
+            if not self.config.dynamic_sampling and (done.episodes or all(episode.is_faulty for episode in episodes)):
+                break
+        return done
 
     def _next_tasks(self, count: int) -> list[Task]:
         """The next tasks. Each epoch contains every task of the manifest once, in a new random order."""
@@ -416,39 +434,15 @@ def rollout_metrics(episodes: Sequence[Episode]) -> Metrics:
     }
 
 
-def _by_group(episodes: Sequence[Episode]) -> dict[int, list[Episode]]:
-    groups: dict[int, list[Episode]] = {}
-    for episode in episodes:
-        groups.setdefault(episode.group, []).append(episode)
-    return groups
-
-
-def _comparable(episodes: Sequence[Episode]) -> list[Episode]:
-    """The episodes without faults, except those that are alone in their group because of faults.
-
-    Such an episode cannot be compared with anything. Estimators would use its raw score as its advantage, as they do
-    for groups that have a single attempt by choice.
-    """
-    comparable: list[Episode] = []
-    for group in _by_group(episodes).values():
-        sound = [episode for episode in group if not episode.is_faulty]
-        if len(sound) > 1 or len(sound) == len(group):
-            comparable += sound
-    return comparable
-
-
-def _differing(episodes: Sequence[Episode]) -> list[Episode]:
-    """The episodes of groups in which not all returns are equal."""
-    returns = np.array([episode.total_reward for episode in episodes])
-    sizes = np.array([sum(abs(turn.reward) for turn in episode.turns) for episode in episodes])
-    _, groups = np.unique([episode.group for episode in episodes], return_inverse=True)
-    uniform = uniform_groups(returns, groups, sizes)[groups]
-    return [episode for episode, same in zip(episodes, uniform, strict=True) if not same]
+def _groups(episodes: Sequence[Episode]) -> int:
+    """The number of groups."""
+    return len({episode.group for episode in episodes})
 
 
 def _uniform_groups(episodes: Sequence[Episode]) -> float:
     """The share of groups in which all returns are equal."""
-    return 1.0 - len(_by_group(_differing(episodes))) / len(_by_group(episodes))
+    differing = [episode for episode, use in zip(episodes, uniform_groups(episodes), strict=True) if use != Use.DROP]
+    return 1.0 - _groups(differing) / max(_groups(episodes), 1)
 
 
 @contextmanager

@@ -44,6 +44,7 @@ if TYPE_CHECKING:  # torch and transformers take seconds to import, and mistakes
     from agents.policies.local import LocalPolicy
     from agents.policies.pretrained import Pretrained
     from agents.prompts import Prompter
+    from algorithms.filters import Filter
     from algorithms.initial_policy import TinyPolicy
     from algorithms.learner import LearnerConfig
     from algorithms.signals.base import MakeSignal
@@ -166,6 +167,7 @@ class Method:
     signals: Mapping[str, MakeSignal]
     estimator: Estimator
     tree_expansion: TreeExpansion | None
+    filters: Mapping[str, Filter]
 
     @classmethod
     def of(cls, cfg: DictConfig) -> Method:
@@ -176,6 +178,7 @@ class Method:
             signals=instantiate(cfg.algo.signals),
             estimator=instantiate(cfg.algo.estimator),
             tree_expansion=instantiate(cfg.algo.tree_expansion),
+            filters=instantiate(cfg.algo.filters),
         )
 
     def check(self, cfg: DictConfig) -> Needs:
@@ -183,7 +186,7 @@ class Method:
         group_size = cfg.trainer.group_size
         check_aggregation(cfg.algo.get("aggregation", ""), cfg.algo.get("loss_divisor"))
         check_dynamic_sampling(cfg.algo.dynamic_sampling, group_size)
-        return check_method(self.player, self.signals, self.estimator, self.tree_expansion, group_size)
+        return check_method(self.player, self.signals, self.estimator, self.tree_expansion, group_size, self.filters)
 
 
 @dataclass(frozen=True)
@@ -211,8 +214,9 @@ class Parts:
             **{key: settings.pop(key) for key in LEARNER_KEYS},
         )
         config = TrainerConfig(
-            dynamic_sampling=cfg.algo.dynamic_sampling, tree_expansion=method.tree_expansion, **settings
-        )
+            dynamic_sampling=cfg.algo.dynamic_sampling, tree_expansion=method.tree_expansion, filters=method.filters,
+            **settings,
+        )  # fmt: skip
 
         def agent(policy: Policy, generator: Generator) -> PolicyAgent:
             return method.player(policy, method.prompter, method.sampling, generator)

@@ -15,8 +15,9 @@ import algorithms.trainer
 from agents.episode import Episode, Turn, read_episodes
 from agents.rollout import Job, rollout
 from algorithms.estimators.grpo import grpo
+from algorithms.filters import apply_filters, faults, uniform_groups
 from algorithms.signals.base import Measurement, RolloutBatch, UntrainedSignal
-from algorithms.trainer import Trainer, _comparable, _differing, rollout_metrics
+from algorithms.trainer import Trainer, rollout_metrics
 from algorithms.tree_expansion import TreeExpansion
 from algorithms.turn_table import TurnTable
 from envs.core import Info, StopReason
@@ -46,8 +47,9 @@ def test_an_attempt_left_alone_by_faults_is_left_out(fault: StopReason) -> None:
     three = [attempt(0, 0.0, 1.0) for _ in range(3)]
     alone, by_choice = attempt(1, 1.0), attempt(2, 1.0)
     episodes = [*three, attempt(0, 0.0, stop=fault), alone, attempt(1, 0.0, stop=fault), by_choice]
-    assert _comparable(episodes) == [*three, by_choice]
-    assert _differing(_comparable(episodes)) == []  # dynamic sampling sees three equal successes
+    assert apply_filters({"faults": faults}, episodes).episodes == [*three, by_choice]
+    # Dynamic sampling sees three equal successes.
+    assert apply_filters({"faults": faults, "uniform": uniform_groups}, episodes).episodes == []
     metrics = rollout_metrics([*three, attempt(0, 0.0, stop=fault)])
     assert (metrics["rollout/episodes"], metrics["rollout/faults"]) == (4.0, 1.0)
     assert (metrics["rollout/return"], metrics["rollout/turns"]) == (1.0, 2.0)
@@ -156,9 +158,9 @@ def test_other_groups_are_played_if_faults_leave_none(tmp_path: Path) -> None:
     numbers = count()
     with EnvPool(lambda: Once(next(numbers) == 0), 2) as pool:
         trainer, _ = flaky_trainer(tmp_path, pool, groups=1, group_size=2)
-        kept, played = trainer._roll_out()
-    assert [e.group for e in played] == [0, 0, 1, 1]
-    assert [e.group for e in kept] == [1, 1]
+        done = trainer._roll_out()
+    assert [e.group for e in done.played] == [0, 0, 1, 1]
+    assert [e.group for e in done.episodes] == [1, 1]
 
 
 def test_a_fault_among_successes_makes_no_group_that_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,9 +168,9 @@ def test_a_fault_among_successes_makes_no_group_that_differs(tmp_path: Path, mon
     with flaky_pool(1, size=8) as pool:
         trainer, _ = flaky_trainer(tmp_path, pool, groups=2, dynamic_sampling=True)
         trainer.agent = Walker()
-        kept, played = trainer._roll_out()
-    assert [e.is_faulty for e in played] == [i == 1 for i in range(16)]
-    assert np.bincount([e.group for e in kept]).tolist() == [0, 0, 4, 4]  # the last try, as it is
+        done = trainer._roll_out()
+    assert [e.is_faulty for e in done.played] == [i == 1 for i in range(16)]
+    assert np.bincount([e.group for e in done.episodes]).tolist() == [0, 0, 4, 4]  # the last try, as it is
 
 
 def test_no_tree_grows_from_what_a_fault_ended() -> None:

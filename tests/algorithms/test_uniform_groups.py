@@ -13,7 +13,8 @@ from algorithms.estimators.groups import uniform_groups
 from algorithms.estimators.grpo import grpo
 from algorithms.estimators.hgpo import hgpo
 from algorithms.estimators.rloo import rloo
-from algorithms.trainer import _differing, _uniform_groups
+from algorithms.filters import uniform_groups as drop_uniform
+from algorithms.trainer import _uniform_groups
 from algorithms.turn_table import TurnTable
 from tests.algorithms.test_faults import attempt
 
@@ -41,13 +42,13 @@ ESTIMATORS = [
 )
 def test_returns_that_differ_by_rounding_are_equal(one: list[float], other: list[float]) -> None:
     episodes = [attempt(0, *one), attempt(0, *other), attempt(1, *one), attempt(1, *one, 1.0 + abs(one[0]))]
-    assert [e.group for e in _differing(episodes)] == [1, 1]
+    assert drop_uniform(episodes).tolist() == [0, 0, 2, 2]
     assert _uniform_groups(episodes) == 0.5
 
 
 @pytest.mark.parametrize("pair", [(1_000_000.0, 1_000_001.0), (0.0, 1e-9), (1.0, 1.0 + 1e-6), (-1.0, 1.0)])
 def test_returns_that_differ_are_not_equal(pair: tuple[float, float]) -> None:
-    assert len(_differing([attempt(0, reward) for reward in pair])) == 2
+    assert drop_uniform([attempt(0, reward) for reward in pair]).tolist() == [2, 2]
 
 
 def test_sizes_are_those_of_what_was_added_up() -> None:

@@ -35,6 +35,7 @@ from algorithms.estimators.spo import spo_chain, spo_tree
 from algorithms.estimators.timeline import whiten
 from algorithms.estimators.tree_grpo import tree_grpo
 from algorithms.estimators.vineppo import vineppo
+from algorithms.filters import group_stds, select_groups
 from algorithms.losses import (
     AGGREGATIONS,
     UNIT_MEANS,
@@ -617,6 +618,20 @@ def replay_maxrl(inputs: Answers, params: Answers, expected: Answers) -> Answers
     return {
         "advantages": maxrl(single_turns(numbered(inputs["group_index"]), inputs["scores"]), epsilon=params["epsilon"])
     }
+
+
+def replay_rollout_filter(inputs: Answers, params: Answers, expected: Answers) -> Answers:
+    scores = np.array(inputs["scores"])
+    groups = np.repeat(np.arange(len(scores)), scores.shape[1])
+    answers = {"group_std": group_stds(scores.ravel(), groups)}
+    for name in expected:
+        if name.startswith("kept|"):
+            _, strategy, value, which, zero, mode = name.split("|")
+            answers[name] = select_groups(
+                answers["group_std"], strategy=strategy, value=float(value), largest=which == "largest",
+                include_zero=zero == "True", mode=mode, slack=params["selection_eps"],
+            )  # fmt: skip
+    return answers
 
 
 def loss_and_gradient(loss: Callable[..., Any], inputs: Answers, aggregation: str, **options: Any) -> Answers:
