@@ -20,7 +20,7 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # How long an example takes is the machine's affair. The examples are the same each time; other ones are searched for by
 # `--hypothesis-profile=search`, and found again with `--hypothesis-seed=N`.
 settings.register_profile("search", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile("polyturn", settings.get_profile("search"), derandomize=True)
+settings.register_profile("polyturn", settings.get_profile("search"), derandomize=True, max_examples=30)
 settings.load_profile("polyturn")
 
 

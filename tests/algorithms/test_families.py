@@ -61,6 +61,11 @@ def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
     assert [name for name in found if not torch.equal(found[name], expected[name])] == []
 
 
+def is_odd(family: str) -> bool:
+    """Two cases of a test are shared out among the families."""
+    return list(FAMILIES).index(family) % 2 == 1
+
+
 def zero(model: Any, names: str = "") -> None:
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
@@ -68,9 +73,9 @@ def zero(model: Any, names: str = "") -> None:
                 tensor.zero_()
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
-def test_weights_of_half_precision_take_the_smallest_steps(family: str, dtype: torch.dtype) -> None:
+def test_weights_of_half_precision_take_the_smallest_steps(family: str) -> None:
     """At the published rate of 1e-6, of what has a gradient nearly all moves, and all stays finite."""
+    dtype = (torch.bfloat16, torch.float16)[is_odd(family)]
     model = tiny_model(family).to(dtype)
     learner = Learner(model, learner_config(minibatches=1, weight_decay=0.0, grad_clip=1e9))
     before = {p: p.detach().clone() for p in model.parameters()}
@@ -139,8 +144,8 @@ def test_adapters_start_as_their_own_reference_and_are_read_back(family: str, tm
     assert_equal(weights(model), weights(learner.reference))
 
 
-@pytest.mark.parametrize("where", ["advantage", "weight"])
-def test_values_that_are_not_finite_are_neither_learned_nor_saved(family: str, where: str, tmp_path: Path) -> None:
+def test_values_that_are_not_finite_are_neither_learned_nor_saved(family: str, tmp_path: Path) -> None:
+    where = ("advantage", "weight")[is_odd(family)]
     model, tokenizer = tiny_model(family), random_policy().tokenizer
     samples, table, advantages = played(model)
     learner = Learner(model, learner_config(minibatches=1))

@@ -107,7 +107,8 @@ def shortened(shown: Shown) -> list[str]:
     if shown.name not in SMALL:
         return kept
     if any(a.startswith("resume=") for a in kept):
-        return [*kept, "lab.processes=0"] if shown.name == "lab" else kept
+        fewer = [re.sub(r"^seeds=.*", "seeds=[0,1]", a) for a in kept]  # one run more
+        return [*fewer, "lab.processes=0"] if shown.name == "lab" else kept
     if shown.name == "sweep":  # one environment in place of all
         return [re.sub(r"^envs=\[(\w+).*", lambda m: f"envs=[[{m[1]}{small_environment(m[1])}]]", a) for a in kept] + (
             SMALL["sweep"] if any(a.startswith("envs=") for a in kept) else []

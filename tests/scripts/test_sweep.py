@@ -176,7 +176,7 @@ def test_a_sweep_that_was_killed_ends_as_one_that_was_not(tmp_path: Path, monkey
     runs, log = Runs(tmp_path / "cache"), tmp_path / "log"
     runs.finish(sweep.main, [*arguments, f"sweep.dir={tmp_path / 'whole'}"], log)
     killed, kept = tmp_path / "killed", 0
-    for least in (3, 22, 41):  # of 60 episodes
+    for least in (3, 31):  # of 60 episodes
         pid = runs.start(sweep.main, [*arguments, f"sweep.dir={killed}"], log)
         deadline = time.monotonic() + 120
         while sum(map(len, episodes_of(killed).values())) < max(least, kept + 1) and time.monotonic() < deadline:
