@@ -19,7 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from agents.policies.models import pad
 from agents.policies.weights import copy_trained, has_adapters, train_in_float32
-from agents.samples import EPISODES, MIXED, TURNS, Sample
+from agents.samples import MIXED, Sample
 from algorithms.batches import (
     Batch,
     batch_layouts,
@@ -35,13 +35,17 @@ from algorithms.finite import FiniteSteps, LossPart, first_not_finite
 from algorithms.losses import (
     AGGREGATIONS,
     KL_ESTIMATORS,
+    ROW_MEANS,
     UNIT_MEANS,
+    Units,
     aggregate,
     aggregation_divisor,
     kl_estimate,
-    loss_layouts,
+    make_units,
     picker,
     probability_mask,
+    unit_means,
+    unit_measure,
 )
 from algorithms.needs import check_aggregation
 from algorithms.turn_table import TurnTable
@@ -54,11 +58,6 @@ logger = logging.getLogger(__name__)
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 KL_PLACES = ("loss", "reward")
-ROWS = {
-    TURNS: "every turn is a separate training sequence",
-    EPISODES: "every episode is one training sequence",
-    MIXED: "some training sequences are single turns and others span several turns",
-}
 LARGEST_EXPONENT = 700.0  # exp() of it still fits into a float
 
 
@@ -101,17 +100,17 @@ class Objective:
             raise ValueError(f"algo.probability_mask must lie between 0 and 1, got {self.probability_mask}")
 
     def check_layout(self, layouts: frozenset[str], what: str) -> None:
-        """Raises `ValueError` unless loss and aggregation are defined in one of `layouts`, the layouts of `what`."""
-        known = loss_layouts(self.loss, self.aggregation)
-        if known.isdisjoint(layouts):
-            name = getattr(getattr(self.loss, "func", self.loss), "__name__", self.loss)
+        """Raises `ValueError` unless the aggregation is defined in one of `layouts`, the layouts of `what`.
+
+        A mean over training sequences has a meaning only where all of them are turns, or all are episodes.
+        """
+        if layouts == {MIXED} and self.aggregation in ROW_MEANS:
             raise ValueError(
-                f"algo.loss={name} with algo.aggregation={self.aggregation} is defined where "
-                f"{' or '.join(ROWS[layout] for layout in sorted(known))}; with {what} "
-                f"{' and '.join(ROWS[layout] for layout in sorted(layouts))}. agent=transcript puts an episode in one "
-                "sequence, and so does agent=chat with history.kind=full and keep_reasoning=true; agent=gigpo puts "
-                "every turn in its own. algo.aggregation=turn-mean or trajectory-mean and topr_loss with ratio=token "
-                "work with all of them"
+                f"algo.aggregation={self.aggregation} is defined where every turn is a separate training sequence or "
+                f"every episode is; with {what} some sequences are single turns and others span several turns. "
+                "agent=transcript puts an episode in one sequence, and so does agent=chat with history.kind=full and "
+                "keep_reasoning=true; agent=gigpo puts every turn in its own. algo.aggregation=turn-mean and "
+                "trajectory-mean work with all of them"
             )
 
     @property
@@ -163,7 +162,9 @@ class Example(NamedTuple):
     weights: NDArray[np.float64]  # weight in the policy loss
     trained: NDArray[np.bool_]  # whether the loss counts it
     unit_tokens: NDArray[np.float64]  # number of trained tokens of its turn or trajectory, for means over those
+    units: NDArray[np.int64]  # the number of the turn or episode that each belongs to, for a loss over units
     picked: NDArray[np.bool_] | None = None  # by a loss over minibatches
+    unit_means: NDArray[np.float64] | None = None  # [K + 1, ids] see `Units`, and the tokens; for units of many samples
 
 
 class Learner:
@@ -233,8 +234,8 @@ class Learner:
                 return {"train/skipped_steps": float(due), "tokens/trained": 0.0}
         examples, mismatch = self._examples(samples, table, advantages, old, corrected, counted)
         sums, skipped = defaultdict[str, float](float), 0
-        for number, part in enumerate(self._parts(len(examples), rng)):
-            totals = self._step(self._picked([examples[i] for i in part], rng))
+        for number, part in enumerate(self._parts(examples, rng)):
+            totals = self._step(self._prepared(part, rng))
             if totals is None:
                 skipped += 1
                 continue
@@ -251,10 +252,24 @@ class Learner:
             metrics |= {f"train/{name}": sums[name] / sums["tokens"] for name in measured}
         return metrics | mismatch | {"tokens/trained": sums["trained_tokens"]}
 
-    def _parts(self, count: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
-        """The indices of the examples, `count` in all, that each step learns from."""
-        for _ in range(self.config.epochs if count else 0):
-            yield from np.array_split(rng.permutation(count), min(self.config.minibatches, count))
+    def _parts(self, examples: Sequence[Example], rng: np.random.Generator) -> Iterator[list[Example]]:
+        """The examples that each step learns from. Those of a unit of the loss stay together."""
+        bundles: Sequence[Sequence[Example]] = [[example] for example in examples]
+        if self._spans(examples):
+            together: dict[int, list[Example]] = defaultdict(list)
+            for example in examples:
+                together[int(example.units[0])].append(example)
+            bundles = list(together.values())
+        for _ in range(self.config.epochs if bundles else 0):
+            for part in np.array_split(rng.permutation(len(bundles)), min(self.config.minibatches, len(bundles))):
+                yield [example for number in part for example in bundles[number]]
+
+    def _spans(self, examples: Sequence[Example]) -> bool:
+        """Whether the loss looks at episodes of which some have several samples."""
+        measured = unit_measure(self.objective.loss)
+        if measured is None or measured[0] == "turn":  # a turn is never cut
+            return False
+        return len({int(example.units[0]) for example in examples}) < len(examples)
 
     def reference_kl(self, samples: Sequence[Sample], corrected: Corrected | None = None) -> NDArray[np.float64]:
         """[M] the estimated KL(policy ‖ reference) at each sampled id, in the order of a `TurnTable`.
@@ -300,21 +315,36 @@ class Learner:
             size = np.bincount(table.token_rows, weights=np.abs(advantages), minlength=len(table))
             trained = trained & (table.episode_sums(size)[table.token_rows] > 0)
         units = unit_tokens(table, self.objective.aggregation, trained)
-        columns = (by_sample(samples, c) for c in (advantages, old, weights, trained, units))
+        unit, _ = unit_measure(self.objective.loss) or ("turn", None)
+        numbers = table.token_rows if unit == "turn" else table.episode_number[table.token_rows]
+        columns = (by_sample(samples, c) for c in (advantages, old, weights, trained, units, numbers))
         examples = [Example(*row) for row in zip(samples, *columns, strict=True)]
         drops = self.objective.drop_zero_episodes or (counted is not None and not counted.all())
         return [e for e in examples if e.trained.any() or not drops], mismatch
 
-    def _picked(self, examples: Sequence[Example], rng: np.random.Generator) -> list[Example]:
-        """The examples of a minibatch, with the ids that the loss picks if it looks at whole minibatches."""
-        pick = picker(self.objective.loss)
-        if pick is None:
+    def _prepared(self, examples: Sequence[Example], rng: np.random.Generator) -> list[Example]:
+        """The examples of a minibatch, with what the loss has to know of all of them.
+
+        That is the ids that it picks if it looks at whole minibatches, and the means of units with several samples.
+        These take another pass, without gradients.
+        """
+        pick, measured = picker(self.objective.loss), unit_measure(self.objective.loss)
+        spans = self._spans(examples)
+        if pick is None and not spans:
             return list(examples)
         samples = [e.sample for e in examples]
         now = self._logprobs(samples)
-        old = np.concatenate([e.old_logprobs for e in examples])
-        parts = by_sample(samples, pick(now, old, np.concatenate([e.advantages for e in examples]), rng))
-        return [e._replace(picked=part) for e, part in zip(examples, parts, strict=True)]
+        columns = zip(*((e.old_logprobs, e.advantages, e.units) for e in examples), strict=True)
+        old, advantages, numbers = (np.concatenate(column) for column in columns)
+        if pick is not None:
+            parts = by_sample(samples, pick(now, old, advantages, rng))
+            examples = [e._replace(picked=part) for e, part in zip(examples, parts, strict=True)]
+        if measured is not None and spans:
+            values = measured[1](*map(torch.from_numpy, (now, old, advantages)))
+            means, counts = unit_means(values, torch.from_numpy(numbers))
+            parts = by_sample(samples, torch.cat([means, counts[None]]).numpy().T)
+            examples = [e._replace(unit_means=part.T) for e, part in zip(examples, parts, strict=True)]
+        return list(examples)
 
     def _step(self, examples: Sequence[Example]) -> dict[str, float] | None:
         """One optimiser step; None if it was skipped."""
@@ -398,9 +428,17 @@ class Learner:
             self.model, batch, self.config.temperature, self.dtype, entropy_gradient=objective.entropy_coef != 0
         )
         advantages, old = batch.spread([e.advantages for e in part]), batch.spread([e.old_logprobs for e in part])
-        picked = [e.picked for e in part if e.picked is not None]
-        chosen = {"picked": batch.spread(picked).bool()} if picked else {}
-        per_token, stats = objective.loss(logprobs, old, advantages, batch.mask, **chosen)
+        known: dict[str, Any] = {}
+        if picked := [e.picked for e in part if e.picked is not None]:
+            known["picked"] = batch.spread(picked).bool()
+        if (measured := unit_measure(objective.loss)) is not None:
+            if means := [e.unit_means for e in part if e.unit_means is not None]:
+                *spread, tokens = (batch.spread(column) for column in zip(*means, strict=True))
+                known["units"] = Units(torch.stack(spread), tokens)
+            else:
+                numbers = batch.spread([e.units for e in part])
+                known["units"] = make_units(measured[1], logprobs, old, advantages, batch.mask, numbers)
+        per_token, stats = objective.loss(logprobs, old, advantages, batch.mask, **known)
         per_token = per_token * batch.spread([e.weights for e in part])
         if objective.loss_kl_coef:
             with torch.no_grad():

@@ -12,19 +12,20 @@ The results equal those of verl's `core_algos.py` if it has the loss, otherwise 
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from agents.samples import EPISODES, LAYOUTS, MIXED, TURNS
 from envs.core import UnknownNameError
 
+UNITS = ("turn", "episode")
 UNIT_MEANS = ("turn-mean", "trajectory-mean")
 ROW_MEANS = ("seq-mean-token-sum", "seq-mean-token-mean")
 AGGREGATIONS = ("token-mean", *ROW_MEANS, "seq-mean-token-sum-norm", *UNIT_MEANS)
@@ -41,26 +42,66 @@ SMALL = 1e-8  # keeps logarithms finite
 Loss = TypeVar("Loss", bound=Callable[..., Any])
 
 
-def over_rows(layouts: Callable[..., frozenset[str]]) -> Callable[[Loss], Loss]:
-    """Declare that a policy loss looks at whole rows (training sequences), so it depends on where prompts break.
+class Units(NamedTuple):
+    """What a loss over units knows of the turn or the episode that each token belongs to."""
 
-    `layouts` gets the settings of the loss and returns the layouts (`agents.samples`) that it is defined for. A loss
-    without this declaration looks at single tokens, and is defined for all layouts.
+    means: Tensor  # [K, B, T] of the K values that the loss declares, over the sampled tokens of the token's unit
+    tokens: Tensor  # [B, T] the number of these tokens
+
+    @property
+    def sums(self) -> Tensor:
+        """[K, B, T] the sums over the unit."""
+        return self.means * self.tokens
+
+
+def over_units(measure: Callable[..., Tensor]) -> Callable[[Loss], Loss]:
+    """Declare that a policy loss looks at whole turns or episodes, by its setting `unit`.
+
+    `measure(logprobs, old_logprobs, advantages, **settings)` gets the values [M] at sampled ids and returns K values
+    for each, [K, M]. The loss gets `units`, with their means over the unit, without a gradient. So it depends neither
+    on where prompts break nor on micro-batches.
     """
 
     def declare(loss: Loss) -> Loss:
-        vars(loss)["layouts"] = layouts
+        vars(loss)["measure"] = measure
         return loss
 
     return declare
 
 
-def loss_layouts(loss: Callable[..., Any], aggregation: str) -> frozenset[str]:
-    """The layouts in which both the policy loss and the aggregation are defined."""
+def unit_measure(loss: Callable[..., Any]) -> tuple[str, Callable[..., Tensor]] | None:
+    """The unit of a loss declared with `over_units`, and `measure` with its settings; None for other losses.
+
+    Raises `UnknownNameError` for an unknown unit.
+    """
     function, settings = (loss.func, loss.keywords) if isinstance(loss, partial) else (loss, {})
-    declared = getattr(function, "layouts", None)
-    known = LAYOUTS if declared is None else declared(**settings)
-    return known - {MIXED} if aggregation in ROW_MEANS else known
+    if (measure := getattr(function, "measure", None)) is None:
+        return None
+    unit = settings.get("unit", inspect.signature(function).parameters["unit"].default)
+    if unit not in UNITS:
+        raise UnknownNameError("algo.loss.unit", unit, UNITS)
+    return unit, partial(measure, **settings)
+
+
+@torch.no_grad()
+def unit_means(values: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """The means [K, M] of `values` [K, M] over the tokens with the same of `numbers` [M], and their count [M]."""
+    _, unit, counts = torch.unique(numbers, return_inverse=True, return_counts=True)
+    sums = torch.zeros(len(values), len(counts), dtype=values.dtype, device=values.device).index_add(1, unit, values)
+    return (sums / counts)[:, unit], counts[unit]
+
+
+def make_units(
+    measure: Callable[..., Tensor], logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor,
+    numbers: Tensor,
+) -> Units:  # fmt: skip
+    """The `Units` of a batch that holds all tokens of its units; `numbers` [B, T] says which unit a token is of."""
+    flat = (logprobs.detach()[mask], old_logprobs[mask], advantages[mask])
+    means, counts = unit_means(measure(*flat), numbers[mask])
+    spread = torch.zeros(len(means), *mask.shape, dtype=means.dtype, device=mask.device)
+    return Units(
+        spread.masked_scatter(mask, means), torch.ones_like(logprobs).masked_scatter(mask, counts.to(logprobs))
+    )
 
 
 def over_minibatch(pick: Callable[..., NDArray[np.bool_]]) -> Callable[[Loss], Loss]:
@@ -117,22 +158,34 @@ def clip_loss(
     return loss, stats
 
 
-@over_rows(lambda **_: frozenset({TURNS, EPISODES}))
+def _log_ratios(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, **_: Any) -> Tensor:
+    del advantages
+    return (logprobs - old_logprobs)[None]
+
+
+@over_units(_log_ratios)
 def gspo_loss(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, *, eps_low: float, eps_high: float
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    units: Units,
+    *,
+    eps_low: float,
+    eps_high: float,
+    unit: str = "episode",
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """GSPO (Zheng et al., arXiv 2507.18071): one ratio for each sequence, the geometric mean over its tokens.
 
         s = exp(mean over tokens of (logprobs - old_logprobs));  L = max(-A s, -A clip(s, 1 - eps_low, 1 + eps_high))
 
-    The gradient is per token, with the value of s (at most e^10). Use it with the aggregation "seq-mean-token-mean";
-    published: eps_low 3e-4, eps_high 4e-4. A sequence is a row: a turn if every turn is a row, an episode if every
-    episode is. In a mixture the ratios would not be comparable.
+    The gradient is per token, with the value of s (at most e^10). A sequence is the `unit`, "episode" or "turn"; use
+    the aggregation "trajectory-mean" or "turn-mean". Published: eps_low 3e-4, eps_high 4e-4.
     """
+    del unit  # for `units`
     log_ratio = _log_ratio(logprobs, old_logprobs, mask)
-    mean = log_ratio.sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)
     seen = logprobs.masked_fill(~mask, 0.0)
-    ratio = (seen - seen.detach() + mean.detach()).clamp(max=MAX_SEQUENCE_LOG_RATIO).exp()
+    ratio = (seen - seen.detach() + units.means[0]).clamp(max=MAX_SEQUENCE_LOG_RATIO).exp()
     plain = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - eps_low, 1 + eps_high)
     stats = {"clip_fraction": (clipped > plain).float(), "approx_kl": -log_ratio.detach()}
@@ -219,40 +272,53 @@ def dppo_loss(
     return loss, {"clip_fraction": outside.float(), "approx_kl": -log_ratio.detach()}
 
 
-@over_rows(lambda **_: frozenset({TURNS, EPISODES}))
+def _clipped_ratio(log_ratio: Tensor, advantages: Tensor, eps_low: float, eps_high: float) -> Tensor:
+    return torch.where(advantages > 0, log_ratio.clamp(max=eps_high), log_ratio.clamp(min=-eps_low))
+
+
+def _clipped_ratios(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, *, eps_low: float = 0.4, eps_high: float = 0.4, **_: Any
+) -> Tensor:
+    return torch.stack([_clipped_ratio(logprobs - old_logprobs, advantages, eps_low, eps_high), advantages])
+
+
+@over_units(_clipped_ratios)
 def gmpo_loss(
     logprobs: Tensor,
     old_logprobs: Tensor,
     advantages: Tensor,
     mask: Tensor,
+    units: Units,
     *,
     eps_low: float = 0.4,
     eps_high: float = 0.4,
+    unit: str = "episode",
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """GMPO (arXiv 2507.20673): the geometric mean of a sequence's token ratios, each clipped before.
 
         L = -A exp(mean over tokens of d);  d = logprobs - old_logprobs, at most eps_high where A > 0 and at least
         -eps_low where A < 0
 
-    A is the mean advantage of the sequence, and L is the same at all its tokens. Use it with the aggregation
-    "seq-mean-token-mean". A sequence is a row, see `gspo_loss`.
+    A is the mean advantage of the sequence, and L is the same at all its tokens; each has the gradient of its own d. A
+    sequence is the `unit`, see `gspo_loss`.
     """
+    del unit  # for `units`
     log_ratio = _log_ratio(logprobs, old_logprobs, mask)
-    count = mask.sum(-1, keepdim=True).clamp(min=1)
-    clipped = torch.where(advantages > 0, log_ratio.clamp(max=eps_high), log_ratio.clamp(min=-eps_low))
-    ratio = (clipped.sum(-1, keepdim=True) / count).exp()
-    advantage = advantages.masked_fill(~mask, 0.0).sum(-1, keepdim=True) / count
+    clipped = _clipped_ratio(log_ratio, advantages, eps_low, eps_high)
+    mean, advantage = units.means
     stats = {"clip_fraction": (clipped != log_ratio).float(), "approx_kl": -log_ratio.detach()}
-    return (-advantage * ratio).expand_as(logprobs), stats
+    return -advantage * (clipped - clipped.detach() + mean).exp(), stats
 
 
-@over_rows(lambda **_: frozenset({TURNS, EPISODES}))
+@over_units(_log_ratios)
 def vespo_loss(
     logprobs: Tensor,
     old_logprobs: Tensor,
     advantages: Tensor,
     mask: Tensor,
+    units: Units,
     *,
+    unit: str = "episode",
     power_positive: float = 2.0,
     rate_positive: float = 3.0,
     power_negative: float = 3.0,
@@ -263,10 +329,11 @@ def vespo_loss(
         L = -phi(w) A logprobs,  phi(w) = w^power exp(rate (1 - w)) without a gradient
 
     phi is 1 at w = 1. For large w it falls exponentially; towards 0 it falls with the power. Power and rate are those
-    of A >= 0 or of A < 0. w lies between 1e-8 and e^20. A sequence is a row, see `gspo_loss`.
+    of A >= 0 or of A < 0. w lies between 1e-8 and e^20. A sequence is the `unit`, see `gspo_loss`.
     """
+    del unit  # for `units`
     log_ratio = _log_ratio(logprobs, old_logprobs, mask).detach()
-    log_weight = log_ratio.sum(-1, keepdim=True).clamp(math.log(SMALL), MAX_LOG_RATIO)
+    log_weight = units.sums[0].clamp(math.log(SMALL), MAX_LOG_RATIO)
     good = advantages >= 0
     power = torch.where(good, advantages.new_tensor(power_positive), power_negative)
     rate = torch.where(good, advantages.new_tensor(rate_positive), rate_negative)
@@ -368,21 +435,29 @@ def reinforce_loss(
     return -advantages * logprobs.masked_fill(~mask, 0.0), stats | {"clip_fraction": torch.zeros_like(logprobs)}
 
 
-@over_rows(lambda ratio="sequence", **_: frozenset({EPISODES}) if ratio == "sequence" else LAYOUTS)
+@over_units(_log_ratios)
 def topr_loss(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, *, ratio: str = "sequence"
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    units: Units,
+    *,
+    ratio: str = "sequence",
+    unit: str = "episode",
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """TOPR (Le Roux et al., arXiv 2503.14286): imitate good attempts, and fade out bad ones that became unlikely.
 
         L = -A logprobs where A >= 0;  L = -min(r, 1) A logprobs where A < 0, r without a gradient
 
-    r is the ratio of the whole sequence, as in the paper, which must be the whole episode: with several sequences per
-    episode, r would be another number. With `ratio="token"` it is the token's ratio, as in ROLL's port.
+    r is the ratio of the whole sequence, as in the paper, which is the `unit`. With `ratio="token"` it is the token's
+    ratio, as in ROLL's port.
     """
+    del unit  # for `units`
     if ratio not in RATIOS:
         raise UnknownNameError("ratio", ratio, RATIOS)
     log_ratio = _log_ratio(logprobs, old_logprobs, mask).detach()
-    taper = (log_ratio.sum(-1, keepdim=True) if ratio == "sequence" else log_ratio).clamp(max=0.0).exp()
+    taper = (units.sums[0] if ratio == "sequence" else log_ratio).clamp(max=0.0).exp()
     weight = torch.where(advantages < 0, taper, 1.0)
     stats = {"clip_fraction": (weight < 1).float() * torch.ones_like(logprobs), "approx_kl": -log_ratio}
     return -weight * advantages * logprobs.masked_fill(~mask, 0.0), stats

@@ -179,14 +179,16 @@ def _tiny_policy(seed: int) -> LocalPolicy:
 def _check_loss(learner: LearnerConfig) -> None:
     import torch
 
-    from algorithms.losses import picker
+    from algorithms.losses import make_units, picker, unit_measure
 
     tokens = torch.zeros(2, 3)
-    loss, picked = learner.objective.loss, dict[str, torch.Tensor]()
+    loss, known = learner.objective.loss, dict[str, Any]()
     if (pick := picker(loss)) is not None:
         pick(*[np.zeros(1)] * 3, np.random.default_rng(0))
-        picked = {"picked": tokens == 0}
-    loss(tokens, tokens, tokens, tokens == 0, **picked)
+        known["picked"] = tokens == 0
+    if (measured := unit_measure(loss)) is not None:
+        known["units"] = make_units(measured[1], tokens, tokens, tokens, tokens == 0, tokens)
+    loss(tokens, tokens, tokens, tokens == 0, **known)
 
 
 def _check_estimator(estimator: Estimator, signals: Mapping[str, Signal], group_size: int) -> None:

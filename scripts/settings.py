@@ -462,6 +462,7 @@ SETTINGS: dict[str, Kind] = {
     "loss.eps_high": WEIGHT,
     "loss.dual_clip": _or_null(Number(1, 1e6, above=True)),
     "topr_loss.ratio": _words("sequence", "token"),
+    "loss.unit": _words("turn", "episode"),
     "dppo_loss.divergence": _words("tv", "kl"),
     "dppo_loss.delta": POSITIVE,
     "cispo_loss.eps_low": _or_null(SHARE),

@@ -14,8 +14,17 @@ from agents.samples import Sample
 from algorithms import learner as learner_module
 from algorithms.batches import chosen_logprobs
 from algorithms.correction import Correction
-from algorithms.learner import Learner, check_precision
-from algorithms.losses import clip_cov_loss, gspo_loss, kl_cov_loss, nft_loss, reinforce_loss, topr_loss
+from algorithms.learner import Learner, check_precision, engine_logprobs
+from algorithms.losses import (
+    clip_cov_loss,
+    gmpo_loss,
+    gspo_loss,
+    kl_cov_loss,
+    nft_loss,
+    reinforce_loss,
+    topr_loss,
+    vespo_loss,
+)
 from algorithms.turn_table import TurnTable
 from tests.agents.toys import random_policy
 from tests.algorithms.test_trainer import learner_config
@@ -527,53 +536,68 @@ def cut(batch: list[Sample], which: list[int]) -> list[Sample]:
     return out
 
 
-GSPO = partial(gspo_loss, eps_low=0.2, eps_high=0.2)
+LOSSES = [
+    reinforce_loss,
+    *(
+        partial(loss, unit=unit, **settings)
+        for unit in ("turn", "episode")
+        for loss, settings in (
+            (partial(gspo_loss, eps_low=0.05, eps_high=0.05), {}), (gmpo_loss, {"eps_low": 0.02, "eps_high": 0.02}),
+            (vespo_loss, {}), (topr_loss, {}),
+        )
+    ),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("loss", "aggregation", "refused"),
-    [
-        (topr_loss, "token-mean", ["turns", "mixed"]),
-        (partial(topr_loss, ratio="token"), "token-mean", []),
-        (GSPO, "token-mean", ["mixed"]),
-        (GSPO, "seq-mean-token-mean", ["mixed"]),
-        (reinforce_loss, "seq-mean-token-mean", ["mixed"]),
-        (reinforce_loss, "seq-mean-token-sum", ["mixed"]),
-        (reinforce_loss, "turn-mean", []),
-        (reinforce_loss, "trajectory-mean", []),
-    ],
-)
-def test_a_loss_refuses_the_layouts_it_is_not_defined_for(loss, aggregation: str, refused: list[str]) -> None:
+@pytest.mark.parametrize("aggregation", ["seq-mean-token-mean", "seq-mean-token-sum"])
+def test_means_over_sequences_are_refused_where_some_are_turns_and_others_are_not(aggregation: str) -> None:
     for layout, which in (("episodes", []), ("mixed", [1, 3]), ("turns", [0, 1, 2, 3, 4])):
         batch, table, advantages = samples()
-        policy = random_policy()
-        learner = Learner(policy.model, learner_config(loss=loss, aggregation=aggregation))
+        learner = Learner(random_policy().model, learner_config(loss=reinforce_loss, aggregation=aggregation))
         update = partial(learner.update, cut(batch, which), table, advantages, np.random.default_rng(0), 1e-3)
-        if layout in refused:
-            with pytest.raises(
-                ValueError, match=f"algo.aggregation={aggregation} is defined where every .* this batch"
-            ):
+        if layout == "mixed":
+            with pytest.raises(ValueError, match=f"algo.aggregation={aggregation} is defined where .* this batch"):
                 update()
-            with pytest.raises(ValueError, match="is defined where every"):
+            with pytest.raises(ValueError, match="with this agent some sequences are single turns"):
                 learner.objective.check_layout(frozenset({layout}), "this agent")
         else:
             update()
             learner.objective.check_layout(frozenset({layout}), "this agent")
 
 
-def test_token_losses_do_not_depend_on_where_a_prompt_breaks() -> None:
+@pytest.mark.parametrize("aggregation", ["token-mean", "turn-mean", "trajectory-mean", "seq-mean-token-sum-norm"])
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: getattr(loss, "keywords", {}).get("unit", "token"))
+def test_no_loss_depends_on_where_a_prompt_breaks(loss: Any, aggregation: str) -> None:
+    """Nor on the size of micro-batches, which hold a single sample here."""
     weights = []
-    for which in ([], [1, 3]):
+    for which in ([], [1, 3], [0, 1, 2, 3, 4]):
         batch, table, advantages = samples()
+        advantages = np.where(np.arange(len(table)) % 2, 0.3, -1.0) * advantages  # they differ within an episode
         policy = random_policy()
-        config = learner_config(minibatches=1, loss=partial(topr_loss, ratio="token"), aggregation="trajectory-mean")
+        config = learner_config(
+            minibatches=1, loss=loss, aggregation=aggregation, micro_batch_tokens=4096 if not which else 1,
+            loss_divisor=7.0 if aggregation.endswith("norm") else None,
+        )  # fmt: skip
         learner = Learner(policy.model, config)
         learner.optimizer = torch.optim.SGD(policy.model.parameters())
         moved(policy.model)
         learner.update(cut(batch, which), table, advantages, np.random.default_rng(0), 1.0)
         weights.append(policy.model.state_dict())
-    for name, weight in weights[0].items():
-        torch.testing.assert_close(weight, weights[1][name], atol=1e-6, rtol=1e-5)
+    for other in weights[1:]:
+        for name, weight in weights[0].items():
+            torch.testing.assert_close(weight, other[name], atol=2e-6, rtol=0)
+
+
+def test_samples_of_one_episode_stay_in_one_minibatch_if_the_loss_looks_at_episodes() -> None:
+    batch, table, advantages = samples()
+    pieces = cut(batch, [0, 1, 2, 3, 4])
+    learner = Learner(random_policy().model, learner_config(minibatches=3, loss=topr_loss))
+    examples, _ = learner._examples(pieces, table, table.per_token(advantages), engine_logprobs(pieces), None, None)
+    parts = list(learner._parts(examples, np.random.default_rng(0)))
+    assert sorted(id(e) for part in parts for e in part) == sorted(map(id, examples))
+    episodes = [{int(e.units[0]) for e in part} for part in parts]
+    assert len(parts) == 3
+    assert sum(map(len, episodes)) == len(set.union(*episodes))
 
 
 # -- memory -----------------------------------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ from algorithms.losses import (
     vespo_loss,
 )
 from envs.core import UnknownNameError
+from tests.golden.replay import by_rows
 
 TOKEN_LOSSES = [
     clip_loss,
@@ -91,10 +92,10 @@ def test_what_the_mask_hides_reaches_neither_loss_nor_gradient(
     mask = torch.tensor([[True, True, False]])
     logprobs = tensor([[-1.0, -2.0, padding]]).requires_grad_()
     old, advantages = tensor([[-1.1, -1.9, padding]]), tensor([[0.5, -0.5, advantage]])
-    per_token, stats = loss(logprobs, old, advantages, mask, **options)
+    per_token, stats = by_rows(loss, logprobs, old, advantages, mask, **options)
     whole = aggregate(per_token, mask, aggregation)
     whole.backward()  # type: ignore[no-untyped-call]
-    short, _ = loss(logprobs[:, :2], old[:, :2], advantages[:, :2], mask[:, :2], **options)
+    short, _ = by_rows(loss, *(part[:, :2] for part in (logprobs, old, advantages, mask)), **options)
     assert whole.item() == pytest.approx(short.mean().item() * (2 if aggregation == "seq-mean-token-sum" else 1))
     assert logprobs.grad is not None
     assert logprobs.grad[0, 2] == 0
@@ -148,7 +149,7 @@ def gradient(loss: Any, advantages: Tensor, logprobs: Any, old: Any = None, **op
     """Of the summed loss by the log-probabilities, on-policy where `old` is not given."""
     new = tensor(logprobs).requires_grad_()
     mask = torch.ones(new.shape, dtype=torch.bool)
-    loss(new, tensor(old or logprobs), advantages, mask, **options)[0].sum().backward()
+    by_rows(loss, new, tensor(old or logprobs), advantages, mask, **options)[0].sum().backward()
     assert new.grad is not None
     return new.grad
 
@@ -245,7 +246,7 @@ def test_means_over_turns_weigh_each_alike() -> None:
 def gradient_at(loss: Any, advantage: float, new: float, old: float, **options: Any) -> float:
     """The gradient at the log-probability of a single token."""
     logprobs, mask = tensor([[new]]).requires_grad_(), torch.ones(1, 1, dtype=torch.bool)
-    loss(logprobs, tensor([[old]]), tensor([[advantage]]), mask, **options)[0].sum().backward()
+    by_rows(loss, logprobs, tensor([[old]]), tensor([[advantage]]), mask, **options)[0].sum().backward()
     assert logprobs.grad is not None
     return logprobs.grad.item()
 
@@ -284,7 +285,7 @@ def test_dppo_lets_a_rare_token_grow_and_holds_a_frequent_one(divergence: str) -
 
 def test_gmpo_clips_the_tokens_of_a_sequence_before_their_mean() -> None:
     mask = torch.ones(1, 2, dtype=torch.bool)
-    loss, stats = gmpo_loss(tensor([[-0.1, -1.0]]), tensor([[-1.1, -0.9]]), tensor([[2.0, 2.0]]), mask)
+    loss, stats = by_rows(gmpo_loss, tensor([[-0.1, -1.0]]), tensor([[-1.1, -0.9]]), tensor([[2.0, 2.0]]), mask)
     assert loss[0].tolist() == pytest.approx([-2 * np.exp((0.4 - 0.1) / 2)] * 2)
     assert stats["clip_fraction"].tolist() == [[1, 0]]
 

@@ -47,9 +47,11 @@ from algorithms.losses import (
     gspo_loss,
     kl_cov_loss,
     kl_estimate,
+    make_units,
     picker,
     reinforce_loss,
     sapo_loss,
+    unit_measure,
 )
 from algorithms.signals.implicit_prm import outcome_loss, pairwise_loss, turn_rewards
 from algorithms.signals.monte_carlo import fill_ends
@@ -524,7 +526,8 @@ def replay_policy_losses(inputs: Answers, params: Answers, expected: Answers) ->
 
     def run(loss: Callable[..., Any], aggregation: str, **options: Any) -> Answers:
         logprobs = tensor(inputs["log_prob"]).requires_grad_()
-        per_token, stats = loss(logprobs, tensor(inputs["old_log_prob"]), tensor(inputs["advantages"]), mask, **options)
+        old, advantages = tensor(inputs["old_log_prob"]), tensor(inputs["advantages"])
+        per_token, stats = by_rows(loss, logprobs, old, advantages, mask, **options)
         # The recording divides the summed loss by the padded length.
         divisor = float(mask.shape[1]) if aggregation == "seq-mean-token-sum-norm" else None
         total = aggregate(per_token, mask, aggregation, divisor)
@@ -642,11 +645,22 @@ def loss_and_gradient(loss: Callable[..., Any], inputs: Answers, aggregation: st
         values = [of[mask].detach().numpy() for of in (logprobs, old, advantages)]
         picked = torch.from_numpy(pick(*values, np.random.default_rng(0)))
         options["picked"] = torch.zeros_like(mask).masked_scatter(mask, picked)
-    per_token, _ = loss(logprobs, old, advantages, mask, **options)
+    per_token, _ = by_rows(loss, logprobs, old, advantages, mask, **options)
     total = aggregate(per_token, mask, aggregation)
     total.backward()
     assert logprobs.grad is not None
     return {"loss": total.item(), "grad": logprobs.grad.numpy()}
+
+
+def by_rows(
+    loss: Callable[..., Any], logprobs: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor,
+    **options: Any,
+) -> Any:  # fmt: skip
+    """A loss, with every row as a unit of its own if it looks at units."""
+    if (measured := unit_measure(partial(loss, **options))) is not None:
+        numbers = torch.arange(len(mask))[:, None].expand(mask.shape)
+        options["units"] = make_units(measured[1], logprobs, old, advantages, mask, numbers)
+    return loss(logprobs, old, advantages, mask, **options)
 
 
 def replay_kl_estimators(inputs: Answers, params: Answers, expected: Answers) -> Answers:
