@@ -340,9 +340,12 @@ class Learner:
             parts = by_sample(samples, pick(now, old, advantages, rng))
             examples = [e._replace(picked=part) for e, part in zip(examples, parts, strict=True)]
         if measured is not None and spans:
-            values = measured[1](*map(torch.from_numpy, (now, old, advantages)))
-            means, counts = unit_means(values, torch.from_numpy(numbers))
-            parts = by_sample(samples, torch.cat([means, counts[None]]).numpy().T)
+            counted = np.concatenate([e.trained for e in examples])
+            values = measured[1](*(torch.from_numpy(column[counted]) for column in (now, old, advantages)))
+            means, counts = unit_means(values, torch.from_numpy(numbers[counted]))
+            known = np.zeros((len(means) + 1, len(counted)))
+            known[:, counted] = torch.cat([means, counts[None]]).numpy()
+            parts = by_sample(samples, known.T)
             examples = [e._replace(unit_means=part.T) for e, part in zip(examples, parts, strict=True)]
         return list(examples)
 
@@ -428,6 +431,7 @@ class Learner:
             self.model, batch, self.config.temperature, self.dtype, entropy_gradient=objective.entropy_coef != 0
         )
         advantages, old = batch.spread([e.advantages for e in part]), batch.spread([e.old_logprobs for e in part])
+        trained, units = batch.spread([e.trained for e in part]).bool(), batch.spread([e.unit_tokens for e in part])
         known: dict[str, Any] = {}
         if picked := [e.picked for e in part if e.picked is not None]:
             known["picked"] = batch.spread(picked).bool()
@@ -437,7 +441,7 @@ class Learner:
                 known["units"] = Units(torch.stack(spread), tokens)
             else:
                 numbers = batch.spread([e.units for e in part])
-                known["units"] = make_units(measured[1], logprobs, old, advantages, batch.mask, numbers)
+                known["units"] = make_units(measured[1], logprobs, old, advantages, trained, numbers)
         per_token, stats = objective.loss(logprobs, old, advantages, batch.mask, **known)
         per_token = per_token * batch.spread([e.weights for e in part])
         if objective.loss_kl_coef:
@@ -455,7 +459,6 @@ class Learner:
         totals["tokens"] += float(batch.mask.sum())
         for name, values in stats.items():
             totals[name] += float(values[batch.mask].sum())
-        trained, units = batch.spread([e.trained for e in part]).bool(), batch.spread([e.unit_tokens for e in part])
         return aggregate(per_token, trained, objective.aggregation, divisor, units)
 
     def _reference_logprobs(self, batch: Batch) -> Tensor:

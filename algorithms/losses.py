@@ -45,8 +45,8 @@ Loss = TypeVar("Loss", bound=Callable[..., Any])
 class Units(NamedTuple):
     """What a loss over units knows of the turn or the episode that each token belongs to."""
 
-    means: Tensor  # [K, B, T] of the K values that the loss declares, over the sampled tokens of the token's unit
-    tokens: Tensor  # [B, T] the number of these tokens
+    means: Tensor  # [K, B, T] of the K values that the loss declares, over the tokens of the unit that are in the loss
+    tokens: Tensor  # [B, T] the number of these tokens, at least 1
 
     @property
     def sums(self) -> Tensor:
@@ -92,15 +92,19 @@ def unit_means(values: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def make_units(
-    measure: Callable[..., Tensor], logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor,
+    measure: Callable[..., Tensor], logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, counted: Tensor,
     numbers: Tensor,
 ) -> Units:  # fmt: skip
-    """The `Units` of a batch that holds all tokens of its units; `numbers` [B, T] says which unit a token is of."""
-    flat = (logprobs.detach()[mask], old_logprobs[mask], advantages[mask])
-    means, counts = unit_means(measure(*flat), numbers[mask])
-    spread = torch.zeros(len(means), *mask.shape, dtype=means.dtype, device=mask.device)
+    """The `Units` of a batch that holds all tokens of its units.
+
+    `counted` [B, T] says which tokens are in the loss, `numbers` [B, T] which unit a token is of.
+    """
+    flat = (logprobs.detach()[counted], old_logprobs[counted], advantages[counted])
+    means, counts = unit_means(measure(*flat), numbers[counted])
+    spread = torch.zeros(len(means), *counted.shape, dtype=means.dtype, device=counted.device)
     return Units(
-        spread.masked_scatter(mask, means), torch.ones_like(logprobs).masked_scatter(mask, counts.to(logprobs))
+        spread.masked_scatter(counted, means),
+        torch.ones_like(logprobs).masked_scatter(counted, counts.to(logprobs)),
     )
 
 

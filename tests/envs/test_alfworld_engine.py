@@ -310,7 +310,7 @@ def test_odd_games_play_as_in_textworld(tmp_path: Path) -> None:
             continue
         assert not play.difference
         played.append(path)
-        if len(played) == 8:
+        if len(played) == 5:
             return
     raise AssertionError(f"only {len(played)} games were playable")
 

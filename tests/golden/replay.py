@@ -574,6 +574,54 @@ def replay_rollout_correction(inputs: Answers, params: Answers, expected: Answer
     return answers
 
 
+def replay_decoupled_ppo(inputs: Answers, params: Answers, expected: Answers) -> Answers:
+    mask = tensor(inputs["response_mask"]).bool()
+    sampled = mask.numpy()
+    table = single_turns(np.arange(len(mask)), np.zeros(len(mask)), tokens=sampled.sum(axis=1))
+    engine, trained = (np.array(inputs[name])[sampled] for name in ("behaviour_log_prob", "proximal_log_prob"))
+    clip = {name: params[name] for name in ("eps_low", "eps_high")}
+    old, advantages = tensor(inputs["proximal_log_prob"]), tensor(inputs["advantages"])
+    means = (advantages * mask).sum(-1, keepdim=True) / mask.sum(-1, keepdim=True)
+    answers: Answers = {}
+    for name in expected:
+        how, *settings = name.split("|")
+        weights = (
+            np.ones(len(trained)) if settings == ["none"] else decoupled_weights(*settings)(trained, engine, table)
+        )
+        spread = torch.zeros_like(old).masked_scatter(mask, torch.from_numpy(weights))
+        logprobs = tensor(inputs["log_prob"]).requires_grad_()
+        if how == "ratio_token":
+            per_token, _ = clip_loss(logprobs, old, advantages, mask, dual_clip=params["dual_clip"], **clip)
+        else:  # the recorded loss has the gradient of the whole ratio at each token, so its weights are averaged
+            kept = mask & (spread > 0)
+            per_token, _ = by_rows(gspo_loss, logprobs, old, means.expand(old.shape), kept, **clip)
+            spread = kept * spread.sum(-1, keepdim=True) / kept.sum(-1, keepdim=True).clamp(min=1)
+        total = aggregate(per_token * spread, mask)
+        total.backward()
+        assert logprobs.grad is not None
+        answers[name] = {"loss": total.item(), "grad": logprobs.grad.numpy()}
+    return answers
+
+
+def decoupled_weights(
+    action: str, level: str, metric: str, reduced: str, low: str, high: str
+) -> Callable[..., NDArray[np.float64]]:
+    """The weights of AReaL's settings, in which a rejected token has the weight 0."""
+    if metric == "ratio":
+        unit, outside = {"token": "token", "sequence": "episode_mean"}[level], {"mask": "zero", "clamp": "clip"}[action]
+        return lambda *arrays: Correction(unit, float(low), float(high), outside)(*arrays).weights
+    kind = metric.removeprefix("kl_")
+    # Its k1 has the other sign, and its bounds are those of k1 itself.
+    bound = [np.exp(-float(high)), np.exp(-float(low))] if kind == "k1" else float(high)
+    measure = f"token_{kind}" if level == "token" else f"episode_{reduced}_{kind}"
+
+    def weights(*arrays: Any) -> NDArray[np.float64]:
+        corrected = Correction(high=np.inf, reject={measure: bound})(*arrays)
+        return corrected.weights * corrected.kept
+
+    return weights
+
+
 def replay_policy_losses_2(inputs: Answers, params: Answers, expected: Answers) -> Answers:
     clip = {"eps_low": params["eps_low"], "eps_high": params["eps_high"]}
     geometric = {"eps_low": params["geo_eps_low"], "eps_high": params["geo_eps_high"]}
