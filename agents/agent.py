@@ -153,5 +153,9 @@ class PolicyAgent:
         action, status = self.prompter.read(text, done.finished, info)
         return Decision(action, status, prompt, done.ids, done.logprobs, nodes=done.nodes)
 
+    def repeated(self, turn: Turn, prompt: list[int]) -> Decision:
+        """The decision of a turn that was played before, after the same prompt."""
+        return Decision(turn.action, turn.status, prompt, turn.completion_ids, turn.logprobs)
+
     def finish(self, key: int) -> None:
         self.policy.release(key)

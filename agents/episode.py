@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,9 @@ class Choice:
 
     ids: list[list[int]]  # [K] each candidate as a completion
     lengths: list[int]  # [K] the divisors of their log-probabilities
+
+
+_IN_MEMORY = ("choice", "nodes", "start")  # fields of a turn that are never written
 
 
 @dataclass
@@ -112,13 +115,16 @@ def write_episodes(path: Path, episodes: Iterable[Episode], append: bool = False
     """Write episodes as standard JSON, one episode a line. Choices, nodes, starts and infos stay in memory."""
     with path.open("a" if append else "w", encoding="utf-8") as file:
         for episode in episodes:
-            turns = [replace(turn, choice=None, nodes=[], start=None) for turn in episode.turns]
-            task = replace(episode.task, payload=_payload(episode.task))
-            row = asdict(replace(episode, task=task, turns=turns, final_info={}))
-            del row["final_info"]
-            for turn in row["turns"]:
-                del turn["choice"], turn["nodes"], turn["start"]
-            file.write(json_line(row))
+            file.write(json_line(episode_row(episode)))
+
+
+def episode_row(episode: Episode, *, without_prompts: bool = False) -> dict[str, Any]:
+    """The episode as plain data for a line of JSON."""
+    row = {name: value for name, value in vars(episode).items() if name != "final_info"}
+    row["task"] = {**vars(episode.task), "payload": _payload(episode.task)}
+    left_out = (*_IN_MEMORY, "prompt_ids") if without_prompts else _IN_MEMORY
+    row["turns"] = [{k: value for k, value in vars(turn).items() if k not in left_out} for turn in episode.turns]
+    return row
 
 
 def _payload(task: Task) -> dict[str, Any]:
@@ -138,16 +144,18 @@ def read_episodes(path: Path) -> Iterator[Episode]:
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             try:
-                yield _episode(json.loads(line, parse_constant=_refuse))
+                yield episode_of(json.loads(line, parse_constant=refuse_constant))
             except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"{path}:{number}: not an episode ({error})") from error
 
 
-def _refuse(constant: str) -> None:
+def refuse_constant(constant: str) -> None:
+    """For `json.loads`: NaN and infinity are not JSON."""
     raise ValueError(f"{constant} is not valid in JSON")
 
 
-def _episode(row: dict[str, Any]) -> Episode:
+def episode_of(row: dict[str, Any]) -> Episode:
+    """The inverse of `episode_row`. Raises `KeyError`, `TypeError` or `ValueError` for other data."""
     row["task"] = Task(**row["task"])
     row["turns"] = [Turn(**{**turn, "status": ParseStatus(turn["status"])}) for turn in row["turns"]]
     row["stop_reason"] = StopReason(row["stop_reason"]) if row["stop_reason"] is not None else None

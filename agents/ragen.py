@@ -145,6 +145,9 @@ class RagenAgent(PolicyAgent):
             for count in left
         ]
 
+    def repeated(self, turn: Turn, prompt: list[int]) -> Decision:
+        return played(super().repeated(turn, prompt), self.prompter.max_actions)
+
 
 def actions_left(prompter: Ragen, turns: Sequence[Turn]) -> int:
     """How many actions an episode may still play; 0 where its turns are used up."""

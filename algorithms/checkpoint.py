@@ -152,12 +152,18 @@ def update_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix(PREFIX))
 
 
-def remove_after(update: int, folder: Path, suffix: str) -> None:
+def remove_after(update: int, folder: Path) -> None:
     """Remove the files of later updates; they are named like checkpoints."""
-    for path in folder.glob(f"{PREFIX}*{suffix}"):
-        number = path.name.removeprefix(PREFIX).removesuffix(suffix)
+    for path in folder.glob(f"{PREFIX}*.*"):
+        number = path.name.removeprefix(PREFIX).partition(".")[0]
         if number.isdecimal() and int(number) > update:
             path.unlink()
+
+
+def keep_newest(folder: Path, pattern: str, keep: int | None) -> None:
+    """Remove all but the last `keep` files of updates that match the pattern; None: keep all."""
+    for path in sorted(folder.glob(pattern))[: -keep if keep else 0]:
+        path.unlink(missing_ok=True)
 
 
 def prune(run: Path, keep: set[Path]) -> None:

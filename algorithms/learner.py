@@ -167,6 +167,43 @@ class Example(NamedTuple):
     unit_means: NDArray[np.float64] | None = None  # [K + 1, ids] see `Units`, and the tokens; for units of many samples
 
 
+class Seen:
+    """What the passes of an update compute of each token, kept for the record: no pass is made for it.
+
+    A token whose loss has no gradient is not computed, and what belongs to it is NaN.
+    """
+
+    def __init__(self) -> None:
+        self._of: dict[int, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}  # by the id of the sample
+        self._first: set[int] = set()
+
+    def add(self, samples: Sequence[Sample], logprobs: Tensor, entropies: Tensor) -> None:
+        """Keep the log-probabilities and entropies [M] of the samples' tokens, when they are computed first."""
+        ends = np.cumsum([sum(sample.mask) for sample in samples])[:-1]
+        parts = (np.split(values.double().cpu().numpy(), ends) for values in (logprobs, entropies))
+        for sample, *values in zip(samples, *parts, strict=True):
+            self._of.setdefault(id(sample), (values[0], values[1]))
+
+    def end_first_step(self) -> None:
+        """What was added so far was computed with the weights that sampled the batch."""
+        self._first = set(self._of)
+
+    def columns(self, samples: Sequence[Sample], corrected: Corrected | None) -> dict[str, NDArray[np.float64]]:
+        """[M] `entropy` of the distributions, and `mismatch`: log-probability under the weights that sampled the batch
+        minus the engine's. It is known of the whole batch with a correction, otherwise of the first optimiser step.
+        """
+        entropy, mismatch = [], []
+        for sample in samples:
+            unknown = np.full(sum(sample.mask), np.nan)
+            now, its_entropy = self._of.get(id(sample), (unknown, unknown))
+            entropy.append(its_entropy)
+            mismatch.append(now - engine_logprobs([sample]) if id(sample) in self._first else unknown)
+        columns = {"entropy": np.concatenate(entropy), "mismatch": np.concatenate(mismatch)}
+        if corrected is not None:
+            columns["mismatch"] = corrected.trained - engine_logprobs(samples)
+        return columns
+
+
 class Learner:
     """Trains a policy's model in place with AdamW, after giving the model its `training_dtypes`.
 
@@ -203,12 +240,13 @@ class Learner:
     def update(
         self, samples: Sequence[Sample], table: TurnTable, advantages: NDArray[np.float64],
         rng: np.random.Generator, learning_rate: float, corrected: Corrected | None = None,
-        counted: NDArray[np.bool_] | None = None,
+        counted: NDArray[np.bool_] | None = None, seen: Seen | None = None,
     ) -> dict[str, float]:  # fmt: skip
         """Learn from all samples. `advantages` has one value per turn of `table`, [N], or per sampled id, [M].
 
         `corrected` is the batch's `correct`, if the caller has it already. `counted` [M] says which ids are in the
-        loss, in its sums and in its divisor; None: all. Samples without such an id are left out.
+        loss, in its sums and in its divisor; None: all. Samples without such an id are left out. `seen` keeps what is
+        computed of the tokens.
 
         Returns the metrics of the update. The first minibatch is evaluated with the weights that sampled it, so there
         the difference of log-probabilities is the mismatch between sampling and training; with a `correction` the
@@ -235,7 +273,9 @@ class Learner:
         examples, mismatch = self._examples(samples, table, advantages, old, corrected, counted)
         sums, skipped = defaultdict[str, float](float), 0
         for number, part in enumerate(self._parts(examples, rng)):
-            totals = self._step(self._prepared(part, rng))
+            totals = self._step(self._prepared(part, rng), seen)
+            if seen is not None and number == 0:
+                seen.end_first_step()
             if totals is None:
                 skipped += 1
                 continue
@@ -349,9 +389,9 @@ class Learner:
             examples = [e._replace(unit_means=part.T) for e, part in zip(examples, parts, strict=True)]
         return list(examples)
 
-    def _step(self, examples: Sequence[Example]) -> dict[str, float] | None:
+    def _step(self, examples: Sequence[Example], seen: Seen | None = None) -> dict[str, float] | None:
         """One optimiser step; None if it was skipped."""
-        totals = self._gradients(examples)
+        totals = self._gradients(examples, seen)
 
         def own_loss(example: Example) -> Tensor:
             return self._loss([example], 1.0, defaultdict(float))
@@ -361,7 +401,7 @@ class Learner:
         norm = self.steps.take(self.model.parameters(), [self.optimizer], clip, totals["loss"], loss_parts)
         return None if norm is None else {**totals, "grad_norm": norm, "steps": 1.0}
 
-    def _gradients(self, examples: Sequence[Example]) -> dict[str, float]:
+    def _gradients(self, examples: Sequence[Example], seen: Seen | None = None) -> dict[str, float]:
         """Compute the gradients of all examples; returns the accumulated statistics.
 
         If memory runs out, everything is computed again with micro-batches of half the size, which is logged and kept
@@ -371,7 +411,7 @@ class Learner:
             parts = self._micro_batches(examples)
             try:
                 with self._layers_checkpointed():
-                    return self._accumulate(examples, parts)
+                    return self._accumulate(examples, parts, seen)
             except RuntimeError as error:
                 if not _out_of_memory(error) or max(map(len, parts)) == 1:
                     raise
@@ -393,7 +433,9 @@ class Learner:
             for layer in self.checkpointed:
                 layer.training = False
 
-    def _accumulate(self, examples: Sequence[Example], parts: Sequence[Sequence[Example]]) -> dict[str, float]:
+    def _accumulate(
+        self, examples: Sequence[Example], parts: Sequence[Sequence[Example]], seen: Seen | None = None
+    ) -> dict[str, float]:
         """Gradients of one pass. The divisor counts all examples, including those that need no pass of their own."""
         masks = pad([e.sample.mask for e in examples], self.device).bool()
 
@@ -407,7 +449,7 @@ class Learner:
             ("loss", "kl", "entropy", "clip_fraction", "approx_kl", "tokens", "max_log_ratio", "trained_tokens"), 0.0
         )
         for part in parts:
-            loss = self._loss(part, divisor, totals)
+            loss = self._loss(part, divisor, totals, seen)
             loss.backward()  # type: ignore[no-untyped-call]
             totals["loss"] += float(loss.detach())
             totals["trained_tokens"] += sum(len(e.sample.ids) for e in part)
@@ -425,7 +467,9 @@ class Learner:
         parts = micro_batches([len(e.sample.ids) for e in useful], self.micro_batch_tokens)
         return [[useful[i] for i in part] for part in parts]
 
-    def _loss(self, part: Sequence[Example], divisor: float, totals: dict[str, float]) -> Tensor:
+    def _loss(
+        self, part: Sequence[Example], divisor: float, totals: dict[str, float], seen: Seen | None = None
+    ) -> Tensor:
         objective, batch = self.objective, make_batch([e.sample for e in part], self.device)
         logprobs, entropies = sampled_logprobs(
             self.model, batch, self.config.temperature, self.dtype, entropy_gradient=objective.entropy_coef != 0
@@ -453,6 +497,8 @@ class Learner:
         if objective.entropy_coef:
             bonus = torch.zeros_like(per_token).masked_scatter(batch.mask, entropies)
             per_token = per_token - objective.entropy_coef * bonus
+        if seen is not None:
+            seen.add([e.sample for e in part], logprobs.detach()[batch.mask], entropies.detach())
         log_ratio = (logprobs.detach() - old)[batch.mask]
         totals["max_log_ratio"] = max(totals["max_log_ratio"], float(log_ratio.abs().max()))
         totals["entropy"] += float(entropies.detach().sum())

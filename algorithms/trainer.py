@@ -17,9 +17,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -27,23 +26,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.agent import PolicyAgent
-from agents.episode import Episode, ParseStatus, write_episodes
+from agents.episode import Episode, ParseStatus
+from agents.record import SUFFIX, write_record
 from agents.rollout import Job, check_environment, rollout
 from algorithms.checkpoint import (
     STATE,
     checkpoint_folder,
     checkpoints,
+    keep_newest,
     load_state,
     load_weights,
     prune,
     remove_after,
     save_checkpoint,
 )
+from algorithms.estimators.steps import Step, explained
 from algorithms.filters import Filter, Use, apply_filters, uniform_groups
 from algorithms.finite import NotFiniteError
-from algorithms.learner import Learner
+from algorithms.learner import Learner, Seen
 from algorithms.needs import check_dynamic_sampling
-from algorithms.signals.base import MakeSignal, Measurement, RolloutBatch, SignalContext, turn_means
+from algorithms.recorded import recorded_batch
+from algorithms.signals.base import MakeSignal, Measurement, RolloutBatch, SignalContext
 from algorithms.tree_expansion import TreeExpansion
 from algorithms.turn_table import Estimate, TurnTable
 from algorithms.warm_start import Progress
@@ -51,7 +54,7 @@ from envs.checks import json_line
 from envs.checksums import DamagedError
 from envs.core import Manifest, Need, StopReason, Task, TaskSet
 from envs.facts import Facts
-from envs.files import naming, read_json_lines, whole_file, write_whole
+from envs.files import naming, read_json_lines, write_whole
 from envs.pool import EnvPool
 
 logger = logging.getLogger(__name__)
@@ -76,13 +79,15 @@ class TrainerConfig:
     tree_expansion: TreeExpansion | None  # branch attempts off each other; None: each starts its task
     eval_every: int  # updates between evaluations; 0: only at the start and the end
     checkpoint_every: int
+    record_every: int  # updates between the batches that are recorded; 0: none
+    record_keep: int | None  # recorded batches, the newest; None: all
     episode_timeout: float  # seconds
     filters: Mapping[str, Filter] = field(default_factory=dict)  # of the episodes that were played, by name
     env_steps: int | None = None  # the run ends when so many were taken in environments, those of signals included
 
     def __post_init__(self) -> None:
-        least = dict.fromkeys(("groups", "group_size", "max_turns", "checkpoint_every", "env_steps"), 1)
-        for name, low in (least | {"updates": 0, "eval_every": 0}).items():
+        least = dict.fromkeys(("groups", "group_size", "max_turns", "checkpoint_every", "record_keep", "env_steps"), 1)
+        for name, low in (least | {"updates": 0, "eval_every": 0, "record_every": 0}).items():
             if (value := getattr(self, name)) is not None and value < low:
                 raise ValueError(f"trainer.{name} must be at least {low}, got {value}")
         if self.updates is None and self.env_steps is None:
@@ -209,6 +214,8 @@ class Trainer:
                 self.update + 1, len(faulty), len(played), error,
             )  # fmt: skip
         measured: Metrics = {}
+        recorded = bool(self.config.record_every) and (self.update + 1) % self.config.record_every == 0
+        seen = Seen() if recorded else None
         objective, corrected = self.learner.objective, self.learner.correct(batch.samples, batch.table)
         if corrected is not None:
             batch = batch.measured(Measurement(token_signals={"importance_weight": corrected.weights}))
@@ -222,22 +229,29 @@ class Trainer:
             batch = batch.measured(measurement)
             measured |= measurement.metrics
         with _timed(seconds, "time/estimate_s"):
-            estimate = self.estimator(batch.table)
+            with explained() as steps:
+                estimate = self.estimator(batch.table)
             advantages = estimate.advantages if isinstance(estimate, Estimate) else estimate
         with _timed(seconds, "time/learn_s"):
             self.reporter.phase("learn")
             rate = self.learner.config.rate(self.update, self.config.progress(self.update, self.env_steps))
             self.policy.pause()
             counted = np.array(rolled_out.learns)[batch.table.episode[batch.table.token_rows]]
-            learned = self.learner.update(batch.samples, batch.table, advantages, self.rng, rate, corrected, counted)
+            learned = self.learner.update(
+                batch.samples, batch.table, advantages, self.rng, rate, corrected, counted, seen
+            )
         for name, signal in self.signals.items():
             with _timed(seconds, f"time/{name}_learn_s"):
                 learned |= signal.learn(batch, estimate)
         with _timed(seconds, "time/sync_s"):
             learned |= self.policy.sync()
         self.update += 1
-        if self.update % self.config.checkpoint_every == 0:
-            self._write_episodes(episodes, turn_means(batch.table, batch.table.per_token(advantages)), played)
+        if seen is not None:
+            with _timed(seconds, "time/record_s"):
+                columns = seen.columns(batch.samples, corrected)
+                if not counted.all():
+                    columns["in_loss"] = counted.astype(np.float64)
+                self._record(batch, advantages, steps, columns, played)
         turns = {id(turn): turn for episode in played for turn in episode.turns}  # attempts of a tree share some
         sampled = sum(len(turn.completion_ids) for turn in turns.values())
         self.env_steps += len(turns) + int(measured.get("signal/env_steps", 0))
@@ -333,21 +347,15 @@ class Trainer:
             os.fsync(file.fileno())  # a checkpoint on disk always has its metrics on disk
         self.reporter.update(self.update, metrics)
 
-    def _write_episodes(
-        self, episodes: Sequence[Episode], advantages: NDArray[np.float64], played: Sequence[Episode]
-    ) -> None:
-        """Write the batch for `scripts.view`, without prompt ids, whose size grows with the square of the turns.
-
-        After the batch come the episodes of `played` that a fault ended, with tracebacks and without advantages.
-        """
+    def _record(
+        self, batch: RolloutBatch, advantages: NDArray[np.float64], steps: Sequence[Step],
+        of_tokens: Mapping[str, NDArray[np.float64]], played: Sequence[Episode],
+    ) -> None:  # fmt: skip
+        """Write the batch for `scripts.view`; after it come the episodes of `played` that a fault ended."""
         faulty = [episode for episode in played if episode.is_faulty]
-        values = chain(advantages.tolist(), repeat(None))
-        slim = [
-            replace(episode, turns=[replace(turn, prompt_ids=[], advantage=next(values)) for turn in episode.turns])
-            for episode in [*episodes, *faulty]
-        ]
-        with whole_file(self.run / "episodes" / f"update-{self.update:06d}.jsonl") as partial:
-            write_episodes(partial, slim)
+        record = recorded_batch(self.update, self.manifest.split, batch, advantages, steps, of_tokens, faulty)
+        write_record(self.run / "episodes" / f"update-{self.update:06d}{SUFFIX}", record)
+        keep_newest(self.run / "episodes", "update-*.jsonl*", self.config.record_keep)
 
     def _save(self) -> None:
         state = {
@@ -408,7 +416,7 @@ class Trainer:
             kept = [line for line, row in zip(lines, rows, strict=False) if row.get("update", 0) <= update]
             if kept != lines:
                 write_whole(self.metrics_file, b"".join(kept))
-        remove_after(update, self.run / "episodes", ".jsonl")
+        remove_after(update, self.run / "episodes")
 
 
 def rollout_metrics(episodes: Sequence[Episode]) -> Metrics:

@@ -135,7 +135,7 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
 
 def read_run(folder: Path) -> Run:
     """The run of a folder. Raises `ValueError` or `OSError` with the folder's name if it is not a run."""
-    choices, config = _configuration(folder)
+    choices, config = configuration(folder)
     lines = read_metrics(folder / "metrics.jsonl")
     updates = [line for line in lines if "rollout/success" in line]
     evaluated = [line for line in lines if any(map(is_success, line))]
@@ -186,7 +186,7 @@ def _manifests(folder: Path) -> dict[str, str]:
     return {}
 
 
-def _configuration(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def configuration(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The choices and the flat configuration of a run. Raises `ValueError` if scripts.train has not written them."""
     documents = []
     for name in ("hydra.yaml", "config.yaml"):

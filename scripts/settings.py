@@ -293,6 +293,8 @@ SETTINGS: dict[str, Kind] = {
     "correction.lowest_ratio": SHARE,
     "trainer.eval_every": NON_NEGATIVE,
     "trainer.checkpoint_every": COUNT,
+    "trainer.record_every": NON_NEGATIVE,
+    "trainer.record_keep": _or_null(COUNT),
     "trainer.episode_timeout": SECONDS,
     # env
     "env": PART,

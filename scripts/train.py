@@ -23,9 +23,18 @@ from omegaconf import DictConfig, OmegaConf
 from agents.agent import PolicyAgent
 from agents.episode import Episode
 from agents.evaluation import Evaluation, evaluate, pooled, spread
+from agents.record import SUFFIX, Record, write_record
 from agents.rollout import BrokenEnvironmentError, check_data
 from agents.source import agents_hash
-from algorithms.checkpoint import checkpoint_folder, checkpoints, load_run, load_state, remove_after, update_of
+from algorithms.checkpoint import (
+    checkpoint_folder,
+    checkpoints,
+    keep_newest,
+    load_run,
+    load_state,
+    remove_after,
+    update_of,
+)
 from algorithms.needs import Needs, check_aggregation, check_dynamic_sampling, check_method, check_parts
 from envs.core import Manifest, TaskSet, UnknownNameError, counted, evaluation_splits, hold_out
 from envs.facts import Facts, differences, environment_facts, in_words, without
@@ -129,7 +138,7 @@ def _run(cfg: DictConfig, run: Path) -> None:
 
         def evaluate_and_keep() -> tuple[Metrics, float | None]:
             metrics, score = evaluator()
-            report.keep(trainer.update, evaluator.evaluations, evaluator.outcomes)
+            report.keep(trainer.update, evaluator)
             return metrics, score
 
         trainer = Trainer(
@@ -357,6 +366,7 @@ class _Evaluator:
         self.name = HydraConfig.get().runtime.choices["env"]
         self.evaluations: dict[str, Evaluation] = {}
         self.outcomes: dict[str, dict[str, Outcome]] = {}  # split -> task -> outcome
+        self.episodes: dict[str, list[Episode]] = {}  # split -> its episodes, without prompts
 
     def __call__(self) -> tuple[Metrics, float | None]:
         """The metrics of all splits, and the success rate that ranks the checkpoint, if there is one."""
@@ -387,7 +397,7 @@ class _Evaluator:
         ended: list[Episode] = []
 
         def keep(episode: Episode) -> None:
-            ended.append(episode)
+            ended.append(replace(episode, turns=[replace(turn, prompt_ids=[]) for turn in episode.turns]))
             outcomes[episode.task.id] = {"success": episode.success, "score": episode.score}
             self.reporter.advance()
 
@@ -403,6 +413,7 @@ class _Evaluator:
         )
         check_data(ended)  # its success would be that of the tasks that are left, and of the missing ones as failures
         self.outcomes[name] = dict(sorted(outcomes.items()))
+        self.episodes[name] = sorted(ended, key=lambda episode: episode.group)  # they end in any order
         return evaluation
 
 
@@ -432,6 +443,7 @@ class _Report:
     """The report of a run, written from the files in its folder, at any time after the last update.
 
     RUN/evaluations/update-000010.json      an evaluation, with its settings and the outcome of every task
+    RUN/evaluations/update-000010.SPLIT.jsonl.gz    its episodes
     RUN/curve.png, diagnostics.png, evaluation.md, evaluation.json
     """
 
@@ -444,12 +456,15 @@ class _Report:
     def _kept(self, update: int) -> Path:
         return self.run / "evaluations" / f"update-{update:06d}.json"
 
-    def keep(
-        self, update: int, evaluations: Mapping[str, Evaluation], outcomes: Mapping[str, Mapping[str, Outcome]]
-    ) -> None:
-        """Write the evaluations after an update, and the outcome of each task, by split."""
-        rows = {split: evaluation.to_json() for split, evaluation in evaluations.items()}
-        record = {"settings": self.settings, "evaluations": rows, "tasks": outcomes}
+    def keep(self, update: int, evaluator: _Evaluator) -> None:
+        """Write the evaluations after an update, the outcome of each task by split, and the episodes."""
+        folder, keep = self._kept(update).parent, self.cfg.trainer.record_keep
+        for split, episodes in evaluator.episodes.items():
+            file = folder / f"update-{update:06d}.{split}{SUFFIX}"
+            write_record(file, Record(episodes, split=split, update=update))
+            keep_newest(folder, f"update-*.{split}{SUFFIX}", keep)
+        rows = {split: evaluation.to_json() for split, evaluation in evaluator.evaluations.items()}
+        record = {"settings": self.settings, "evaluations": rows, "tasks": evaluator.outcomes}
         write_whole(self._kept(update), json.dumps(record, indent=1) + "\n")
 
     def evaluations(self, update: int) -> dict[str, Evaluation] | None:
@@ -464,7 +479,7 @@ class _Report:
 
     def take_back(self, update: int) -> None:
         """Remove the evaluations of later updates."""
-        remove_after(update, self._kept(0).parent, ".json")
+        remove_after(update, self._kept(0).parent)
 
     def is_complete(self, newest: Path, config: TrainerConfig) -> bool:
         """Whether the run has ended with the checkpoint `newest`, and its report is written."""

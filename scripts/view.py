@@ -1,12 +1,19 @@
-"""Look at episodes in the terminal: `python -m scripts.view RUN_DIR_OR_FILE [--episode N] [--failed] [--task TEXT]`.
+"""Look at runs: in the terminal, or as a page: `python -m scripts.view RUN… [--html FILE | --serve]`.
 
-Without `--episode` it lists the episodes, and with it shows one turn by turn. The folder of an evaluation has one
-file of episodes; that of a training run has one for some of its updates, and the last one is used.
+In the terminal it lists episodes, `--episode N` shows one turn by turn, and `--group N` the attempts at one task beside
+each other. A training run has a file of episodes for some of its updates and for each evaluation; the last batch is
+shown, or those that `--update` and `--split` choose.
+
+`--html FILE` writes a page of all runs: curves, episodes, where each advantage comes from, groups, two runs side by
+side, trees, the leaderboard. It is one file, which needs no network. `--serve` shows the same page at an address of
+this machine, with new data while a run goes on.
 """
 
 from __future__ import annotations
 
 import shlex
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -14,53 +21,121 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from agents.episode import Episode, ParseStatus, Turn, read_episodes
-from envs.files import files_named
+from agents.episode import Episode, ParseStatus, Turn
+from agents.record import read_record
+from envs.core import UnknownNameError
+from envs.files import files_named, write_whole
 from scripts.common import Arguments, Terminal, printable, run
+from scripts.page import html, pack
+from scripts.page.collect import MOST, collect, record_files
+from scripts.page.server import PORT, serve
 
 
 def main(argv: list[str] | None = None) -> None:
-    """List the selected episodes, or show one."""
-    parser = Arguments(prog="python -m scripts.view", description="Look at episodes in the terminal.")
-    parser.add_argument("path", type=Path, help="a file of episodes (.jsonl), or the folder of a run")
+    """List the selected episodes, show one or a group, or make the page."""
+    parser = Arguments(prog="python -m scripts.view", description="Look at runs.")
+    parser.add_argument("paths", type=Path, nargs="+", metavar="RUN", help="the folder of a run, or a file of episodes")
     parser.add_argument("--episode", type=int, metavar="N", help="show this one, turn by turn")
+    parser.add_argument("--group", type=int, metavar="N", help="show the attempts of this group beside each other")
     parser.add_argument("--failed", action="store_true", help="list only those that did not solve their task")
     parser.add_argument("--task", default="", metavar="TEXT", help="list only those with this text in their task's id")
+    parser.add_argument("--update", type=int, metavar="N", help="of the batch or the evaluation after this update")
+    parser.add_argument("--split", metavar="NAME", help="of the evaluation on this split; train: of a batch")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page of all runs")
+    parser.add_argument(
+        "--serve", type=int, nargs="?", const=PORT, metavar="PORT", help=f"show the page at 127.0.0.1 (port {PORT})"
+    )
+    parser.add_argument("--most", type=int, default=MOST, metavar="N", help=f"episodes on a page ({MOST}), the newest")
     args = parser.parse_args(argv)
     console = Terminal()
-    file, note = find_file(args.path)
+    if args.html is not None or args.serve is not None:
+        _page(args.paths, args.html, args.serve, args.most, console)
+        return
+    if len(args.paths) > 1:
+        raise ValueError(f"the terminal shows one run, got {len(args.paths)}; add --html FILE for a page of all")
+    file, note = find_file(args.paths[0], args.update, args.split)
     if note:
-        console.print(note, style="dim")
-    episodes = list(read_episodes(file))
-    if args.episode is None:
-        chosen = {
-            number: episode
-            for number, episode in enumerate(episodes)
-            if args.task in episode.task.id and not (args.failed and episode.success)
-        }
-        show_list(chosen, len(episodes), console)
-        if chosen:
-            hint = f"--episode {next(iter(chosen))}"
-            path = shlex.quote(str(args.path))
-            console.print(f"\nsee one: python -m scripts.view {path} {hint}", style="dim", soft_wrap=True)
-    elif not 0 <= args.episode < len(episodes):
-        raise ValueError(f"{file} has episodes 0 to {len(episodes) - 1}, got --episode {args.episode}")
-    else:
+        console.print(note, style="dim", soft_wrap=True)
+    record = read_record(file)
+    if record.is_cut:
+        console.print(f"{file}: its last line is not complete and left out", style="yellow", soft_wrap=True)
+    episodes = record.episodes
+    if args.episode is not None:
+        if not 0 <= args.episode < len(episodes):
+            raise ValueError(f"{file} has episodes 0 to {len(episodes) - 1}, got --episode {args.episode}")
         show_episode(episodes[args.episode], console)
+        return
+    chosen = {
+        number: episode
+        for number, episode in enumerate(episodes)
+        if args.task in episode.task.id
+        and not (args.failed and episode.success)
+        and args.group in (None, episode.group)
+    }
+    if args.group is not None:
+        if not chosen:
+            groups = sorted({episode.group for episode in episodes})
+            raise UnknownNameError("group", str(args.group), [str(group) for group in groups])
+        show_group(chosen, console)
+        return
+    show_list(chosen, len(episodes), console)
+    if chosen:
+        hint = f"--episode {next(iter(chosen))}"
+        path = shlex.quote(str(file if args.update is not None or args.split else args.paths[0]))
+        console.print(f"\nsee one: python -m scripts.view {path} {hint}", style="dim", soft_wrap=True)
 
 
-def find_file(path: Path) -> tuple[Path, str]:
-    """The file of episodes for a path, and a description of the choice. Raises `FileNotFoundError`."""
+def _page(paths: Sequence[Path], target: Path | None, port: int | None, most: int, console: Console) -> None:
+    """Write the page, or serve it."""
+    if most < 1:
+        raise ValueError(f"--most must be at least 1, got {most}")
+    if missing := [path for path in paths if not path.exists()]:
+        raise FileNotFoundError(f"there is no {missing[0]}: expected the folder of a run, or a file of episodes")
+    if target is not None:
+        data = collect(paths, most)
+        write_whole(target, html(pack(data)))
+        what = f"{len(data['runs'])} runs, {len(data['episodes'])} episodes"
+        console.print(f"{target}: {what}", soft_wrap=True)
+        for gap in data["gaps"]:
+            console.print(Text(printable(gap)), style="yellow", soft_wrap=True)
+    if port is not None:
+        serve(lambda: collect(paths, most), paths, port, console)
+
+
+def find_file(path: Path, update: int | None = None, split: str | None = None) -> tuple[Path, str]:
+    """The file of episodes for a path, and a description of the choice.
+
+    In the folder of a run it is the last batch, or the last file of the `update` and the `split`. Raises
+    `FileNotFoundError`, and `ValueError` if no file is of them.
+    """
     if not path.is_dir():
         if not path.exists():
             raise FileNotFoundError(f"there is no {path}: expected a file of episodes (.jsonl) or the folder of a run")
         return path, ""
-    files = sorted([*path.glob("episodes.jsonl"), *path.glob("episodes/*.jsonl")])
+    files = record_files(path)
     if not files:
         inside = [file.parent for file in files_named(path, "episodes.jsonl")]
         near = f"; there are some in {', '.join(map(str, inside[-3:]))}" if inside else ""
-        raise FileNotFoundError(f"{path} has no episodes.jsonl and no episodes/*.jsonl{near}")
-    return files[-1], f"{files[-1]}{f', the last of {len(files)}' if len(files) > 1 else ''}"
+        raise FileNotFoundError(f"{path} has no episodes.jsonl and no episodes/*.jsonl.gz{near}")
+    if update is None and split is None:
+        chosen = [file for file in files if file.parent.name != "evaluations"] or files
+    else:
+        chosen = [file for file in files if update in (None, _update_of(file)) and split in (None, _split_of(file))]
+        if not chosen:
+            there = ", ".join(dict.fromkeys(f"{_split_of(file)} after {_update_of(file)}" for file in files))
+            asked = " ".join(f"{k}={v}" for k, v in (("update", update), ("split", split)) if v is not None)
+            raise ValueError(f"{path} has no episodes of {asked}; it has: {there}")
+    return chosen[-1], f"{chosen[-1]}{f', the last of {len(chosen)}' if len(chosen) > 1 else ''}"
+
+
+def _update_of(file: Path) -> int | None:
+    number = file.name.removeprefix("update-").partition(".")[0]
+    return int(number) if number.isdecimal() else None
+
+
+def _split_of(file: Path) -> str:
+    """The split of an evaluation; "train" for a batch."""
+    return file.name.partition(".")[2].removesuffix(".jsonl.gz") if file.parent.name == "evaluations" else "train"
 
 
 # -- the list ---------------------------------------------------------------------------------------------------------
@@ -89,6 +164,33 @@ def show_list(episodes: dict[int, Episode], total: int, console: Console) -> Non
 
 def _style(episode: Episode) -> str:
     return "green" if episode.success else "red"
+
+
+# -- a group -----------------------------------------------------------------------------------------------------------
+def show_group(episodes: dict[int, Episode], console: Console) -> None:
+    """The attempts at one task beside each other: a row for each turn, with states that several visit numbered."""
+    first = next(iter(episodes.values()))
+    show_goal(first, console)
+    visits = Counter(key for e in episodes.values() for key in {turn.state_key for turn in e.turns})
+    anchors = {key: number for number, key in enumerate((k for k, n in visits.items() if n > 1), start=1)}
+    table = Table(padding=(0, 1), show_lines=True)
+    table.add_column("turn", justify="right")
+    for number in episodes:
+        table.add_column(f"#{number}", overflow="fold")
+    for turn in range(max((len(e.turns) for e in episodes.values()), default=0)):
+        cells = [_cell(e.turns[turn], anchors) if turn < len(e.turns) else Text() for e in episodes.values()]
+        table.add_row(str(turn + 1), *cells)
+    table.add_row("", *(result(episode) for episode in episodes.values()))
+    console.print(table)
+    if anchors:
+        console.print("states that several attempts visit have a number: (1), (2), …", style="dim")
+
+
+def _cell(turn: Turn, anchors: dict[str, int]) -> Text:
+    number = anchors.get(turn.state_key)
+    state = Text(f"({number}) ", style=f"bold color({number % 6 + 1})") if number else Text()
+    advantage = f" {turn.advantage:+.2f}" if turn.advantage is not None else ""
+    return Text.assemble(state, printable(turn.action), (advantage, "dim"))
 
 
 # -- one episode ------------------------------------------------------------------------------------------------------

@@ -16,7 +16,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from algorithms.estimators.groups import compares_attempts, group_numbers, relative_values
+from algorithms.estimators.groups import compares_attempts, episode_returns, group_numbers, relative_values
+from algorithms.estimators.steps import Naming, step
 from algorithms.turn_table import TurnTable
 
 
@@ -28,7 +29,12 @@ def capo(
 
     If all attempts of a group have the same reward and no turn is wrong, all advantages are exactly 0.
     """
-    earned = outcome_weight * table.episode_rewards() + process_weight * table.signal("prm")
+    earned = outcome_weight * episode_returns(table) + process_weight * table.signal("prm")
+    formula = "outcome_weight * R + process_weight * prm"
+    step("earned", formula, earned, outcome_weight=outcome_weight, process_weight=process_weight)
     # Rows without tokens belong to no group here.
     groups = np.unique(group_numbers(table)[table.token_rows], return_inverse=True)[1]
-    return relative_values(earned[table.token_rows], groups, divide_by_std=True, epsilon=epsilon, keep_single=True)
+    return relative_values(
+        earned[table.token_rows], groups, divide_by_std=True, epsilon=epsilon, keep_single=True,
+        named=Naming("advantage", "earned"),
+    )  # fmt: skip

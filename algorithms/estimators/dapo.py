@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from algorithms.estimators.groups import compares_attempts, episode_advantages, episode_scores
+from algorithms.estimators.steps import step
 from algorithms.turn_table import TurnTable
 
 
@@ -35,12 +36,12 @@ def dapo(
 ) -> NDArray[np.float64]:
     """One advantage per turn, [N]. `limit` and `buffer` count the tokens of a turn; for the others see `grpo`."""
     lengths = np.bincount(table.token_rows, minlength=len(table))
+    overlong = overlong_penalty(lengths, limit, buffer, factor)
+    formula = "min((limit - buffer - tokens) / buffer * factor, 0)"
+    step("overlong", formula, overlong, limit=limit, buffer=buffer, factor=factor)
+    scores = step("score_of_turn", "score + overlong", episode_scores(table, invalid_penalty) + overlong)
     return episode_advantages(
-        table,
-        episode_scores(table, invalid_penalty) + overlong_penalty(lengths, limit, buffer, factor),
-        statistics=statistics,
-        divide_by_std=True,
-        epsilon=epsilon,
+        table, scores, statistics=statistics, divide_by_std=True, epsilon=epsilon, of="score_of_turn"
     )
 
 

@@ -17,8 +17,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from algorithms.estimators.groups import compares_attempts
-from algorithms.estimators.grpo import grpo
+from algorithms.estimators.groups import compares_attempts, episode_advantages, episode_scores
+from algorithms.estimators.steps import step
 from algorithms.estimators.timeline import turns
 from algorithms.turn_table import TurnTable
 
@@ -38,10 +38,24 @@ def empg(
     entropy = table.signal("entropy").astype(np.float64)
     if not len(entropy):
         return np.zeros(0)
-    h = (entropy - entropy.min()) / (entropy.max() - entropy.min() + 1e-8)
-    certainty = np.exp(-scale * h)
+    low, high = entropy.min(), entropy.max()
+    step("entropy_low", "lowest(entropy)", np.full(len(entropy), low), over="batch")
+    step("entropy_high", "highest(entropy)", np.full(len(entropy), high), over="batch")
+    h = step(
+        "h", "(entropy - entropy_low) / (entropy_high - entropy_low + 1e-8)", (entropy - low) / (high - low + 1e-8)
+    )
+    certainty = step("certainty", "exp(-scale * h)", np.exp(-scale * h), scale=scale)
+    usual = certainty.mean()
+    step("certainty_mean", "mean(certainty)", np.full(len(h), usual), over="batch")
     clarity = turns(table).following(np.exp(-clarity_scale * h))
-    advantages = grpo(table, statistics=statistics, invalid_penalty=invalid_penalty, epsilon=epsilon)
-    modulated = advantages * certainty / (certainty.mean() + 1e-8) + clarity_weight * clarity
-    centred: NDArray[np.float64] = modulated - modulated.mean()
-    return centred
+    step("sure", "exp(-clarity_scale * h)", np.exp(-clarity_scale * h), clarity_scale=clarity_scale)
+    step("clarity", "next(sure)", clarity)
+    advantages = episode_advantages(
+        table, episode_scores(table, invalid_penalty), statistics=statistics, divide_by_std=True, epsilon=epsilon,
+        result="of_episode",
+    )  # fmt: skip
+    modulated = advantages * certainty / (usual + 1e-8) + clarity_weight * clarity
+    formula = "of_episode * certainty / (certainty_mean + 1e-8) + clarity_weight * clarity"
+    step("modulated", formula, modulated, clarity_weight=clarity_weight)
+    step("modulated_mean", "mean(modulated)", np.full(len(h), modulated.mean()), over="batch")
+    return step("advantage", "modulated - modulated_mean", modulated - modulated.mean())

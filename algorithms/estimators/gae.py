@@ -30,6 +30,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from algorithms.estimators.groups import paid
+from algorithms.estimators.steps import step
 from algorithms.estimators.timeline import Timeline, last_tokens, token_rewards, tokens, turns, whiten
 from algorithms.turn_table import Estimate, TurnTable
 from envs.core import UnknownNameError
@@ -53,8 +55,14 @@ def turn_gae(
     line = turns(table)
     delta = table.total_rewards() + gamma * line.following(values, next_values(table)) - values
     advantages = line.accumulate(delta, gamma * lam)
+    value = "value" if anchor == "turn" else "value_at_end"
+    step("delta", f"{paid(table)} + gamma * next({value}, {_after(table)}) - {value}", delta, gamma=gamma)
+    step("raw", "delta + gamma * lam * next(raw)", advantages, gamma=gamma, lam=lam)
     estimate = Estimate(advantages, advantages + values)
-    return whitened(estimate) if whiten_turns else estimate
+    if whiten_turns:
+        return whitened(estimate)
+    step("advantage", "raw", advantages)
+    return estimate
 
 
 def bi_level_gae(
@@ -78,6 +86,16 @@ def bi_level_gae(
     inside = rewards + gamma * line.following(values) - values
     inside[at] = advantages  # the turn's advantage stands for everything after it
     all_tokens = line.accumulate(inside, np.where(ends, 0.0, gamma * lam))
+    step("ends", "last" if turn_ends == "explicit" else "", ends, meaning="the last tokens of turns and episodes")
+    of_turns = np.full(len(values), np.nan)
+    of_turns[at] = advantages
+    after_end = f"next_where(value, ends, {_after(table)})"
+    formula = (
+        f"where(ends, r + turn_gamma * {after_end} - value + turn_gamma * lam * next_where(H, ends), not_measured)"
+    )
+    step("H", formula, of_turns, turn_gamma=turn_gamma, lam=lam)
+    formula = "where(ends, H, r + gamma * next(value) - value + gamma * lam * next(raw))"
+    step("raw", formula, all_tokens, gamma=gamma, lam=lam)
     return whitened(Estimate(all_tokens, all_tokens + values))
 
 
@@ -90,12 +108,16 @@ def gae_over_tokens(
     """
     line, values, ends = tokens(table), table.token_signal("value"), last_tokens(table)
     rows = table.token_rows
-    following = line.following(values, next_values(table)[rows])
+    following, formula = line.following(values, next_values(table)[rows]), f"next(value, {_after(table)})"
     if next_from_last_token:
         next_turn = turns(table).following(last_token_values(table), next_values(table))
         following = np.where(ends, next_turn[rows], following)
+        formula = f"where(last, next_where(value, last, {_after(table)}), {formula})"
+    step("V_next", formula, following)
     discount = np.where(ends, gamma, token_gamma)
+    step("discount", "where(last, gamma, token_gamma)", discount, gamma=gamma, token_gamma=token_gamma)
     advantages = line.accumulate(token_rewards(table) + discount * following - values, discount * lam)
+    step("raw", "r + discount * V_next - value + discount * lam * next(raw)", advantages, lam=lam)
     return Estimate(advantages, advantages + values)
 
 
@@ -110,9 +132,14 @@ def next_values(table: TurnTable) -> NDArray[np.float64]:
     return values
 
 
+def _after(table: TurnTable) -> str:
+    """What `next_values` is in the steps."""
+    return "next_value" if "next_value" in table.signals else "0"
+
+
 def last_token_values(table: TurnTable) -> NDArray[np.float64]:
     """[N] the value before the last token of each turn; 0 for a turn without tokens."""
     ends = np.flatnonzero(last_tokens(table))
     values = np.zeros(len(table))
     values[table.token_rows[ends]] = table.token_signal("value")[ends]
-    return values
+    return step("value_at_end", "tokens_last(value)", values)

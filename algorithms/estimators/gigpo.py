@@ -32,6 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from algorithms.estimators.groups import compares_attempts, episode_advantages, episode_scores, relative_values
+from algorithms.estimators.steps import Naming, step
 from algorithms.turn_table import TurnTable
 from envs.core import UnknownNameError
 
@@ -66,20 +67,25 @@ def gigpo(
         statistics=statistics,
         divide_by_std=divide_by_std,
         epsilon=epsilon,
+        result="of_episode",
     )
     step_part = relative_values(
         step_values(table, gamma, invalid_penalty),
-        anchor_groups(table, similarity),
+        step("state", "", anchor_groups(table, similarity), meaning="turns in the same state of the same task"),
         divide_by_std=divide_by_std,
         epsilon=epsilon,
         keep_single=False,
+        named=Naming("of_step", "step_score", over="state"),
     )
-    return episode_part + step_weight * step_part
+    both = episode_part + step_weight * step_part
+    return step("advantage", "of_episode + step_weight * of_step", both, step_weight=step_weight)
 
 
 def step_values(table: TurnTable, gamma: float, invalid_penalty: float) -> NDArray[np.float64]:
     """[N] the discounted return from each turn on, minus the penalty if the turn's own action was invalid."""
-    return table.discounted_returns(gamma) - invalid_penalty * ~table.valid
+    returns = step("G", "reward + gamma * next(G)", table.discounted_returns(gamma), gamma=gamma)
+    values = returns - invalid_penalty * ~table.valid
+    return step("step_score", "G - invalid_penalty * invalid", values, invalid_penalty=invalid_penalty)
 
 
 def anchor_groups(table: TurnTable, similarity: float | None = None) -> NDArray[np.int64]:

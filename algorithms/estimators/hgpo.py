@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 
 from algorithms.estimators.gigpo import MODES, anchor_groups, step_values
 from algorithms.estimators.groups import compares_attempts, episode_scores, group_numbers, relative_values
+from algorithms.estimators.steps import Naming, step
 from algorithms.estimators.timeline import turns
 from algorithms.turn_table import TurnTable
-from envs.core import UnknownNameError
+from envs.core import UnknownNameError, counted
 
 PRECISIONS = ("float64", "float32")
 ROUNDING = 1e-9
@@ -80,27 +81,39 @@ def hierarchical_advantages(
     as_authors = precision == "float32"
     smallest = 0.0 if as_authors else ROUNDING
     total, weights = np.zeros(len(table)), np.zeros(len(table))
+    named: list[int] = []  # the depths, for the steps
 
     def add(k: int, rows: NDArray[np.int64], advantages: NDArray[np.float64]) -> None:
         weight = np.where(np.abs(advantages) > smallest, float(k + 1) ** alpha, 0.0)
         total[rows] += weight * advantages
         weights[rows] += weight
+        kept = np.zeros(len(table))
+        kept[rows] = weight
+        step(f"w{k}", f"where(abs(a{k}) > smallest, {k + 1}**alpha, 0)", kept, smallest=smallest, alpha=alpha)
+        named.append(k)
 
     if scores is not None:
         groups = group_numbers(table)
         base = relative_values(
-            scores, groups, divide_by_std=divide_by_std, epsilon=epsilon, keep_single=True, shift=not as_authors
-        )
+            scores, groups, divide_by_std=divide_by_std, epsilon=epsilon, keep_single=True, shift=not as_authors,
+            named=Naming("a0", "score", prefix="a0"),
+        )  # fmt: skip
         add(0, np.arange(len(table)), base)
     for k, (rows, groups) in enumerate(history_groups(table, history), start=1):
+        naming = Naming(f"a{k}", "step_score", over=f"last{k}", prefix=f"a{k}", at=(rows, len(table)))
+        meaning = f"turns of the same task whose last {counted(k, 'state')} are equal"
+        step(naming.over, "", naming.spread(groups.astype(np.float64)), meaning=meaning)
         if as_authors:
             advantages = _relative_in_float32(values[rows], groups, divide_by_std, epsilon)
+            step(naming.result, "", naming.spread(advantages), meaning="compared within its group, in float32")
         else:
             advantages = relative_values(
-                values[rows], groups, divide_by_std=divide_by_std, epsilon=epsilon, keep_single=False, ddof=0
-            )
+                values[rows], groups, divide_by_std=divide_by_std, epsilon=epsilon, keep_single=False, ddof=0,
+                named=naming,
+            )  # fmt: skip
         add(k, rows, advantages)
-    return total / (weights + epsilon)
+    upper, lower = " + ".join(f"zero(w{k} * a{k})" for k in named), " + ".join(f"w{k}" for k in named)
+    return step("advantage", f"({upper}) / ({lower} + epsilon)", total / (weights + epsilon), epsilon=epsilon)
 
 
 def _relative_in_float32(

@@ -25,7 +25,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from algorithms.estimators.groups import compares_attempts, group_numbers, relative_values
+from algorithms.estimators.groups import compares_attempts, episode_returns, group_numbers, relative_values
+from algorithms.estimators.steps import Naming, step
 from algorithms.estimators.timeline import turns
 from algorithms.turn_table import TurnTable
 from envs.core import UnknownNameError
@@ -60,13 +61,17 @@ def igpo(
         raise UnknownNameError("turn_ends", turn_ends, TURN_ENDS)
     line = turns(table)
     last = line.last()
-    rewards = np.where(last, outcome_weight * table.episode_rewards(), gain_weight * answer_gains(table, gain))
+    rewards = np.where(last, outcome_weight * episode_returns(table), gain_weight * answer_gains(table, gain))
+    formula = "where(end, outcome_weight * R, gain_weight * gain)"
+    step("gain_or_outcome", formula, rewards, gain_weight=gain_weight, outcome_weight=outcome_weight)
     as_authors = turn_ends == "nonzero"
     if as_authors:
         rewards = np.where(~last & (rewards == 0.0), gain_weight * STORED_ZERO, rewards)
+        step("stored", "", rewards, meaning="gains of exactly 0 are stored as a tiny number")
     ends = np.isfinite(rewards) & (last | (rewards != 0.0) | (not as_authors))
     pools = group_numbers(table) * 2 + (last & (normalization == "separate"))
     z = np.zeros(len(table))
+    step("pool", "", np.where(ends, pools, np.nan), meaning="gains, or outcomes, of the attempts at a task")
     z[ends] = relative_values(
         rewards[ends],
         np.unique(pools[ends], return_inverse=True)[1],
@@ -76,10 +81,13 @@ def igpo(
         ddof=0,
         variance_epsilon=VARIANCE_EPSILON,
         shift=not as_authors,  # there, the rounding of a mean of equal gains decides where a turn ends
+        named=Naming("z", "stored" if as_authors else "gain_or_outcome", "pool", at=(np.flatnonzero(ends), len(table))),
     )
     if as_authors:
         ends = z != 0.0
-    return line.accumulate(z, np.where(ends, gamma, 1.0))
+    advantages = line.accumulate(z, np.where(ends, gamma, 1.0))
+    step("ends", "abs(zero(z)) > 0" if as_authors else "measured(z)", ends)
+    return step("advantage", "zero(z) + where(ends, gamma, 1) * next(advantage)", advantages, gamma=gamma)
 
 
 def answer_gains(table: TurnTable, gain: str) -> NDArray[np.float64]:
@@ -87,6 +95,7 @@ def answer_gains(table: TurnTable, gain: str) -> NDArray[np.float64]:
     if gain not in GAINS:
         raise UnknownNameError("gain", gain, GAINS)
     belief = table.signal("answer_logprob")
-    values = np.exp(belief) if gain == "prob_diff" else belief
+    values = step("belief", "exp(answer_logprob)", np.exp(belief)) if gain == "prob_diff" else belief
     gains: NDArray[np.float64] = turns(table).following(values, after=np.nan) - values
-    return gains
+    before = "belief" if gain == "prob_diff" else "answer_logprob"
+    return step("gain", f"next({before}, not_measured) - {before}", gains)

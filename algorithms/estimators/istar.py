@@ -32,6 +32,7 @@ from algorithms.estimators.groups import (
     leave_one_out,
     relative_values,
 )
+from algorithms.estimators.steps import Naming, step
 from algorithms.estimators.timeline import whiten
 from algorithms.turn_table import TurnTable
 from envs.core import UnknownNameError
@@ -64,11 +65,16 @@ def istar(
             raise UnknownNameError(name, value, known)
     scores, steps = episode_scores(table, invalid_penalty), step_rewards(table, scale_steps)
     if merged:
-        return _compare(table, scores + step_weight * steps, table.opens, mode, epsilon)
+        values = step("merged", "score + step_weight * s", scores + step_weight * steps, step_weight=step_weight)
+        return _compare(table, values, table.opens, mode, epsilon, Naming("advantage", "merged", counted="first"))
     counted = table.opens if baseline == "first_turns" else np.ones(len(table), dtype=np.bool_)
-    episode_part = _compare(table, scores, table.opens, mode, epsilon)
-    step_part = _compare(table, steps, counted, mode, epsilon, keep_single=baseline == "first_turns")
-    return episode_weight * episode_part + step_weight * step_part
+    first_only = baseline == "first_turns"
+    named = Naming("of_step", "s", counted="first" if first_only else "")
+    episode_part = _compare(table, scores, table.opens, mode, epsilon, Naming("of_episode", "score", counted="first"))
+    step_part = _compare(table, steps, counted, mode, epsilon, named, keep_single=first_only)
+    both = episode_weight * episode_part + step_weight * step_part
+    formula = "episode_weight * of_episode + step_weight * of_step"
+    return step("advantage", formula, both, episode_weight=episode_weight, step_weight=step_weight)
 
 
 def step_rewards(table: TurnTable, scale: str) -> NDArray[np.float64]:
@@ -76,7 +82,11 @@ def step_rewards(table: TurnTable, scale: str) -> NDArray[np.float64]:
     if scale not in SCALES:
         raise UnknownNameError("scale_steps", scale, SCALES)
     steps: NDArray[np.float64] = table.signal("prm")
-    return steps / (np.abs(steps).max(initial=0.0) + 1e-6) if scale == "batch" else steps
+    if scale == "none":
+        return step("s", "prm", steps)
+    largest = np.abs(steps).max(initial=0.0)
+    step("prm_largest", "highest(abs(prm))", np.full(len(steps), largest), over="batch")
+    return step("s", "prm / (prm_largest + 1e-6)", steps / (largest + 1e-6))
 
 
 def _compare(
@@ -85,15 +95,18 @@ def _compare(
     counted: NDArray[np.bool_],
     mode: str,
     epsilon: float,
+    named: Naming,
     keep_single: bool = True,
 ) -> NDArray[np.float64]:
     groups = group_numbers(table)
     if mode == "rloo":
-        return leave_one_out(values, groups, counted, keep_single=keep_single)
-    by_std = mode == "mean_std_norm"
+        return leave_one_out(values, groups, counted, keep_single=keep_single, named=named)
+    by_std, whitened = mode == "mean_std_norm", mode == "reinforce_pp_baseline"
     difference = relative_values(
-        values, groups, counted=counted, divide_by_std=by_std, epsilon=epsilon, keep_single=keep_single
-    )
-    if mode == "reinforce_pp_baseline":
-        return whiten(difference, np.bincount(table.token_rows, minlength=len(table)))
+        values, groups, counted=counted, divide_by_std=by_std, epsilon=epsilon, keep_single=keep_single,
+        named=named._replace(result=f"{named.of}_difference") if whitened else named,
+    )  # fmt: skip
+    if whitened:
+        tokens = np.bincount(table.token_rows, minlength=len(table))
+        return whiten(difference, tokens, result=named.result, of=f"{named.of}_difference", weight="tokens")
     return difference

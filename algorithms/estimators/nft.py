@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from algorithms.estimators.groups import binary_scores, compares_attempts, group_numbers, relative_values
+from algorithms.estimators.steps import Naming
 from algorithms.turn_table import TurnTable
 
 
@@ -26,5 +27,6 @@ def nft(table: TurnTable) -> NDArray[np.float64]:
         "possible either",
     )
     return relative_values(
-        scores, group_numbers(table), counted=table.opens, divide_by_std=False, epsilon=1.0, keep_single=False
-    )
+        scores, group_numbers(table), counted=table.opens, divide_by_std=False, epsilon=1.0, keep_single=False,
+        named=Naming("advantage", "R", counted="first"),
+    )  # fmt: skip

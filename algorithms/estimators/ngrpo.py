@@ -15,7 +15,15 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from algorithms.estimators.groups import compares_attempts, counted_rows, episode_scores, group_numbers, relative_values
+from algorithms.estimators.groups import (
+    compares_attempts,
+    counted_name,
+    counted_rows,
+    episode_scores,
+    group_numbers,
+    relative_values,
+)
+from algorithms.estimators.steps import explaining, step
 from algorithms.turn_table import TurnTable
 
 
@@ -38,7 +46,7 @@ def ngrpo(
     counted = counted_rows(table, statistics)
     count = np.bincount(groups, weights=counted)
     imagined = np.repeat(np.flatnonzero(count > 1), virtual)
-    return relative_values(
+    advantages = relative_values(
         np.append(scores, np.full(len(imagined), max_reward)),
         np.append(groups, imagined),
         counted=np.append(counted, np.ones(len(imagined), dtype=np.bool_)),
@@ -46,3 +54,18 @@ def ngrpo(
         epsilon=epsilon,
         keep_single=True,
     )[: len(table)]
+    if explaining():
+        name = counted_name(statistics)
+        counts = np.where(count > 1, count + virtual, count)
+        sums = np.bincount(groups, weights=scores * counted) + np.where(count > 1, virtual * max_reward, 0.0)
+        means = np.where(count > 1, sums / counts, 0.0)
+        squares = (
+            np.bincount(groups, weights=(scores - means[groups]) ** 2 * counted) + virtual * (max_reward - means) ** 2
+        )
+        stds = np.where(count > 1, np.sqrt(squares / np.maximum(counts - 1, 1)), 1.0)
+        formula = "where(n() > 1, (sum(score) + virtual * max_reward) / (n() + virtual), 0)"
+        step("score_mean", formula, means[groups], virtual=virtual, max_reward=max_reward, over="task", counted=name)
+        squared = "sum((score - score_mean)**2) + virtual * (max_reward - score_mean)**2"
+        formula = f"where(n() > 1, sqrt(({squared}) / (n() + virtual - 1)), 1)"
+        step("score_std", formula, stds[groups], virtual=virtual, max_reward=max_reward, over="task", counted=name)
+    return step("advantage", "(score - score_mean) / (score_std + epsilon)", advantages, epsilon=epsilon)

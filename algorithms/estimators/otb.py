@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from algorithms.estimators.groups import compares_attempts, group_numbers
 from algorithms.estimators.reinforce_pp import token_returns
+from algorithms.estimators.steps import step
 from algorithms.estimators.timeline import tokens
 from algorithms.turn_table import TurnTable
 
@@ -29,20 +30,23 @@ def otb(table: TurnTable, *, zero_tail: bool = True, epsilon: float = 1e-8) -> N
     A token that no other attempt has, since its own is the longest, would be compared with itself only. With
     `zero_tail` its baseline is 0, otherwise its advantage is almost 0. A group of one has no baseline.
     """
-    size = 1 - 2 * np.exp(table.token_signal("logprob")) + table.token_signal("square_sum")
+    size, formula = 1 - 2 * np.exp(table.token_signal("logprob")) + table.token_signal("square_sum"), ""
     if "importance_weight" in table.token_signals:
-        size = size * table.token_signals["importance_weight"] ** 2
+        size, formula = size * table.token_signals["importance_weight"] ** 2, " * importance_weight**2"
+    step("w", f"(1 - 2 * exp(logprob) + square_sum){formula}", size)
     returns = token_returns(table, 1.0, "skip")
     place = _up_to(table, np.ones(len(size))).astype(np.int64) - 1  # of the token in its episode
     group = group_numbers(table)[table.token_rows]
     _, key = np.unique(group * (place.max(initial=0) + 1) + place, return_inverse=True)
-    weight = _up_to(table, size)
+    weight = step("W", "w + before(W)", _up_to(table, size))
     baseline = np.bincount(key, returns * weight) / (np.bincount(key, weight) + epsilon)
     attempts = np.bincount(group_numbers(table), table.opens)[group]
     alone = np.bincount(key)[key] == 1
     without = (attempts == 1) | (alone & zero_tail)
-    advantages: NDArray[np.float64] = returns - np.where(without, 0.0, baseline[key])
-    return advantages
+    step("place", "", key, meaning="the tokens at the same place of the attempts at a task")
+    step("B", "sum(G * W) / (sum(W) + epsilon)", baseline[key], over="place", epsilon=epsilon)
+    step("without", "", without, meaning="whether no other attempt has a token there, so it has no baseline")
+    return step("advantage", "G - where(without, 0, B)", returns - np.where(without, 0.0, baseline[key]))
 
 
 def _up_to(table: TurnTable, values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -21,27 +21,39 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from algorithms.estimators.groups import compares_attempts, group_numbers, relative_values, uniform_groups
+from algorithms.estimators.groups import (
+    compares_attempts,
+    episode_returns,
+    group_numbers,
+    relative_values,
+    uniform_groups,
+)
+from algorithms.estimators.steps import Naming, step
 from algorithms.turn_table import TurnTable
 
 
 @compares_attempts
 def opo(table: TurnTable) -> NDArray[np.float64]:
     """One advantage per turn, [N]. The table must count tokens; a group without any is averaged over its turns."""
-    scores, groups = table.episode_rewards(), group_numbers(table)
+    scores, groups = episode_returns(table), group_numbers(table)
     tokens = np.bincount(table.token_rows, minlength=len(table)).astype(np.float64)
     tokens += (np.bincount(groups, weights=tokens) == 0)[groups]
     origin = np.zeros(groups.max(initial=-1) + 1)
     origin[groups] = scores  # a score of the group: equal scores then differ by exactly 0
     baseline = np.bincount(groups, weights=tokens * (scores - origin[groups])) / np.bincount(groups, weights=tokens)
+    alone = _sizes(table, groups)[groups] == 1
+    step("weight", "", tokens, meaning="tokens of the turn; 1 for each turn if its task has no tokens")
+    step("attempts", "n()", _sizes(table, groups)[groups], over="task", counted="first")
+    step("baseline", "sum(weight * R) / sum(weight)", (origin + baseline)[groups], over="task")
     advantages: NDArray[np.float64] = scores - origin[groups] - baseline[groups]
-    return np.where(_sizes(table, groups)[groups] == 1, scores, np.where(_equal(table)[groups], 0.0, advantages))
+    chosen = np.where(alone, scores, np.where(_equal(table)[groups], 0.0, advantages))
+    return step("advantage", "where(attempts == 1, R, R - baseline)", chosen)
 
 
 @compares_attempts
 def maxrl(table: TurnTable, *, epsilon: float = 1e-6) -> NDArray[np.float64]:
     """One advantage per turn, [N]. Raises `ValueError` for a negative score, whose mean may be 0 or less."""
-    scores, groups = table.episode_rewards(), group_numbers(table)
+    scores, groups = episode_returns(table), group_numbers(table)
     if len(low := np.flatnonzero(scores < 0)):
         raise ValueError(
             f"episode {table.episode[low[0]]} has the return {scores[low[0]]:g}, and MaxRL divides by the mean return "
@@ -49,21 +61,22 @@ def maxrl(table: TurnTable, *, epsilon: float = 1e-6) -> NDArray[np.float64]:
         )
     means = np.bincount(groups, weights=scores * table.opens) / np.maximum(_sizes(table, groups), 1)
     advantages: NDArray[np.float64] = _differences(table, keep_single=False) / (means + epsilon)[groups]
-    return advantages
+    return step("advantage", "difference / (R_mean + epsilon)", advantages, epsilon=epsilon)
 
 
 @compares_attempts
 def gpg(table: TurnTable) -> NDArray[np.float64]:
     """One advantage per turn, [N]."""
-    solved = np.count_nonzero(table.episode_rewards()[table.opens])
+    solved = np.count_nonzero(episode_returns(table)[table.opens])
     advantages: NDArray[np.float64] = _differences(table, keep_single=True) * table.opens.sum() / max(solved, 1)
-    return advantages
+    formula = "difference * episodes / max(not_zero, 1)"
+    return step("advantage", formula, advantages, episodes=table.opens.sum(), not_zero=solved)
 
 
 @compares_attempts
 def pass_at_k(table: TurnTable, *, normalize_by_std: bool = True, epsilon: float = 1e-6) -> NDArray[np.float64]:
     """One advantage per turn, [N]: 0 but for the best attempt of each group. If several are best, it is 0 for all."""
-    scores, groups = table.episode_rewards(), group_numbers(table)
+    scores, groups = episode_returns(table), group_numbers(table)
     rows = np.flatnonzero(table.opens)
     rows = rows[np.lexsort((table.episode[rows], scores[rows], groups[rows]))]  # by group, the best last
     same = groups[rows][1:] == groups[rows][:-1]
@@ -72,11 +85,17 @@ def pass_at_k(table: TurnTable, *, normalize_by_std: bool = True, epsilon: float
     gain, best = np.zeros(len(_equal(table))), np.full(len(_equal(table)), -1)
     gain[groups[rows][last]], best[groups[rows][last]] = lead[last], table.episode[rows][last]
     gain[_equal(table)] = 0.0
-    if normalize_by_std:
-        deviations = _differences(table, keep_single=False) * table.opens
-        squares = np.bincount(groups, weights=deviations**2)
-        gain /= np.sqrt(squares / np.maximum(_sizes(table, groups) - 1, 1)) + epsilon
-    return np.where(table.episode == best[groups], gain[groups], 0.0)
+    is_best = table.episode == best[groups]
+    step("is_best", "", is_best, meaning="whether no attempt at the task is better; of equal ones, one")
+    lead_of = step("lead", "highest(R) - second(R)", gain[groups], over="task", counted="first")
+    if not normalize_by_std:
+        return step("advantage", "where(is_best, lead, 0)", np.where(is_best, lead_of, 0.0))
+    deviations = _differences(table, keep_single=False) * table.opens
+    squares = np.bincount(groups, weights=deviations**2)
+    std = np.sqrt(squares / np.maximum(_sizes(table, groups) - 1, 1))[groups]
+    step("R_std", "where(n() > 1, std(R), 0)", std, over="task", counted="first")
+    advantages = np.where(is_best, lead_of / (std + epsilon), 0.0)
+    return step("advantage", "where(is_best, lead / (R_std + epsilon), 0)", advantages, epsilon=epsilon)
 
 
 def _sizes(table: TurnTable, groups: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -95,5 +114,5 @@ def _differences(table: TurnTable, *, keep_single: bool) -> NDArray[np.float64]:
     """[N] the score of the row's episode minus the mean of its group."""
     return relative_values(
         table.episode_rewards(), group_numbers(table), counted=table.opens, divide_by_std=False, epsilon=1.0,
-        keep_single=keep_single,
+        keep_single=keep_single, named=Naming("difference", "R", counted="first"),
     )  # fmt: skip

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from algorithms.estimators.gae import gae_over_tokens
+from algorithms.estimators.steps import step
 from algorithms.turn_table import Estimate, TurnTable
 
 
@@ -51,13 +52,21 @@ def archer(
 
 
 def _normalized(estimate: Estimate, normalize: bool, ddof: int) -> Estimate:
-    return Estimate(normalize_nonzero(estimate.advantages, ddof), estimate.returns) if normalize else estimate
+    if not normalize:
+        step("advantage", "raw", estimate.advantages)
+        return estimate
+    return Estimate(normalize_nonzero(estimate.advantages, ddof), estimate.returns)
 
 
 def normalize_nonzero(advantages: NDArray[np.float64], ddof: int) -> NDArray[np.float64]:
     """Normalise `advantages` by the mean and std of the nonzero ones; unchanged if fewer than 1 + ddof are nonzero."""
     nonzero = advantages[advantages != 0.0]
     if len(nonzero) <= ddof:
-        return advantages
-    normalized: NDArray[np.float64] = (advantages - nonzero.mean()) / (nonzero.std(ddof=ddof) + 1e-8)
-    return normalized
+        return step("advantage", "raw", advantages)
+    mean, std = nonzero.mean(), nonzero.std(ddof=ddof)
+    step("not_zero", "abs(raw) > 0", advantages != 0.0)
+    step("raw_mean", "mean(raw)", np.full(len(advantages), mean), over="batch", counted="not_zero")
+    formula = "sqrt(sum((raw - raw_mean)**2) / (n() - ddof))"
+    step("raw_std", formula, np.full(len(advantages), std), over="batch", counted="not_zero", ddof=ddof)
+    normalized: NDArray[np.float64] = (advantages - mean) / (std + 1e-8)
+    return step("advantage", "(raw - raw_mean) / (raw_std + 1e-8)", normalized)

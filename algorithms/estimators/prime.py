@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from algorithms.estimators.groups import compares_attempts, group_numbers, leave_one_out
+from algorithms.estimators.groups import compares_attempts, episode_returns, group_numbers, leave_one_out
+from algorithms.estimators.steps import Naming, step
 from algorithms.estimators.timeline import tokens, whiten
 from algorithms.turn_table import Estimate, TurnTable
 
@@ -34,6 +35,15 @@ def prime(table: TurnTable, *, prm_weight: float = 5.0, outcome_weight: float = 
     others = np.maximum(attempts - 1, 1)
     baseline = np.bincount(groups, weights=means * table.opens)[groups] / others
     dense = rewards * (attempts / others)[rows] - np.where(attempts > 1, baseline, 0.0)[rows]
-    outcome = leave_one_out(table.episode_rewards(), groups, table.opens, keep_single=True)
+    step("prm_of_turn", "tokens_sum(prm)", np.bincount(rows, weights=rewards, minlength=len(table)))
+    step("prm_mean", "sum(prm_of_turn) / max(sum(tokens), 1)", means, over="episode")
+    step("attempts", "n()", attempts, over="task", counted="first")
+    formula = "where(n() > 1, sum(prm_mean) / max(n() - 1, 1), 0)"
+    step("baseline", formula, np.where(attempts > 1, baseline, 0.0), over="task", counted="first")
+    step("dense", "prm * attempts / max(attempts - 1, 1) - baseline", dense)
+    named = Naming("outcome", "R", counted="first")
+    outcome = leave_one_out(episode_returns(table), groups, table.opens, keep_single=True, named=named)
     returns = line.accumulate(prm_weight * dense + outcome_weight * outcome[rows] * line.last(), 1.0)
-    return Estimate(whiten(returns), returns)
+    formula = "prm_weight * dense + where(end, outcome_weight * outcome, 0) + next(G)"
+    step("G", formula, returns, prm_weight=prm_weight, outcome_weight=outcome_weight)
+    return Estimate(whiten(returns, of="G"), returns)

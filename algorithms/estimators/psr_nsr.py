@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from algorithms.estimators.groups import binary_scores
 from algorithms.estimators.reinforce_pp import token_returns
+from algorithms.estimators.steps import step
 from algorithms.turn_table import TurnTable
 from envs.core import UnknownNameError
 
@@ -46,7 +47,8 @@ def psr_nsr(
     )
     returns = token_returns(table, gamma, observations)
     if learn_from == "positive":
-        return returns
+        return step("advantage", "G", returns)
     if learn_from == "negative":
-        return returns - 1.0
-    return np.where((scores == 1.0)[table.token_rows], positive_weight * returns, returns - 1.0)
+        return step("advantage", "G - 1", returns - 1.0)
+    weighted = np.where((scores == 1.0)[table.token_rows], positive_weight * returns, returns - 1.0)
+    return step("advantage", "where(R == 1, positive_weight * G, G - 1)", weighted, positive_weight=positive_weight)

@@ -20,7 +20,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from algorithms.estimators.groups import compares_attempts, group_numbers, leave_one_out
+from algorithms.estimators.groups import compares_attempts, episode_returns, group_numbers, leave_one_out
+from algorithms.estimators.steps import Naming, step
 from algorithms.estimators.timeline import turns
 from algorithms.turn_table import TurnTable
 from envs.core import UnknownNameError
@@ -46,15 +47,27 @@ def pure(
         return others
 
     weighted = min_form_rewards(table, temperature)
-    sums = table.episode_sums(weighted)
+    sums = step("p_episode", "sum(p)", table.episode_sums(weighted), over="episode")
     if baseline == "token":
         count = np.bincount(table.token_rows, minlength=len(table))
-        expected = count * of_others(sums) / np.maximum(of_others(table.episode_sums(count)), 1)
+        length = step("length", "sum(tokens)", table.episode_sums(count), over="episode")
+        others, their_tokens = of_others(sums), of_others(length)
+        step("p_task", "sum(p_episode)", sums + others, over="task", counted="first")
+        step("length_task", "sum(length)", length + their_tokens, over="task", counted="first")
+        expected = count * others / np.maximum(their_tokens, 1)
+        step("b", "tokens * (p_task - p_episode) / max(length_task - length, 1)", expected)
     else:
         attempts = np.ones(len(table))
-        expected = of_others(sums / table.episode_sums(attempts)) / np.maximum(of_others(attempts), 1)
-    process = turns(table).accumulate(weighted - expected, 1.0)
-    return process + outcome_weight * leave_one_out(table.episode_rewards(), groups, table.opens, keep_single=True)
+        means = step("p_mean", "mean(p)", sums / table.episode_sums(attempts), over="episode")
+        others, rivals = of_others(means), of_others(attempts)
+        step("p_task", "sum(p_mean)", means + others, over="task", counted="first")
+        step("attempts", "n()", rivals + 1, over="task", counted="first")
+        expected = step("b", "(p_task - p_mean) / max(attempts - 1, 1)", others / np.maximum(rivals, 1))
+    process = step("process", "p - b + next(process)", turns(table).accumulate(weighted - expected, 1.0))
+    named = Naming("outcome", "R", counted="first")
+    outcome = leave_one_out(episode_returns(table), groups, table.opens, keep_single=True, named=named)
+    both = process + outcome_weight * outcome
+    return step("advantage", "process + outcome_weight * outcome", both, outcome_weight=outcome_weight)
 
 
 def min_form_rewards(table: TurnTable, temperature: float | None) -> NDArray[np.float64]:
@@ -64,4 +77,8 @@ def min_form_rewards(table: TurnTable, temperature: float | None) -> NDArray[np.
     np.minimum.at(lowest, table.episode_number, scores)
     lowest = lowest[table.episode_number]
     weights = np.ones(len(table)) if temperature is None else np.exp((lowest - scores) / temperature)
-    return weights / table.episode_sums(weights) * scores
+    step("prm_lowest", "lowest(prm)", lowest, over="episode")
+    formula = "1" if temperature is None else "exp((prm_lowest - prm) / temperature)"
+    step("w", formula, weights, temperature=temperature)
+    step("w_episode", "sum(w)", table.episode_sums(weights), over="episode")
+    return step("p", "w / w_episode * prm", weights / table.episode_sums(weights) * scores)

@@ -15,9 +15,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from algorithms.estimators.groups import episode_returns
+from algorithms.estimators.steps import step
 from algorithms.turn_table import TurnTable
 
 
 def raft(table: TurnTable) -> NDArray[np.float64]:
     """One advantage per turn, [N]: the return of its episode, or 0 if the return is negative."""
-    return np.maximum(table.episode_rewards(), 0.0)
+    return step("advantage", "max(R, 0)", np.maximum(episode_returns(table), 0.0))

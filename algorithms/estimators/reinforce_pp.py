@@ -19,7 +19,15 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from algorithms.estimators.groups import compares_attempts, counted_rows, episode_scores, group_numbers, relative_values
+from algorithms.estimators.groups import (
+    compares_attempts,
+    counted_name,
+    counted_rows,
+    episode_scores,
+    group_numbers,
+    relative_values,
+)
+from algorithms.estimators.steps import Naming, step
 from algorithms.estimators.timeline import last_tokens, token_rewards, tokens, whiten
 from algorithms.turn_table import TurnTable
 from envs.core import UnknownNameError
@@ -29,7 +37,7 @@ OBSERVATIONS = ("skip", "reset")
 
 def reinforce_pp(table: TurnTable, *, gamma: float = 1.0, observations: str = "skip") -> NDArray[np.float64]:
     """One advantage per token, [M]. Raises `UnknownNameError` for other `observations`."""
-    return whiten(token_returns(table, gamma, observations))
+    return whiten(token_returns(table, gamma, observations), of="G")
 
 
 def token_returns(table: TurnTable, gamma: float, observations: str) -> NDArray[np.float64]:
@@ -37,7 +45,9 @@ def token_returns(table: TurnTable, gamma: float, observations: str) -> NDArray[
     if observations not in OBSERVATIONS:
         raise UnknownNameError("observations", observations, OBSERVATIONS)
     decay = np.where(last_tokens(table), 0.0, gamma) if observations == "reset" else gamma
-    return tokens(table).accumulate(token_rewards(table), decay)
+    returns = tokens(table).accumulate(token_rewards(table), decay)
+    formula = "r + gamma * next(G)" if observations == "skip" else "r + where(last, 0, gamma * next(G))"
+    return step("G", formula, returns, gamma=gamma)
 
 
 @compares_attempts
@@ -56,5 +66,7 @@ def reinforce_pp_baseline(
         divide_by_std=False,
         epsilon=1.0,
         keep_single=True,
+        named=Naming("difference", "score", counted=counted_name(statistics)),
     )
-    return whiten(scores, np.bincount(table.token_rows, minlength=len(table)))
+    count = np.bincount(table.token_rows, minlength=len(table))
+    return whiten(scores, count, of="difference", weight="tokens")

@@ -17,7 +17,15 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from algorithms.estimators.groups import compares_attempts, counted_rows, episode_scores, group_numbers, leave_one_out
+from algorithms.estimators.groups import (
+    compares_attempts,
+    counted_name,
+    counted_rows,
+    episode_scores,
+    group_numbers,
+    leave_one_out,
+)
+from algorithms.estimators.steps import Naming
 from algorithms.turn_table import TurnTable
 from envs.core import UnknownNameError
 
@@ -39,4 +47,5 @@ def rloo(
     if single not in SINGLES:
         raise UnknownNameError("single", single, SINGLES)
     scores, groups = episode_scores(table, invalid_penalty), group_numbers(table)
-    return leave_one_out(scores, groups, counted_rows(table, statistics), keep_single=single == "score")
+    named = Naming("advantage", "score", counted=counted_name(statistics))
+    return leave_one_out(scores, groups, counted_rows(table, statistics), keep_single=single == "score", named=named)

@@ -27,7 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from algorithms.estimators import timeline
-from algorithms.estimators.groups import RESOLUTION, compares_attempts, count_shared, group_numbers
+from algorithms.estimators.groups import RESOLUTION, compares_attempts, count_shared, episode_returns, group_numbers
+from algorithms.estimators.steps import explaining, step
 from algorithms.turn_table import TurnTable
 
 ROUNDING = 1e-4  # allowed difference between the rewards of a shared turn: a KL penalty is measured in each row
@@ -36,10 +37,12 @@ ROUNDING = 1e-4  # allowed difference between the rewards of a shared turn: a KL
 def spo_chain(table: TurnTable, *, whiten: bool = False, probability_mask: float | None = None) -> NDArray[np.float64]:
     """One advantage per token, [M]. Needs the token signal `mc_value`, and `logprob` with a `probability_mask`."""
     rewards, values = timeline.token_rewards(table), table.token_signal("mc_value")
-    advantages = timeline.segment_differences(timeline.tokens(table), rewards, values)
+    advantages = timeline.segment_differences(timeline.tokens(table), rewards, values, reward="r", value="mc_value")
     if not whiten:
-        return np.nan_to_num(advantages)
-    return timeline.whiten(advantages, timeline.trained_tokens(table, probability_mask) * np.isfinite(advantages))
+        return step("advantage", "zero(difference)", np.nan_to_num(advantages))
+    weights = timeline.trained_tokens(table, probability_mask) * np.isfinite(advantages)
+    step("weight", "trained * measured(difference)", weights)
+    return timeline.whiten(advantages, weights, of="difference", weight="weight")
 
 
 @compares_attempts
@@ -82,18 +85,35 @@ def spo_tree(
     values = np.zeros(len(nodes) + roots.max(initial=-1) + 1)
     children = np.bincount(parent, minlength=len(values))
     leaves = children[: len(nodes)] == 0
-    values[: len(nodes)][leaves] = table.episode_rewards()[first][leaves]
+    values[: len(nodes)][leaves] = episode_returns(table)[first][leaves]
     for level in range(depth.max(initial=-1), -1, -1):
         members = np.flatnonzero(depth == level)
         np.add.at(values, parent[members], values[members] / children[parent[members]])
     difference = values[: len(nodes)] - values[parent]
+    if explaining():
+        step("parent", "", parent[node], meaning="turns that follow the same turn, or that begin attempts at a task")
+        once = np.zeros(len(table), dtype=np.bool_)
+        once[first] = True
+        step("child", "", once, meaning="one turn of each node")
+        step("V_parent", "mean(V)", values[parent][node], over="parent", counted="child")
+        step("V", "where(end, R, next(V_parent))", values[node])
+        step("difference", "V - V_parent", difference[node])
+    raw = "difference"
     if normalize_by_std:
         variance = np.bincount(parent, weights=difference**2, minlength=len(values)) / np.maximum(children, 1)
-        difference = difference / (np.sqrt(variance)[parent] + epsilon)
+        std, raw = np.sqrt(variance)[parent], "scaled"
+        difference = difference / (std + epsilon)
+        step("difference_std", "sqrt(mean(difference**2))", std[node], over="parent", counted="child")
+        step(raw, "difference / (difference_std + epsilon)", difference[node], epsilon=epsilon)
     advantages = difference[node]
     if whiten:
         trained = timeline.trained_tokens(table, probability_mask)
         tokens = np.bincount(table.token_rows, weights=trained, minlength=len(table)).astype(np.float64)
         differs = ~np.isclose(values[: len(nodes)], values[parent], rtol=RESOLUTION, atol=1e-12)  # but for rounding
-        advantages = timeline.whiten(advantages, count_shared(table, tokens, shared_turns) * differs[node])
-    return count_shared(table, advantages, shared_turns)
+        step("tokens_trained", "tokens_sum(trained)", tokens)
+        step("differs", "", differs[node], meaning="whether V and V_parent differ by more than rounding")
+        weights = count_shared(table, tokens, shared_turns, result="tokens_once", of="tokens_trained") * differs[node]
+        step("weight", "tokens_once * differs", weights)
+        advantages = timeline.whiten(advantages, weights, result="white", of=raw, weight="weight")
+        raw = "white"
+    return count_shared(table, advantages, shared_turns, of=raw)

@@ -12,6 +12,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from algorithms.estimators.steps import explaining, step
 from algorithms.turn_table import TurnTable
 
 
@@ -97,24 +98,30 @@ def tokens(table: TurnTable) -> Timeline:
 
 
 def segment_differences(
-    line: Timeline, rewards: NDArray[np.float64], values: NDArray[np.float64]
+    line: Timeline, rewards: NDArray[np.float64], values: NDArray[np.float64], *, reward: str, value: str
 ) -> NDArray[np.float64]:
     """[K] the advantage of each item's segment: its rewards + V(the next segment) - V(the segment).
 
     A segment starts at each item whose value was measured. It ends before the next such item of the episode, or with
     the episode, after which the value is 0. All its items share the advantage. NaN before the first measured item of an
-    episode, since the value at that segment's start is unknown.
+    episode, since the value at that segment's start is unknown. In the steps, `reward` and `value` are the names of
+    `rewards` and `values`, and the result is called difference.
     """
-    starts = np.isfinite(values)
+    starts = step("starts", f"measured({value})", np.isfinite(values))
     next_starts = line.following(starts.astype(np.float64), after=1.0) == 1.0
     next_value = np.where(next_starts, line.following(np.where(starts, values, 0.0)), 0.0)
     # From each item on: the sum of rewards up to the next segment, plus that segment's value, which ends the sum.
     ahead = line.accumulate(rewards + next_value, np.where(next_starts, 0.0, 1.0))
+    step("ahead", f"{reward} + where(next(starts, 1), next({value}), next(ahead))", ahead)
     heads = (starts | (line.position() == 0))[line.order]
     differences = np.empty(len(values))
     at = line.order[heads]
-    differences[line.order] = (ahead[at] - values[at])[np.cumsum(heads) - 1]  # copied forward in time
-    return differences
+    number = np.cumsum(heads) - 1
+    differences[line.order] = (ahead[at] - values[at])[number]  # copied forward in time
+    segment = np.empty(len(values), dtype=np.int64)
+    segment[line.order] = number
+    step("segment", "", segment, meaning="turns or tokens between two measured values")
+    return step("difference", f"first(ahead - {value})", differences, over="segment")
 
 
 def last_tokens(table: TurnTable) -> NDArray[np.bool_]:
@@ -133,33 +140,51 @@ def token_rewards(table: TurnTable) -> NDArray[np.float64]:
     silent = np.flatnonzero((table.reward != 0) & (np.bincount(rows, minlength=len(table)) == 0))
     if len(silent):
         raise ValueError(f"row {silent[0]} has the reward {table.reward[silent[0]]} and no sampled token to carry it")
-    rewards = np.where(last, table.reward[rows], 0.0)
+    rewards, formula = np.where(last, table.reward[rows], 0.0), "where(last, reward, 0)"
     if "token_reward" in table.token_signals:
-        rewards = rewards + table.token_signal("token_reward")
-    return rewards
+        rewards, formula = rewards + table.token_signal("token_reward"), f"{formula} + token_reward"
+    return step("r", formula, rewards)
 
 
 def whiten(
-    values: NDArray[np.float64], weights: NDArray[np.int64] | NDArray[np.float64] | None = None
+    values: NDArray[np.float64],
+    weights: NDArray[np.int64] | NDArray[np.float64] | None = None,
+    *,
+    result: str = "advantage",
+    of: str = "raw",
+    weight: str = "1",
 ) -> NDArray[np.float64]:
     """Shift and scale `values` [K] to mean 0 and variance 1 (ddof 1); `weights` [K] is how many tokens each stands for.
 
     Like verl's `masked_whiten`, with 1e-8 added to the count and to the variance: equal values give 0 up to 1e-4 of
     their size. A single value, for which verl fails, gives 0. Values of weight 0, which may be NaN, become 0.
+
+    In the steps, `result`, `of` and `weight` are the names of the whitened values, of `values` and of `weights`.
     """
     count = np.ones(len(values)) if weights is None else weights.astype(np.float64)
     total = count.sum()
     if total <= 1:
-        return np.zeros(len(values))
+        return step(result, "0", np.zeros(len(values)), meaning="there is nothing to compare with")
     known = np.where(count > 0, values, 0.0)
-    difference = known - (known * count).sum() / (total + 1e-8)
+    mean = (known * count).sum() / (total + 1e-8)
+    difference = known - mean
     variance = (difference**2 * count).sum() / (total + 1e-8) * total / (total - 1)
-    return np.where(count > 0, difference / np.sqrt(variance + 1e-8), 0.0)
+    white = np.where(count > 0, difference / np.sqrt(variance + 1e-8), 0.0)
+    if explaining():
+        of_all = f"{of}_batch"
+        step(f"{of_all}_n", f"sum({weight})", np.full(len(values), total), over="batch")
+        formula = f"sum({of} * {weight}) / ({of_all}_n + 1e-8)"
+        step(f"{of_all}_mean", formula, np.full(len(values), mean), over="batch")
+        formula = f"sum(({of} - {of_all}_mean)**2 * {weight}) / ({of_all}_n + 1e-8) * {of_all}_n / ({of_all}_n - 1)"
+        step(f"{of_all}_std", f"sqrt({formula} + 1e-8)", np.full(len(values), np.sqrt(variance + 1e-8)), over="batch")
+        formula = f"({of} - {of_all}_mean) / {of_all}_std"
+        step(result, formula if weight == "1" else f"where({weight} > 0, {formula}, 0)", white)
+    return white
 
 
 def trained_tokens(table: TurnTable, probability_mask: float | None) -> NDArray[np.float64]:
     """[M] 1 for a token that was sampled below the probability `probability_mask`, else 0; None: 1 for all."""
     if probability_mask is None:
-        return np.ones(len(table.token_rows))
+        return step("trained", "1", np.ones(len(table.token_rows)))
     trained: NDArray[np.float64] = (table.token_signal("logprob") < np.log(probability_mask)).astype(np.float64)
-    return trained
+    return step("trained", "logprob < log(probability_mask)", trained, probability_mask=probability_mask)

@@ -21,7 +21,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from algorithms.estimators.groups import compares_attempts, count_shared, group_numbers, relative_values
+from algorithms.estimators.groups import (
+    compares_attempts,
+    count_shared,
+    episode_returns,
+    group_numbers,
+    relative_values,
+)
+from algorithms.estimators.steps import Naming, step
 from algorithms.turn_table import TurnTable
 from envs.core import UnknownNameError
 
@@ -40,12 +47,19 @@ def tree_grpo(
         raise UnknownNameError("combine", combine, COMBINATIONS)
     trees = np.unique(table.signal("tree"), return_inverse=True)[1]
 
-    def compare(values: NDArray[np.float64], numbers: NDArray[np.int64], keep_single: bool) -> NDArray[np.float64]:
+    def compare(
+        values: NDArray[np.float64], numbers: NDArray[np.int64], keep_single: bool, named: Naming
+    ) -> NDArray[np.float64]:
         return relative_values(
-            values, numbers, counted=table.opens, divide_by_std=True, epsilon=epsilon, keep_single=keep_single
-        )
+            values, numbers, counted=table.opens, divide_by_std=True, epsilon=epsilon, keep_single=keep_single,
+            named=named._replace(counted="first"),
+        )  # fmt: skip
 
-    scores = table.episode_rewards()
-    across = compare(scores, group_numbers(table), True)
-    both = compare(across, trees, True) if combine == "compose" else across + compare(scores, trees, False)
-    return count_shared(table, both, shared_turns)
+    scores = episode_returns(table)
+    across = compare(scores, group_numbers(table), True, Naming("in_task", "R"))
+    if combine == "compose":
+        both = compare(across, trees, True, Naming("in_tree", "in_task", "tree"))
+    else:
+        both = across + compare(scores, trees, False, Naming("in_tree", "R", "tree", prefix="R_tree"))
+        step("both", "in_task + in_tree", both)
+    return count_shared(table, both, shared_turns, of="in_tree" if combine == "compose" else "both")

@@ -19,13 +19,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from algorithms.estimators import timeline
+from algorithms.estimators.groups import paid
+from algorithms.estimators.steps import step
 from algorithms.turn_table import TurnTable
 
 
 def vineppo(table: TurnTable, *, whiten: bool = False) -> NDArray[np.float64]:
     """One advantage per turn, [N]. Needs the signal `mc_value`, and with `whiten` the count of tokens."""
-    advantages = timeline.segment_differences(timeline.turns(table), table.total_rewards(), table.signal("mc_value"))
+    advantages = timeline.segment_differences(
+        timeline.turns(table), table.total_rewards(), table.signal("mc_value"), reward=paid(table), value="mc_value"
+    )
     if not whiten:
-        return np.nan_to_num(advantages)
-    tokens = np.bincount(table.token_rows, minlength=len(table))
-    return timeline.whiten(advantages, tokens * np.isfinite(advantages))
+        return step("advantage", "zero(difference)", np.nan_to_num(advantages))
+    tokens = np.bincount(table.token_rows, minlength=len(table)) * np.isfinite(advantages)
+    step("weight", "tokens * measured(difference)", tokens)
+    return timeline.whiten(advantages, tokens, of="difference", weight="weight")

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import algorithms.trainer
-from agents.episode import Episode, Turn, read_episodes
+from agents.episode import Episode, Turn
+from agents.record import read_record
 from agents.rollout import Job, rollout
 from algorithms.estimators.grpo import grpo
 from algorithms.filters import apply_filters, faults, uniform_groups
@@ -98,7 +99,7 @@ def flaky_trainer(run: Path, pool: EnvPool, **changes: Any) -> tuple[Trainer, li
         return grpo(table)
 
     trainer = make_trainer(
-        run, pool, random_policy(), 1, estimator, {"seen": Seen}, checkpoint_every=1, **changes
+        run, pool, random_policy(), 1, estimator, {"seen": Seen}, checkpoint_every=1, record_every=1, **changes
     )  # fmt: skip
     return trainer, tables
 
@@ -132,7 +133,7 @@ def test_an_update_learns_from_what_no_fault_ended(
 
 def test_faulty_episodes_are_written_with_traceback_and_without_advantages(tmp_path: Path, broken: EnvPool) -> None:
     flaky_trainer(tmp_path, broken)[0].train()
-    episodes = list(read_episodes(tmp_path / "episodes/update-000001.jsonl"))
+    episodes = read_record(tmp_path / "episodes/update-000001.jsonl.gz").episodes
     faulty = [e for e in episodes if e.is_faulty]
     assert (len(episodes), len(faulty)) == (15, 8)
     assert all("the floor gave way" in e.error for e in faulty)

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from agents.agent import PolicyAgent
-from agents.episode import read_episodes
 from agents.policies.base import Sampling
 from agents.policies.local import LocalPolicy
 from agents.policies.lora import Lora
 from agents.policies.pretrained import Pretrained
 from agents.prompts import Transcript
+from agents.record import Record, play_again, read_record, write_record
 from agents.rollout import Job, rollout
 from algorithms import trainer as trainer_module
 from algorithms.checkpoint import checkpoints, save_checkpoint
@@ -93,7 +93,7 @@ def make_trainer(
     manifest = changes.pop("manifest", Corridors().manifest("train"))
     trainer_settings = {"groups": 4, "group_size": 4, "dynamic_sampling": False, "tree_expansion": None}
     trainer_settings |= {"filters": {"faults": faults}}
-    trainer_settings |= {"checkpoint_every": 2, "eval_every": 0}
+    trainer_settings |= {"checkpoint_every": 2, "eval_every": 0, "record_every": 2, "record_keep": None}
     trainer_settings |= {k: changes.pop(k) for k in list(changes) if k in TrainerConfig.__dataclass_fields__}
     config = TrainerConfig(updates=updates, max_turns=8, episode_timeout=60.0, **trainer_settings)
     learner = Learner(policy.model, learner_config(**changes))
@@ -325,10 +325,10 @@ def test_files_written_after_the_newest_checkpoint_are_removed(tmp_path: Path, p
     resumed.resume()
     for _ in range(2):  # and it dies before update 4 is saved
         resumed._log(resumed._update())
-    assert (run / "episodes/update-000004.jsonl").exists()
+    assert (run / "episodes/update-000004.jsonl.gz").exists()
     shutil.copytree(run / "checkpoints/update-000000", run / "checkpoints/update-000001")  # died before it was pruned
     resumed.resume()
-    assert [path.name for path in (run / "episodes").iterdir()] == ["update-000002.jsonl"]
+    assert [path.name for path in (run / "episodes").iterdir()] == ["update-000002.jsonl.gz"]
     assert max(line["update"] for line in without_times(run / "metrics.jsonl")) == 2
     assert [path.name for path in checkpoints(run)] == ["update-000000", "update-000002"]
 
@@ -385,9 +385,40 @@ def test_tasks_that_are_held_out_are_never_drawn(tmp_path: Path, pool: EnvPool) 
 
 def test_the_batch_is_written_with_advantages_as_view_shows_it(tmp_path: Path, pool: EnvPool) -> None:
     make_trainer(tmp_path / "run", pool, warm_policy(pool), 2, partial(gigpo, invalid_penalty=0.0)).train()
-    episodes = list(read_episodes(tmp_path / "run/episodes/update-000002.jsonl"))
+    episodes = read_record(tmp_path / "run/episodes/update-000002.jsonl.gz").episodes
     assert len(episodes) == 16
     assert all(isinstance(turn.advantage, float) for e in episodes for turn in e.turns)
+
+
+def test_the_record_has_what_was_computed_of_each_token(tmp_path: Path, pool: EnvPool) -> None:
+    make_trainer(tmp_path / "run", pool, warm_policy(pool), 3, record_every=1, record_keep=2, minibatches=2).train()
+    files = sorted((tmp_path / "run/episodes").iterdir())
+    assert [file.name for file in files] == ["update-000002.jsonl.gz", "update-000003.jsonl.gz"]
+    record = read_record(files[-1])
+    assert (record.update, record.split, record.kind) == (3, "train", "training")
+    assert not any(turn.prompt_ids for e in record.episodes for turn in e.turns)
+    assert [step["name"] for step in record.steps][-1] == "advantage"
+    for name in ("entropy", "mismatch"):
+        for episode, of_turns in zip(record.episodes, record.of_tokens[name], strict=True):
+            assert [len(turn.logprobs) for turn in episode.turns] == [len(values) for values in of_turns]
+    known = [value for rows in record.of_tokens["mismatch"] for row in rows for value in row if value is not None]
+    entropies = [value for rows in record.of_tokens["entropy"] for row in rows for value in row if value is not None]
+    assert 0 < len(known) < len(entropies)  # of the first of two steps
+    assert max(map(abs, known)) < 1e-4  # the policy samples with the weights that learn
+    assert min(entropies) >= 0
+
+
+def test_prompts_can_be_made_again_from_a_record(tmp_path: Path, pool: EnvPool) -> None:
+    trainer = make_trainer(tmp_path / "run", pool, warm_policy(pool), 1)
+    episodes, _ = trainer._roll_out()
+    write_record(tmp_path / "update-000001.jsonl.gz", Record(episodes))
+    kept = read_record(tmp_path / "update-000001.jsonl.gz").episodes
+    again = play_again(kept, trainer.agent, Corridors(), pool)
+    assert [[turn.prompt_ids for turn in e.turns] for e in again] == [[t.prompt_ids for t in e.turns] for e in episodes]
+    assert any(len(e.turns) > 1 for e in again)
+    kept[0].turns[0].observation = "another place"
+    with pytest.raises(ValueError, match="episode 0, turn 0: the environment shows something else"):
+        play_again(kept, trainer.agent, Corridors(), pool)
 
 
 def test_kl_in_the_reward_reaches_the_estimator(tmp_path: Path, pool: EnvPool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterator
 from itertools import pairwise
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from agents.episode import Episode, read_episodes
+from agents.episode import Episode
+from agents.record import read_record
 from agents.rollout import Job, rollout
 from algorithms.estimators.groups import count_shared
 from algorithms.estimators.spo import spo_tree
@@ -173,12 +175,12 @@ def test_a_tree_is_written_whole_and_its_tokens_are_counted_once(tmp_path: Path,
     made = composed("tree_grpo")
     trainer = make_trainer(
         tmp_path, pool, random_policy(), 1, made.estimator, made.signals, Wanderer,
-        groups=1, group_size=8, tree_expansion=made.tree_expansion, dynamic_sampling=True, checkpoint_every=1,
+        groups=1, group_size=8, tree_expansion=made.tree_expansion, dynamic_sampling=True, record_every=1,
     )  # fmt: skip
     trainer.train()
     (path,) = (tmp_path / "episodes").iterdir()
-    assert '"start"' not in path.read_text()
-    episodes = list(read_episodes(path))
+    assert b'"start"' not in gzip.decompress(path.read_bytes())
+    episodes = read_record(path).episodes
     assert len(episodes) == 8
     assert all(turn.advantage is not None for e in episodes for turn in e.turns)
     metrics = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[1])

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from agents.episode import read_episodes
+from agents.record import read_record
 from tests.scripts.test_commands import Cli
 
 ROOT = Path(__file__).parents[2]
@@ -90,7 +90,7 @@ def test_tasks_that_are_not_trained_on_choose_the_checkpoint(whole: tuple[Path, 
     held_out = record["selection"]["tasks"]
     assert len(held_out) == 8
     assert "8 tasks of train, held out from training" in output
-    trained = {e.task.id for path in (run / "episodes").iterdir() for e in read_episodes(path)}
+    trained = {e.task.id for path in (run / "episodes").iterdir() for e in read_record(path).episodes}
     assert trained
     assert not trained & set(held_out)
     rates = {m["update"]: m[key] for m in metrics(run) if (key := "eval/alfworld/selection/success") in m}
