@@ -410,7 +410,7 @@ def test_the_record_has_what_was_computed_of_each_token(tmp_path: Path, pool: En
 
 def test_prompts_can_be_made_again_from_a_record(tmp_path: Path, pool: EnvPool) -> None:
     trainer = make_trainer(tmp_path / "run", pool, warm_policy(pool), 1)
-    episodes, _ = trainer._roll_out()
+    episodes = trainer._roll_out().episodes
     write_record(tmp_path / "update-000001.jsonl.gz", Record(episodes))
     kept = read_record(tmp_path / "update-000001.jsonl.gz").episodes
     again = play_again(kept, trainer.agent, Corridors(), pool)
