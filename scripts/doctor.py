@@ -1,5 +1,8 @@
 """Report what is installed, what data exists, and how to get what is missing: `python -m scripts.doctor`.
 
+With settings of `scripts.train` it reports on a method instead, see `scripts.method`:
+`python -m scripts.doctor algo=igpo env=search`.
+
 The exit code is 0 if the main command, `python -m scripts.train`, can run, and 1 otherwise. Packages are checked first
 and without importing any, so this also runs if they are missing.
 """
@@ -9,6 +12,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import sys
 import tempfile
 import tomllib
 from collections.abc import Iterable, Iterator
@@ -34,16 +38,21 @@ class Finding(NamedTuple):
 
 def main() -> None:
     """Print every finding as it is made. Raises `SystemExit(1)` if one is bad."""
-    bad = _report("installed", packages())
+    if sys.argv[1:]:
+        from scripts.method import main as report_method
+
+        report_method()
+        return
+    bad = report("installed", packages())
     if not bad:  # otherwise the modules below could not be imported
-        bad += _report("machine", machine()) + _report("data", data()) + _report("disk", disk())
+        bad += report("machine", machine()) + report("data", data()) + report("disk", disk())
     if bad:
         print(f"\n{bad} problems to fix before training is possible")
         raise SystemExit(1)
     print("\nready: python -m scripts.train env=alfworld algo=gigpo")
 
 
-def _report(title: str, findings: Iterable[Finding]) -> int:
+def report(title: str, findings: Iterable[Finding]) -> int:
     """Print findings, and then what to do. Returns how many are bad."""
     print(title)
     bad, remedies = 0, []
@@ -175,6 +184,7 @@ if __name__ == "__main__":
     try:
         from scripts.common import run
     except ModuleNotFoundError:
+        del sys.argv[1:]
         main()  # says what is missing
     else:
         run(main)

@@ -23,6 +23,7 @@ from scripts.run_folder import override_key
 OUR_PACKAGES = ("envs", "agents", "algorithms", "scripts")
 GROUPS = {  # configuration of a command -> the groups that it needs
     "config": ("env", "agent", "policy", "rollout", "trainer", "algo", "eval", "pool"),
+    "doctor": ("env", "agent", "policy", "rollout", "trainer", "algo", "eval", "pool"),
     "lab": ("env", "agent", "policy", "rollout", "trainer", "algo", "eval", "pool"),
     "evaluate": ("env", "agent", "policy", "rollout", "pool"),
     "sweep": ("pool",),
@@ -32,6 +33,7 @@ GROUPS = {  # configuration of a command -> the groups that it needs
 }
 KEYS = {  # configuration of a command -> the other keys of the top level that it reads
     "config": ("seed", "split", "model", "resume"),
+    "doctor": ("seed", "split", "model", "resume"),
     "lab": ("seed", "split", "model", "resume", "algos", "seeds", "lab"),
     "evaluate": ("seeds", "split", "model", "max_turns", "limit", "resume"),
     "sweep": ("agents", "envs", "splits", "models", "seeds", "limit", "max_turns", "sweep"),
