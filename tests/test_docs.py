@@ -18,6 +18,8 @@ import pytest
 
 from agents.evaluation import Evaluation, Rate
 from algorithms.turn_table import MissingSignalError, TurnTable
+from envs.search.tasks import SearchTasks
+from envs.tools.tasks import ToolTasks
 from examples.novelty import Novelty, novelty_grpo
 from tests.docs_pages import PAGES, ROOT, blocks, is_documented, metric_keys
 
@@ -56,6 +58,21 @@ def test_the_index_links_every_page() -> None:
 def test_a_file_is_shown_as_it_is(page: Path) -> None:
     for name, shown in re.findall(r"<!-- (\S+) -->\n```\w+\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
         assert shown == (ROOT / name).read_text(encoding="utf-8"), name
+
+
+@pytest.mark.parametrize(("page", "task_set"), [("search", SearchTasks), ("tools", ToolTasks)])
+def test_the_played_example_is_an_episode(page: str, task_set: type[SearchTasks] | type[ToolTasks]) -> None:
+    text = (ROOT / "docs" / "environments" / f"{page}.md").read_text(encoding="utf-8")
+    found = re.search(r"This is task `task=(\w+)`:\n\n((?:    .+\n)+)", text)
+    assert found
+    shown = found[2].replace("    ", "")
+    tasks = task_set()
+    [task_id] = [name for name in tasks.manifest("valid").ids if found[1] in name]
+    env = tasks.make()
+    played = [env.reset(options={"task": tasks.task("valid", task_id)})[0]]
+    for action in re.findall("^> (.+)$", shown, re.MULTILINE):
+        played += [f"> {action}", env.step(action)[0]]
+    assert "\n".join(played) + "\n" == shown
 
 
 # -- every key of metrics.jsonl ---------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 A payload has `question` and `answers`; `tables` are what the tool `sql` reads, `corpus` is the file that the tool
 `search` finds passages in. With `notes`, the task is solved only if the note pad holds them, and nothing else. `needed`
 are values that the solution takes from results: a turn that brings a new one is worth 1. With `named`, policies that
-choose from a list are offered the answers that results have named so far.
+choose from a list are offered answers and notes that results have named so far.
 
 An answer is right if it is the same number, or if it equals a right answer after SQuAD's normalisation.
 """
@@ -119,11 +119,14 @@ class Questions(Scenario):
         return key if len(key) <= LONGEST_KEY else hashlib.sha256(key.encode(errors="replace")).hexdigest()
 
     def admissible(self) -> list[tuple[str, str]]:
+        listed = ("answer", "note") if self._lists_answers else ()
         offered = []
         for name, tool in self.tools.items():
-            offered.append((name, "".join(f"<{argument}>" for argument in tool.parameters["properties"])))
-        named = self._state.named if self._lists_answers else ("<your answer>",)
-        return [*offered, *(("answer", name) for name in named)]
+            if name not in listed:
+                offered.append((name, "".join(f"<{argument}>" for argument in tool.parameters["properties"])))
+        if not listed:
+            return [*offered, ("answer", "<your answer>")]
+        return [*offered, *((name, value) for name in listed for value in self._state.named)]
 
     def save(self) -> Any:
         return self._state

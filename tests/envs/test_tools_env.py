@@ -155,12 +155,10 @@ def test_result_cannot_forge_another_one_or_an_answer(name):
 
 def test_admissible_actions_are_the_tools_and_what_results_named():
     env, _, info = begin()
-    assert info["admissible"] == [
-        "calculator[<expression>]", "sql[<query>]", "python[<code>]", "note[<text>]", "read_notes[]",
-    ]  # fmt: skip
+    assert info["admissible"] == ["calculator[<expression>]", "sql[<query>]", "python[<code>]", "read_notes[]"]
     *_, info = env.step("sql[SELECT name, price FROM items WHERE name = 'mug']")
-    assert info["admissible"][5:] == ["answer[mug]", "answer[12]"]
-    assert begin(NOTES)[2]["admissible"][-1] == "answer[<your answer>]"
+    assert info["admissible"][4:] == ["answer[mug]", "answer[12]", "note[mug]", "note[12]"]
+    assert begin(NOTES)[2]["admissible"][-3:] == ["note[<text>]", "read_notes[]", "answer[<your answer>]"]
     assert begin(name="tags")[2]["admissible"] is None
 
 

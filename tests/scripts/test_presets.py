@@ -57,6 +57,7 @@ SMALL = {  # what takes the place of downloaded data, and of the time that many 
         "env.questions=embedded", "env.corpus=null", "env.retriever=bm25", "env.embedded_people=48",
         "env.train_tasks=400", "env.valid_tasks=20",
     ],
+    "tools": ["env.embedded_people=48", "env.train_tasks=400", "env.valid_tasks=20"],
 }  # fmt: skip
 
 
