@@ -200,12 +200,15 @@ class Trainer:
         check_environment(played)
         batch = RolloutBatch.of(episodes)
         if not batch.samples or not any(rolled_out.learns):
+            if (left := len(played) - rolled_out.removed["faults"]) > 0 and (removed := +rolled_out.removed):
+                raise ValueError(
+                    f"update {self.update + 1}: nothing can be learned from {left} episodes, since filters removed all "
+                    f"of them ({', '.join(f'{name} {count}' for name, count in removed.items())}): use fewer filters, "
+                    "easier tasks, or a policy that acts better"
+                )
             reasons = dict(Counter(str(episode.stop_reason) for episode in played))
             first = next((e.error for e in played if e.error), "")
-            raise RuntimeError(
-                f"nothing can be learned from {len(played)} episodes: {reasons}; removed by filters: "
-                f"{dict(rolled_out.removed)}\n{first}"
-            )
+            raise RuntimeError(f"nothing can be learned from {len(played)} episodes: {reasons}\n{first}")
         passed = apply_filters(self.config.filters, played).episodes
         if faulty := [episode for episode in played if episode.is_faulty]:
             error = next((episode.error for episode in faulty if episode.error), "").strip().rpartition("\n")[2]

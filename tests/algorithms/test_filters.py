@@ -167,7 +167,7 @@ def test_episodes_that_are_only_compared_count_in_statistics_and_not_in_the_loss
 
     trainer = make_trainer(tmp_path, pool, random_policy(), 1, estimator, filters={"odd": odd_episodes}, minibatches=1)
     examples = trainer.learner._step
-    trainer.learner._step = lambda part: (learned.extend(part), examples(part))[1]
+    trainer.learner._step = lambda part, *others: (learned.extend(part), examples(part, *others))[1]
     metrics = trainer._update()
     (table,) = tables
     assert len(np.unique(table.episode)) == 16
@@ -208,7 +208,7 @@ def test_other_groups_are_played_until_there_is_something_to_learn_from(
         tmp_path / "none", pool, random_policy(), 1, groups=2,
         filters={"all": lambda episodes: np.full(len(episodes), COMPARE)},
     )  # fmt: skip
-    with pytest.raises(RuntimeError, match=r"learned from 16 episodes: .*; removed by filters: \{'all': 16\}"):
+    with pytest.raises(ValueError, match=r"update 1: nothing can be learned from 16 .* removed all of them \(all 16\)"):
         trainer._update()
 
 
