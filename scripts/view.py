@@ -117,14 +117,12 @@ def find_file(path: Path, update: int | None = None, split: str | None = None) -
         inside = [file.parent for file in files_named(path, "episodes.jsonl")]
         near = f"; there are some in {', '.join(map(str, inside[-3:]))}" if inside else ""
         raise FileNotFoundError(f"{path} has no episodes.jsonl and no episodes/*.jsonl.gz{near}")
-    if update is None and split is None:
-        chosen = [file for file in files if file.parent.name != "evaluations"] or files
-    else:
-        chosen = [file for file in files if update in (None, _update_of(file)) and split in (None, _split_of(file))]
-        if not chosen:
-            there = ", ".join(dict.fromkeys(f"{_split_of(file)} after {_update_of(file)}" for file in files))
-            asked = " ".join(f"{k}={v}" for k, v in (("update", update), ("split", split)) if v is not None)
-            raise ValueError(f"{path} has no episodes of {asked}; it has: {there}")
+    fitting = [file for file in files if update in (None, _update_of(file)) and split in (None, _split_of(file))]
+    if not fitting:
+        there = ", ".join(dict.fromkeys(f"{_split_of(file)} after {_update_of(file)}" for file in files))
+        asked = " ".join(f"{k}={v}" for k, v in (("update", update), ("split", split)) if v is not None)
+        raise ValueError(f"{path} has no episodes of {asked}; it has: {there}")
+    chosen = [file for file in fitting if file.parent.name != "evaluations"] or fitting
     return chosen[-1], f"{chosen[-1]}{f', the last of {len(chosen)}' if len(chosen) > 1 else ''}"
 
 

@@ -27,6 +27,12 @@ function turnBlock(episode, t, size, open) {
     el("div", {class: "answer"}));
 }
 
+/** The episodes of the list that was shown last; all of them if this one is not in it. */
+function orderAround(number) {
+  const order = filtered(lastQuery).map((e) => e.number);
+  return order.includes(number) ? order : D.episodes.map((e) => e.number);
+}
+
 function episodeView(number, at) {
   const episode = D.episodes[number];
   if (!episode) return [el("h1", {}, "No such episode"), el("p", {}, `There are episodes 0 to ${D.episodes.length - 1}.`)];
@@ -43,7 +49,7 @@ function episodeView(number, at) {
     turns.children[t].querySelector(".answer").append(found);
   };
   episode.turns.forEach((_, t) => turns.append(turnBlock(episode, t, size, open)));
-  const order = filtered(lastQuery).map((e) => e.number);
+  const order = orderAround(episode.number);
   const place = order.indexOf(episode.number);
   const beside = (step, label) => {
     const other = place < 0 ? undefined : order[place + step];

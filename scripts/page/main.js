@@ -55,7 +55,7 @@ function onKey(event) {
     else if (at.view === "episode" || at.view === "group") go(`#episodes?${lastQuery}`);
   }
   if (at.view === "episode" && (event.key === "ArrowLeft" || event.key === "ArrowRight")) {
-    const order = filtered(lastQuery).map((e) => e.number);
+    const order = orderAround(at.rest[0]);
     const other = order[order.indexOf(at.rest[0]) + (event.key === "ArrowRight" ? 1 : -1)];
     if (other !== undefined) go(`#episode/${other}`);
   }

@@ -44,16 +44,21 @@ function pairView(query) {
   return page;
 }
 
-/** The records that the address names; otherwise the last two of one split, which have the task that is wanted. */
+/** The records that the address names; otherwise two that share the most tasks, of two runs if there are. */
 function chosenPair(usable, query, wanted) {
-  const named = ["a", "b"].map((key) => usable.find((record) => query.has(key) && record.number === Number(query.get(key))));
-  const has = (record) => !wanted || record.episodes.some((e) => e.task === wanted);
-  const fits = usable.filter(has);
-  const pool = fits.length > 1 ? fits : usable;
-  const b = named[1] || pool.find((record) => record !== named[0] && (!named[0] || record.split === named[0].split)) || pool[0];
-  const rest = pool.filter((record) => record !== b);
-  const a = named[0] || rest.find((r) => r.split === b.split && r.kind === b.kind && r.run !== b.run) || rest.find((r) => r.split === b.split && r.kind === b.kind) || rest[0] || usable.find((r) => r !== b);
-  return [a, b];
+  const named = (key) => usable.filter((record) => query.has(key) && record.number === Number(query.get(key)));
+  const candidates = (key) => named(key).length ? named(key) : usable.filter((r) => !wanted || r.episodes.some((e) => e.task === wanted));
+  const tasks = new Map(usable.map((record) => [record, new Set(record.episodes.map((e) => e.task))]));
+  let best = [usable[0], usable[1]], most = -1;
+  for (const a of candidates("a")) {
+    for (const b of candidates("b")) {
+      if (a === b) continue;
+      const shared = [...tasks.get(a)].filter((task) => tasks.get(b).has(task)).length;
+      const value = shared + (a.run === b.run ? 0 : 0.5) + (a.split === b.split ? 0.25 : 0);
+      if (value > most) [best, most] = [[a, b], value];
+    }
+  }
+  return best;
 }
 
 function sideBySide(a, b, task) {

@@ -88,7 +88,7 @@ function runsView(query) {
   const {shown, all} = metricNames();
   const more = query.get("metric");
   const wanted = more && !shown.includes(more) ? [more, ...shown] : shown;
-  const legend = el("ul", {class: "legend"}, D.groups.map((group, number) =>
+  const legend = el("ul", {class: "legend"}, D.groups.map((group, number) => group.runs.some((run) => Object.keys(D.runs[run].metrics).length) &&
     el("li", {}, el("span", {class: "swatch", style: {"background-color": groupColor(number)}}), group.label,
       el("span", {class: "dim"}, ` ${plural(group.runs.length, "run")}`))));
   const rows = D.runs.map((run) => {
