@@ -32,11 +32,11 @@ from agents.episode import Episode, Start, Turn
 from envs.checks import clean_text
 from envs.core import MissingDataError, NoDataError, StopReason, Task
 from envs.pool import EnvFailure, EnvPool, Outcome
+from envs.pool_env import error_line
 from envs.services import ServiceError
 
 MOST_TRIES = 3  # of an episode whose environment was lost when another one ended their process
 
-TRACEBACK = "Traceback (most recent call last):"
 _LACKING = tuple(f"{kind.__module__}.{kind.__qualname__}: " for kind in (MissingDataError, ServiceError))
 
 
@@ -79,15 +79,6 @@ def rollout(
         stage.play_turn()
         stage.fill()
     return stage.episodes
-
-
-def error_line(error: str) -> str:
-    """`Episode.error` in one line: the exception of a traceback, otherwise the first line before any stack."""
-    first = error.strip().partition("\n")[0]
-    if not first.startswith(TRACEBACK):
-        return first.removesuffix(" It is in")
-    last_of_chain = error.partition("\nand closing it failed too:")[0].rpartition(TRACEBACK)[2]
-    return next((line for line in last_of_chain.splitlines()[1:] if line.strip() and not line.startswith(" ")), first)
 
 
 def lacks_data(episode: Episode) -> bool:

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from agents.agent import PolicyAgent
-from agents.rollout import error_line
 from algorithms.filters import Filter
 from algorithms.signals.base import MakeSignal, Signal, SignalBase, SignalContext
 from algorithms.tree_expansion import TreeExpansion
 from algorithms.turn_table import Estimate, TurnTable
 from envs.core import TURN_KEYS, Info, Need, Task, UnknownNameError
 from envs.pool import EnvPool
+from envs.pool_env import error_line
 
 if TYPE_CHECKING:  # torch takes seconds to import, and mistakes are reported before that
     import torch

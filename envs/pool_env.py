@@ -19,6 +19,7 @@ Make: TypeAlias = Callable[[], gym.Env[str, str]]
 
 START_SECONDS = 120.0  # to make an environment, which may import its engine, and to start a worker
 LONGEST_ERROR = 20_000  # characters of a failure's text
+TRACEBACK = "Traceback (most recent call last):"
 STARTING = ("reset", "restore")  # the commands that make an environment where there is none
 
 
@@ -73,6 +74,15 @@ def failed(reason: StopReason, text: str, no_data: str = "") -> Outcome:
         half = LONGEST_ERROR // 2
         text = f"{text[:half]}\n… {len(text) - LONGEST_ERROR} characters left out …\n{text[-half:]}"
     return Outcome(error=EnvFailure(reason, clean_text(text), no_data=clean_text(no_data)))
+
+
+def error_line(error: str) -> str:
+    """The text of an `EnvFailure` in one line: the exception of a traceback, otherwise what is before a stack."""
+    first = error.strip().partition("\n")[0]
+    if not first.startswith(TRACEBACK):
+        return first.removesuffix(" It is in")
+    last_of_chain = error.partition("\nand closing it failed too:")[0].rpartition(TRACEBACK)[2]
+    return next((line for line in last_of_chain.splitlines()[1:] if line.strip() and not line.startswith(" ")), first)
 
 
 def no_episode(slot: int) -> Outcome:

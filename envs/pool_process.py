@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # signal.getsignal makes enums, which takes ten times as long
 import ctypes
 import multiprocessing
 import os
@@ -30,7 +31,7 @@ TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 DEADLINE_SIGNAL = signal.SIGUSR2  # that a worker sends to its main thread when a deadline has passed
 
 
-class Played(NamedTuple):
+class PastCommand(NamedTuple):
     """A command that an environment has run, and the observation that it returned."""
 
     command: Command
@@ -120,10 +121,10 @@ class WorkerEnvs:
 
     def _make_in(self, slot: int) -> gym.Env[str, str]:
         env = self._make()
-        self._hosted[slot].made = ProcessState.now()
+        self._hosted[slot].made = ProcessState.now(before=self._state)
         return env
 
-    def _replay(self, hosted: HostedEnv, to_replay: list[Played]) -> Outcome | None:
+    def _replay(self, hosted: HostedEnv, to_replay: list[PastCommand]) -> Outcome | None:
         """Repeat the commands of an earlier process. Returns an outcome if one fails, or returns something else."""
         for number, (command, observation) in enumerate(to_replay):
             outcome = self._run(hosted, command)
@@ -152,8 +153,10 @@ class WorkerEnvs:
                 signal.signal(number, handler)
             if hosted.state and hosted.made:
                 begins = command.what in STARTING  # a new episode does not see what the last one has changed
-                wanted = replace(hosted.made, **hosted.state.generators()) if begins else hosted.state
-                wanted.restore(self._state)  # from the state between commands
+                changed = begins and hosted.state is not hosted.made
+                wanted = replace(hosted.made, **hosted.state.generators()) if changed else hosted.state
+                if wanted is not self._state:  # the state between commands
+                    wanted.restore(self._state)
             self._current = hosted
             try:
                 outcome = hosted.run(command)
@@ -175,8 +178,9 @@ class WorkerEnvs:
         """Undo what an environment has changed in the process. Returns the state with its changes."""
         names = BUILTINS.copy()
         self._state.restore_builtins()
-        left = replace(ProcessState.now(), names=names)
-        self._state.restore(left)
+        left = ProcessState.now(names, self._state)
+        if left is not self._state:
+            self._state.restore(left)
         self._streams.restore()
         return left
 
@@ -185,7 +189,7 @@ class WorkerEnvs:
         for timer in TIMERS:
             signal.setitimer(timer, 0)
         signal.pthread_sigmask(signal.SIG_SETMASK, self._blocked)
-        found = {number: signal.getsignal(number) for number in self._handlers}
+        found = {number: _signal.getsignal(number) for number in self._handlers}
         changed = {number: handler for number, handler in found.items() if handler != self._handlers[number]}
         for number in changed:
             signal.signal(number, self._handlers[number])

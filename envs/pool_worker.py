@@ -14,7 +14,7 @@ from typing import Any
 
 from envs.core import StopReason
 from envs.pool_env import START_SECONDS, STARTING, Command, Outcome, failed, no_episode
-from envs.pool_process import LONGEST_OUTCOME, NO_SLOT, NUMBER_BYTES, Played, serve
+from envs.pool_process import LONGEST_OUTCOME, NO_SLOT, NUMBER_BYTES, PastCommand, serve
 
 STARTS = 3  # times that a worker may die while it starts
 # The parent's deadline is later than the worker's own, so it only passes if the worker no longer runs.
@@ -36,7 +36,7 @@ class Worker:
         self.pending: list[Command] = []  # without an outcome; the first is running
         self._response_deadline = 0.0  # of the start, or of the next outcome (`time.monotonic`)
         self.problem = ""  # why it could not be started
-        self._history: dict[int, list[Played]] = {}  # by slot, since the reset or restore of its episode
+        self._history: dict[int, list[PastCommand]] = {}  # by slot, since the reset or restore of its episode
         self._loaded: set[int] = set()  # slots whose environments are in the process
         self._make, self._timeout = make, timeout
         self._process: Any = None  # of `multiprocessing`; None before the first start
@@ -198,7 +198,7 @@ class Worker:
         with contextlib.suppress(OSError):  # the process has died; `receive` handles it
             self.connection.send(messages)
 
-    def _to_replay(self, command: Command) -> list[Played]:
+    def _to_replay(self, command: Command) -> list[PastCommand]:
         """The commands that the environment has to repeat before `command`."""
         lost = command.what not in STARTING and command.slot not in self._loaded
         return self._history[command.slot] if lost else []
@@ -222,7 +222,7 @@ class Worker:
             if command.what in STARTING:
                 self._history[slot] = []
             if command.what != "snapshot":
-                self._history[slot].append(Played(command, outcome.observation))
+                self._history[slot].append(PastCommand(command, outcome.observation))
         results[slot] = outcome
         self._tries = 0
         self._extend_deadline()

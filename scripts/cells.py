@@ -24,6 +24,7 @@ from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
 from hydra.types import HydraContext, RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
@@ -31,7 +32,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from agents.evaluation import Evaluation, spread
 from envs.core import TaskSet, UnknownNameError, evaluation_splits
 from envs.facts import key_of
-from scripts.agents import WITHOUT_MODEL, check_agent, model_of
+from scripts.agents import POLICY, WITHOUT_MODEL, check_agent, model_of
 from scripts.common import explain, prepare
 from scripts.evaluate import evaluate_in, facts_of
 from scripts.run_folder import locked, quoted
@@ -129,11 +130,16 @@ def _composed(cfg: DictConfig, overrides: list[str]) -> Iterator[tuple[list[str]
     shared += [f"{key}={cfg[key]}" for key in ("limit", "max_turns") if cfg[key] is not None]
     seeds = f"seeds=[{','.join(map(str, cfg.seeds))}]"
     overrides = [*shared, seeds, *overrides]
-    one = hydra.compose("evaluate", overrides, return_hydra_config=True)
+    try:
+        one = hydra.compose("evaluate", overrides, return_hydra_config=True)
+    except HydraException as error:
+        raise ValueError(explain(error, "evaluate", overrides)) from error
     agent = one.hydra.runtime.choices.agent
     with open_dict(one):
         del one.hydra
     takes_model = one.agent.get("_target_") not in WITHOUT_MODEL and one.model is None
+    if one.agent.get("_target_") == POLICY and takes_model and not cfg.models:
+        raise ValueError(f"agent={agent} needs a model: models=[FOLDER,…], folders of models or of training runs")
     for model in cfg.models if cfg.models and takes_model else [None]:
         with_model = one.copy()
         if model is not None:

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from envs import conformance
 from envs.conformance import ENV_RULES, TASK_SET_RULES, ConformanceError, check_env_rule, check_task_set_rule
-from envs.core import TaskSet, counted
+from envs.core import NoDataError, TaskSet, counted
 from scripts.common import Terminal, command, printable
 from scripts.doctor import MARKS
 
@@ -43,6 +43,8 @@ def main(cfg: DictConfig) -> None:
         try:
             check()
         except ConformanceError as error:
+            if isinstance(error.__cause__, NoDataError):  # nothing can be played, so every rule would be broken
+                raise error.__cause__ from error
             broken += 1
             console.print(f"{MARKS['bad']} {number:2} {rule}")
             console.print(f"     the rule: {texts[rule]}")

@@ -20,7 +20,7 @@ import select
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
@@ -28,6 +28,7 @@ from typing import Any, NoReturn, TypeAlias, cast
 
 import hydra
 from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
@@ -49,6 +50,10 @@ FOLDER_SETTINGS = ("env.data", "rollout.folder")
 FOLDERS = ("POLYTURN_CACHE", "POLYTURN_DATA", "HF_HOME")  # environment variables that name one
 PACKAGES = ("polyturn", "torch", "transformers", "gymnasium", "hydra-core", "textworld", "alfworld")
 _asked: list[str] = []  # the keys that the command line sets, without those that `resume` adds
+OWN_RUNS = {  # commands that start runs themselves, and how
+    "lab": "give it algos=[…] seeds=[…]",
+    "sweep": "give it agents=[…] envs=[…] seeds=[…]",
+}
 FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 
@@ -106,6 +111,13 @@ class Arguments(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}; see --help")
+
+
+def given_path(text: str) -> Path:
+    """A path of a command line. Raises `ArgumentTypeError` for an empty text, which would be the working directory."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a path, got an empty text")
+    return Path(text)
 
 
 class _ReportedError(Exception):
@@ -169,6 +181,8 @@ def _launch(launch: Callable[[], None], name: str) -> None:
     before, arguments = os.environ.get("HYDRA_FULL_ERROR", "0"), sys.argv
     _asked[:] = [override_key(argument) for argument in arguments[1:] if "=" in argument]
     try:
+        if name in OWN_RUNS and {"-m", "--multirun"} & {*arguments}:
+            raise ValueError(f"scripts.{name} starts its own runs: {OWN_RUNS[name]} instead of --multirun")
         given = [*_resumed(arguments[1:], name), *_search_path(arguments)]
         # Hydra's parser does not accept options between overrides: move them to the front.
         sys.argv = [arguments[0], *sorted(given, key=lambda a: "=" in a and not a.startswith("-"))]
@@ -249,8 +263,11 @@ def _report(error: Exception, config_name: str) -> int:
     return 1 if message is None else 2
 
 
-def explain(error: BaseException, config_name: str = "") -> str | None:
-    """The message for an error that the user can correct; None where the error is a bug."""
+def explain(error: BaseException, config_name: str = "", overrides: Sequence[str] | None = None) -> str | None:
+    """The message for an error that the user can correct; None where the error is a bug.
+
+    `overrides` are those of the configuration; None means those of the command line.
+    """
     text = str(error)
     match error:
         case InstantiationException():
@@ -258,7 +275,7 @@ def explain(error: BaseException, config_name: str = "") -> str | None:
             where = re.search(r"full_key: (\S+)", text)
             return f"in {where[1]}: {inner}" if where and inner else inner
         case HydraException() | OmegaConfBaseException():
-            return _explain_configuration(error, config_name)
+            return _explain_configuration(error, config_name, overrides)
         case ValueError() if text.startswith("Config group override must be"):
             return _no_option(text)
         case OSError(errno=errno.ENOSPC):
@@ -282,7 +299,9 @@ def _set_by(path: str) -> str:
     return ""
 
 
-def _explain_configuration(error: HydraException | OmegaConfBaseException, config_name: str) -> str:
+def _explain_configuration(
+    error: HydraException | OmegaConfBaseException, config_name: str, overrides: Sequence[str] | None
+) -> str:
     """The message for an error of Hydra or OmegaConf."""
     text = str(error)
     match error:
@@ -298,7 +317,7 @@ def _explain_configuration(error: HydraException | OmegaConfBaseException, confi
         case OverrideParseException(override=override):
             return f"cannot read the override {override!r}: {text.splitlines()[0]}"
     unknown = re.search(r"Could not override '(.+?)'", text)
-    return str(_unknown_key(unknown[1], config_name)) if unknown else _one_line(text)
+    return str(_unknown_key(unknown[1], config_name, overrides)) if unknown else _one_line(text)
 
 
 def _one_line(text: str) -> str:
@@ -318,9 +337,9 @@ def _raised_for_the_user(error: BaseException) -> bool:
     )
 
 
-def _unknown_key(key: str, config_name: str) -> ValueError:
+def _unknown_key(key: str, config_name: str, overrides: Sequence[str] | None) -> ValueError:
     """The error for a key that the configuration does not have, with the keys that it has in that place."""
-    config = _compose_without(key, config_name)
+    config = _compose_without(key, config_name, overrides)
     *parents, leaf = key.split(".")
     place, at = config, ""
     for part in parents:
@@ -352,18 +371,19 @@ def _no_option(text: str) -> str:
     return _one_line(text)
 
 
-def _compose_without(key: str, config_name: str) -> dict[str, Any]:
-    """The configuration of the command line without one override.
+def _compose_without(key: str, config_name: str, overrides: Sequence[str] | None) -> dict[str, Any]:
+    """The configuration without one override; `overrides` None means the command line.
 
     If others are wrong too, with the choices from groups only, and at last the defaults.
     """
     args = get_args_parser().parse_args()
-    name = args.config_name or config_name
+    given, name = (args.overrides, args.config_name or config_name) if overrides is None else (overrides, config_name)
     path = [f"hydra.searchpath=['file://{Path(args.config_dir).absolute()}']"] if args.config_dir else []
-    others = [override for override in args.overrides if override_key(override) != key]
+    others = [override for override in given if override_key(override) != key]
     choices = [override for override in others if "." not in override_key(override)]
     config: DictConfig | None = None
-    with hydra.initialize_config_module("conf", version_base="1.3"):
+    runs = GlobalHydra.instance().is_initialized()  # in a command that composes configurations, such as a sweep
+    with contextlib.nullcontext() if runs else hydra.initialize_config_module("conf", version_base="1.3"):
         for base, overrides in ((name, [*others, *path]), (name, [*choices, *path]), (config_name, [])):
             with contextlib.suppress(HydraException):
                 config = config or hydra.compose(base, overrides, return_hydra_config=True)

@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 
 from agents.statistics import Interval, holm, seed_interval, sign_permutation, two_level_interval
 from envs.files import files_named, write_whole
-from scripts.common import Arguments, Terminal, run
+from scripts.common import Arguments, Terminal, given_path, run
 from scripts.curve import SELECTION, is_success, moving_mean, read_metrics, save
 
 SMOOTH = 5  # updates of the moving average
@@ -86,8 +86,10 @@ class Group:
 def main(argv: list[str] | None = None) -> None:
     """Read the runs, draw the picture, write and print the table."""
     parser = Arguments(prog="python -m scripts.compare", description="Compare training runs.")
-    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="a run, or a folder with runs inside")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="where to write; default: the first FOLDER")
+    parser.add_argument(
+        "folders", type=given_path, nargs="+", metavar="FOLDER", help="a run, or a folder with runs inside"
+    )
+    parser.add_argument("--output", type=given_path, metavar="DIR", help="where to write; default: the first FOLDER")
     args = parser.parse_args(argv)
     runs, left_out = read_runs(args.folders)
     for reason in left_out:

@@ -8,6 +8,9 @@ It can be interrupted and run again.
 
 from __future__ import annotations
 
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from envs.alfworld import download as alfworld
@@ -16,7 +19,7 @@ from envs.search import download as search
 from envs.sokoban import download as boxoban
 from envs.textcraft import download as textcraft
 from envs.webshop import download as webshop
-from scripts.common import Arguments, run
+from scripts.common import Arguments, given_path, run
 
 
 def main() -> None:
@@ -24,8 +27,10 @@ def main() -> None:
     parser = Arguments(prog="python -m scripts.download", description="Download published data.")
     commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     shared = Arguments(add_help=False)
-    shared.add_argument("--data", type=Path, metavar="DIR", help="where to put it (default: where environments look)")
-    shared.add_argument("--from", dest="mirror", type=Path, metavar="DIR", help="a folder that has the files")
+    shared.add_argument(
+        "--data", type=given_path, metavar="DIR", help="where to put it (default: where environments look)"
+    )
+    shared.add_argument("--from", dest="mirror", type=given_path, metavar="DIR", help="a folder that has the files")
 
     what = "the official games of ALFWorld: 37 MB, unpacked 340 MB"
     command = commands.add_parser("alfworld", parents=[shared], help=what, description=what)
@@ -59,6 +64,13 @@ def main() -> None:
 
     args = parser.parse_args()
     data = args.data.expanduser() if args.data else data_root()
+    with _without_empty_folders(data):
+        _install(args, data)
+
+
+def _install(args: Namespace, data: Path) -> None:
+    if args.mirror is not None and not args.mirror.is_dir():
+        raise FileNotFoundError(f"--from needs a folder, and {args.mirror} is none")
     if args.what == "alfworld":
         archives = (alfworld.GAMES, alfworld.TRAJECTORIES) if args.trajectories else (alfworld.GAMES,)
         alfworld.install(data, args.mirror, archives)
@@ -76,6 +88,24 @@ def main() -> None:
         boxoban.install(data, args.mirror)
     else:
         webshop.install(data, args.size, args.mirror, args.nouns)
+
+
+@contextmanager
+def _without_empty_folders(data: Path) -> Iterator[None]:
+    """After an error, remove the empty folders that were made for data that did not come."""
+    before = _folders(data)
+    try:
+        yield
+    except BaseException:
+        for folder in sorted(_folders(data) - before, reverse=True):
+            with suppress(OSError):  # not empty
+                folder.rmdir()
+        raise
+
+
+def _folders(data: Path) -> set[Path]:
+    """The folders around and in `data`, two levels deep."""
+    return {place for place in (*data.parents, data, *data.glob("*"), *data.glob("*/*")) if place.is_dir()}
 
 
 if __name__ == "__main__":

@@ -32,12 +32,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from agents.episode import Episode, read_episodes, write_episodes
 from agents.evaluation import Evaluation, describe_limit, episode_key, evaluate, outcomes_by_task, plan
 from agents.policies.base import Usage
-from agents.rollout import Job, check_environment, error_line, lacks_data
+from agents.rollout import Job, check_environment, lacks_data
 from agents.source import agents_hash
 from envs.core import StopReason, TaskSet, counted, evaluation_splits
 from envs.facts import Facts, differences, environment_facts, in_words, without
 from envs.files import naming, write_whole
 from envs.pool import EnvPool
+from envs.pool_env import error_line
 from scripts.agents import Model, check_agent, check_tasks, make_agent, model_of, needs_of_agent
 from scripts.common import Terminal, command, compare_machines, machine, plain, printable, versions
 from scripts.run_folder import Command, in_shell, locked, resume_command

@@ -28,6 +28,7 @@ from typing import cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 import conf
@@ -103,12 +104,14 @@ def main(cfg: DictConfig) -> None:
 def _run(cfg: DictConfig, folder: Path) -> None:
     asked = Command.of_this_process("lab")
     jobs = list(_jobs(cfg, folder, asked))
-    asked.keep(folder, cfg)
     console = Terminal(soft_wrap=True)
     finished = [job for job in jobs if job.is_finished]
     console.print(f"{len(jobs)} runs in {folder}: {len(finished)} are finished already")
     endings = {job.variant: Ending.of_finished() for job in finished}
     missing = [job for job in jobs if job.variant not in endings]
+    if missing and cfg.lab.processes:
+        instantiate(cfg.env).manifest(cfg.split)  # without tasks every run would fail
+    asked.keep(folder, cfg)
     try:
         if cfg.lab.processes:
             with closing(_run_all(missing, cfg.lab.processes)) as ended:

@@ -18,11 +18,12 @@ from omegaconf import DictConfig
 from agents.agent import Agent
 from agents.episode import Episode
 from agents.evaluation import spread
-from agents.rollout import Job, error_line, rollout
+from agents.rollout import Job, rollout
 from agents.scripted import ConstantAgent, RandomAgent
 from algorithms.needs import Needs
 from envs.core import TURN_KEYS, Info, Manifest, Need, TaskSet, counted
 from envs.pool import EnvPool
+from envs.pool_env import error_line
 from scripts.agents import check_tasks, check_trained_agent
 from scripts.common import command
 from scripts.doctor import Finding, report

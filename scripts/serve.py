@@ -18,7 +18,6 @@ import socket
 import sys
 from argparse import Namespace
 from contextlib import redirect_stdout
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.utils import instantiate
@@ -26,7 +25,7 @@ from omegaconf import DictConfig
 
 from envs.core import TaskSet
 from envs.search.retrieval import RETRIEVERS, RetrieverSpec, open_retriever
-from scripts.common import Arguments, command, run
+from scripts.common import Arguments, command, given_path, run
 
 if TYPE_CHECKING:
     from envs.mcp.server import ServerLimits
@@ -40,7 +39,9 @@ def main() -> None:
     commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     what = "passages of a corpus: POST /retrieve, as the servers of Search-R1 and verl-agent"
     retriever = commands.add_parser("retriever", help=what, description=what)
-    retriever.add_argument("--corpus", type=Path, metavar="FILE", help="a JSONL file of {title, text}; else --people")
+    retriever.add_argument(
+        "--corpus", type=given_path, metavar="FILE", help="a JSONL file of {title, text}; else --people"
+    )
     retriever.add_argument("--people", type=int, default=480, help="size of the generated world (%(default)s)")
     local = [name for name in RETRIEVERS if name != "remote"]
     retriever.add_argument("--retriever", choices=local, default="bm25", help="which one (%(default)s)")
@@ -68,7 +69,7 @@ def serve_retriever(args: Namespace) -> None:
         from envs.search.server import Limits, make_app
     except ImportError as error:
         raise ImportError(f"{error}; a server needs the extra: pip install 'polyturn[serve]'") from error
-    if not 1 <= args.topk <= args.most_topk or args.deadline <= 0:
+    if not (1 <= args.topk <= args.most_topk and args.deadline > 0):  # NaN is not more than 0
         raise ValueError("--topk must be from 1 to --most-topk, and --deadline more than 0 seconds")
     corpus = args.corpus
     if corpus is not None and not corpus.is_file():
@@ -115,16 +116,22 @@ def _add_mcp(commands: Any) -> None:
     mcp = commands.add_parser("mcp", help=what, description=what)
     mcp.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="env=NAME and its settings: env.max_turns=20")
     mcp.add_argument("--http", action="store_true", help="listen on an address; else one client at stdin and stdout")
-    mcp.add_argument("--host", default=LOOPBACK, help="address to listen on (%(default)s)")
-    mcp.add_argument("--port", type=int, default=8000, help="0: any that is free (%(default)s)")
-    mcp.add_argument("--sessions", type=int, default=64, help="clients at a time (%(default)s)")
-    mcp.add_argument("--idle", type=float, default=1800.0, help="seconds without a request that end a session")
+    mcp.add_argument("--host", help=f"with --http: address to listen on ({LOOPBACK})")
+    mcp.add_argument("--port", type=int, help="with --http: 0 is any that is free (8000)")
+    mcp.add_argument("--sessions", type=int, help="with --http: clients at a time (64)")
+    mcp.add_argument("--idle", type=float, help="with --http: seconds without a request that end a session (1800)")
     mcp.add_argument("--deadline", type=float, default=60.0, help="seconds for a reset or a step (%(default)s)")
 
 
 def serve_environment(args: Namespace) -> None:
     """Serve an environment; its configuration is that of the other commands."""
-    if args.sessions < 1 or args.idle <= 0 or args.deadline <= 0:
+    of_http = {"host": LOOPBACK, "port": 8000, "sessions": 64, "idle": 1800.0}
+    for name, default in of_http.items():
+        if getattr(args, name) is None:
+            setattr(args, name, default)
+        elif not args.http:
+            raise ValueError(f"--{name} needs --http; without it the server has one client, at stdin and stdout")
+    if not (args.sessions >= 1 and args.idle > 0 and args.deadline > 0):
         raise ValueError("--sessions must be at least 1, and --idle and --deadline more than 0 seconds")
     try:
         from envs.mcp.server import ServerLimits

@@ -21,7 +21,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -37,8 +36,6 @@ POLL_S = 0.5  # between two looks at the episodes
 @command("sweep")
 def main(cfg: DictConfig) -> None:
     """Run the sweep in its folder, which is locked for this process."""
-    if HydraConfig.get().mode != RunMode.RUN:
-        raise ValueError("scripts.sweep is a sweep itself: give it agents=[…] envs=[…] seeds=[…] instead of --multirun")
     folder = Path(HydraConfig.get().runtime.output_dir)
     with locked(folder):
         _run(cfg, folder)
@@ -80,7 +77,9 @@ def _run(cfg: DictConfig, folder: Path) -> None:
         reason = (
             f"all {counted(len(cells), 'cell')} failed" if cells else f"there is no evaluation in {in_shell(folder)}"
         )
-        raise ValueError(f"{reason}, so there is no leaderboard" + (f"; the first: {left_out[0]}" if left_out else ""))
+        first = f"; the first: {left_out[0]}" if left_out else ""
+        help_text = "" if cells else "; to play some: agents=[expert,random] envs=[alfworld]"
+        raise ValueError(f"{reason}, so there is no leaderboard{first}{help_text}")
     asked = {cell.manifest for cell in cells}
     console.print(write_leaderboard(folder, joined(found, asked), left_out))
     console.print(f"in {in_shell(folder)}: {', '.join(NAMES)}; see episodes with: python -m scripts.view CELL")

@@ -25,7 +25,7 @@ from agents.episode import Episode, ParseStatus, Turn
 from agents.record import read_record
 from envs.core import UnknownNameError
 from envs.files import files_named, write_whole
-from scripts.common import Arguments, Terminal, printable, run
+from scripts.common import Arguments, Terminal, given_path, printable, run
 from scripts.page import html, pack
 from scripts.page.collect import MOST, collect, record_files
 from scripts.page.server import PORT, serve
@@ -34,14 +34,16 @@ from scripts.page.server import PORT, serve
 def main(argv: list[str] | None = None) -> None:
     """List the selected episodes, show one or a group, or make the page."""
     parser = Arguments(prog="python -m scripts.view", description="Look at runs.")
-    parser.add_argument("paths", type=Path, nargs="+", metavar="RUN", help="the folder of a run, or a file of episodes")
+    parser.add_argument(
+        "paths", type=given_path, nargs="+", metavar="RUN", help="the folder of a run, or a file of episodes"
+    )
     parser.add_argument("--episode", type=int, metavar="N", help="show this one, turn by turn")
     parser.add_argument("--group", type=int, metavar="N", help="show the attempts of this group beside each other")
     parser.add_argument("--failed", action="store_true", help="list only those that did not solve their task")
     parser.add_argument("--task", default="", metavar="TEXT", help="list only those with this text in their task's id")
     parser.add_argument("--update", type=int, metavar="N", help="of the batch or the evaluation after this update")
     parser.add_argument("--split", metavar="NAME", help="of the evaluation on this split; train: of a batch")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page of all runs")
+    parser.add_argument("--html", type=given_path, metavar="FILE", help="write a page of all runs")
     parser.add_argument(
         "--serve", type=int, nargs="?", const=PORT, metavar="PORT", help=f"show the page at 127.0.0.1 (port {PORT})"
     )

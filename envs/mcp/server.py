@@ -17,6 +17,7 @@ too long. Needs the extra `tools`.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -27,6 +28,7 @@ from envs.checks import plain
 from envs.core import Info, Task, TaskSet, UnknownNameError, evaluation_splits
 from envs.mcp.env import INFO
 from envs.pool import EnvPool, Outcome
+from envs.pool_env import error_line
 from envs.tools.tool import Tool, ToolError, tool_of
 
 try:
@@ -36,6 +38,7 @@ try:
     from mcp.server.stdio import stdio_server
     from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS, MODERN_PROTOCOL_VERSIONS
     from starlette.applications import Starlette
+    from starlette.requests import ClientDisconnect
     from starlette.responses import Response
     from starlette.types import ASGIApp, Receive, Scope, Send
 except ImportError as error:
@@ -56,7 +59,7 @@ class ServerLimits:
 
 
 @dataclass(frozen=True)
-class Played:
+class ToolResult:
     """What a tool answers."""
 
     text: str
@@ -79,13 +82,13 @@ class Player:
         offered: list[Callable[..., Any]] = [self.tasks, self.reset, self.step, self.admissible_actions]
         self.tools: dict[str, Tool] = {function.__name__: tool_of(function) for function in offered}
 
-    def call(self, name: str, arguments: Mapping[str, Any]) -> Played:
+    def call(self, name: str, arguments: Mapping[str, Any]) -> ToolResult:
         """Call a tool. Raises what the tool raises, `UnknownNameError`, and `ToolError` for wrong arguments."""
         if name not in self.tools:
             raise UnknownNameError("tool", name[:100], self.tools)
         self.tools[name].check(arguments)
         with self._playing:
-            played: Played = self.tools[name].run(**arguments)
+            played: ToolResult = self.tools[name].run(**arguments)
         return played
 
     def tasks(self, split: str | None = None, first: int = 0, count: int = 20) -> Any:
@@ -108,7 +111,7 @@ class Player:
             "official_tasks": manifest.official_count, "first": first, "listed": plain(listed, "listed"),
         }  # fmt: skip
         about = f"{manifest.describe()}; splits: {', '.join(self._task_set.splits)}"
-        return Played("\n".join([about, *(task.id for task in tasks)]), content, {})
+        return ToolResult("\n".join([about, *(task.id for task in tasks)]), content, {})
 
     def reset(self, task: str | int = 0, split: str | None = None, seed: int | None = None) -> Any:
         """Start the episode of a task. An episode that is being played ends.
@@ -140,7 +143,7 @@ class Player:
             raise ToolError("there is no episode: call reset first")
         actions = None if self._last.over else self._last.info["admissible"]
         text = "this environment does not list its actions" if actions is None else "\n".join(actions)
-        return Played("the episode is over" if self._last.over else text, {"admissible": actions}, {})
+        return ToolResult("the episode is over" if self._last.over else text, {"admissible": actions}, {})
 
     def close(self) -> None:
         """Close the environment."""
@@ -161,19 +164,20 @@ class Player:
             raise ValueError(f"{split} has tasks 0 to {len(ids) - 1}, got {name}")
         return self._task_set.task(split, ids[name])
 
-    def _played(self, outcome: Outcome) -> Played:
+    def _played(self, outcome: Outcome) -> ToolResult:
         if outcome.error:
             self._last = None
-            last_line = outcome.error.text.strip().rpartition("\n")[2]
-            text = f"the environment failed ({outcome.error.reason}), and its episode is over: {last_line}"
-            raise EnvironmentFailedError(text)
+            why = error_line(outcome.error.text)
+            raise EnvironmentFailedError(
+                f"the environment failed ({outcome.error.reason}), and its episode is over: {why}"
+            )
         self._last = outcome
         content = {
             "observation": outcome.observation, "reward": outcome.reward, "terminated": outcome.terminated,
             "truncated": outcome.truncated, **{key: outcome.info[key] for key in PUBLIC},
         }  # fmt: skip
         end = f"\n\nThe episode is over: {outcome.info['stop_reason']}." if outcome.over else ""
-        return Played(outcome.observation + end, plain(content, "the answer"), {INFO: _sendable(outcome.info)})
+        return ToolResult(outcome.observation + end, plain(content, "the answer"), {INFO: _sendable(outcome.info)})
 
 
 def _sendable(info: Info) -> dict[str, Any]:
@@ -248,7 +252,13 @@ def http_app(task_set: TaskSet, limits: ServerLimits, host: str) -> Starlette:
         json_response=True, host=host, session_idle_timeout=limits.idle, max_sessions=limits.sessions
     )
     app.add_middleware(_WithoutStreams)
+    logging.getLogger("mcp.server.streamable_http").addFilter(_is_no_disconnect)
     return app
+
+
+def _is_no_disconnect(record: logging.LogRecord) -> bool:
+    """Whether to log a record. A client that left in the middle of its request is no reason for a traceback."""
+    return not (record.exc_info and isinstance(record.exc_info[1], ClientDisconnect))
 
 
 class _WithoutStreams:

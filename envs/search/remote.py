@@ -53,9 +53,11 @@ class RemoteRetriever:
         try:
             read_result(self._post(body, time.monotonic() + self.timeout), 1)
             return
-        except (OSError, http.client.HTTPException) as error:
-            if isinstance(error, urllib.error.HTTPError) and error.code in _AGAIN:
+        except urllib.error.HTTPError as error:
+            if error.code in _AGAIN:
                 return
+            reason = f"it answers with {_reason(error)}"
+        except (OSError, http.client.HTTPException) as error:
             reason = _reason(error)
         except ValueError as error:
             reason = f"it does not answer like a retrieval server: {error}"

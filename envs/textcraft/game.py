@@ -25,7 +25,7 @@ _GET = re.compile(r"get ([0-9]+) (.*)")
 _COUNTED = re.compile(r"([0-9]+) (.*)")
 
 
-class Played(NamedTuple):
+class Effect(NamedTuple):
     """What an action leads to."""
 
     text: str
@@ -60,15 +60,15 @@ class Game:
         self.tree = tree
         self.read = lru_cache(maxsize=100_000)(self._read)
 
-    def play(self, action: str, inventory: Inventory) -> Played:
+    def play(self, action: str, inventory: Inventory) -> Effect:
         """Never raises, and never changes `inventory`."""
         move = self.read(action) if len(action) < 1000 else self._read(action)
         if move is None:
-            return Played(inventory_text(inventory), inventory)
+            return Effect(inventory_text(inventory), inventory)
         if isinstance(move, str):
-            return Played(move, inventory)
+            return Effect(move, inventory)
         if isinstance(move, Get):
-            return Played(move.text, {**inventory, move.item: inventory.get(move.item, 0) + move.amount})
+            return Effect(move.text, {**inventory, move.item: inventory.get(move.item, 0) + move.amount})
         return _craft(move, inventory)
 
     def _read(self, action: str) -> Move:
@@ -114,21 +114,21 @@ class Game:
         return None
 
 
-def _craft(move: Craft, inventory: Inventory) -> Played:
+def _craft(move: Craft, inventory: Inventory) -> Effect:
     left = dict(inventory)
     for item, count in move.inputs:
         if item is None or item not in left or inventory[item] < count:
-            return Played(f"Could not find enough items to craft {move.output}", inventory)
+            return Effect(f"Could not find enough items to craft {move.output}", inventory)
     recipe = move.recipe
     if recipe is None:
-        return Played(move.refusal, inventory)
+        return Effect(move.refusal, inventory)
     for item, count in move.inputs:
         assert item is not None, "a recipe takes items"
         left[item] -= count
         if not left[item]:
             del left[item]
     left[recipe.output] = left.get(recipe.output, 0) + recipe.count
-    return Played(f"Crafted {recipe.count} {recipe.output}", left, recipe.output)
+    return Effect(f"Crafted {recipe.count} {recipe.output}", left, recipe.output)
 
 
 def inventory_text(inventory: Inventory) -> str:

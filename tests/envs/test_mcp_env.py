@@ -6,9 +6,12 @@ import json
 import pickle
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
@@ -27,6 +30,7 @@ from envs.tools.mcp_client import McpError, McpServer, McpSession, SessionLimits
 from tests.envs.mcp_servers import FOLDER, ODD, free_port, over_http
 from tests.envs.mcp_servers.suite import task_set
 
+HEADERS = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
 FOREIGN = [sys.executable, str(FOLDER / "foreign.py")]
 LIMITS = SessionLimits(start=60.0, tools_seconds=60.0, call=60.0, close=0.5)
 tasks_of = partial(mcp_tasks, start_timeout=60.0, call_timeout=60.0)
@@ -170,6 +174,29 @@ def test_each_client_has_its_own_environment(corridor: str) -> None:
         assert played(1, [other]) == alone
 
 
+def test_bad_requests_and_clients_that_leave_do_not_disturb_a_server(tmp_path: Path) -> None:
+    port, log = free_port(), tmp_path / "stderr.txt"
+    command = [sys.executable, "-m", "scripts.serve", "mcp", "--http", "--port", str(port), "env=key_corridor"]
+    with (
+        log.open("w") as stderr,
+        over_http(command, port, stderr.fileno()) as url,
+        McpSession(McpServer(url=url), LIMITS) as session,
+    ):
+        before = ask(session, "reset", task=3)
+        for body, status in ((b"\xff", 400), (b"[" * 100_000, 400), (b"[]", 400)):
+            request = urllib.request.Request(url, body, HEADERS)
+            with pytest.raises(urllib.error.HTTPError, match=str(status)):
+                urllib.request.urlopen(request, timeout=60)
+        lines = ["POST /mcp HTTP/1.1", f"Host: 127.0.0.1:{port}", "Content-Length: 500"]
+        lines += [f"{name}: {value}" for name, value in HEADERS.items()]
+        for _ in range(3):
+            with socket.create_connection(("127.0.0.1", port)) as leaving:
+                leaving.sendall("\r\n".join([*lines, "", "{"]).encode())
+        assert ask(session, "reset", task=3) == before
+    assert "serving polyturn/KeyCorridor-v0" in log.read_text()
+    assert "Traceback" not in log.read_text()
+
+
 def test_a_server_refuses_clients_beyond_its_limit(failing: str) -> None:
     sessions = [McpSession(McpServer(url=failing), LIMITS) for _ in range(2)]
     with pytest.raises(McpError, match="Too many open sessions"):
@@ -215,7 +242,10 @@ def test_a_reset_opens_a_new_session_when_the_old_one_is_lost() -> None:
 def test_an_environment_that_fails_ends_its_episode_alone(failing: str) -> None:
     with closing(McpEnv(url=failing, limits=LIMITS)) as env, closing(McpEnv(url=failing, limits=LIMITS)) as other:
         other.reset()
-        for action, reason in (("raise", r"env_error.*RuntimeError: out of order"), ("hang", "step_timeout")):
+        for action, reason in (
+            ("raise", r"env_error.*RuntimeError: out of order"),
+            ("hang", r"step_timeout.*step of env 0: no answer in 1 s"),
+        ):
             env.reset(seed=1)
             with pytest.raises(McpError, match=f"the environment failed .{reason}"):
                 env.step(action)
@@ -260,7 +290,7 @@ def test_a_server_of_others_is_played_with_defaults() -> None:
         assert env.reset(options={"task": task})[0] == observation
 
 
-def test_a_reset_without_a_seed_is_said() -> None:
+def test_a_reset_without_a_seed_is_described() -> None:
     served = tasks_of(command=[*FOREIGN, "--without-seed"])
     assert "its tool reset takes no seed" in served.describe()
     with closing(served.make()) as env:

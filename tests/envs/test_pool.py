@@ -257,7 +257,7 @@ def test_results_do_not_depend_on_the_number_of_workers() -> None:
 
 
 @WORKERS
-def test_an_error_is_told_with_its_traceback_and_stays_in_its_slot(workers: int) -> None:
+def test_an_error_has_its_traceback_and_stays_in_its_slot(workers: int) -> None:
     with EnvPool(Puppet, size=3, workers=workers) as pool:
         pool.reset(tasks(3))
         outcomes = pool.step({0: "a", 1: "raise", 2: "a"})
@@ -435,7 +435,7 @@ def test_an_environment_may_print_a_hundred_megabytes(workers: int) -> None:
 
 
 @HERE_AND_THERE
-def test_an_error_is_told_in_a_text_of_some_length(workers: int) -> None:
+def test_the_text_of_an_error_has_a_limited_length(workers: int) -> None:
     with EnvPool(Puppet, size=1, workers=workers) as pool:
         error = pool.reset({0: task(0, begin="complain")})[0].error
         assert error is not None
@@ -491,7 +491,7 @@ def test_an_environment_that_exits_does_not_end_the_pool(workers: int) -> None:
         ("hold the GIL", StopReason.STEP_TIMEOUT, "step of env 2 in env worker 0: no answer in 1 s; the worker"),
     ],
 )
-def test_who_ends_a_worker_fails_and_the_others_go_on(
+def test_an_environment_that_ends_its_worker_fails_and_the_others_continue(
     monkeypatch: pytest.MonkeyPatch, order: str, reason: StopReason, words: str
 ) -> None:
     """Of that worker's other slots, 0 has answered, 4 is still to be asked, and 6 is not asked at all."""
@@ -513,7 +513,7 @@ def test_who_ends_a_worker_fails_and_the_others_go_on(
     assert bad == good
 
 
-def test_who_ends_the_process_later_has_failed_and_not_who_plays_then() -> None:
+def test_an_environment_that_ends_the_process_later_fails_and_not_the_running_one() -> None:
     with EnvPool(Puppet, size=3, workers=1) as pool:
         pool.reset(tasks(3))
         pool.step({0: "leave a bomb", 1: "a", 2: "a"})

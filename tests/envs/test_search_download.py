@@ -151,7 +151,7 @@ def test_a_full_disk_does_not_blame_the_archive(tmp_path: Path, monkeypatch: pyt
     assert not isinstance(caught.value, DownloadError)
 
 
-def test_a_damaged_corpus_is_told(tmp_path: Path) -> None:
+def test_a_damaged_corpus_raises(tmp_path: Path) -> None:
     mirror = mirrored(tmp_path / "mirror", {f"{CORPUS}.gz": CONTENTS[f"{CORPUS}.gz"][:-6]})
     with pytest.raises(DownloadError, match="cannot be unpacked"):
         install_corpus(tmp_path, mirror, console=Console(quiet=True))

@@ -201,7 +201,7 @@ def test_the_database_is_the_agents_after_the_end() -> None:
     assert env.database_hash == before != env.reference_hash
 
 
-def test_outputs_have_to_be_said() -> None:
+def test_required_outputs_must_be_in_messages() -> None:
     tasks = TauBenchTasks("embedded", format="tags")
     env = tasks.make()
     task = next(task for i in tasks.manifest("valid").ids if (task := tasks.task("valid", i)).payload["outputs"])

@@ -162,7 +162,7 @@ def test_admissible_actions_are_the_tools_and_what_results_named():
     assert begin(name="tags")[2]["admissible"] is None
 
 
-def test_text_without_call_or_answer_is_told_so():
+def test_text_without_call_or_answer_gets_an_error():
     env, *_ = begin(name="tags")
     observation, _, terminated, _, info = env.step("I do not know.")
     assert (observation, terminated, info["signals"]["no_answer"]) == (NO_ANSWER, False, True)
@@ -263,7 +263,7 @@ def test_answers_are_compared_as_numbers_or_texts(answer, gold, right):
     assert is_right(answer, gold) is right
 
 
-def test_what_is_wrong_with_a_task_is_said():
+def test_errors_of_tasks_name_the_mistake():
     with pytest.raises(UnknownNameError, match="did you mean 'tags'"):
         ToolsEnv("tag")
     env = gym.make(ENV_ID)

@@ -138,7 +138,7 @@ def test_the_world_is_not_sent_to_workers() -> None:
     assert pickle.loads(sent).manifest("train") == whole
 
 
-def test_what_is_wrong_with_options_is_said() -> None:
+def test_errors_of_options_name_the_mistake() -> None:
     with pytest.raises(UnknownNameError, match="unknown format 'tag'; did you mean 'tags'"):
         ToolTasks(format="tag")
     with pytest.raises(UnknownNameError, match="unknown set of questions 'embeded'; did you mean 'embedded'"):

@@ -22,9 +22,9 @@ import pytest
 from transformers.utils.logging import disable_progress_bar
 
 from agents.episode import Episode, Turn, read_episodes, write_episodes
-from agents.rollout import error_line
 from algorithms.checkpoint import checkpoint_folder, save_checkpoint
 from envs.core import Info, StopReason, Task
+from envs.pool_env import error_line
 from scripts import common, doctor
 from scripts.agents import checkpoint_of
 from scripts.play import find_task

@@ -23,6 +23,7 @@ from envs.alfworld.game import GAME_FILE
 from envs.alfworld.tasks import read_manifest
 from envs.checksums import SUMS, DamagedError
 from envs.fetch import DownloadError
+from scripts import download as download_command
 from tests.damage import KINDS, delete
 from tests.file_server import FileServer
 
@@ -285,6 +286,24 @@ def test_the_command(tmp_path: Path) -> None:
     assert failed.stderr.count("\n") == 1
     assert "nowhere" in failed.stderr
     assert run("webshp").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", ""], "argument --data: expected a path, got an empty text; see --help"),
+        (["--from", __file__], "--from needs a folder"),
+        (["--from", "."], "json_2.1.1 is in ."),
+    ],
+)
+def test_a_mistake_leaves_no_folder(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["download", "alfworld", "--data", "new/data", *arguments])
+    with pytest.raises((OSError, ValueError), match=message):
+        download_command.main()
+    assert not list(tmp_path.iterdir())
 
 
 def test_urls_and_hashes_are_pinned() -> None:

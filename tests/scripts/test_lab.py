@@ -257,6 +257,8 @@ def test_a_run_that_diverges_is_shown_and_ends_no_other(whole: tuple[Path, str],
         (["lab.rates=[1e-3]", "eval.selection_tasks=0"], "eval.selection_tasks is 0"),
         (["trainer.groops=2"], "groups"),
         (["lab.processes=-1"], "lab.processes must be a whole number"),
+        (["split=test"], "unknown split"),
+        (["--multirun"], "scripts.lab starts its own runs"),
     ],
 )
 def test_mistakes_raise_before_any_run_starts(

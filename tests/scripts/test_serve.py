@@ -109,7 +109,7 @@ def test_both_formats_are_answered_at_one_address(served: Served) -> None:
         ({"query": "x" * 20_000}, 413, "10,000 bytes"),
     ],
 )
-def test_a_malformed_request_is_told_what_is_wrong(served: Served, body: Any, status: int, message: str) -> None:
+def test_a_malformed_request_gets_an_error(served: Served, body: Any, status: int, message: str) -> None:
     found, reply = served.post(body)
     assert (found, message in json.dumps(reply)) == (status, True), reply
     assert served.post({"query": "word1", "topk": 1})[0] == 200
@@ -168,7 +168,10 @@ def test_nothing_is_searched_after_the_deadline() -> None:
     assert slow.retriever.searched < 1000
 
 
-@pytest.mark.parametrize("arguments", [["retriever", "--retriever", "remote"], ["retriever", "--port", "x"], []])
+@pytest.mark.parametrize(
+    "arguments",
+    [["retriever", "--retriever", "remote"], ["retriever", "--port", "x"], ["retriever", "--corpus", ""], []],
+)
 def test_a_wrong_command_line_is_refused(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["serve", *arguments])
     with pytest.raises(ValueError, match="see --help"):
@@ -201,6 +204,9 @@ def test_the_command_serves_on_this_machine_alone(
         (["retriever", "--topk", "0"], "--topk must be from 1 to --most-topk"),
         (["retriever", "--topk", "101"], "--topk must be from 1 to --most-topk"),
         (["retriever", "--deadline", "0"], "--deadline more than 0"),
+        (["retriever", "--deadline", "nan"], "--deadline more than 0"),
+        (["mcp", "--http", "--idle", "nan", "env=key_corridor"], "--idle and --deadline more than 0"),
+        (["mcp", "--port", "9000", "env=key_corridor"], "--port needs --http"),
         (["retriever", "--corpus", "nothing.jsonl"], "no corpus at nothing.jsonl"),
     ],
 )

@@ -126,11 +126,11 @@ def test_an_environment_that_cannot_be_made_is_named(cli: Cli) -> None:
         (["agents=[randm]", "envs=[corridor]"], "randm"),
         (["agents=[random]", "envs=[corridor]", "splits=[valide]"], "valide"),
         (["agents=[[random,expert]]", "envs=[corridor]"], "'expert' is not an override"),
-        (['agents=[[random,"agent.tempo=1"]]', "envs=[corridor]"], "tempo"),
-        (["agents=[transcript]", "envs=[corridor]"], "this agent needs a model"),
+        (['agents=[[random,"agent.tempo=1"]]', "envs=[corridor]"], "unknown key of agent 'tempo'; known: "),
+        (["agents=[transcript]", "envs=[corridor]"], "agent=transcript needs a model: models=[FOLDER,…]"),
         (['agents=[random,[random,"pool.size=1"]]', "envs=[corridor]"], "in this sweep twice"),
-        (["agents=[random]", "envs=[corridor]", "-m"], "scripts.sweep is a sweep itself"),
-        ([], "there is no evaluation in"),
+        (["agents=[random]", "envs=[corridor]", "-m"], "scripts.sweep starts its own runs"),
+        ([], "so there is no leaderboard; to play some: agents=[expert,random] envs=[alfworld]"),
     ],
 )
 def test_a_wrong_sweep_is_refused_before_anything_is_played(cli: Cli, arguments: list[str], message: str) -> None:

@@ -22,9 +22,9 @@ def free_port() -> int:
 
 
 @contextmanager
-def over_http(command: Sequence[str], port: int) -> Iterator[str]:
+def over_http(command: Sequence[str], port: int, stderr: int = subprocess.DEVNULL) -> Iterator[str]:
     """The URL of a server that was started with `command`, until the end of the block."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr)
     try:
         for _ in range(1200):
             try:
