@@ -2,7 +2,7 @@
 
 const FUNCTIONS = new Set(["where", "min", "max", "abs", "exp", "log", "sqrt", "measured", "zero", "next", "next_where",
   "before", "tokens_sum", "tokens_last", "n", "sum", "mean", "std", "pstd", "lowest", "highest", "second", "first"]);
-const MEMBERS = 24;
+const MEMBERS = 300; // shown of a group
 
 function namesIn(formula) {
   return [...new Set((formula.match(/[A-Za-z_]\w*(?!\w*\()/g) || []).filter((name) => !FUNCTIONS.has(name)))];
@@ -65,7 +65,7 @@ function memberTable(step, place) {
     const own = other.e === place.e && other.t === place.t && other.k === place.k;
     return el("tr", {class: own ? "own" : null},
       el("td", {}, link(`#episode/${other.e.number}/${other.t + 1}`, placeName(other))),
-      columns.map((name) => el("td", {class: "number"}, short(valueAt(name, other)))));
+      columns.map((name) => el("td", {class: "number", title: String(valueAt(name, other) ?? "")}, short(valueAt(name, other)))));
   });
   const over = {batch: "the batch", episode: "the episode", task: "the attempts at the task"}[step.over] || step.over;
   const counted = step.counted === "first" ? ", the first turn of each episode" : step.counted ? `, where ${step.counted}` : "";
@@ -96,7 +96,7 @@ function explanation(episode, t, k) {
     const value = valueAt(step.name, place);
     const numbers = step.formula ? withNumbers(step, place) : "";
     list.append(el("li", {},
-      el("div", {class: "step"}, el("b", {}, step.name), " = ", el("output", {}, short(value)),
+      el("div", {class: "step"}, el("b", {}, step.name), " = ", el("output", {title: String(value ?? "not measured")}, short(value)),
         step.meaning ? el("span", {class: "dim"}, ` ${step.meaning}`) : null),
       step.formula ? el("code", {class: "formula"}, step.formula) : null,
       numbers && numbers !== step.formula ? el("code", {class: "numbers"}, `= ${numbers}`) : null,
