@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from scripts.curve import is_success
+from scripts.loggers import Loggers
 
 COLUMNS = {  # heading -> (metric, how to write it)
     "success": ("rollout/success", "{:.0%}"),
@@ -32,9 +33,9 @@ SAY_EVERY = 60.0  # seconds between progress lines of a long phase, without a li
 class LiveReporter:
     """A live table on a terminal, one line per update elsewhere (a file, a pipe); see `algorithms.trainer.Reporter`."""
 
-    def __init__(self, updates: int | None, console: Console) -> None:
+    def __init__(self, updates: int | None, console: Console, loggers: Loggers | None = None) -> None:
         self.of_updates = "" if updates is None else f"/{updates}"
-        self.console = console
+        self.console, self.loggers = console, loggers
         self.on_closed: Callable[[], None] = lambda: None  # called when the output was closed
         self.rows: list[list[str]] = []
         self.started = time.monotonic()
@@ -93,6 +94,8 @@ class LiveReporter:
 
     def update(self, update: int, metrics: dict[str, float]) -> None:
         """Add a row for an update, and print an evaluation in a line."""
+        if self.loggers is not None:
+            self.loggers.log(update, metrics)
         self._end_phase(quiet=True)
         if "rollout/success" in metrics:
             cells = [form.format(metrics[m]) if m in metrics else "–" for m, form in COLUMNS.values()]

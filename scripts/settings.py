@@ -32,9 +32,9 @@ GROUPS = {  # configuration of a command -> the groups that it needs
     "check": ("env",),
 }
 KEYS = {  # configuration of a command -> the other keys of the top level that it reads
-    "config": ("seed", "split", "model", "resume"),
-    "doctor": ("seed", "split", "model", "resume"),
-    "lab": ("seed", "split", "model", "resume", "algos", "seeds", "lab"),
+    "config": ("seed", "split", "model", "logger", "resume"),
+    "doctor": ("seed", "split", "model", "logger", "resume"),
+    "lab": ("seed", "split", "model", "logger", "resume", "algos", "seeds", "lab"),
     "evaluate": ("seeds", "split", "model", "max_turns", "limit", "resume"),
     "sweep": ("agents", "envs", "splits", "models", "seeds", "limit", "max_turns", "sweep"),
     "play": ("agent", "split", "task", "seed", "model", "delay"),
@@ -443,6 +443,7 @@ SETTINGS: dict[str, Kind] = {
     "algo.loss": PART,
     "algo.signals": Section(of_parts=True),
     "algo.filters": Section(of_parts=True),
+    "logger": ListOf(TEXT),
     "reward_variance.strategy": _words("top_p", "top_k", "top_k_abs", "min_p"),
     "reward_variance.value": POSITIVE,
     "reward_variance.mode": _words("linear", "softmax"),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import FrameType
@@ -44,6 +44,7 @@ from scripts.agents import check_tasks, check_trained_agent, checkpoint_of
 from scripts.common import Terminal, asked_for, command, compare_machines, machine, plain, versions
 from scripts.curve import PICTURES, SELECTION, draw_pictures, is_success
 from scripts.live import LiveReporter
+from scripts.loggers import make_loggers
 from scripts.run_folder import COMMAND, MAY_CHANGE, Command, locked, resume_command
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import, and mistakes are reported before that
@@ -100,6 +101,7 @@ def _run(cfg: DictConfig, run: Path) -> None:
     method = Method.of(cfg)
     needs = method.check(cfg)
     check_tasks(needs, cfg, task_set, training)
+    chosen_loggers = make_loggers(cfg.logger)
     _describe_tasks(cfg, task_set, selection, console)
     parts = Parts.of(cfg, method)
     report = _Report(cfg, run, task_set, selection)
@@ -128,7 +130,8 @@ def _run(cfg: DictConfig, run: Path) -> None:
     disable_progress_bar()
     with (
         EnvPool(task_set.make, cfg.pool.size, cfg.pool.workers, cfg.pool.step_timeout) as pool,
-        LiveReporter(parts.config.updates, console) as reporter,
+        closing(chosen_loggers) as loggers,
+        LiveReporter(parts.config.updates, console, loggers) as reporter,
     ):
         trained = _start(cfg, saved, task_set, training, parts.prompter, pool, reporter)
         console.print(describe_memory(trained.model, parts.learner, cfg.pool.size))
@@ -138,6 +141,7 @@ def _run(cfg: DictConfig, run: Path) -> None:
 
         def evaluate_and_keep() -> tuple[Metrics, float | None]:
             metrics, score = evaluator()
+            loggers.sample(evaluator.episodes)
             report.keep(trainer.update, evaluator)
             return metrics, score
 
@@ -150,6 +154,7 @@ def _run(cfg: DictConfig, run: Path) -> None:
             report.take_back(trainer.update)
             console.print(f"resuming after {counted(trainer.update, 'update')}")
         asked.keep(run, cfg)  # with the changed settings, now that the run has started
+        loggers.start(run, trainer.update, facts)
         with _stop_on_signals(trainer, reporter):
             trainer.train()
         if trainer.is_done and report.evaluations(trainer.update) is None:
@@ -274,7 +279,7 @@ def _clear(run: Path) -> None:
 
 # -- the facts of a run -----------------------------------------------------------------------------------------------
 LEFT_OUT = (  # settings that do not change the results
-    "resume", "env.data",
+    "resume", "env.data", "logger",
     *(f"algo.signals.judge.model.{key}" for key in ("concurrency", "timeout", "max_retries", "prices")),
 )  # fmt: skip
 MAY_DIFFER = ("versions.", "agents_code", "environment.code")  # facts about installed code
