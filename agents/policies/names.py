@@ -108,8 +108,13 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def check_chat_template(parts: Sequence[Path | str]) -> None:
-    """Raises `ModelError` if the `parts` of a model are folders, and none of them has a chat template."""
+    """Raises `ModelError` if the `parts` of a model are folders, and none of them has a chat template that can be read.
+
+    Whether a template works shows when it is used; a mistake in its syntax is found here, before torch is imported.
+    """
     folders = [part for part in parts if isinstance(part, Path) and part.is_dir()]
+    for folder in folders:
+        _check_syntax(folder)
     if len(folders) < len(parts) or any(map(_has_chat_template, folders)):
         return  # or it is not known: GGUF files and models of a hub are read later
     raise ModelError(f"{folders[-1]} {NO_CHAT_TEMPLATE}")
@@ -120,6 +125,25 @@ def _has_chat_template(folder: Path) -> bool:
         return True
     path = folder / "tokenizer_config.json"
     return path.is_file() and bool(_read_json(path).get("chat_template"))
+
+
+def _check_syntax(folder: Path) -> None:
+    from jinja2 import Environment, TemplateSyntaxError
+
+    path, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    template: Any
+    if path.is_file():
+        template = path.read_text(encoding="utf-8", errors="replace")
+    else:
+        path, template = config, _read_json(config).get("chat_template") if config.is_file() else None
+    if not isinstance(template, str):
+        return
+    try:  # with the extensions of transformers; its `generation` only marks a part of the text
+        Environment(extensions=["jinja2.ext.loopcontrols"]).parse(
+            re.sub(r"{%-?\s*(end)?generation\s*-?%}", "", template)
+        )
+    except TemplateSyntaxError as error:
+        raise ModelError(f"{path}: line {error.lineno} of the chat template is wrong: {error.message}") from error
 
 
 def check_quantization(quantization: str | None) -> None:
