@@ -107,7 +107,7 @@ def _measure(
     gold = [(payload["question"], set(payload["gold"])) for payload in payloads if payload["gold"]]
     retrievers: dict[str, Callable[[str], list[str]]] = {"bm25": _titles_of(retriever)}
     if dense:
-        embedded = DenseRetriever(retriever.corpus)
+        embedded = DenseRetriever(Corpus(corpus))  # whose embeddings stay in the cache, unlike the index above
         hybrid = HybridRetriever([retriever, embedded])
         retrievers |= {"dense": _titles_of(embedded), "hybrid": _titles_of(hybrid)}
     retrievers |= _peers(retriever.corpus)
