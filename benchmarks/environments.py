@@ -28,13 +28,16 @@ import gymnasium as gym
 from rich.console import Console
 from rich.table import Table
 
+from envs.babyai.tasks import BabyAITasks
 from envs.core import NoDataError, TaskSet
 from envs.ragen_games.bandit import BanditTasks
 from envs.ragen_games.countdown import CountdownTasks
 from envs.ragen_games.frozen_lake import FrozenLakeTasks, make_map
+from envs.scienceworld.tasks import ScienceWorldTasks
 from envs.sokoban.tasks import SokobanTasks
 from envs.tau_bench.tasks import TauBenchTasks
 from envs.textcraft.tasks import TextCraftTasks
+from envs.textworld_express.tasks import TextWorldExpressTasks
 
 TASKS = 200  # that are played in turn
 
@@ -138,6 +141,51 @@ def measure_expert(tasks: TaskSet, split: str, seconds: float) -> Speed:
     return Speed(steps / in_steps, 1000 * in_resets / resets)
 
 
+def scienceworld(seconds: float, python: Path | None) -> Speed | None:
+    """The bare engine with the same actions: steps with their scores and ends, and loading variations."""
+    del python
+    from envs.jvm import lent
+    from envs.scienceworld.env import engine, load
+
+    tasks = ScienceWorldTasks(**SCIENCE)
+    steps, in_steps, resets, in_resets = 0, 0.0, 0, 0.0
+    with lent(engine()) as jvm:
+        while in_steps < seconds:
+            for task_id in tasks.manifest("dev").ids[:10]:
+                began = time.perf_counter()
+                load(jvm, tasks.task("dev", task_id).payload)
+                jvm.call("step", "look around")
+                in_resets += time.perf_counter() - began
+                resets += 1
+                began = time.perf_counter()
+                for number in range(100):
+                    jvm.call("step", LOOKS[number % len(LOOKS)])
+                    jvm.call("getScore")
+                    jvm.call("getCompleted")
+                steps += 100
+                in_steps += time.perf_counter() - began
+    return Speed(steps / in_steps, 1000 * in_resets / resets)
+
+
+def measure_scienceworld(tasks: TaskSet, split: str, seconds: float) -> Speed:
+    """The same actions in the environment, in seconds of the clock: most of them are the engine's."""
+    env = tasks.make()
+    steps, in_steps, resets, in_resets = 0, 0.0, 0, 0.0
+    while in_steps < seconds:
+        for task_id in tasks.manifest(split).ids[:10]:
+            began = time.perf_counter()
+            env.reset(options={"task": tasks.task(split, task_id)})
+            in_resets += time.perf_counter() - began
+            resets += 1
+            began = time.perf_counter()
+            for number in range(100):
+                env.step(LOOKS[number % len(LOOKS)])
+            steps += 100
+            in_steps += time.perf_counter() - began
+    env.close()
+    return Speed(steps / in_steps, 1000 * in_resets / resets)
+
+
 def gym_sokoban(seconds: float, python: Path | None) -> Speed | None:
     """gym-sokoban in its own Python; None without one."""
     if python is None:
@@ -170,6 +218,9 @@ def gymnasium_lake(seconds: float, python: Path | None) -> Speed | None:
     return Speed(steps / in_steps, 1000 * in_resets / resets)
 
 
+SCIENCE: dict[str, Any] = {"tasks": ["find-plant"], "max_turns": 1000}
+LOOKS = ("look around", "inventory", "open door to hallway", "close door to hallway", "wait1")
+
 CASES = (
     Case(
         "sokoban 6x6",
@@ -184,6 +235,16 @@ CASES = (
     Case("countdown", CountdownTasks, "valid"),
     Case("textcraft", lambda: TextCraftTasks("embedded"), "valid", measure=measure_expert),
     Case("textcraft, 544 goals", lambda: TextCraftTasks("official"), "agentgym", measure=measure_expert),
+    Case(
+        "scienceworld",
+        lambda: ScienceWorldTasks(**SCIENCE),
+        "dev",
+        "the bare engine",
+        measure=measure_scienceworld,
+        measure_reference=scienceworld,
+    ),
+    Case("textworld_express", lambda: TextWorldExpressTasks(["coin"]), "dev", measure=measure_expert),
+    Case("babyai", lambda: BabyAITasks(["GoToRedBall"]), "valid"),
     Case("tau_bench retail", lambda: TauBenchTasks("retail", oracle=True), "test", measure=measure_expert),
     Case("tau_bench airline", lambda: TauBenchTasks("airline", oracle=True), "test", measure=measure_expert),
 )
@@ -200,7 +261,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for case in CASES:
         try:
             ours = case.measure(case.tasks(), case.split, options.seconds)
-        except NoDataError as error:
+        except (NoDataError, ModuleNotFoundError) as error:
             table.add_row(case.name, "", "", f"no data: {error}")
             continue
         theirs = case.measure_reference(options.seconds, options.reference)

@@ -23,15 +23,19 @@ PLUGIN_GROUP = "polyturn.envs"
 # Gymnasium's own checks are off: they expect numbers, and the environments here keep the contract of `envs.core`.
 _BUILT_IN = {
     "polyturn/ALFWorld-v0": "envs.alfworld.env:ALFWorldEnv",
+    "polyturn/BabyAI-v0": "envs.babyai.env:BabyAIEnv",
     "polyturn/Bandit-v0": "envs.ragen_games.bandit:BanditEnv",
     "polyturn/Countdown-v0": "envs.ragen_games.countdown:CountdownEnv",
     "polyturn/FrozenLake-v0": "envs.ragen_games.frozen_lake:FrozenLakeEnv",
     "polyturn/KeyCorridor-v0": "envs.key_corridor.env:KeyCorridorEnv",
     "polyturn/MCP-v0": "envs.mcp.env:McpEnv",
+    "polyturn/ScienceWorld-v0": "envs.scienceworld.env:ScienceWorldEnv",
     "polyturn/Search-v0": "envs.search.env:SearchEnv",
     "polyturn/Sokoban-v0": "envs.sokoban.env:SokobanEnv",
     "polyturn/TauBench-v0": "envs.tau_bench.env:TauBenchEnv",
     "polyturn/TextCraft-v0": "envs.textcraft.env:TextCraftEnv",
+    "polyturn/TextWorldCooking-v0": "envs.textworld_cooking.env:TextWorldCookingEnv",
+    "polyturn/TextWorldExpress-v0": "envs.textworld_express.env:TextWorldExpressEnv",
     "polyturn/Tools-v0": "envs.tools.env:ToolsEnv",
     "polyturn/WebShop-v0": "envs.webshop.env:WebShopEnv",
 }

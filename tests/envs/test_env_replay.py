@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.engines import needs_java, needs_package
 from tests.env_replay.__main__ import KINDS, main
 from tests.env_replay.kinds import Kind, kind_of
 
@@ -30,7 +31,15 @@ def recordings() -> list[Any]:
     ]
 
 
+ENGINES = {
+    "scienceworld": needs_java("scienceworld"), "textworld_express": needs_java("textworld_express"),
+    "babyai_text": needs_package("minigrid", "babyai"),
+}  # fmt: skip
+
+
 def needs(name: str) -> list[pytest.MarkDecorator]:
+    if engine := ENGINES.get(name.partition("/")[0]):
+        return [engine]
     file = NEEDS.get(name)
     return [pytest.mark.skipif(not (DATA / file).exists(), reason=f"needs {file} in $POLYTURN_DATA")] if file else []
 

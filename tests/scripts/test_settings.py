@@ -216,6 +216,7 @@ WORDS = {  # the settings that are words, and where these are known
     "SearchTasks.protocol": "envs.search.dialogue.PROTOCOLS",
     "ToolTasks.questions": "envs.tools.tasks.SETS",
     "ToolTasks.format": "envs.tools.calls.FORMATS",
+    "variations": "envs.scienceworld.tasks.SETS",
     "domain": "envs.tau_bench.tasks.CHOICES",
     "TauBenchTasks.format": "envs.tools.calls.FORMATS",
     "recipes": "envs.textcraft.tasks.CHOICES",

@@ -6,9 +6,11 @@ import json
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.engines import needs_java, needs_package
 from tests.scripts.test_commands import Cli, cli  # noqa: F401 - the fixture
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -21,9 +23,13 @@ MORE = {
     "gym": ["env.id=examples.light_switches:LightSwitches-v0", "env.train_tasks=8"],
     "key_corridor": ["env.train_tasks=8"],
     "mcp": [f'env.command=[{sys.executable},-m,scripts.serve,mcp,"env=key_corridor"]', "pool.size=2"],
+    "scienceworld": ["env.tasks=[lifespan-longest-lived]", "agent=transcript", "pool.size=2"],
     "search": ["env.embedded_people=48", "env.train_tasks=8", "env.valid_tasks=3"],
     "tau_bench": [],
     "textcraft": ["env.embedded_train=8"],
+    "textworld_express": ["env.games=[simonsays]", "env.train_tasks=8", "env.valid_tasks=3", "pool.size=2"],
+    "babyai": ["env.levels=[GoToRedBall]", "env.train_tasks=8", "env.valid_tasks=3"],
+    "textworld_cooking": ["env.cook=false", "env.train_tasks=2", "env.valid_tasks=1", "pool.step_timeout=300"],
     "frozen_lake": ["env.train_tasks=8", "env.valid_tasks=3"],
     "bandit": ["env.train_tasks=8", "env.valid_tasks=3"],
     "countdown": ["env.train_tasks=8", "env.valid_tasks=3", "agent=transcript"],
@@ -31,9 +37,17 @@ MORE = {
     "tools": ["env.embedded_people=48", "env.train_tasks=14", "env.valid_tasks=7"],
     "webshop": ["env.embedded_products=60"],
 }
+NEEDS = {name: needs_java(name) for name in ("scienceworld", "textworld_express")} | {
+    "babyai": needs_package("minigrid", "babyai")
+}
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "env").glob("*.yaml")))
+def environments() -> list[Any]:
+    names = sorted(path.stem for path in (CONF / "env").glob("*.yaml"))
+    return [pytest.param(name, marks=NEEDS.get(name, ())) for name in names]
+
+
+@pytest.mark.parametrize("name", environments())
 def test_smoke_runs_in_every_environment(cli: Cli, name: str) -> None:  # noqa: F811
     cli.monkeypatch.setenv("POLYTURN_CACHE", str(cli.folder / "cache"))
     code, _, err = cli("train", "+experiment=smoke", f"env={name}", *SMALLER, *MORE[name], "hydra.run.dir=run")

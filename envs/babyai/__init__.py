@@ -1,0 +1,1 @@
+"""BabyAI in words, as AgentGym plays it."""

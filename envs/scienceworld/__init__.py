@@ -1,0 +1,1 @@
+"""ScienceWorld: experiments of elementary school in text, played by the real engine."""

@@ -1,0 +1,1 @@
+"""Cooking games of TextWorld, generated and compiled by the package itself."""

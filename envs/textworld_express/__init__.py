@@ -1,0 +1,1 @@
+"""TextWorldExpress: eight kinds of small text games, played by the real engine."""
