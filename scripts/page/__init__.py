@@ -30,16 +30,16 @@ def pack(data: dict[str, Any]) -> str:
     return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
 
 
-def html(packed: str, *, live: bool = False) -> str:
-    """The page with its data; a `live` one asks the server that it comes from for new data."""
+def html(packed: str, stamp: str = "") -> str:
+    """The page with its data. With the data's `stamp` it asks the server that it comes from for newer ones."""
     style = "\n".join(_read(name) for name in STYLES)
     script = "\n".join(f"// {name}\n{_read(name)}" for name in SCRIPTS)
-    server = "'self'" if live else "'none'"
+    server = "'self'" if stamp else "'none'"
     policy = (
         f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; "
         f"img-src data:; connect-src {server}; base-uri 'none'; form-action 'none'"
     )
-    parts = {"POLICY": policy, "STYLE": style, "SCRIPT": script, "DATA": packed, "LIVE": "live" if live else "file"}
+    parts = {"POLICY": policy, "STYLE": style, "SCRIPT": script, "DATA": packed, "STAMP": stamp}
     page = _read("index.html")
     before, *rest = page.split("{{")
     return before + "".join(parts[name] + text for name, text in (part.split("}}", 1) for part in rest))

@@ -63,23 +63,24 @@ function onKey(event) {
 
 function describe() {
   document.getElementById("state").textContent = `${plural(D.runs.length, "run")}, ${plural(D.episodes.length, "episode")}`
-    + (document.documentElement.dataset.kind === "live" ? ", live" : "");
+    + (document.documentElement.dataset.stamp ? ", live" : "");
 }
 
-/** Ask the server for new data every few seconds, and show it. */
-async function watch() {
-  for (let have = ""; ;) {
+/** Ask the server for new data every few seconds, and show it; an explanation that is open stays. */
+async function watch(have) {
+  for (;;) {
     await new Promise((done) => setTimeout(done, 3000));
     try {
       const answer = await fetch(`data?have=${have}`);
       if (answer.status === 204 || !answer.ok) continue;
-      const first = have === "";
-      have = answer.headers.get("ETag");
       const data = prepare(await unpack(await answer.text()));
-      if (first && data.episodes.length === D.episodes.length && data.runs.length === D.runs.length) { D = data; continue; }
+      if (document.querySelector(".explain")) continue;
+      have = answer.headers.get("ETag");
       D = data;
+      const y = scrollY;
       describe();
-      if (!document.querySelector(".explain")) { const y = scrollY; render(); scrollTo(0, y); }
+      render();
+      scrollTo(0, y);
     } catch {
       document.getElementById("state").textContent = "the server has stopped; this is what it sent last";
     }
@@ -102,7 +103,7 @@ async function start() {
   addEventListener("resize", drawCharts);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", render);
   document.documentElement.dataset.ready = "yes";
-  if (document.documentElement.dataset.kind === "live") watch();
+  if (document.documentElement.dataset.stamp) watch(document.documentElement.dataset.stamp);
 }
 
 start();

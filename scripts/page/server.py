@@ -43,7 +43,8 @@ def server_of(collect: Callable[[], dict[str, Any]], paths: Sequence[Path], port
             if self.headers.get("Host", "").rpartition(":")[0] not in ("127.0.0.1", "localhost"):
                 self.send_error(HTTPStatus.FORBIDDEN)
             elif address.path == "/":
-                self._answer(html(live.packed()[1], live=True), "text/html; charset=utf-8", live.packed()[0])
+                stamp, packed = live.packed()
+                self._answer(html(packed, stamp), "text/html; charset=utf-8", stamp)
             elif address.path == "/data":
                 stamp, packed = live.packed()
                 same = parse_qs(address.query).get("have") == [stamp]

@@ -160,7 +160,7 @@ def test_the_server_answers_this_machine_with_new_data(tmp_path: Path) -> None:
 
         status, page, stamp = get("/")
         assert status == 200
-        assert 'data-kind="live"' in page
+        assert f'data-stamp="{stamp}"' in page
         assert "connect-src 'self'" in page
         assert get(f"/data?have={stamp}")[:2] == (204, "")
         with (run / "metrics.jsonl").open("a") as file:
@@ -233,6 +233,22 @@ def test_filters_filter_and_keys_move(page: Browser) -> None:
     assert page.run("location.hash") == f"#episode/{rows[1]}"
     page.run(press % "Escape")
     assert page.run("location.hash").startswith("#episodes?")
+
+
+@needs_chromium
+def test_a_page_that_is_served_shows_what_a_run_adds(page: Browser, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", 0)
+    before, shown = page.run("location.href.split('#')[0]"), "document.getElementById('main').textContent"
+    with server_of(partial(collect, [run]), [run], 0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        page.open(f"http://127.0.0.1:{server.server_port}/")
+        assert "50.0 %" in page.run(shown)
+        with (run / "metrics.jsonl").open("a") as file:
+            file.write('{"update": 3, "rollout/success": 0.75}\n')
+        page.until(f"{shown}.includes('75.0 %')")
+        assert page.console == []
+        page.open(before)
+        server.shutdown()
 
 
 @needs_chromium

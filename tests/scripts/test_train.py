@@ -93,6 +93,10 @@ def test_tasks_that_are_not_trained_on_choose_the_checkpoint(whole: tuple[Path, 
     trained = {e.task.id for path in (run / "episodes").iterdir() for e in read_record(path).episodes}
     assert trained
     assert not trained & set(held_out)
+    for split in ("valid_seen", "selection"):
+        evaluated = read_record(run / f"evaluations/update-000004.{split}.jsonl.gz")
+        assert (evaluated.update, evaluated.split, len(evaluated.episodes)) == (4, split, 8)
+        assert all(turn.completion_ids and not turn.prompt_ids for e in evaluated.episodes for turn in e.turns)
     rates = {m["update"]: m[key] for m in metrics(run) if (key := "eval/alfworld/selection/success") in m}
     best = max(rates, key=rates.get)
     assert record["selection"]["best"] == [rates[best], best]
