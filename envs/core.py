@@ -268,6 +268,12 @@ class TaskSet(Protocol):
         """One line for the start of a run: where the tasks come from, and which defaults were chosen."""
 
 
+def at_a_time(task_set: TaskSet, wanted: int) -> int:
+    """How many environments to make: `wanted`, but at most `task_set.most_environments` where each one is costly."""
+    most: int = getattr(task_set, "most_environments", wanted)
+    return min(wanted, most)
+
+
 def evaluation_splits(task_set: TaskSet) -> list[str]:
     """The default splits for evaluation: `task_set.eval_splits`, otherwise all but the training split."""
     return list(getattr(task_set, "eval_splits", None) or task_set.splits[1:] or task_set.splits)

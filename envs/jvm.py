@@ -26,6 +26,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+MOST_ENGINES = 8  # environments of a pool, each of which has its own
 MOST_IDLE = 2  # engines of a kind that wait for the next environment
 OVERHEAD_MB = 150  # of a process beside its heap
 READ_SECONDS = 600.0  # for an answer; a pool's deadline is shorter

@@ -24,7 +24,7 @@ from agents.evaluation import Evaluation
 from agents.evaluation import evaluate as play_and_summarise
 from agents.record import Record, read_record
 from algorithms.checkpoint import checkpoints
-from envs.core import TaskSet, UnknownNameError
+from envs.core import TaskSet, UnknownNameError, at_a_time
 from envs.files import read_json_lines
 from envs.pool import EnvPool
 from scripts import train as training
@@ -72,7 +72,7 @@ def evaluate(
 
     `on_episode` is called with every episode that ends. See `agents.evaluation.evaluate`.
     """
-    with EnvPool(tasks.make, environments) as pool:
+    with EnvPool(tasks.make, at_a_time(tasks, environments)) as pool:
         return play_and_summarise(
             agent, tasks, split, pool, seeds=seeds, limit=limit, max_turns=max_turns, on_episode=on_episode
         )

@@ -34,7 +34,7 @@ from agents.evaluation import Evaluation, describe_limit, episode_key, evaluate,
 from agents.policies.base import Usage
 from agents.rollout import Job, check_environment, lacks_data
 from agents.source import agents_hash
-from envs.core import StopReason, TaskSet, counted, evaluation_splits
+from envs.core import StopReason, TaskSet, at_a_time, counted, evaluation_splits
 from envs.facts import Facts, differences, environment_facts, in_words, without
 from envs.files import naming, write_whole
 from envs.pool import EnvPool
@@ -84,7 +84,9 @@ def evaluate_in(cfg: DictConfig, run: Path) -> None:
     spent = Spending(run / "usage.jsonl", getattr(agent, "usage", None))
     ended = list(played)
     with (
-        EnvPool(task_set.make, min(cfg.pool.size, len(jobs)), cfg.pool.workers, cfg.pool.step_timeout) as pool,
+        EnvPool(
+            task_set.make, at_a_time(task_set, min(cfg.pool.size, len(jobs))), cfg.pool.workers, cfg.pool.step_timeout
+        ) as pool,
         _progress(console, len(jobs), played, run) as advance,
     ):
 

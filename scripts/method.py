@@ -21,7 +21,7 @@ from agents.evaluation import spread
 from agents.rollout import Job, rollout
 from agents.scripted import ConstantAgent, RandomAgent
 from algorithms.needs import Needs
-from envs.core import TURN_KEYS, Info, Manifest, Need, TaskSet, counted
+from envs.core import TURN_KEYS, Info, Manifest, Need, TaskSet, at_a_time, counted
 from envs.pool import EnvPool
 from envs.pool_env import error_line
 from scripts.agents import check_tasks, check_trained_agent
@@ -86,7 +86,7 @@ def character(cfg: DictConfig, task_set: TaskSet, manifest: Manifest) -> Iterato
     tasks = [task_set.task(manifest.split, task) for task in spread(manifest.ids, TASKS)]
     jobs = [Job(task, group, task.seed) for group, task in enumerate(tasks)]
     episodes: list[Episode] = []
-    with EnvPool(task_set.make, len(jobs), cfg.pool.workers, cfg.pool.step_timeout) as pool:
+    with EnvPool(task_set.make, at_a_time(task_set, len(jobs)), cfg.pool.workers, cfg.pool.step_timeout) as pool:
         first = pool.reset({0: tasks[0]}, {0: tasks[0].seed})[0]
         info: Info = {} if first.error is not None else first.info
         restores = first.error is None and pool.snapshot([0])[0].error is None

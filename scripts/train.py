@@ -36,7 +36,7 @@ from algorithms.checkpoint import (
     update_of,
 )
 from algorithms.needs import Needs, check_aggregation, check_dynamic_sampling, check_method, check_parts
-from envs.core import Manifest, TaskSet, UnknownNameError, counted, evaluation_splits, hold_out
+from envs.core import Manifest, TaskSet, UnknownNameError, at_a_time, counted, evaluation_splits, hold_out
 from envs.facts import Facts, differences, environment_facts, in_words, without
 from envs.files import read_json_lines, remove_whole, write_whole
 from envs.pool import EnvPool
@@ -128,13 +128,14 @@ def _run(cfg: DictConfig, run: Path) -> None:
     from algorithms.trainer import Trainer
 
     disable_progress_bar()
+    size = at_a_time(task_set, cfg.pool.size)
     with (
-        EnvPool(task_set.make, cfg.pool.size, cfg.pool.workers, cfg.pool.step_timeout) as pool,
+        EnvPool(task_set.make, size, cfg.pool.workers, cfg.pool.step_timeout) as pool,
         closing(chosen_loggers) as loggers,
         LiveReporter(parts.config.updates, console, loggers) as reporter,
     ):
         trained = _start(cfg, saved, task_set, training, parts.prompter, pool, reporter)
-        console.print(describe_memory(trained.model, parts.learner, cfg.pool.size))
+        console.print(describe_memory(trained.model, parts.learner, size))
         policy = parts.engine(trained)
         agent = parts.agent(policy, torch.Generator(policy.device).manual_seed(cfg.seed))
         evaluator = _Evaluator(cfg, task_set, training, selection, agent, pool, reporter)

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 from envs.core import Manifest, Task, UnknownNameError, counted, hash_tasks
 from envs.gold_path import GoldPath
-from envs.jvm import OVERHEAD_MB, jar_hash
+from envs.jvm import MOST_ENGINES, OVERHEAD_MB, jar_hash
 from envs.scienceworld.env import ENV_ID, MAX_TURNS, MEMORY_MB, ScienceWorldEnv, engine
 from envs.scienceworld.expert import expert
 
@@ -36,6 +36,7 @@ class ScienceWorldTasks:
     """
 
     env_id = ENV_ID
+    most_environments = MOST_ENGINES
 
     def __init__(
         self,
@@ -106,6 +107,7 @@ class ScienceWorldTasks:
         counts = ", ".join(f"{counted(len(self._numbers[split]), 'variation')} in {split}" for split in self.splits)
         easier = f" with {self.simplification}" if self.simplification else ""
         engines = f"an engine of about {self._memory_mb + OVERHEAD_MB} MB for each environment, started in 1 to 5 s"
+        engines += f", and at most {MOST_ENGINES} at a time"
         return f"{ENV_ID}: {self.variations}{easier}: {counts}; at most {counted(self.max_turns, 'turn')}; {engines}"
 
     def facts(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from envs.core import Manifest, Task, UnknownNameError, counted, hash_tasks
 from envs.gold_path import GoldPath
-from envs.jvm import OVERHEAD_MB, Java, jar_hash, lent
+from envs.jvm import MOST_ENGINES, OVERHEAD_MB, Java, jar_hash, lent
 from envs.textworld_express.env import ENV_ID, MAX_TURNS, MEMORY_MB, TextWorldExpressEnv, engine, start
 
 GAMES = ("arithmetic", "coin", "cookingworld", "mapreader", "peckingorder", "simonsays", "sorting", "twc")
@@ -26,6 +26,7 @@ class TextWorldExpressTasks:
     """Games as a `TaskSet`: those with the first seeds of each fold. A manifest covers the engine's jar."""
 
     env_id = ENV_ID
+    most_environments = MOST_ENGINES
     splits: Sequence[str] = tuple(FIRST_SEEDS)
     eval_splits: Sequence[str] = ("dev",)
 
@@ -91,6 +92,7 @@ class TextWorldExpressTasks:
         counts = ", ".join(f"{counted(len(self._each(split)), 'game')} in {split}" for split in self.splits)
         games = ", ".join(self._games) + (f" with {self.params}" if self.params else "")
         engines = f"an engine of about {self._memory_mb + OVERHEAD_MB} MB for each environment, started in 1 to 3 s"
+        engines += f", and at most {MOST_ENGINES} at a time"
         return f"{ENV_ID}: {games}: {counts}; at most {counted(self.max_turns, 'turn')}; {engines}"
 
     def facts(self) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from envs.core import (
     Task,
     TextEnv,
     UnknownNameError,
+    at_a_time,
     counted,
     evaluation_splits,
     hash_tasks,
@@ -291,3 +292,9 @@ def test_a_broken_entry_point_warns_and_its_environment_raises(tmp_path: Path, c
         assert words in warned
         assert words in asked
     assert "RuntimeWarning" in warned
+
+
+def test_of_costly_environments_only_a_few_are_made() -> None:
+    assert at_a_time(SimpleNamespace(most_environments=8), 128) == 8
+    assert at_a_time(SimpleNamespace(most_environments=8), 4) == 4
+    assert at_a_time(SimpleNamespace(), 128) == 128
