@@ -187,8 +187,9 @@ class ListOf:
         return f"[{','.join(written)}]" if all(written) else ""
 
     def __str__(self) -> str:
-        count = f" of {self.most} items" if self.most == self.fewest else " of one or more items" if self.fewest else ""
-        return f"a list{count}, each {self.item}{', without duplicates' * self.distinct}"
+        items = "different items" if self.distinct else "items"
+        count = f"{self.most} " if self.most == self.fewest else "one or more " if self.fewest else ""
+        return f"a list of {count}{items}, each {self.item}"
 
 
 def _item(value: Any) -> str:
