@@ -340,7 +340,7 @@ class Learner:
 
     def _examples(
         self, samples: Sequence[Sample], table: TurnTable, advantages: NDArray[np.float64], old: NDArray[np.float64],
-        corrected: Corrected | None, counted: NDArray[np.bool_] | None,
+        corrected: Corrected | None, counted: NDArray[np.bool_] | None = None,
     ) -> tuple[list[Example], dict[str, float]]:  # fmt: skip
         """The examples, and the metrics of a correction. `advantages` and `old` are [M]."""
         highest = self.objective.probability_mask
