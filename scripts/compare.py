@@ -25,13 +25,10 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
 import numpy as np
 import yaml
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
 
 from agents.statistics import Interval, holm, seed_interval, sign_permutation, two_level_interval
@@ -45,6 +42,10 @@ SHARED = 12  # characters at the beginning of all values that a label may repeat
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast if libyaml is installed
 LEFT_OUT = ("seed", "resume")  # keys that do not matter for grouping
 BUNDLES = ("experiment",)  # groups of the configuration that only set other keys
+
+if TYPE_CHECKING:  # matplotlib takes a second to import, and scripts.view does without it
+    from matplotlib.axes import Axes
+    from matplotlib.figure import SubFigure
 
 
 @dataclass(frozen=True)
@@ -325,6 +326,8 @@ def draw(groups: Sequence[Group], target: Path) -> None:
     lines = [_wrapped(group, width / columns) for group in shown]
     title = 0.17 * max(text.count("\n") + 1 for text in lines)
     height = max(3.2, 0.7 + rows * (1.7 + title))
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height * len(measures)), layout="constrained")
     for part, measure in zip(figure.subfigures(len(measures), 1, squeeze=False)[:, 0], measures, strict=True):
         _draw_part(part, shown, lines, measure, rows, columns)
@@ -336,6 +339,8 @@ def draw(groups: Sequence[Group], target: Path) -> None:
 def _draw_part(
     part: SubFigure, groups: Sequence[Group], titles: Sequence[str], measure: str, rows: int, columns: int
 ) -> None:
+    from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
+
     panels = part.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
     curves = [line_of(group.begun, measure) for group in groups]
     for at, (axes, title) in enumerate(zip(panels, titles, strict=False)):
@@ -347,10 +352,10 @@ def _draw_part(
         axes.set_ylim(-0.02, 1.02)
         axes.grid(alpha=0.3)
         axes.tick_params(labelsize=8)
-        axes.xaxis.set_major_formatter(mpl.ticker.EngFormatter(sep=""))
-        axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(4, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
         if measure == "success":
-            axes.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         if at + columns >= len(groups):  # no panel below it
             axes.tick_params(labelbottom=True)
     for axes in panels[len(groups) :]:

@@ -396,7 +396,7 @@ def test_the_command_ends_when_it_is_interrupted(transport: tuple[str, ...], num
     [
         (["env=key_corridr"], "did you mean 'key_corridor'"),
         (["env=key_corridor", "env.rums=3"], "did you mean 'rooms'"),
-        (["--sessions", "0", "env=key_corridor"], "--sessions must be at least 1"),
+        (["--http", "--sessions", "0", "env=key_corridor"], "--sessions must be at least 1"),
         (["--http", "--host", "256.0.0.1", "env=key_corridor"], "256.0.0.1"),
     ],
 )

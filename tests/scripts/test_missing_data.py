@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agents.episode import Episode, read_episodes
+from agents.episode import read_episodes
 from algorithms import trainer
 from envs.alfworld.generate import generate_game
 from envs.core import StopReason
@@ -18,6 +18,7 @@ from envs.webshop.generate import embedded_catalogue
 from scripts import evaluate
 from tests.scripts.test_commands import Cli, cli, result_of  # noqa: F401
 
+EVALUATION = (evaluate, "write_episodes")
 ALFWORLD = ["env=alfworld", "split=valid_seen", "agent=expert", "pool.size=1"]
 EMBEDDED = ["env.games=embedded", "env.embedded_valid_seen=4"]
 
@@ -33,16 +34,16 @@ def official_games(cli: Cli, count: int = 4, name: str = "valid_seen") -> Path: 
     return split
 
 
-def after_first_episode(cli: Cli, then: Callable[[], Any], writer: Any = evaluate) -> None:  # noqa: F811
-    """Call `then` once, when the module `writer` has written its first episodes."""
-    write = writer.write_episodes
+def after_first_episode(cli: Cli, then: Callable[[], Any], writer: Any = EVALUATION) -> None:  # noqa: F811
+    """Call `then` once, when a function of a module has written the first episodes."""
+    write = getattr(*writer)
 
-    def write_and_then(path: Path, episodes: Iterable[Episode], append: bool = False) -> None:
-        write(path, episodes, append)
-        cli.monkeypatch.setattr(writer, "write_episodes", write)
+    def write_and_then(*arguments: Any, **options: Any) -> None:
+        write(*arguments, **options)
+        cli.monkeypatch.setattr(*writer, write)
         then()
 
-    cli.monkeypatch.setattr(writer, "write_episodes", write_and_then)
+    cli.monkeypatch.setattr(*writer, write_and_then)
 
 
 @pytest.fixture(autouse=True)
@@ -148,7 +149,7 @@ TRAINING = [
     "env=alfworld", "eval.splits=[valid_seen]", "eval.selection_tasks=0", "policy.width=16", "policy.layers=1",
     "policy.warm_start.episodes=4", "policy.warm_start.steps=2", "policy.warm_start.max_turns=2", "trainer.updates=2",
     "trainer.groups=2", "trainer.group_size=2", "trainer.max_turns=2", "trainer.checkpoint_every=1",
-    "trainer.eval_every=1", "pool.size=1", "env.max_turns=2",
+    "trainer.eval_every=1", "trainer.record_every=1", "pool.size=1", "env.max_turns=2",
 ]  # fmt: skip
 
 
@@ -158,7 +159,7 @@ def test_games_that_are_deleted_end_training_in_a_line(cli: Cli, deleted: str) -
     evaluated = official_games(cli, 3)
     gone = [train] if deleted == "train" else sorted((evaluated if "valid" in deleted else train).glob("*/*"))[1:]
     cli.monkeypatch.setattr("scripts.train.draw_pictures", lambda *_, **__: None)
-    after_first_episode(cli, lambda: [path.rename(f"{path}.away") for path in gone], trainer)
+    after_first_episode(cli, lambda: [path.rename(f"{path}.away") for path in gone], (trainer, "write_record"))
     code, _, err = cli("train", *TRAINING, "hydra.run.dir=run")
     *_, error = err.splitlines()
     assert code == 2, err

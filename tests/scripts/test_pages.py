@@ -154,7 +154,8 @@ def cli(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "vllm", None)
     monkeypatch.setattr("agents.policies.base.find_spec", lambda _: None)
     monkeypatch.setattr(fetch.urllib.request, "urlopen", unreachable)
-    monkeypatch.setattr("uvicorn.Server.run", lambda *_, **__: None)  # a server runs until it is stopped
+    for server in ("uvicorn.Server.run", "scripts.view.serve"):  # it runs until it is stopped
+        monkeypatch.setattr(server, lambda *_, **__: None)
     return Cli(place, capsys, monkeypatch, pictures=False)
 
 

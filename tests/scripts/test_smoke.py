@@ -22,7 +22,7 @@ MORE = {
     "alfworld": ["env.embedded_train=8", "env.embedded_valid_seen=1", "env.embedded_valid_unseen=1"],
     "gym": ["env.id=examples.light_switches:LightSwitches-v0", "env.train_tasks=8"],
     "key_corridor": ["env.train_tasks=8"],
-    "mcp": [f'env.command=[{sys.executable},-m,scripts.serve,mcp,"env=key_corridor"]', "pool.size=2"],
+    "mcp": [f"env.command=[{sys.executable},-m,tests.envs.mcp_servers.suite,key_corridor]", "pool.size=2"],
     "scienceworld": ["env.tasks=[lifespan-longest-lived]", "agent=transcript", "pool.size=2"],
     "search": ["env.embedded_people=48", "env.train_tasks=8", "env.valid_tasks=3"],
     "tau_bench": [],
