@@ -123,7 +123,3 @@ def _shared_states(episodes: Sequence[Episode]) -> Iterator[bool]:
 def _share(values: Iterable[bool]) -> str:
     listed = list(values)
     return f"{sum(listed) / max(len(listed), 1):.0%}"
-
-
-if __name__ == "__main__":
-    main()
