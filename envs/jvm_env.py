@@ -6,18 +6,18 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
-from envs.core import Info, Task, TextEnv
+from envs.core import Info, Task
 from envs.gold_path import GAME
 from envs.jvm import Java, Jvm, give_back, lend
+from envs.replayed import ReplayedEnv
 
 LONGEST_ACTION = 1_000  # characters; engines take long over a million, and their own actions have about a hundred
 
 
-class JavaEnv(TextEnv):
+class JavaEnv(ReplayedEnv):
     """An engine is started when the environment is made, and kept over games; when closed, the next one takes it.
 
-    Snapshots are the actions since the start, which are played again: an engine keeps no states. A subclass implements
-    `_enter`, `_play` and `_act`, and names in `NEEDS` what the payload of its tasks has.
+    A subclass implements `_enter`, `_play` and `_act`, and names in `NEEDS` what the payload of its tasks has.
     """
 
     NEEDS: frozenset[str]
@@ -27,8 +27,6 @@ class JavaEnv(TextEnv):
         super().__init__(max_turns, render_mode)
         self._java = java
         self._jvm: Jvm | None = lend(java)
-        self._payload: Mapping[str, Any] = {}
-        self._actions: list[str] = []  # since the start
 
     @property
     def jvm(self) -> Jvm:
@@ -55,14 +53,8 @@ class JavaEnv(TextEnv):
     def _start(self, payload: Mapping[str, Any]) -> str:
         if self._jvm is not None and not self._jvm.is_usable:
             self._leave()
-        seen = self._enter(payload)
-        self._payload, self._actions = payload, []
+        seen: str = super()._start(payload)
         return seen
-
-    def _do(self, action: str) -> str:
-        """`_play`, remembered for snapshots."""
-        self._actions.append(action)
-        return self._play(action)
 
     def close(self) -> None:
         """Leave the engine to the next environment."""
@@ -73,12 +65,3 @@ class JavaEnv(TextEnv):
         jvm, self._jvm = self._jvm, None
         if jvm is not None:
             give_back(jvm)
-
-    def _save(self) -> Any:
-        return self._payload, tuple(self._actions)
-
-    def _load(self, saved: Any) -> None:
-        payload, actions = saved
-        self._start(payload)
-        for action in actions:
-            self._do(action)

@@ -22,7 +22,7 @@ from agents.agent import Agent
 from agents.episode import Episode
 from agents.evaluation import Evaluation
 from agents.evaluation import evaluate as play_and_summarise
-from agents.record import Record, read_record
+from agents.record import SUFFIX, Record, read_record
 from algorithms.checkpoint import checkpoints
 from envs.core import TaskSet, UnknownNameError, at_a_time
 from envs.files import read_json_lines
@@ -31,6 +31,7 @@ from scripts import train as training
 from scripts.agents import check_agent, model_of
 from scripts.agents import make_agent as make_configured
 from scripts.common import explain, prepare
+from scripts.run_folder import COMMAND
 
 
 def make_tasks(env: str, **settings: Any) -> TaskSet:
@@ -85,7 +86,7 @@ def train(folder: str | Path, *settings: str) -> Run:
     current update. Raises the errors that the command prints.
     """
     folder = Path(folder)
-    begun = (folder / "command.json").is_file()
+    begun = (folder / COMMAND).is_file()
     place = [f"resume={folder}"] if begun else [f"hydra.run.dir={folder}"]
     arguments, sys.argv = sys.argv, ["train", *settings, *place]
     try:
@@ -116,7 +117,7 @@ class Run:
     def records(self) -> Iterator[Record]:
         """The recorded batches and evaluations, see docs/viewing.md."""
         for folder in ("episodes", "evaluations"):
-            yield from map(read_record, sorted((self.folder / folder).glob("*.jsonl.gz")))
+            yield from map(read_record, sorted((self.folder / folder).glob(f"*{SUFFIX}")))
 
     def turns(self) -> list[dict[str, Any]]:
         """A row for every recorded turn, for a data frame: `pandas.DataFrame(run.turns())`."""

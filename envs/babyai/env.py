@@ -16,7 +16,8 @@ import io
 from typing import Any
 
 from envs.babyai.words import CHECK, Scene, describe, listed
-from envs.core import BRIEF, Info, Task, TextEnv
+from envs.core import BRIEF, Info, Task
+from envs.replayed import ReplayedEnv
 
 ENV_ID = "polyturn/BabyAI-v0"
 MAX_TURNS = 20  # rounds in AgentGym-RL
@@ -42,17 +43,15 @@ def make_world(level: str) -> Any:
     return gymnasium.make(level, disable_env_checker=True).unwrapped
 
 
-class BabyAIEnv(TextEnv):
+class BabyAIEnv(ReplayedEnv):
     """Plays a level with a seed."""
 
     def __init__(self, max_turns: int = MAX_TURNS, render_mode: str | None = None) -> None:
         super().__init__(max_turns, render_mode)
         self._level = ""
         self._world: Any = None
-        self._payload: Any = None
         self._scene = Scene("", {})
         self._image: Any = None
-        self._actions: list[str] = []
         self._goal = ""
         self._reward = 0.0
         self._is_over = False
@@ -61,7 +60,7 @@ class BabyAIEnv(TextEnv):
         del seed  # a task says everything
         if not isinstance(task, Task) or not {"level", "seed"} <= set(task.payload):
             raise ValueError(f"{ENV_ID} needs a Task with the payload of BabyAITasks, got {task!r:.200}")
-        self._enter(task.payload)
+        self._start(task.payload)
         text = f"Your goal: {self._goal}\n{self._scene.text}"
         return self._with_actions(text), self._make_info(0.0) | {BRIEF: text}
 
@@ -69,17 +68,16 @@ class BabyAIEnv(TextEnv):
         if self._level != payload["level"]:
             self._world, self._level = make_world(payload["level"]), payload["level"]
         seen, _ = self._world.reset(seed=payload["seed"])
-        self._payload, self._actions, self._reward, self._is_over = payload, [], 0.0, False
+        self._reward, self._is_over = 0.0, False
         self._goal = self._world.mission.replace("then", "and").replace("after you", "and")
         self._scene, self._image = describe(self._world, seen), seen["image"]
 
     def _act(self, action: str) -> tuple[str, float, bool, Info]:
-        text, reward = self._play(action)
+        text, reward = self._do(action)
         return self._with_actions(text), reward, self._is_over, self._make_info(reward) | {BRIEF: text}
 
     def _play(self, action: str) -> tuple[str, float]:
         """Returns the answer without the available actions, and the reward of this action."""
-        self._actions.append(action)
         name = action.lower().strip()
         if "check" in name:
             return "You can take the following actions: " + ", ".join(self._scene.moves), 0.0
@@ -119,13 +117,3 @@ class BabyAIEnv(TextEnv):
     def last_reward(self) -> float:
         """The reward of the last action that moved something, which AgentGym gives again until the next one."""
         return self._reward
-
-    def _save(self) -> Any:
-        return self._payload, tuple(self._actions)
-
-    def _load(self, saved: Any) -> None:
-        """Play the actions again."""
-        payload, actions = saved
-        self._enter(payload)
-        for action in actions:
-            self._play(action)

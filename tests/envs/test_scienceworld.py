@@ -140,9 +140,9 @@ def test_the_brief_form_has_what_is_seen() -> None:
 
 
 def java_processes() -> set[int]:
-    """Those that this process has started."""
+    """ScienceWorld's, of those that this process has started."""
     children = {int(pid) for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()}
-    return {pid for pid in children if "java" in Path(f"/proc/{pid}/comm").read_text()}
+    return {pid for pid in children if b"scienceworld.jar" in Path(f"/proc/{pid}/cmdline").read_bytes()}
 
 
 def is_alive(pid: int) -> bool:
