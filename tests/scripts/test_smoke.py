@@ -13,7 +13,8 @@ import pytest
 from tests.engines import needs_java, needs_package
 from tests.scripts.test_commands import Cli, cli  # noqa: F401 - the fixture
 
-CONF = Path(__file__).parents[2] / "conf"
+ROOT = Path(__file__).parents[2]
+CONF = ROOT / "conf"
 SMALLER = [
     "policy.width=32", "policy.layers=1", "policy.warm_start.episodes=8", "policy.warm_start.steps=4", "eval.limit=1",
     "trainer.updates=1", "trainer.groups=1", "trainer.group_size=2", "trainer.max_turns=4", "pool.size=8",
@@ -53,6 +54,7 @@ def environments() -> list[Any]:
 @pytest.mark.parametrize("name", environments())
 def test_smoke_runs_in_every_environment(cli: Cli, name: str) -> None:  # noqa: F811
     cli.monkeypatch.setenv("POLYTURN_CACHE", str(cli.folder / "cache"))
+    cli.monkeypatch.setenv("PYTHONPATH", str(ROOT))  # the MCP server is a module of the tests
     code, _, err = cli("train", "+experiment=smoke", f"env={name}", *SMALLER, *MORE[name], "hydra.run.dir=run")
     assert code == 0, err
     lines = [json.loads(line) for line in (cli.folder / "run/metrics.jsonl").read_text().splitlines()]
