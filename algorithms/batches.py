@@ -26,8 +26,10 @@ from agents.policies.models import (
     head_logits,
     masked_logits,
 )
+from agents.policies.sharded import in_model
 from agents.samples import EPISODES, MIXED, TURNS, Sample
 from algorithms.losses import entropy
+from algorithms.parallel import ONE_PROCESS, Parallel
 from algorithms.turn_table import TurnTable
 
 if TYPE_CHECKING:
@@ -129,24 +131,41 @@ def batch_layouts(samples: Sequence[Sample], table: TurnTable) -> frozenset[str]
 
 
 def map_samples(
-    samples: Sequence[Sample], most_tokens: int, device: torch.device, compute: Callable[[Batch], Tensor]
+    samples: Sequence[Sample],
+    most_tokens: int,
+    device: torch.device,
+    compute: Callable[[Batch], Tensor],
+    parallel: Parallel = ONE_PROCESS,
 ) -> NDArray[np.float64]:
     """Apply `compute` to all samples without gradients. Returns a value per sampled id: [M] in `TurnTable` order.
 
-    `compute` gets micro-batches and returns [B, T].
+    `compute` gets micro-batches and returns [B, T]. The ranks share them out; all get all values.
     """
-    parts: list[NDArray[np.float64]] = [np.zeros(0)] * len(samples)
+    parts = [np.zeros(sum(sample.mask)) for sample in samples]
+    groups = micro_batches([len(s.ids) for s in samples], most_tokens)
     with torch.no_grad():
-        for numbers in micro_batches([len(s.ids) for s in samples], most_tokens):
+        for numbers, weight in parallel.passes(
+            groups, padded_tokens([[samples[i] for i in group] for group in groups])
+        ):
             batch = make_batch([samples[i] for i in numbers], device)
             values = compute(batch).double().cpu()
-            for number, row, mask in zip(numbers, values, batch.mask.cpu(), strict=True):
-                parts[number] = row[mask].numpy()
-    return np.concatenate(parts) if parts else np.zeros(0)
+            if weight:
+                for number, row, mask in zip(numbers, values, batch.mask.cpu(), strict=True):
+                    parts[number] = row[mask].numpy()
+    return parallel.sum(np.concatenate(parts)) if parts else np.zeros(0)
+
+
+def padded_tokens(parts: Sequence[Sequence[Sample]]) -> list[float]:
+    """The number of ids in each micro-batch, padding included."""
+    return [float(len(part) * max(len(sample.ids) for sample in part)) for part in parts]
 
 
 def hidden_states(model: Any, batch: Batch, dtype: torch.dtype) -> Tensor:
     """The states [B, T, E] that predict each id after the first, computed in `dtype`."""
+    return in_model(model, lambda: _states(model, batch, dtype))
+
+
+def _states(model: Any, batch: Batch, dtype: torch.dtype) -> Tensor:
     device = batch.ids.device.type
     with torch.autocast(device, dtype, enabled=dtype != torch.float32):
         if batch.choices is not None:
@@ -161,7 +180,11 @@ def square_sums(model: Any, batch: Batch, temperature: float, dtype: torch.dtype
     """
     if batch.choices is not None:
         raise ValueError("the signal square_sum is for policies that write ids; agent=candidates chooses whole actions")
-    states = hidden_states(model, batch, dtype)
+    return in_model(model, lambda: _square_sums(model, batch, temperature, dtype))
+
+
+def _square_sums(model: Any, batch: Batch, temperature: float, dtype: torch.dtype) -> Tensor:
+    states = _states(model, batch, dtype)
     sums = torch.ones(int(batch.mask.sum()), device=states.device)
     nodes = batch.nodes or [None] * len(sums)
     drawn = torch.tensor([node is None or node.forced is None for node in nodes], device=states.device)
@@ -189,7 +212,13 @@ def sampled_logprobs(
     sampled, both are those of the policy over candidates, with gradients through all candidates. With a mask, both are
     over the ids that it allows; an id that it forces has 0 for both, and no logits.
     """
-    states = hidden_states(model, batch, dtype)
+    return in_model(model, lambda: _sampled_logprobs(model, batch, temperature, dtype, entropy_gradient))
+
+
+def _sampled_logprobs(
+    model: Any, batch: Batch, temperature: float, dtype: torch.dtype, entropy_gradient: bool
+) -> tuple[Tensor, Tensor]:
+    states = _states(model, batch, dtype)
     with torch.autocast(batch.ids.device.type, dtype, enabled=dtype != torch.float32):
         if batch.choices is not None:
             chosen, entropies = _choice_logprobs(model, states, batch.ids, batch.choices, temperature or 1.0)

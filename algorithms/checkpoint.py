@@ -35,20 +35,26 @@ FULL = os.strerror(errno.ENOSPC)
 
 
 def save_checkpoint(
-    folder: Path, model: Any, tokenizer: Any, state: dict[str, Any] | None = None, run: Facts | None = None
+    folder: Path,
+    model: Any,
+    tokenizer: Any,
+    state: dict[str, Any] | None = None,
+    run: Facts | None = None,
+    weights: dict[str, Any] | None = None,
 ) -> None:
     """Write a checkpoint folder, replacing one with the same name. After an error (a full disk) nothing is left behind.
 
-    Raises `NotFiniteError` for weights that are NaN or infinite, before anything is written.
+    `weights` are the `weights_to_save` of a sharded model. Raises `NotFiniteError` for weights that are NaN or
+    infinite, before anything is written.
     """
     import torch
 
     from agents.policies.pretrained import save_model
     from algorithms.finite import check_weights
 
-    check_weights(model, state)
+    check_weights(model.named_parameters() if weights is None else weights.items(), state)
     with whole_folder(folder) as partial, _naming_a_full_disk(folder):
-        save_model(partial, model, tokenizer)
+        save_model(partial, model, tokenizer, weights)
         if state is not None:
             with (partial / STATE).open("wb") as file:  # its errors are clearer than torch's own
                 torch.save(state, file)
@@ -76,16 +82,15 @@ def load_weights(folder: Path, model: Any) -> None:
     tensors that are missing, extra, or of another shape (the model is then unchanged), and `DamagedError` for a folder
     that was changed or damaged.
     """
-    import torch
-
     from agents.policies.lora import read_adapters
+    from agents.policies.sharded import assign, own_class
     from agents.policies.weights import check_tensors, has_adapters
 
     verify_if_noted(folder)
     if has_adapters(model):
         read_adapters(model, folder)
         return
-    read, report = type(model).from_pretrained(
+    read, report = own_class(model).from_pretrained(
         folder,
         config=copy.deepcopy(model.config),
         dtype=model.dtype,
@@ -96,9 +101,8 @@ def load_weights(folder: Path, model: Any) -> None:
     reshaped = [name for name, *_ in report["mismatched_keys"]]
     check_tensors(folder, set(report["missing_keys"]) - set(reshaped), report["unexpected_keys"], reshaped)
     weights = model.state_dict()
-    with torch.no_grad():
-        for name, tensor in read.state_dict().items():
-            weights[name].copy_(tensor)
+    for name, tensor in read.state_dict().items():
+        assign(weights[name], tensor)
 
 
 def load_state(folder: Path, *needed: str) -> dict[str, Any]:

@@ -16,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from agents.policies.sharded import clip_gradients, own_part
+
 logger = logging.getLogger(__name__)
 
 MOST_SKIPPED = 3  # after so many skipped steps in a row the run stops
@@ -53,7 +55,7 @@ class FiniteSteps:
         Returns the norm before clipping, or None if the step was skipped. Raises `NotFiniteError` as `skip` does.
         """
         parameters = list(parameters)
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, grad_clip))
+        norm = clip_gradients(parameters, grad_clip)
         finite = math.isfinite(loss) and math.isfinite(norm)
         if finite:
             for optimizer in optimizers:
@@ -79,7 +81,7 @@ class FiniteSteps:
 
 def _origin(parameters: Sequence[Tensor], loss_parts: Sequence[LossPart]) -> str:
     """Where a loss or gradient that is not finite comes from; each part of the loss is tried separately."""
-    if not all(bool(p.detach().isfinite().all()) for p in parameters):
+    if not all(bool(own_part(p.detach()).isfinite().all()) for p in parameters):
         return "the weights themselves are not finite"
     guilty = [name for name, loss in loss_parts if not _is_finite(parameters, loss)]
     names = list(dict.fromkeys(guilty or [name for name, _ in loss_parts]))
@@ -92,7 +94,7 @@ def _is_finite(parameters: Sequence[Tensor], compute_loss: Callable[[], Tensor])
     if loss.requires_grad:
         loss.backward()  # type: ignore[no-untyped-call]
     gradients = [p.grad for p in parameters if p.grad is not None]
-    finite = all(bool(tensor.isfinite().all()) for tensor in (loss.detach(), *gradients))
+    finite = all(bool(own_part(tensor).isfinite().all()) for tensor in (loss.detach(), *gradients))
     for parameter in parameters:
         parameter.grad = None
     return finite
@@ -104,9 +106,9 @@ def first_not_finite(values: NDArray[np.float64]) -> int | None:
     return int(places[0]) if len(places) else None
 
 
-def check_weights(model: Any, state: Any = None) -> None:
-    """Raises `NotFiniteError` naming the first parameter of `model`, or tensor in `state`, that is not finite."""
-    for name, tensor in (*model.named_parameters(), *_tensors(state, "state")):
+def check_weights(weights: Iterable[tuple[str, Tensor]], state: Any = None) -> None:
+    """Raises `NotFiniteError` naming the first of the named `weights`, or tensor in `state`, that is not finite."""
+    for name, tensor in (*weights, *_tensors(state, "state")):
         if tensor.is_floating_point() and not bool(tensor.detach().isfinite().all()):
             raise NotFiniteError(f"{name} is not finite, so it is not saved; earlier checkpoints are kept")
 

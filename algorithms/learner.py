@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from agents.policies.models import pad
+from agents.policies.sharded import load_optimizer_state, optimizer_state
 from agents.policies.weights import copy_trained, has_adapters, train_in_float32
 from agents.samples import MIXED, Sample
 from algorithms.batches import (
@@ -27,6 +28,7 @@ from algorithms.batches import (
     make_batch,
     map_samples,
     micro_batches,
+    padded_tokens,
     sampled_logprobs,
     turn_of,
 )
@@ -48,6 +50,7 @@ from algorithms.losses import (
     unit_measure,
 )
 from algorithms.needs import check_aggregation
+from algorithms.parallel import ONE_PROCESS, Parallel
 from algorithms.turn_table import TurnTable
 from envs.core import UnknownNameError
 
@@ -59,6 +62,7 @@ logger = logging.getLogger(__name__)
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 KL_PLACES = ("loss", "reward")
 LARGEST_EXPONENT = 700.0  # exp() of it still fits into a float
+SUMS = ("loss", "kl", "entropy", "clip_fraction", "approx_kl", "tokens", "trained_tokens")  # over the passes of a step
 
 
 def check_precision(precision: str, device: torch.device) -> torch.dtype:
@@ -188,9 +192,12 @@ class Seen:
         """What was added so far was computed with the weights that sampled the batch."""
         self._first = set(self._of)
 
-    def columns(self, samples: Sequence[Sample], corrected: Corrected | None) -> dict[str, NDArray[np.float64]]:
+    def columns(
+        self, samples: Sequence[Sample], corrected: Corrected | None, parallel: Parallel = ONE_PROCESS
+    ) -> dict[str, NDArray[np.float64]]:
         """[M] `entropy` of the distributions, and `mismatch`: log-probability under the weights that sampled the batch
         minus the engine's. It is known of the whole batch with a correction, otherwise of the first optimiser step.
+        They are of all ranks.
         """
         entropy, mismatch = [], []
         for sample in samples:
@@ -198,7 +205,8 @@ class Seen:
             now, its_entropy = self._of.get(id(sample), (unknown, unknown))
             entropy.append(its_entropy)
             mismatch.append(now - engine_logprobs([sample]) if id(sample) in self._first else unknown)
-        columns = {"entropy": np.concatenate(entropy), "mismatch": np.concatenate(mismatch)}
+        measured = {"entropy": np.concatenate(entropy), "mismatch": np.concatenate(mismatch)}
+        columns = {name: _of_any_rank(values, parallel) for name, values in measured.items()}
         if corrected is not None:
             columns["mismatch"] = corrected.trained - engine_logprobs(samples)
         return columns
@@ -208,10 +216,10 @@ class Learner:
     """Trains a policy's model in place with AdamW, after giving the model its `training_dtypes`.
 
     `reference` is the model that KL is measured against: a frozen copy of the initial model, or None without KL. Of a
-    model with adapters, only these are copied.
+    model with adapters, only these are copied. With several ranks, each makes some of the forward and backward passes.
     """
 
-    def __init__(self, model: Any, config: LearnerConfig) -> None:
+    def __init__(self, model: Any, config: LearnerConfig, parallel: Parallel = ONE_PROCESS) -> None:
         for name in ("epochs", "minibatches", "micro_batch_tokens"):
             if getattr(config, name) < 1:
                 raise ValueError(f"trainer.{name} must be at least 1, got {getattr(config, name)}")
@@ -220,7 +228,7 @@ class Learner:
                 "of a model with quantized weights, only the other weights (embeddings, norms) could be trained; use "
                 "policy=lora, which trains adapters"
             )
-        self.model, self.config, self.objective = model, config, config.objective
+        self.model, self.config, self.objective, self.parallel = model, config, config.objective, parallel
         self.micro_batch_tokens = config.micro_batch_tokens  # halved when memory runs out
         self.checkpointed = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
         if config.gradient_checkpointing:
@@ -230,12 +238,24 @@ class Learner:
         self.dtype = check_precision(config.precision, self.device)
         train_in_float32(model)
         self.reference = copy_trained(model).requires_grad_(False) if self.objective.kl_coef else None
+        for placed in (model, self.reference):
+            if placed is not None:
+                parallel.place(placed, self.dtype)
+        self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.optimizer = torch.optim.AdamW(
-            [p for p in model.parameters() if p.requires_grad],
+            self.trained.values(),
             lr=config.learning_rate,
             betas=(0.9, 0.999),
             weight_decay=config.weight_decay,
         )
+
+    def optimizer_state(self) -> dict[str, Any]:
+        """The optimiser's state by the names of parameters, whole. All ranks must ask for it."""
+        return optimizer_state(self.optimizer, self.trained)
+
+    def load_optimizer_state(self, state: dict[str, Any]) -> None:
+        """The inverse of `optimizer_state`. Raises `ValueError` for the state of other parameters."""
+        load_optimizer_state(self.optimizer, self.trained, state)
 
     def update(
         self, samples: Sequence[Sample], table: TurnTable, advantages: NDArray[np.float64],
@@ -273,7 +293,8 @@ class Learner:
         examples, mismatch = self._examples(samples, table, advantages, old, corrected, counted)
         sums, skipped = defaultdict[str, float](float), 0
         for number, part in enumerate(self._parts(examples, rng)):
-            totals = self._step(self._prepared(part, rng), seen)
+            in_first_epoch = number < self.config.minibatches  # another rank may compute it in the next
+            totals = self._step(self._prepared(part, rng), seen if in_first_epoch else None)
             if seen is not None and number == 0:
                 seen.end_first_step()
             if totals is None:
@@ -316,7 +337,7 @@ class Learner:
 
         `corrected` is the batch's `correct`, if the caller has it already.
         """
-        reference = map_samples(samples, self.micro_batch_tokens, self.device, self._reference_logprobs)
+        reference = self._map(samples, self._reference_logprobs)
         if corrected is not None:
             old = torch.from_numpy(corrected.trained)
         else:
@@ -336,7 +357,10 @@ class Learner:
         def compute(batch: Batch) -> Tensor:
             return sampled_logprobs(self.model, batch, self.config.temperature, self.dtype)[0]
 
-        return map_samples(samples, self.micro_batch_tokens, self.device, compute)
+        return self._map(samples, compute)
+
+    def _map(self, samples: Sequence[Sample], compute: Callable[[Batch], Tensor]) -> NDArray[np.float64]:
+        return map_samples(samples, self.micro_batch_tokens, self.device, compute, self.parallel)
 
     def _examples(
         self, samples: Sequence[Sample], table: TurnTable, advantages: NDArray[np.float64], old: NDArray[np.float64],
@@ -398,14 +422,15 @@ class Learner:
 
         loss_parts: list[LossPart] = [(e.sample.origin, partial(own_loss, e)) for e in self._useful(examples)]
         clip = self.config.grad_clip
-        norm = self.steps.take(self.model.parameters(), [self.optimizer], clip, totals["loss"], loss_parts)
+        norm = self.steps.take(self.trained.values(), [self.optimizer], clip, totals["loss"], loss_parts)
         return None if norm is None else {**totals, "grad_norm": norm, "steps": 1.0}
 
     def _gradients(self, examples: Sequence[Example], seen: Seen | None = None) -> dict[str, float]:
         """Compute the gradients of all examples; returns the accumulated statistics.
 
         If memory runs out, everything is computed again with micro-batches of half the size, which is logged and kept
-        for later updates. The error is raised once a micro-batch is a single sample.
+        for later updates. The error is raised once a micro-batch is a single sample, and if there are several ranks:
+        the others are waiting in the middle of a pass.
         """
         while True:
             parts = self._micro_batches(examples)
@@ -413,7 +438,7 @@ class Learner:
                 with self._layers_checkpointed():
                     return self._accumulate(examples, parts, seen)
             except RuntimeError as error:
-                if not _out_of_memory(error) or max(map(len, parts)) == 1:
+                if not _out_of_memory(error) or max(map(len, parts)) == 1 or self.parallel.ranks > 1:
                     raise
             # Outside of the handler: its traceback keeps the tensors of the failed pass alive.
             self.model.zero_grad(set_to_none=True)
@@ -445,15 +470,18 @@ class Learner:
 
         trained, units = spread([e.trained for e in examples]), spread([e.unit_tokens for e in examples])
         divisor = self.objective.loss_divisor or aggregation_divisor(trained, self.objective.aggregation, units)
-        totals = dict.fromkeys(
-            ("loss", "kl", "entropy", "clip_fraction", "approx_kl", "tokens", "max_log_ratio", "trained_tokens"), 0.0
-        )
-        for part in parts:
-            loss = self._loss(part, divisor, totals, seen)
+        totals = dict.fromkeys(SUMS, 0.0) | {"max_log_ratio": 0.0}
+        costs = padded_tokens([[e.sample for e in part] for part in parts])
+        for part, weight in self.parallel.passes(parts, costs):
+            own, kept = (totals, seen) if weight else (defaultdict[str, float](float), None)
+            loss = weight * self._loss(part, divisor, own, kept)
             loss.backward()  # type: ignore[no-untyped-call]
-            totals["loss"] += float(loss.detach())
-            totals["trained_tokens"] += sum(len(e.sample.ids) for e in part)
-        return totals
+            own["loss"] += float(loss.detach())
+            own["trained_tokens"] += sum(len(e.sample.ids) for e in part)
+        self.parallel.sum_gradients(list(self.trained.values()))
+        of_all = self.parallel.sum(np.array([totals[name] for name in SUMS]))
+        highest = self.parallel.max(np.array([totals["max_log_ratio"]]))
+        return dict(zip(SUMS, of_all.tolist(), strict=True)) | {"max_log_ratio": float(highest[0])}
 
     def _useful(self, examples: Sequence[Example]) -> list[Example]:
         """Leave out examples whose advantages are all zero: without KL, an entropy bonus or picked ids they have no
@@ -526,6 +554,14 @@ def unit_tokens(table: TurnTable, aggregation: str, trained: NDArray[np.bool_]) 
 def engine_logprobs(samples: Sequence[Sample]) -> NDArray[np.float64]:
     """[M] the log-probabilities when the ids were sampled."""
     return np.array([p for s in samples for p, on in zip(s.logprobs, s.mask, strict=True) if on])
+
+
+def _of_any_rank(values: NDArray[np.float64], parallel: Parallel) -> NDArray[np.float64]:
+    """[M] the values of the rank that knows them; NaN where no rank does."""
+    known = np.isfinite(values)
+    ranks = parallel.sum(known.astype(np.float64))
+    sums = parallel.sum(np.where(known, values, 0.0))
+    return np.where(ranks > 0, sums / np.maximum(ranks, 1), np.nan)
 
 
 def _exp(log_ratio: float) -> float:

@@ -128,13 +128,14 @@ def check_parts(
     import torch
 
     from algorithms.learner import Learner
+    from algorithms.signals.base import make_signals
 
     _check_options("algo.loss", learner.objective.loss)
     with torch.random.fork_rng():
         policy = _tiny_policy(seed)
         agent = make_agent(policy, torch.Generator(policy.device))
         learner.objective.check_layout(frozenset({agent.layout}), "this agent")
-        learned = Learner(policy.model, learner)
+        learned = Learner(policy.model, learner)  # in one process, so it may come before the signals
         context = SignalContext(
             policy.model,
             agent,
@@ -145,7 +146,7 @@ def check_parts(
             config.max_turns,
             seed,
         )
-        made = {name: make(context) for name, make in signals.items()}
+        made = make_signals(signals, context)
     _check_loss(learner)
     _check_estimator(estimator, made, config.group_size)
     return _needs(made, config.tree_expansion, agent.needs)

@@ -27,6 +27,8 @@ from numpy.typing import NDArray
 
 from agents.agent import PolicyAgent
 from agents.episode import Episode, ParseStatus
+from agents.policies.pretrained import weights_to_save
+from agents.policies.sharded import is_sharded
 from agents.record import SUFFIX, write_record
 from agents.rollout import Job, check_environment, rollout
 from algorithms.checkpoint import (
@@ -46,7 +48,7 @@ from algorithms.finite import NotFiniteError
 from algorithms.learner import Learner, Seen
 from algorithms.needs import check_dynamic_sampling
 from algorithms.recorded import recorded_batch
-from algorithms.signals.base import MakeSignal, Measurement, RolloutBatch, SignalContext
+from algorithms.signals.base import Measurement, RolloutBatch, Signal
 from algorithms.tree_expansion import TreeExpansion
 from algorithms.turn_table import Estimate, TurnTable
 from algorithms.warm_start import Progress
@@ -62,6 +64,7 @@ logger = logging.getLogger(__name__)
 STATE_KEYS = (
     "update", "env_steps", "tasks_drawn", "best", "optimizer", "sampling_rng", "sample_order_rng", "signals",
 )  # fmt: skip
+TRAINING = 1  # in the keys of `Parallel.play`; evaluations have another number
 MAX_TRIES = 10  # rollouts of dynamic sampling for one batch, as in verl-agent
 Estimator: TypeAlias = Callable[[TurnTable], NDArray[np.float64] | Estimate]
 Metrics: TypeAlias = dict[str, float]
@@ -125,6 +128,8 @@ class Reporter(Progress, Protocol):
 class Trainer:
     """One run in one folder, which learns from the tasks of `manifest`.
 
+    With several ranks, each has a trainer; the first writes the files.
+
     `evaluate()` returns `eval/…` metrics of the current weights and a score that ranks their checkpoint. The score may
     be None if nothing ranks checkpoints; the newest is then the best.
     """
@@ -136,7 +141,7 @@ class Trainer:
         manifest: Manifest,
         pool: EnvPool,
         agent: PolicyAgent,
-        signals: Mapping[str, MakeSignal],
+        signals: Mapping[str, Signal],
         estimator: Estimator,
         learner: Learner,
         config: TrainerConfig,
@@ -152,11 +157,7 @@ class Trainer:
         self.config, self.seed, self.evaluate, self.reporter = config, seed, evaluate, reporter
         self.rng = np.random.default_rng(seed)
         learner.objective.check_layout(frozenset({agent.layout}), "this agent")
-        context = SignalContext(
-            learner.model, self.agent, pool, learner.dtype, learner.config.micro_batch_tokens,
-            learner.config.grad_clip, config.max_turns, seed,
-        )  # fmt: skip
-        self.signals = {name: make(context) for name, make in signals.items()}
+        self.signals, self.parallel = signals, learner.parallel
         self.keep_starts = config.tree_expansion is not None or any(
             Need.SNAPSHOTS in signal.needs for signal in self.signals.values()
         )
@@ -171,11 +172,11 @@ class Trainer:
     def train(self) -> None:
         """Train to the end of the run or until `stopping` is set, and save a checkpoint at the end."""
         self.policy.sync()  # an engine may have been started with other weights
-        if not checkpoints(self.run):
+        if not self.parallel.first(partial(checkpoints, self.run)):
             self._discard_after(-1)  # files of a run that died before its first checkpoint
             self._evaluate()
             self._save()
-        while not self.is_done and not self.stopping:
+        while not self.is_done and not self._is_stopping():
             try:
                 metrics = self._update()
             except NotFiniteError as error:
@@ -184,8 +185,13 @@ class Trainer:
             best = False
             if self.is_done or (self.config.eval_every and self.update % self.config.eval_every == 0):
                 best = self._evaluate()
-            if best or self.is_done or self.stopping or self.update % self.config.checkpoint_every == 0:
+            if best or self.is_done or self._is_stopping() or self.update % self.config.checkpoint_every == 0:
                 self._save()
+
+    def _is_stopping(self) -> bool:
+        """Whether any rank was told to stop. Then all stop."""
+        self.stopping = self.parallel.any(self.stopping)
+        return self.stopping
 
     @property
     def is_done(self) -> bool:
@@ -228,7 +234,8 @@ class Trainer:
             measured["train/kl"] = float(kl.mean())
         for name, signal in self.signals.items():
             with _timed(seconds, f"time/{name}_s"):
-                measurement = signal.measure(batch)
+                measure = partial(signal.measure, batch)
+                measurement = self.parallel.first(measure) if signal.by_first_rank else measure()
             batch = batch.measured(measurement)
             measured |= measurement.metrics
         with _timed(seconds, "time/estimate_s"):
@@ -251,7 +258,7 @@ class Trainer:
         self.update += 1
         if seen is not None:
             with _timed(seconds, "time/record_s"):
-                columns = seen.columns(batch.samples, corrected)
+                columns = seen.columns(batch.samples, corrected, self.parallel)
                 if not counted.all():
                     columns["in_loss"] = counted.astype(np.float64)
                 self._record(batch, advantages, steps, columns, played)
@@ -270,6 +277,7 @@ class Trainer:
             **measured,
             **learned,
             **seconds,
+            **self.parallel.seconds(),
             "perf/sampled_tokens_per_s": sampled / seconds["time/rollout_s"],
             "perf/trained_tokens_per_s": learned["tokens/trained"] / seconds["time/learn_s"],
         }
@@ -293,19 +301,7 @@ class Trainer:
                 for _ in range(self.config.group_size)
             ]
             self.reporter.phase("roll out", len(jobs))
-            play = partial(
-                rollout,
-                self.agent,
-                self.pool,
-                max_turns=self.config.max_turns,
-                episode_timeout=self.config.episode_timeout,
-                policy_version=self.update,
-                keep_starts=self.keep_starts,
-                on_episode=lambda _: self.reporter.advance(),
-            )
-            episodes = (
-                self.config.tree_expansion.play(play, jobs, self.rng) if self.config.tree_expansion else play(jobs)
-            )
+            episodes = self._play(jobs, attempt)
             filters = dict(self.config.filters)
             if self.config.dynamic_sampling and attempt < MAX_TRIES:
                 filters |= {"dynamic_sampling": uniform_groups}
@@ -318,6 +314,26 @@ class Trainer:
             if not self.config.dynamic_sampling and (done.episodes or all(episode.is_faulty for episode in episodes)):
                 break
         return done
+
+    def _play(self, jobs: Sequence[Job], attempt: int) -> list[Episode]:
+        def play(agent: PolicyAgent, jobs: Sequence[Job]) -> list[Episode]:
+            return rollout(
+                agent,
+                self.pool,
+                jobs,
+                max_turns=self.config.max_turns,
+                episode_timeout=self.config.episode_timeout,
+                policy_version=self.update,
+                keep_starts=self.keep_starts,
+                on_episode=lambda _: self.reporter.advance(),
+            )
+
+        tree = self.config.tree_expansion
+        if tree is not None:
+            return self.parallel.play_first(lambda: tree.play(partial(play, self.agent), jobs, self.rng), self.rng)
+        if self.keep_starts:  # the first rank plays on from the states of its own environments
+            return self.parallel.play_first(lambda: play(self.agent, jobs), self.rng)
+        return self.parallel.play(self.agent, jobs, play, (self.seed, TRAINING, self.update, attempt))
 
     def _next_tasks(self, count: int) -> list[Task]:
         """The next tasks. Each epoch contains every task of the manifest once, in a new random order."""
@@ -344,17 +360,22 @@ class Trainer:
 
     def _log(self, metrics: Metrics) -> None:
         """Append a line to metrics.jsonl. It includes timings; compare runs without the `time/` and `perf/` keys."""
+        self.parallel.first(partial(self._write_metrics, metrics))
+        self.reporter.update(self.update, metrics)
+
+    def _write_metrics(self, metrics: Metrics) -> None:
         with naming(self.metrics_file), self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(json_line({"update": self.update, **metrics}))
             file.flush()
             os.fsync(file.fileno())  # a checkpoint on disk always has its metrics on disk
-        self.reporter.update(self.update, metrics)
 
     def _record(
         self, batch: RolloutBatch, advantages: NDArray[np.float64], steps: Sequence[Step],
         of_tokens: Mapping[str, NDArray[np.float64]], played: Sequence[Episode],
     ) -> None:  # fmt: skip
         """Write the batch for `scripts.view`; after it come the episodes of `played` that a fault ended."""
+        if not self.parallel.is_first:
+            return
         faulty = [episode for episode in played if episode.is_faulty]
         record = recorded_batch(self.update, self.manifest.split, batch, advantages, steps, of_tokens, faulty)
         write_record(self.run / "episodes" / f"update-{self.update:06d}{SUFFIX}", record)
@@ -366,26 +387,29 @@ class Trainer:
             "env_steps": self.env_steps,
             "tasks_drawn": self.tasks_drawn,
             "best": self.best and list(self.best),
-            "optimizer": self.learner.optimizer.state_dict(),
+            "optimizer": self.learner.optimizer_state(),
             "sampling_rng": self.generator.get_state(),
             "sample_order_rng": json.dumps(self.rng.bit_generator.state),
             "signals": {name: signal.state() for name, signal in self.signals.items()},
         }
         folder = checkpoint_folder(self.run, self.update)
-        save_checkpoint(folder, self.learner.model, self.policy.tokenizer, state, self.facts)
+        model = self.learner.model
+        weights = weights_to_save(model) if is_sharded(model) else None
+        save = partial(save_checkpoint, folder, model, self.policy.tokenizer, state, self.facts, weights)
+        self.parallel.first(save)
         self._prune()
 
     def _prune(self) -> None:
         """Keep the first checkpoint (the reference of KL), the best (for evaluations) and the newest."""
         kept = {0, self.best[1]} if self.best else {0}
-        prune(self.run, {checkpoint_folder(self.run, update) for update in kept})
+        self.parallel.first(partial(prune, self.run, {checkpoint_folder(self.run, update) for update in kept}))
 
     def resume(self) -> None:
         """Go back to the newest checkpoint of the run, and remove metrics and episodes written after it.
 
         Without a checkpoint the run starts from the beginning.
         """
-        saved = checkpoints(self.run)
+        saved = self.parallel.first(partial(checkpoints, self.run))
         if not saved:
             return
         folder = saved[-1]
@@ -402,7 +426,7 @@ class Trainer:
 
     def _set_state(self, state: Mapping[str, Any]) -> None:
         """Continue from a state. Raises if it belongs to another run."""
-        self.learner.optimizer.load_state_dict(state["optimizer"])
+        self.learner.load_optimizer_state(state["optimizer"])
         self.generator.set_state(state["sampling_rng"])
         self.rng.bit_generator.state = json.loads(state["sample_order_rng"])
         for name, signal in self.signals.items():
@@ -413,6 +437,9 @@ class Trainer:
 
     def _discard_after(self, update: int) -> None:
         """Remove what was written after an update; -1 means before the first evaluation."""
+        self.parallel.first(partial(self._remove_after, update))
+
+    def _remove_after(self, update: int) -> None:
         if self.metrics_file.exists():
             rows = read_json_lines(self.metrics_file)
             lines = self.metrics_file.read_bytes().splitlines(keepends=True)

@@ -38,6 +38,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandat
 from rich.console import Console
 
 import conf
+from algorithms.launch import Launch
 from envs import plugin_configurations
 from envs.core import UnknownNameError
 from envs.facts import Facts, differences
@@ -255,11 +256,14 @@ def _report(error: Exception, config_name: str) -> int:
     """Print the error on stderr, unless stdout was closed. Returns the exit code."""
     if isinstance(error, OSError) and error.errno in (errno.EPIPE, errno.EIO) and _stdout_is_closed():
         return 128 + (signal.SIGPIPE if error.errno == errno.EPIPE else signal.SIGHUP)
-    message = explain(error, config_name)
+    message, launch = explain(error, config_name), Launch.of_environment()
+    of_rank = f" (rank {launch.rank})" if launch is not None else ""
     if message is None or FULL_ERROR:
         traceback.print_exception(error)
+        if launch is not None:
+            print(f"the error is that of rank {launch.rank}", file=sys.stderr)
     else:
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error{of_rank}: {message}", file=sys.stderr)
     return 1 if message is None else 2
 
 

@@ -26,15 +26,18 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, read_write
 
+from algorithms.launch import Launch
+from envs.core import cache_root
 from envs.files import tidy, whole_folder, write_whole
 
 COMMAND = "command.json"
 TRACES = {COMMAND, ".hydra", ".lock", "run.json"}  # the files of a run before its first episode
 MAY_CHANGE = {  # command -> settings and groups of settings that the command which resumes a run may override
-    "train": ("trainer", "eval", "pool", "rollout"),
+    "train": ("trainer", "eval", "pool", "rollout", "parallel"),
     "evaluate": ("seeds", "limit", "pool"),
     "lab": ("algos", "seeds", "lab", "trainer", "eval", "pool", "rollout"),
 }
+FOLDER = "folder"  # of the run, in the store that connects the ranks
 _made: list[Path] = []  # the folders that were created for this run or sweep
 
 
@@ -47,8 +50,34 @@ class NewFolder(Callback):
     """Hydra's default names contain the time in seconds: if a name is taken, the run gets it with -2 at its end."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        """Make the folder of a run, unless `hydra.run.dir` or the folder of an evaluation sweep was set."""
+        """Make the folder of a run, unless `hydra.run.dir` or the folder of an evaluation sweep was set.
+
+        The ranks of a run under torchrun have one folder: the first makes it. If torchrun starts them again, it is the
+        folder that they had.
+        """
         HydraConfig.instance().set_config(config)  # the name is computed from it
+        launch = Launch.of_environment()
+        if launch is None or "parallel" not in config:
+            self._make_folder(config)
+            return
+        from algorithms.parallel import ranks_store  # torch takes seconds to import
+
+        store, note = ranks_store(), _note_of_folder()
+        if launch.rank == 0:
+            if launch.restarts and note.is_file():
+                with read_write(config.hydra):
+                    config.hydra.run.dir = note.read_text(encoding="utf-8")
+            else:
+                self._make_folder(config)
+            folder = str(Path(config.hydra.run.dir).absolute())
+            write_whole(note, folder)
+            store.set(FOLDER, folder)
+        else:
+            _made[:] = []
+            with read_write(config.hydra):
+                config.hydra.run.dir = store.get(FOLDER).decode()
+
+    def _make_folder(self, config: DictConfig) -> None:
         asked = Path(config.hydra.run.dir)
         if _is_asked_for("hydra.run.dir", config) or _is_asked_for("sweep.dir", config):
             _made[:] = _absent(asked)
@@ -69,6 +98,24 @@ class NewFolder(Callback):
             with read_write(config.hydra):
                 config.hydra.sweep.dir = str(folder)
                 config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(folder)}")  # of each job
+
+
+def is_restarted() -> bool:
+    """Whether torchrun has started this process again, after a failure of the run."""
+    launch = Launch.of_environment()
+    return launch is not None and launch.restarts > 0
+
+
+def forget_folder() -> None:
+    """The run of this torchrun has ended: it will not be started again."""
+    if Launch.of_environment() is not None:
+        _note_of_folder().unlink(missing_ok=True)
+
+
+def _note_of_folder() -> Path:
+    """The file that keeps the folder of a run while its torchrun lives, which is the parent of this process."""
+    name = f"{os.environ.get('TORCHELASTIC_RUN_ID', 'none')}-{os.getppid()}"
+    return cache_root() / "torchrun" / name
 
 
 def _absent(folder: Path) -> list[Path]:

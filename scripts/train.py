@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -22,9 +24,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from agents.agent import PolicyAgent
 from agents.episode import Episode
-from agents.evaluation import Evaluation, evaluate, pooled, spread
+from agents.evaluation import Evaluation, plan, pooled, spread, summarise
 from agents.record import SUFFIX, Record, write_record
-from agents.rollout import BrokenEnvironmentError, check_data
+from agents.rollout import BrokenEnvironmentError, Job, check_data, rollout
 from agents.source import agents_hash
 from algorithms.checkpoint import (
     checkpoint_folder,
@@ -36,6 +38,7 @@ from algorithms.checkpoint import (
     update_of,
 )
 from algorithms.needs import Needs, check_aggregation, check_dynamic_sampling, check_method, check_parts
+from algorithms.parallel import Parallel
 from envs.core import Manifest, TaskSet, UnknownNameError, at_a_time, counted, evaluation_splits, hold_out
 from envs.facts import Facts, differences, environment_facts, in_words, without
 from envs.files import read_json_lines, remove_whole, write_whole
@@ -45,7 +48,7 @@ from scripts.common import Terminal, asked_for, command, compare_machines, machi
 from scripts.curve import PICTURES, SELECTION, draw_pictures, is_success
 from scripts.live import LiveReporter
 from scripts.loggers import make_loggers
-from scripts.run_folder import COMMAND, MAY_CHANGE, Command, locked, resume_command
+from scripts.run_folder import COMMAND, MAY_CHANGE, Command, forget_folder, is_restarted, locked, resume_command
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import, and mistakes are reported before that
     from torch import Generator
@@ -62,6 +65,8 @@ if TYPE_CHECKING:  # torch and transformers take seconds to import, and mistakes
     from algorithms.tree_expansion import TreeExpansion
 
 ALL_SPLITS = "all"  # the evaluations of all splits together
+EVALUATION = 2  # in the keys of `Parallel.play`; training has another number
+SAME_SIGNAL = 10.0
 Outcome: TypeAlias = dict[str, float]  # of an episode: {"success": True, "score": 1.0}
 LEARNER_KEYS = (
     "epochs", "minibatches", "micro_batch_tokens", "gradient_checkpointing", "learning_rate", "final_learning_rate",
@@ -71,41 +76,50 @@ LEARNER_KEYS = (
 
 @command("config")
 def main(cfg: DictConfig) -> None:
-    """Train in the run folder, which is locked for this process."""
+    """Train in the run folder, which is locked for this process. With several ranks, all of them call it."""
     run = Path(HydraConfig.get().runtime.output_dir)
-    with locked(run):
-        _run(cfg, run)
+    parallel: Parallel = instantiate(cfg.parallel)
+    parallel.check(cfg.trainer.groups, cfg.trainer.group_size)
+    if parallel.ranks > 1 and HydraConfig.get().runtime.choices["rollout"] == "vllm_server":
+        raise ValueError("rollout=vllm_server serves one process; with several, use rollout=vllm or rollout=local")
+    with parallel.running(), ExitStack() as open_until_end:
+        parallel.first(lambda: open_until_end.enter_context(locked(run)))
+        _run(cfg, run, parallel)
+        parallel.first(forget_folder)
 
 
-def _run(cfg: DictConfig, run: Path) -> None:
+def _run(cfg: DictConfig, run: Path, parallel: Parallel) -> None:
     """Create the parts that the configuration names, and run the loop.
 
     Mistakes are reported before torch is imported, as far as possible: the import takes seconds.
     """
     check_trained_agent(cfg)
     asked = Command.of_this_process("train")
-    saved = checkpoints(run)
-    if cfg.resume is None and saved:
+    saved = parallel.first(partial(checkpoints, run))
+    if cfg.resume is None and saved and not is_restarted():
         raise ValueError(
             f"{run} contains a run already; resume it: {resume_command('train', run)}; or choose another hydra.run.dir"
         )
     task_set: TaskSet = instantiate(cfg.env)
-    console = Terminal(soft_wrap=True)
+    console = Terminal(soft_wrap=True, quiet=not parallel.is_first)
+    if parallel.ranks > 1:
+        console.print(parallel.describe())
     console.print(task_set.describe())
     _choose_splits(cfg, task_set)
     training, selection = hold_out(task_set.manifest(cfg.split), cfg.eval.selection_tasks)
     facts = _facts(cfg, task_set, training)
+    parallel.agree("code and configuration", facts)
     before = load_run(saved[-1]) if saved else None
     if before is not None:
         _compare(without(before, ["machine"]), facts, console)
     method = Method.of(cfg)
     needs = method.check(cfg)
     check_tasks(needs, cfg, task_set, training)
-    chosen_loggers = make_loggers(cfg.logger)
+    chosen_loggers = make_loggers(cfg.logger if parallel.is_first else [])
     _describe_tasks(cfg, task_set, selection, console)
     parts = Parts.of(cfg, method)
     report = _Report(cfg, run, task_set, selection)
-    if saved and report.is_complete(saved[-1], parts.config):
+    if saved and parallel.first(lambda: report.is_complete(saved[-1], parts.config)):
         limit = "trainer.updates" if parts.config.env_steps is None else "trainer.env_steps"
         console.print(
             f"{run} is complete after {counted(update_of(saved[-1]), 'update')}; to continue it, increase {limit}"
@@ -118,13 +132,13 @@ def _run(cfg: DictConfig, run: Path) -> None:
     if before is not None:
         compare_machines(before, facts, console)
     if not saved:
-        _clear(run)
-        asked.keep(run, cfg)
+        parallel.first(lambda: (_clear(run), asked.keep(run, cfg)))
     import torch
     from transformers.utils.logging import disable_progress_bar
 
-    from algorithms.learner import Learner
+    from algorithms.learner import Learner, check_precision
     from algorithms.memory import describe_memory
+    from algorithms.signals.base import SignalContext, make_signals
     from algorithms.trainer import Trainer
 
     disable_progress_bar()
@@ -137,29 +151,41 @@ def _run(cfg: DictConfig, run: Path) -> None:
         trained = _start(cfg, saved, task_set, training, parts.prompter, pool, reporter)
         console.print(describe_memory(trained.model, parts.learner, size))
         policy = parts.engine(trained)
+        if policy is trained:
+            policy = parallel.sampler(trained)
         agent = parts.agent(policy, torch.Generator(policy.device).manual_seed(cfg.seed))
-        evaluator = _Evaluator(cfg, task_set, training, selection, agent, pool, reporter)
+        evaluator = _Evaluator(cfg, task_set, training, selection, agent, pool, reporter, parallel)
 
         def evaluate_and_keep() -> tuple[Metrics, float | None]:
             metrics, score = evaluator()
             loggers.sample(evaluator.episodes)
-            report.keep(trainer.update, evaluator)
+            parallel.first(lambda: report.keep(trainer.update, evaluator))
             return metrics, score
 
+        context = SignalContext(
+            trained.model, agent, pool, check_precision(parts.learner.precision, trained.device),
+            parts.learner.micro_batch_tokens, parts.learner.grad_clip, parts.config.max_turns, cfg.seed, parallel,
+        )  # fmt: skip
+        signals = make_signals(parts.signals, context)  # before the learner divides the model that they copy
         trainer = Trainer(
-            run, task_set, training, pool, agent, parts.signals, parts.estimator,
-            Learner(trained.model, parts.learner), parts.config, cfg.seed, evaluate_and_keep, reporter, facts,
+            run, task_set, training, pool, agent, signals, parts.estimator,
+            Learner(trained.model, parts.learner, parallel), parts.config, cfg.seed, evaluate_and_keep, reporter, facts,
         )  # fmt: skip
         if saved:
             trainer.resume()
-            report.take_back(trainer.update)
+            parallel.first(lambda: report.take_back(trainer.update))
             console.print(f"resuming after {counted(trainer.update, 'update')}")
-        asked.keep(run, cfg)  # with the changed settings, now that the run has started
+        parallel.first(lambda: asked.keep(run, cfg))  # with the changed settings, now that the run has started
         loggers.start(run, trainer.update, facts)
         with _stop_on_signals(trainer, reporter):
             trainer.train()
-        if trainer.is_done and report.evaluations(trainer.update) is None:
+        if trainer.is_done and parallel.first(lambda: report.evaluations(trainer.update) is None):
             evaluate_and_keep()  # for the report: these weights were not evaluated with these settings
+    parallel.first(lambda: _conclude(run, trainer, report, parts, console))
+
+
+def _conclude(run: Path, trainer: Trainer, report: _Report, parts: Parts, console: Terminal) -> None:
+    """Write the report of a run that has ended, or say how to resume it."""
     if not trainer.is_done:
         draw_pictures(run, report.title)
         share = parts.config.progress(trainer.update, trainer.env_steps)
@@ -362,13 +388,14 @@ class _Evaluator:
         agent: PolicyAgent,
         pool: EnvPool,
         reporter: LiveReporter,
+        parallel: Parallel,
     ) -> None:
         splits = {split: task_set.manifest(split) for split in cfg.eval.splits}
         self.splits = splits | ({training.split: training} if training.split in splits else {})
         self.selection = selection
         self.cfg, self.task_set, self.agent = cfg, task_set, agent
         self.sampling = replace(agent.sampling, temperature=cfg.eval.temperature)
-        self.pool, self.reporter = pool, reporter
+        self.pool, self.reporter, self.parallel = pool, reporter, parallel
         self.name = HydraConfig.get().runtime.choices["env"]
         self.evaluations: dict[str, Evaluation] = {}
         self.outcomes: dict[str, dict[str, Outcome]] = {}  # split -> task -> outcome
@@ -399,38 +426,45 @@ class _Evaluator:
         generator = torch.Generator(self.agent.policy.device).manual_seed(self.cfg.seed)
         agent = replace(self.agent, sampling=self.sampling, generator=generator)
         self.reporter.phase(f"evaluate {name}", len(spread(manifest.ids, limit)))
-        outcomes: dict[str, Outcome] = {}
-        ended: list[Episode] = []
 
-        def keep(episode: Episode) -> None:
-            ended.append(replace(episode, turns=[replace(turn, prompt_ids=[]) for turn in episode.turns]))
-            outcomes[episode.task.id] = {"success": episode.success, "score": episode.score}
-            self.reporter.advance()
+        def play(agent: PolicyAgent, jobs: Sequence[Job]) -> list[Episode]:
+            timeout = self.cfg.trainer.episode_timeout
+            return rollout(
+                agent, self.pool, jobs, episode_timeout=timeout, on_episode=lambda _: self.reporter.advance()
+            )
 
-        evaluation = evaluate(
-            agent,
-            self.task_set,
-            manifest.split,
-            self.pool,
-            limit=limit,
-            task_ids=manifest.ids,
-            episode_timeout=self.cfg.trainer.episode_timeout,
-            on_episode=keep,
-        )
-        check_data(ended)  # its success would be that of the tasks that are left, and of the missing ones as failures
-        self.outcomes[name] = dict(sorted(outcomes.items()))
-        self.episodes[name] = sorted(ended, key=lambda episode: episode.group)  # they end in any order
-        return evaluation
+        jobs = plan(self.task_set, manifest.split, (0,), limit, manifest.ids)
+        key = (self.cfg.seed, EVALUATION, [*self.splits, SELECTION].index(name))
+        episodes = self.parallel.play(agent, jobs, play, key)
+        check_data(
+            episodes
+        )  # its success would be that of the tasks that are left, and of the missing ones as failures
+        self.outcomes[name] = {
+            episode.task.id: {"success": episode.success, "score": episode.score}
+            for episode in sorted(episodes, key=lambda episode: episode.task.id)
+        }
+        self.episodes[name] = [
+            replace(episode, turns=[replace(turn, prompt_ids=[]) for turn in episode.turns]) for episode in episodes
+        ]
+        return summarise(episodes)
 
 
 @contextmanager
 def _stop_on_signals(trainer: Trainer, reporter: LiveReporter) -> Iterator[None]:
-    """The first Ctrl-C, SIGTERM or closed terminal ends the run after this update; a second one ends it at once."""
+    """The first Ctrl-C, SIGTERM or closed terminal ends the run after this update; a second one ends it at once.
+
+    torchrun passes signals on to its processes, which may get them from the terminal or the scheduler as well: within
+    `SAME_SIGNAL` seconds, these are one.
+    """
+    asked = 0.0  # when the first signal came
 
     def stop(number: int, _: FrameType | None) -> None:
+        nonlocal asked
         if trainer.stopping:
+            if trainer.parallel.ranks > 1 and time.monotonic() - asked < SAME_SIGNAL:
+                return
             raise KeyboardInterrupt
-        trainer.stopping = True
+        trainer.stopping, asked = True, time.monotonic()
         if number == signal.SIGHUP:
             reporter.mute()
         reporter.say("finishing this update, then saving and stopping; press Ctrl-C again to stop now without saving")

@@ -8,6 +8,7 @@ than computing the others too.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,7 @@ from agents.policies.models import (
     stop_ids,
     token_logprobs,
 )
+from agents.policies.sharded import whole
 from agents.prompts import ACT
 
 # Key/value lengths are rounded up to a multiple of this, so kernels see few different shapes.
@@ -351,7 +353,7 @@ class LocalPolicy:
         return None
 
     # -- scoring ----------------------------------------------------------------------------------------------------
-    @torch.inference_mode()
+    @torch.no_grad()  # `inference_mode` would make a sharded model untrainable
     def score(self, sequences: Sequence[Sequence[int]]) -> list[Tensor]:
         """Log-probabilities of given ids, see `Policy.score`; one padded batch. Raises `ValueError` for longer ones."""
         if (longest := max(map(len, sequences))) > self.context_length:
@@ -386,6 +388,25 @@ class LocalPolicy:
             for s, chosen in zip(torch.split(states, size), torch.split(ids[rows, columns], size), strict=True)
         ]
         return branch_sums(branch, torch.cat(each))
+
+
+class SamplingCopy(LocalPolicy):
+    """A whole copy of a policy whose model is going to be sharded: it samples, and `sync` renews its weights.
+
+    Every process can then play its own episodes, whose numbers of turns differ.
+    """
+
+    def __init__(self, trained: LocalPolicy) -> None:
+        super().__init__(copy.deepcopy(trained.model), trained.tokenizer, trained.source, trained.context_length)
+        self.trained = trained.model
+
+    def sync(self) -> dict[str, float]:
+        """Copy the trained weights. All processes must call it."""
+        own = self.model.state_dict(keep_vars=True)
+        with torch.no_grad():
+            for name, tensor in self.trained.state_dict(keep_vars=True).items():
+                own[name].copy_(whole(tensor.detach()))
+        return super().sync()
 
 
 def _largest_difference(logits: Tensor, others: Tensor) -> float:

@@ -20,6 +20,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import revert_weight_conversion
 
 from agents.policies.models import one_line
+from agents.policies.sharded import divided_like, whole
 from agents.policies.weights import LOW_RANK, check_tensors
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -124,9 +125,13 @@ def _set_adapter_weights(model: Any, weights: dict[str, Tensor]) -> None:
         raise ValueError(f"peft cannot read back the adapters of {sorted(lost)[:3]}: choose other layers")
 
 
-def save_adapters(folder: Path, model: Any) -> None:
+def adapter_weights(model: Any) -> dict[str, Tensor]:
+    """The whole weights of the adapters of `model`, by their names in a folder. All ranks must ask for them."""
+    return {PREFIX + name: whole(tensor.detach()).contiguous() for name, tensor in _adapter_weights(model).items()}
+
+
+def save_adapters(folder: Path, model: Any, weights: dict[str, Tensor]) -> None:
     """Write the adapters of `model` in peft's format, without the model's embeddings."""
-    weights = {PREFIX + name: tensor.detach().contiguous() for name, tensor in _adapter_weights(model).items()}
     folder.mkdir(parents=True, exist_ok=True)
     save_file(weights, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     model.peft_config[ADAPTER].save_pretrained(str(folder))
@@ -139,23 +144,25 @@ def read_adapters(model: Any, folder: Path) -> None:
     """
     # peft writes the prefix of its own wrapper, which is absent here.
     weights = {name.removeprefix(PREFIX): tensor for name, tensor in load_file(folder / ADAPTER_WEIGHTS).items()}
-    own, whole = _adapter_weights(model), model.state_dict()
+    own, everything = _adapter_weights(model), model.state_dict()
     reshaped = {name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape}
     extra = weights.keys() - own.keys()
-    same = {n for n in extra & whole.keys() if torch.equal(whole[n], weights[n].to(whole[n]))}
-    if other := sorted(extra & whole.keys() - same):
+    also = {name: whole(everything[name]) for name in sorted(extra & everything.keys())}
+    same = {name for name, tensor in also.items() if torch.equal(tensor, weights[name].to(tensor))}
+    if other := sorted(also.keys() - same):
         raise ValueError(
             f"{folder} holds full weights in addition to its adapters, {other[:3]}: merge them into the model first"
         )
     check_tensors(folder, own.keys() - weights.keys(), extra - same, reshaped)
-    _set_adapter_weights(model, {name: weights[name] for name in own})
+    _set_adapter_weights(model, {name: divided_like(weights[name], tensor) for name, tensor in own.items()})
 
 
 def merged_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
     """The weights that `save_pretrained` would write if the adapters were merged into them.
 
     Tied tensors come once, under their first name. They come one at a time, except where transformers stores them
-    differently from how it keeps them in memory (experts, for example). The model itself is not changed.
+    differently from how it keeps them in memory (experts, for example). The model itself is not changed. All ranks
+    must ask for the weights of a sharded model.
     """
     merged = _merged(model)
     if getattr(model, "_weight_conversions", None) or get_model_conversion_mapping(model, add_legacy=False):
@@ -179,9 +186,10 @@ def _merged(model: Any) -> Iterator[tuple[str, Tensor]]:
             continue
         given.add(id(tensor))
         if owner in layers:
-            yield f"{owner.removesuffix('.token_adapter')}.{last}", _merged_tensor(layers[owner], last, tensor.detach())
+            merged = _merged_tensor(layers[owner], last, tensor.detach())
+            yield f"{owner.removesuffix('.token_adapter')}.{last}", whole(merged)
         else:
-            yield name.replace(f".modules_to_save.{ADAPTER}.", "."), tensor.detach()
+            yield name.replace(f".modules_to_save.{ADAPTER}.", "."), whole(tensor.detach())
 
 
 def _merged_tensor(layer: Any, last: str, tensor: Tensor) -> Tensor:
@@ -189,12 +197,12 @@ def _merged_tensor(layer: Any, last: str, tensor: Tensor) -> Tensor:
     if hasattr(layer, "get_merged_weights"):  # adapters of single tokens
         merged: Tensor = layer.get_merged_weights([ADAPTER]).detach()
     elif getattr(layer, "lora_variant", None) or any(getattr(layer, "lora_bias", {}).values()):  # DoRA, say
-        whole = copy.deepcopy(layer).float()
+        copied = copy.deepcopy(layer).float()
         try:
-            whole.merge(adapter_names=[ADAPTER])
+            copied.merge(adapter_names=[ADAPTER])
         except Exception as error:  # for example a bias that the layer itself lacks
             raise ValueError(f"these adapters cannot be merged, use rollout=local: {one_line(error)}") from error
-        merged = getattr(whole.base_layer, last).detach()
+        merged = getattr(copied.base_layer, last).detach()
     elif last == "weight":
         merged = tensor.float() + layer.get_delta_weight(ADAPTER).detach()
     else:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from agents.chat_templates import answer_end_id
+from agents.policies.sharded import in_model
 
 if TYPE_CHECKING:
     from agents.masking import Node
@@ -67,7 +68,7 @@ def clamp_positions(model: Any, positions: Tensor) -> Tensor:
 
 def next_token_logits(model: Any, ids: Tensor) -> Tensor:
     """Logits of the token after each of `ids` [B, L] that are padded on the right: [B, L, V] in float32."""
-    return head_logits(model, causal_states(model, ids))
+    return in_model(model, lambda: head_logits(model, causal_states(model, ids)))
 
 
 def token_logprobs(model: Any, ids: Tensor, temperature: float = 1.0) -> Tensor:

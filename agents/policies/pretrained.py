@@ -16,9 +16,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agents.policies.local import LocalPolicy
-from agents.policies.lora import Lora, add_adapters, add_adapters_of, read_adapters, save_adapters
+from agents.policies.lora import Lora, adapter_weights, add_adapters, add_adapters_of, read_adapters, save_adapters
 from agents.policies.models import find_device, one_line
 from agents.policies.names import ModelError, check_quantization, find_parts
+from agents.policies.sharded import whole_state
 from agents.policies.weights import check_tensors, has_adapters, train_in_float32
 from envs.checksums import DamagedError, found_whole, verify_if_noted, write_checksums
 from envs.core import UnknownNameError, cache_root
@@ -188,12 +189,20 @@ def _unpacked(file: Path) -> Path:
     return folder
 
 
-def save_model(folder: Path, model: Any, tokenizer: Any) -> None:
-    """Write model and tokenizer as a Hugging Face folder; of a model with adapters, only the adapters."""
+def weights_to_save(model: Any) -> dict[str, torch.Tensor]:
+    """The whole weights that `save_model` writes. All ranks must ask for those of a sharded model."""
+    return adapter_weights(model) if has_adapters(model) else whole_state(model)
+
+
+def save_model(folder: Path, model: Any, tokenizer: Any, weights: dict[str, torch.Tensor] | None = None) -> None:
+    """Write model and tokenizer as a Hugging Face folder; of a model with adapters, only the adapters.
+
+    `weights` are the `weights_to_save` of a sharded model.
+    """
     if has_adapters(model):
-        save_adapters(folder, model)
+        save_adapters(folder, model, weights or adapter_weights(model))
     else:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=weights)
     tokenizer.save_pretrained(folder)
 
 

@@ -185,7 +185,7 @@ class Engine(ABC):
             )
         return {"sync/probe_error": max(given, sampled)}
 
-    @torch.inference_mode()
+    @torch.no_grad()  # `inference_mode` would make a sharded model untrainable
     def _probe(self) -> tuple[float, float]:
         """The largest differences from the trained model: for given ids, and for ids sampled after them."""
         length = min(PROBE_LENGTH, self.context_length - PROBE_TOKENS)

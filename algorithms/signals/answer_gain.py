@@ -81,7 +81,7 @@ class AnswerGain(UntrainedSignal):
         distinct = dict(zip(keys, asked, strict=True))
         place = {key: number for number, key in enumerate(distinct)}
         samples = list(distinct.values())
-        logprobs_of_ids = map_samples(samples, context.micro_batch_tokens, context.device, logprobs)
+        logprobs_of_ids = map_samples(samples, context.micro_batch_tokens, context.device, logprobs, context.parallel)
         belief = np.full(len(rollouts.table), np.nan)
         np.fmax.at(belief, rows, sample_means(samples, logprobs_of_ids)[[place[key] for key in keys]])
         tokens = sum(len(sample.ids) for sample in samples)  # tokens read, the cost of the signal

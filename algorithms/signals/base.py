@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from agents.agent import PolicyAgent
 from agents.episode import Episode
 from agents.samples import Sample, build_samples
+from algorithms.parallel import ONE_PROCESS, Parallel
 from algorithms.turn_table import Estimate, TurnTable
 from envs.core import Need
 from envs.pool import EnvPool
@@ -36,6 +37,7 @@ class SignalContext:
     grad_clip: float
     max_turns: int
     seed: int
+    parallel: Parallel = ONE_PROCESS
 
     @property
     def device(self) -> torch.device:
@@ -87,6 +89,7 @@ class Signal(Protocol):
     gives: Sequence[str] | None  # names of the signals of turns that it measures
     gives_tokens: Sequence[str] | None  # and of tokens; None: unknown before it has measured
     learns_returns: bool  # whether it learns from the returns of an `Estimate`
+    by_first_rank: bool  # whether the first rank alone measures, since it plays episodes or asks a service
 
     @classmethod
     def check(cls, settings: Mapping[str, Any]) -> None:
@@ -112,6 +115,7 @@ class SignalBase:
     gives: Sequence[str] | None = None
     gives_tokens: Sequence[str] | None = None
     learns_returns = False
+    by_first_rank = False
 
     @classmethod
     def check(cls, settings: Mapping[str, Any]) -> None:
@@ -132,6 +136,11 @@ class UntrainedSignal(SignalBase):
 
 
 MakeSignal = Callable[[SignalContext], Signal]
+
+
+def make_signals(signals: Mapping[str, MakeSignal], context: SignalContext) -> dict[str, Signal]:
+    """The signals of a run. They copy the model, so they are made before the learner, which may divide its weights."""
+    return {name: make(context) for name, make in signals.items()}
 
 
 def turn_means(table: TurnTable, values: NDArray[np.float64]) -> NDArray[np.float64]:

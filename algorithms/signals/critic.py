@@ -15,9 +15,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from agents.policies.sharded import load_optimizer_state, load_whole_state, optimizer_state, whole_state
 from agents.policies.weights import copy_trained, train_in_float32
 from agents.samples import Sample
-from algorithms.batches import Batch, by_sample, hidden_states, make_batch, map_samples, micro_batches, turn_of
+from algorithms.batches import (
+    Batch,
+    by_sample,
+    hidden_states,
+    make_batch,
+    map_samples,
+    micro_batches,
+    padded_tokens,
+    turn_of,
+)
 from algorithms.finite import FiniteSteps, LossPart, first_not_finite
 from algorithms.losses import value_loss
 from algorithms.signals.base import Measurement, RolloutBatch, SignalBase, SignalContext, first_tokens
@@ -74,11 +84,16 @@ class Critic(SignalBase):
         self.head = torch.nn.Linear(width, 1, device=context.device)
         torch.nn.init.zeros_(self.head.weight)
         torch.nn.init.zeros_(self.head.bias)
-        trained = [*self.head.parameters(), *(self._body_parameters() if self.owns_body else ())]
-        self.optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0)
-
-    def _body_parameters(self) -> list[torch.nn.Parameter]:
-        return [p for p in self.body.base_model.parameters() if p.requires_grad]
+        if self.owns_body:
+            context.parallel.place(self.body, context.dtype)
+        of_body = self.body.base_model.named_parameters() if self.owns_body else ()
+        parts: list[dict[str, Tensor]] = [  # of which one may be divided
+            {f"head.{name}": p for name, p in self.head.named_parameters()},
+            {f"body.{name}": p for name, p in of_body if p.requires_grad},
+        ]
+        self.trained = parts[0] | parts[1]
+        groups = [{"params": list(part.values())} for part in parts if part]
+        self.optimizer = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=0.0)
 
     def _values(self, batch: Batch) -> Tensor:
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.owns_body):
@@ -93,7 +108,8 @@ class Critic(SignalBase):
         return Measurement({"value": by_turn, "next_value": after}, {"value": values}, metrics)
 
     def _read(self, samples: Sequence[Sample]) -> NDArray[np.float64]:
-        return map_samples(samples, self.context.micro_batch_tokens, self.context.device, self._values)
+        context = self.context
+        return map_samples(samples, context.micro_batch_tokens, context.device, self._values, context.parallel)
 
     def _next_values(self, rollouts: RolloutBatch) -> NDArray[np.float64]:
         """[N] for the last turn of an episode that the turn limit cut off, the value of the next state; otherwise 0.
@@ -156,17 +172,20 @@ class Critic(SignalBase):
     def _step(self, targets_of_samples: Sequence[ValueTarget]) -> float | None:
         """One optimiser step. Returns its loss, or None if it was skipped."""
         known = sum(int(np.isfinite(target.targets).sum()) for target in targets_of_samples)
+        parallel, samples = self.context.parallel, [target.sample for target in targets_of_samples]
+        parts = micro_batches([len(sample.ids) for sample in samples], self.context.micro_batch_tokens)
+        costs = padded_tokens([[samples[i] for i in part] for part in parts])
         total = 0.0
-        for part in micro_batches(
-            [len(target.sample.ids) for target in targets_of_samples], self.context.micro_batch_tokens
-        ):
-            loss = self._loss([targets_of_samples[i] for i in part], known)
+        for part, weight in parallel.passes(parts, costs):
+            loss = weight * self._loss([targets_of_samples[i] for i in part], known)
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
+        trained = list(self.trained.values())
+        parallel.sum_gradients(trained)
+        total = float(parallel.sum(np.array([total]))[0])
         loss_parts: list[LossPart] = [
             (target.sample.origin, partial(self._loss, [target], known)) for target in targets_of_samples
         ]
-        trained = self.optimizer.param_groups[0]["params"]
         norm = self.steps.take(trained, [self.optimizer], self.context.grad_clip, total, loss_parts)
         return None if norm is None else total
 
@@ -180,17 +199,18 @@ class Critic(SignalBase):
         return value_loss(self._values(batch)[at], before[at], target[at], clip=self.clip).sum() / max(known, 1)
 
     def state(self) -> dict[str, Any]:
-        body = self.body.base_model.state_dict() if self.owns_body else {}
+        body = whole_state(self.body.base_model) if self.owns_body else {}
         order = json.dumps(self.rng.bit_generator.state)
         return {
-            "head": self.head.state_dict(), "body": body, "optimizer": self.optimizer.state_dict(), "order_rng": order,
+            "head": self.head.state_dict(), "body": body,
+            "optimizer": optimizer_state(self.optimizer, self.trained), "order_rng": order,
         }  # fmt: skip
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.head.load_state_dict(state["head"])
         if self.owns_body:
-            self.body.base_model.load_state_dict(state["body"])
-        self.optimizer.load_state_dict(state["optimizer"])
+            load_whole_state(self.body.base_model, state["body"])
+        load_optimizer_state(self.optimizer, self.trained, state["optimizer"])
         self.rng.bit_generator.state = json.loads(state["order_rng"])
 
 

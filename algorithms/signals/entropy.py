@@ -25,6 +25,6 @@ class Entropy(UntrainedSignal):
             _, values = sampled_logprobs(context.model, batch, temperature, context.dtype)
             return torch.zeros_like(batch.old_logprobs).masked_scatter(batch.mask, values)
 
-        values = map_samples(rollouts.samples, context.micro_batch_tokens, context.device, entropies)
+        values = map_samples(rollouts.samples, context.micro_batch_tokens, context.device, entropies, context.parallel)
         means = turn_means(rollouts.table, values)
         return Measurement({"entropy": means}, metrics={"signal/entropy": float(means.mean())})

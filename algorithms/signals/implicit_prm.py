@@ -20,8 +20,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
+from agents.policies.sharded import load_optimizer_state, load_whole_state, optimizer_state, whole_state
 from agents.policies.weights import copy_trained, train_in_float32
-from algorithms.batches import Batch, by_sample, make_batch, map_samples, micro_batches, sampled_logprobs, turn_of
+from algorithms.batches import (
+    Batch,
+    by_sample,
+    make_batch,
+    map_samples,
+    micro_batches,
+    padded_tokens,
+    sampled_logprobs,
+    turn_of,
+)
 from algorithms.finite import FiniteSteps, LossPart, first_not_finite
 from algorithms.signals.base import Measurement, RolloutBatch, SignalBase, SignalContext, turn_sums
 from algorithms.turn_table import Estimate
@@ -89,8 +99,11 @@ class ImplicitPRM(SignalBase):
         self.model = copy_trained(context.model)
         train_in_float32(self.model)
         self.first = copy_trained(context.model).requires_grad_(False) if reference == "first" else None
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0)
+        for model in (self.model, self.first):
+            if model is not None:
+                context.parallel.place(model, context.dtype)
+        self.trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        self.optimizer = torch.optim.AdamW(self.trained.values(), lr=learning_rate, weight_decay=0.0)
         self.steps = FiniteSteps("process reward model")
 
     def measure(self, rollouts: RolloutBatch) -> Measurement:
@@ -112,7 +125,8 @@ class ImplicitPRM(SignalBase):
         def compute(batch: Batch) -> Tensor:
             return sampled_logprobs(model, batch, 1.0, self.context.dtype)[0]
 
-        return map_samples(rollouts.samples, self.context.micro_batch_tokens, self.context.device, compute)
+        context = self.context
+        return map_samples(rollouts.samples, context.micro_batch_tokens, context.device, compute, context.parallel)
 
     def _learn(self, rollouts: RolloutBatch, reference: NDArray[np.float64]) -> dict[str, float]:
         """One step. The loss is over whole episodes, so it first computes its gradient for each turn's reward. The
@@ -144,20 +158,25 @@ class ImplicitPRM(SignalBase):
             logprobs, _ = sampled_logprobs(self.model, batch, 1.0, context.dtype)
             return (batch.spread([weights[i] for i in part]) * logprobs).sum()
 
-        for part in micro_batches([len(s.ids) for s in samples], context.micro_batch_tokens):
-            weighted(part).backward()  # type: ignore[no-untyped-call]
+        parts = micro_batches([len(s.ids) for s in samples], context.micro_batch_tokens)
+        costs = padded_tokens([[samples[i] for i in part] for part in parts])
+        for part, weight in context.parallel.passes(parts, costs):
+            (weight * weighted(part)).backward()  # type: ignore[no-untyped-call]
+        trained = list(self.trained.values())
+        context.parallel.sum_gradients(trained)
         loss_parts: list[LossPart] = [(sample.origin, partial(weighted, [i])) for i, sample in enumerate(samples)]
-        loss_value, trained = float(loss.detach()), self.optimizer.param_groups[0]["params"]
+        loss_value = float(loss.detach())
         if self.steps.take(trained, [self.optimizer], context.grad_clip, loss_value, loss_parts) is None:
             return {"signal/prm_skipped_steps": 1.0}
         return {"signal/prm_loss": loss_value}
 
     def state(self) -> dict[str, Any]:
-        first = self.first.state_dict() if self.first is not None else {}
-        return {"model": self.model.state_dict(), "first": first, "optimizer": self.optimizer.state_dict()}
+        first = whole_state(self.first) if self.first is not None else {}
+        state = optimizer_state(self.optimizer, self.trained)
+        return {"model": whole_state(self.model), "first": first, "optimizer": state}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
+        load_whole_state(self.model, state["model"])
         if self.first is not None:
-            self.first.load_state_dict(state["first"])
-        self.optimizer.load_state_dict(state["optimizer"])
+            load_whole_state(self.first, state["first"])
+        load_optimizer_state(self.optimizer, self.trained, state["optimizer"])

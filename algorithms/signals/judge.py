@@ -116,6 +116,7 @@ class Judge(UntrainedSignal):
 
     gives = ("prm",)
     gives_tokens = ()
+    by_first_rank = True
 
     def __init__(
         self,

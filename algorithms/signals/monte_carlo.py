@@ -29,6 +29,7 @@ class MonteCarlo(UntrainedSignal):
 
     needs = frozenset({Need.SNAPSHOTS})
     gives = gives_tokens = ("mc_value",)
+    by_first_rank = True
 
     def __init__(
         self, context: SignalContext, *, attempts: int = 9, segment_turns: int = 1, share_states: bool = False

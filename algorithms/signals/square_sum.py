@@ -23,5 +23,5 @@ class SquareSum(UntrainedSignal):
         def sums(batch: Batch) -> Tensor:
             return square_sums(context.model, batch, temperature, context.dtype)
 
-        values = map_samples(rollouts.samples, context.micro_batch_tokens, context.device, sums)
+        values = map_samples(rollouts.samples, context.micro_batch_tokens, context.device, sums, context.parallel)
         return Measurement(token_signals={"square_sum": values}, metrics={"signal/square_sum": float(values.mean())})

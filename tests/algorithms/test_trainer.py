@@ -27,7 +27,7 @@ from algorithms.estimators.gigpo import gigpo
 from algorithms.filters import faults
 from algorithms.learner import Learner, LearnerConfig, Objective
 from algorithms.losses import clip_loss
-from algorithms.signals.base import Measurement
+from algorithms.signals.base import Measurement, SignalContext, UntrainedSignal, make_signals
 from algorithms.trainer import Trainer, TrainerConfig
 from algorithms.turn_table import TurnTable
 from algorithms.warm_start import WarmStart, warm_start
@@ -96,11 +96,16 @@ def make_trainer(
     trainer_settings |= {"checkpoint_every": 2, "eval_every": 0, "record_every": 2, "record_keep": None}
     trainer_settings |= {k: changes.pop(k) for k in list(changes) if k in TrainerConfig.__dataclass_fields__}
     config = TrainerConfig(updates=updates, max_turns=8, episode_timeout=60.0, **trainer_settings)
-    learner = Learner(policy.model, learner_config(**changes))
+    learning = learner_config(**changes)
     agent = player(policy, Transcript(), SAMPLING, torch.Generator().manual_seed(0))
+    context = SignalContext(
+        policy.model, agent, pool, torch.float32, learning.micro_batch_tokens, learning.grad_clip, config.max_turns, 0
+    )
+    signals = make_signals(signals or {}, context)
+    learner = Learner(policy.model, learning)
     run.mkdir(exist_ok=True)
     return Trainer(
-        run, Corridors(), manifest, pool, agent, signals or {}, estimator, learner, config, 0,
+        run, Corridors(), manifest, pool, agent, signals, estimator, learner, config, 0,
         lambda: ({"eval/valid/success": 0.5}, 0.5), Quiet(),
     )  # fmt: skip
 
@@ -181,20 +186,9 @@ def test_a_run_may_end_by_the_steps_taken_in_environments_and_resumes_there(tmp_
     """The learning rate falls with them; what signals play counts."""
     changes = {"env_steps": 400, "checkpoint_every": 1, "warmup_updates": 0, "final_learning_rate": 0.0}
 
-    class Plays:
-        needs = frozenset()
-
+    class Plays(UntrainedSignal):
         def measure(self, batch):
             return Measurement(metrics={"signal/env_steps": 50.0})
-
-        def learn(self, batch, estimate):
-            return {}
-
-        def state(self):
-            return {}
-
-        def load_state(self, state):
-            pass
 
     signals = {"plays": lambda _: Plays()}
     whole = make_trainer(tmp_path / "whole", pool, warm_policy(pool), None, signals=signals, **changes)
