@@ -36,7 +36,6 @@ from agents.episode import Episode, Turn
 from agents.rollout import Job
 from algorithms.launch import Launch
 from algorithms.liveness import Liveness, RankError
-from envs.core import counted
 
 if TYPE_CHECKING:
     import torch
@@ -86,12 +85,12 @@ class Parallel:
         return policy
 
     # -- passes -----------------------------------------------------------------------------------------------------
-    def passes(self, parts: Sequence[P], costs: Sequence[float]) -> list[tuple[P, float]]:  # noqa: ARG002
+    def passes(self, parts: Sequence[P], costs: Sequence[float]) -> Iterator[tuple[P, float]]:  # noqa: ARG002
         """The `parts` of a computation that this rank makes, each with its weight.
 
         A part with the weight 0 is made for the other ranks, which wait for this one, and does not count.
         """
-        return [(part, 1.0) for part in parts]
+        return ((part, 1.0) for part in parts)
 
     def sum_gradients(self, parameters: Sequence[torch.Tensor]) -> None:
         """Sum the gradients of all ranks, where this was not done in the backward passes."""
@@ -167,7 +166,7 @@ class Ranks(Parallel):
 
     def describe(self) -> str:
         divided = "divide the weights among them" if self.shards_weights else "have all weights"
-        return f"{counted(self.ranks, 'process')}, which {divided} (parallel={self.name})"
+        return f"{self.ranks} process{'es' * (self.ranks != 1)}, which {divided} (parallel={self.name})"
 
     def check(self, groups: int, group_size: int) -> None:
         if self._launch is None:
@@ -200,7 +199,7 @@ class Ranks(Parallel):
             if self._launch.local_rank >= (found := torch.cuda.device_count()):
                 raise ValueError(f"rank {self.rank} has no GPU: this machine has {found}; use --nproc-per-node {found}")
             torch.cuda.set_device(self._launch.local_rank)
-        limit = timedelta(seconds=self.timeout)
+        limit = timedelta(seconds=self.timeout + 30)  # `Liveness` is earlier, and names the rank
         store = ranks_store()
         own_keys = dist.PrefixStore("group", store)  # type: ignore[attr-defined]
         dist.init_process_group(
@@ -230,8 +229,16 @@ class Ranks(Parallel):
         self._waited += time.perf_counter() - start
         return result
 
-    def passes(self, parts: Sequence[P], costs: Sequence[float]) -> list[tuple[P, float]]:
+    def passes(self, parts: Sequence[P], costs: Sequence[float]) -> Iterator[tuple[P, float]]:
         """In the order of their costs, to and fro over the ranks: all make as many, of similar costs."""
+        for number, (part, weight) in enumerate(own := self._own(parts, costs), 1):
+            if not self.shards_weights or self._live is None:
+                yield part, weight
+                continue
+            with self._live.waiting(f"pass {number} of {len(own)}"):  # in which weights are gathered
+                yield part, weight
+
+    def _own(self, parts: Sequence[P], costs: Sequence[float]) -> list[tuple[P, float]]:
         order = sorted(range(len(parts)), key=lambda number: -costs[number])
         rounds = [order[start : start + self.ranks] for start in range(0, len(order), self.ranks)]
         own = []

@@ -190,8 +190,9 @@ class Trainer:
 
     def _is_stopping(self) -> bool:
         """Whether any rank was told to stop. Then all stop."""
-        self.stopping = self.parallel.any(self.stopping)
-        return self.stopping
+        stopping = self.parallel.any(self.stopping)
+        self.stopping |= stopping  # a signal may have set it in the meantime
+        return stopping
 
     @property
     def is_done(self) -> bool:

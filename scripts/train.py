@@ -148,7 +148,7 @@ def _run(cfg: DictConfig, run: Path, parallel: Parallel) -> None:
         closing(chosen_loggers) as loggers,
         LiveReporter(parts.config.updates, console, loggers) as reporter,
     ):
-        trained = _start(cfg, saved, task_set, training, parts.prompter, pool, reporter)
+        trained = _start(cfg, saved, task_set, training, parts.prompter, pool, reporter, parallel)
         console.print(describe_memory(trained.model, parts.learner, size))
         policy = parts.engine(trained)
         if policy is trained:
@@ -352,6 +352,7 @@ def _start(
     prompter: Prompter,
     pool: EnvPool,
     reporter: LiveReporter,
+    parallel: Parallel,
 ) -> LocalPolicy:
     """The policy to train: the last of the `saved` checkpoints, a pretrained model, or a warm-started small policy."""
     from agents.policies.pretrained import Pretrained
@@ -367,7 +368,13 @@ def _start(
             tasks = [task_set.task(manifest.split, i) for i in manifest.ids]
             warm_start(loaded, prompter, task_set, tasks, pool, start.warm_start, cfg.seed, reporter, masked=masked)
         return loaded
-    policy, kept = tiny_policy(start, task_set, manifest, prompter, pool, cfg.seed, reporter, plain(cfg), masked=masked)
+
+    def made() -> tuple[LocalPolicy, Path]:
+        return tiny_policy(start, task_set, manifest, prompter, pool, cfg.seed, reporter, plain(cfg), masked=masked)
+
+    if parallel.ranks > 1:
+        parallel.first(lambda: made()[1])  # into the cache: transformers saves on the first rank alone
+    policy, kept = made()
     reporter.say(f"starting from {kept}")
     return policy
 
