@@ -1,4 +1,4 @@
-"""One GPU: tokens per second of sampling and of training, how much of the device that is, and a short run.
+"""One or two GPUs: tokens per second of sampling and of training, how much of the device that is, and short runs.
 
     python -m benchmarks.gpu --output benchmarks/results/gpu_h100.json
     python -m benchmarks.gpu --shapes tiny          # seconds, on any machine
@@ -12,10 +12,17 @@ sampling    64 sessions with prompts of 512 ids, 128 new ids each, weights in bf
 training    One update with as many sequences, of which the new ids are trained on: weights in float32 with
             bfloat16 autocast, without and with gradient checkpointing.
 run         Rollouts of 32 ALFWorld episodes (or of examples.light_switches), and an update with KL for each rollout.
+engine      Where vLLM is installed: the rollouts of `run` with vLLM, and the same requests of all turns in one call of
+            vLLM alone, from an empty cache. The share of its tokens per second that rollouts reach. And the seconds
+            until it has new weights.
+two gpus    Where two GPUs are: the weights in bfloat16 sent from one to the other by NCCL; and `scripts.train`, two
+            updates of examples.light_switches on one GPU, and under torchrun on two as replicas and as shards.
 
 Model FLOPs are the necessary ones: 2 per weight and token in a forward pass, three times that with the backward pass,
 the head where its logits are needed, and 4 per dimension and pair of tokens for attention. Computations that gradient
-checkpointing repeats count once. Utilisation is their share of the dense bfloat16 peak in the vendor's data sheet.
+checkpointing repeats count once. Utilisation is their share of the dense bfloat16 peak in the vendor's data sheet, and
+bandwidth the share of the memory's bandwidth that decoding needs at least: weights once a step, and all caches
+(`algorithms.plan`). `scripts.plan benchmark=FILE` plans with them.
 """
 
 from __future__ import annotations
@@ -23,8 +30,11 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import re
 import resource
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -49,8 +59,11 @@ from agents.samples import Sample, build_samples
 from algorithms.estimators.grpo import grpo
 from algorithms.learner import Learner, Objective
 from algorithms.losses import clip_loss
+from algorithms.plan import GPUS, Gpu, Training, decode_step, reached_mfu
+from algorithms.plan import Shape as PlannedShape
 from algorithms.turn_table import TurnTable
-from benchmarks.rollouts import in_new_process, learner_config, table_of, write_line
+from benchmarks.rollouts import RecordingPolicy, in_new_process, learner_config, table_of, write_line
+from benchmarks.transfer import transfer
 from envs.alfworld.env import ALFWorldEnv
 from envs.alfworld.game import GAME_FILE
 from envs.alfworld.generate import generate_game
@@ -58,19 +71,7 @@ from envs.core import Task, UnknownNameError
 from envs.gym_tasks import GymTasks
 from envs.pool import EnvPool
 
-# Peak of dense bfloat16 with float32 sums, in FLOP/s, by the name of the device.
-PEAKS = {
-    "NVIDIA H200": 989e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H100 NVL": 835e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA A100 80GB PCIe": 312e12,
-    "NVIDIA A100-PCIE-40GB": 312e12,
-    "NVIDIA L40S": 362e12,
-    "NVIDIA GeForce RTX 4090": 165e12,
-}
+NEW = 24  # ids of a completion in `run`, `engine` and `two gpus`
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,13 @@ class Shape:
         weights = sum(p.numel() for p in model.parameters()) - embedding
         return float(tokens * (2 * weights + 4 * self.layers * self.width * context) + heads * 2 * embedding)
 
+    def least_seconds(self, bandwidth: float) -> float:
+        """Seconds that decoding the new ids takes if only the memory's bandwidth, bytes/s, limits it; in bfloat16."""
+        planned = PlannedShape.of_config(self.config().to_dict())
+        context = self.prompt + self.new / 2
+        step = decode_step(planned.parameters, self.sessions, context, planned.kv_bytes, 1, bandwidth)
+        return (self.new - 1) * step
+
 
 SHAPES = {
     "0.5b": Shape(896, 4864, 24, 14, 2),
@@ -135,13 +143,19 @@ SHAPES = {
 }
 
 
+def known_gpu(device: torch.device) -> Gpu | None:
+    """The data sheet of a device, if it is known."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return next((gpu for gpu in GPUS.values() if gpu.device == name), None)
+
+
 class Benchmark:
     """One device and one shape."""
 
     def __init__(self, shape: Shape, device: torch.device, repeats: int) -> None:
         self.shape, self.device, self.repeats = shape, device, repeats
         self.precision = "bfloat16" if device.type == "cuda" else "float32"  # not every CPU computes in bfloat16
-        self.peak = PEAKS.get(torch.cuda.get_device_name()) if device.type == "cuda" else None
+        self.gpu = known_gpu(device)
 
     def policy(self, dtype: torch.dtype = torch.bfloat16) -> LocalPolicy:
         torch.manual_seed(0)
@@ -178,9 +192,12 @@ class Benchmark:
         whole = statistics.median(seconds(shape.new) for _ in range(self.repeats))
         read, made = shape.sessions * shape.prompt, shape.sessions * (shape.new - 1)
         context = shape.prompt + shape.new / 2
+        decoding = self.rates(made, whole - first, shape.flops(model, made, context, made))
+        if self.gpu:
+            decoding["bandwidth"] = round(shape.least_seconds(self.gpu.bandwidth) / (whole - first), 4)
         return {
             "prompt": self.rates(read, first, shape.flops(model, read, shape.prompt / 2, shape.sessions)),
-            "decoding": self.rates(made, whole - first, shape.flops(model, made, context, made)),
+            "decoding": decoding,
             "sampled_tokens_per_s": round(shape.sessions * shape.new / whole),
             "peak_gb": self.peak_gb(),
         }
@@ -225,7 +242,7 @@ class Benchmark:
             policy.model, learner_config(shape.micro_batch_tokens, objective=objective, precision=self.precision)
         )
         rng, generator = np.random.default_rng(0), torch.Generator(policy.device).manual_seed(0)
-        agent = PolicyAgent(policy, Transcript(), Sampling(1.0, 24), generator)
+        agent = PolicyAgent(policy, Transcript(), Sampling(1.0, NEW), generator)
         jobs = [Job(tasks[i // 4], i // 4) for i in range(shape.episodes)]
         self.forget_peak()
         with EnvPool(make, shape.episodes) as pool:
@@ -249,6 +266,30 @@ class Benchmark:
             "peak_gb": self.peak_gb(),
         }
 
+    # -- rollouts beside the engine alone -----------------------------------------------------------------------------
+    def engine(self, policy: Policy, alone: Callable[[list[list[int]]], Any], folder: Path) -> dict[str, Any]:
+        """Rollouts, then the same requests by `alone`, a call that gives every prompt `NEW` ids."""
+        tasks, make = _games(folder, self.shape) if find_spec("alfworld") else _lamps(self.shape)
+        jobs = [Job(tasks[i // 4], i // 4) for i in range(self.shape.episodes)]
+        generator = torch.Generator(policy.device).manual_seed(0)
+        sync_s, _ = self.clock(policy.sync)
+        with EnvPool(make, self.shape.episodes) as pool:
+            for _ in range(2):  # the first warms up
+                meter = RecordingPolicy(policy)
+                agent = PolicyAgent(meter, Transcript(), Sampling(1.0, NEW), generator)  # type: ignore[arg-type]
+                policy.sync()  # clears the prefixes that an engine caches
+                rollout_s, _ = self.clock(partial(rollout, agent, pool, jobs, max_turns=self.shape.turns))
+        prompts = [list(request.prompt_ids) for call in meter.calls if not isinstance(call, int) for request in call]
+        policy.sync()
+        alone_s, _ = self.clock(partial(alone, prompts))
+        sampled = sum(map(len, meter.sampled))
+        return {
+            "sampled_tokens_per_s": round(sampled / rollout_s),
+            "engine_tokens_per_s": round(len(prompts) * NEW / alone_s),
+            "share": round(sampled / rollout_s / (len(prompts) * NEW / alone_s), 4),
+            "sync_s": round(sync_s, 3),
+        }
+
     # -- clocks and meters ------------------------------------------------------------------------------------------
     def clock(self, call: Callable[[], Any]) -> tuple[float, Any]:
         """Seconds until the device has finished, and the result."""
@@ -264,7 +305,7 @@ class Benchmark:
 
     def rates(self, tokens: int, seconds: float, flops: float) -> dict[str, Any]:
         found = {"tokens_per_s": round(tokens / seconds), "tflops": float(f"{flops / seconds / 1e12:.4g}")}
-        return found | ({"utilisation": round(flops / seconds / self.peak, 4)} if self.peak else {})
+        return found | ({"utilisation": round(flops / seconds / self.gpu.peak, 4)} if self.gpu else {})
 
     def forget_peak(self) -> None:
         if self.device.type == "cuda":
@@ -284,6 +325,68 @@ def sampling_vllm(shape: Shape, repeats: int) -> dict[str, Any]:
     benchmark = Benchmark(shape, find_device(), repeats)
     trained = benchmark.policy()
     return benchmark.sample(VllmPolicy(trained), trained.model)
+
+
+def engine_vllm(shape: Shape, repeats: int, folder: Path) -> dict[str, Any]:
+    """`Benchmark.engine` with vLLM, in its own process."""
+    from agents.policies.vllm import VllmPolicy, import_vllm
+
+    benchmark = Benchmark(shape, find_device(), repeats)
+    policy = VllmPolicy(benchmark.policy())
+    settings = import_vllm().SamplingParams(temperature=1.0, max_tokens=NEW, ignore_eos=True)
+
+    def alone(prompts: list[list[int]]) -> Any:
+        return policy.llm.generate([{"prompt_token_ids": ids} for ids in prompts], settings, use_tqdm=False)
+
+    return benchmark.engine(policy, alone, folder)
+
+
+# -- two GPUs ---------------------------------------------------------------------------------------------------------
+def two_gpus(shape: Shape, device: torch.device, folder: Path) -> dict[str, Any]:
+    """The transfer of weights, and training on one GPU and on two. Says so where there are fewer."""
+    count = torch.cuda.device_count() if device.type == "cuda" else 0
+    if count < 2:
+        return {"left_out": f"needs two GPUs, found {count}"}
+    policy = Benchmark(shape, torch.device("cpu"), 1).policy()
+    size = sum(p.numel() for p in policy.model.parameters()) * 2
+    found: dict[str, Any] = {"weight_transfer_gb_per_s": transfer("nccl", size, folder)}
+    policy.model.save_pretrained(folder / "model")
+    policy.tokenizer.save_pretrained(folder / "model")
+    del policy
+    for kind in ("none", "replicas", "shards"):
+        run = folder / kind
+        done = subprocess.run(train_command(shape, folder / "model", run, kind), capture_output=True, text=True)
+        if done.returncode:
+            found[kind] = {"failed": (done.stderr.strip().splitlines() or ["no message"])[-1]}
+        else:
+            found[kind] = train_figures(run, size / 2, known_gpu(device), 1 if kind == "none" else 2)
+    return found
+
+
+def train_command(shape: Shape, model: Path, run: Path, kind: str) -> list[str]:
+    """Two updates of examples.light_switches: on one GPU without `kind`, otherwise on two."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    return [
+        sys.executable, *(launcher if kind != "none" else []), "-m", "scripts.train", f"model={model}", "policy=hf",
+        *([f"parallel={kind}"] if kind != "none" else []), "env=gym", "env.id=examples.light_switches:LightSwitches-v0",
+        "eval.splits=[valid]", "eval.limit=1", "eval.selection_tasks=0", "agent=transcript",
+        f"agent.sampling.max_tokens={NEW}", "algo=grpo", "algo.kl_coef=0.01", "trainer.updates=2",
+        f"trainer.groups={-(-shape.episodes // 4)}", "trainer.group_size=4", f"trainer.max_turns={shape.turns}",
+        "trainer.minibatches=1", f"trainer.micro_batch_tokens={shape.micro_batch_tokens}", "trainer.precision=bfloat16",
+        "trainer.gradient_checkpointing=true", "trainer.learning_rate=1e-6", "trainer.eval_every=0",
+        "trainer.checkpoint_every=1000", f"hydra.run.dir={run}",
+    ]  # fmt: skip
+
+
+def train_figures(run: Path, parameters: float, gpu: Gpu | None, gpus: int) -> dict[str, Any]:
+    """Seconds and tokens per second of a run's last update, and the `mfu` that `scripts.plan` would need for them."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    last = [line for line in lines if "train/loss" in line][-1]
+    found = {key.rpartition("/")[2]: round(last[key], 3) for key in sorted(last) if re.match("time/|perf/", key)}
+    if gpu:
+        rate = last["perf/trained_tokens_per_s"] / gpus
+        found["mfu"] = round(reached_mfu(Training(), parameters, rate, gpu.peak), 4)
+    return found
 
 
 def _games(folder: Path, shape: Shape) -> tuple[list[Task], Callable[[], Any]]:
@@ -308,10 +411,12 @@ def measure(shape: Shape, device: torch.device, repeats: int, folder: Path) -> d
         "sampling": benchmark.sampling,
         "training": partial(benchmark.training, False),
         "training, checkpointed": partial(benchmark.training, True),
-        "run": partial(benchmark.run, folder),
+        "run": partial(benchmark.run, _new(folder, "run")),
     }
     if device.type == "cuda" and find_spec("vllm"):
         parts["sampling, vllm"] = partial(in_new_process, sampling_vllm, shape, repeats)
+        parts["engine"] = partial(in_new_process, engine_vllm, shape, repeats, _new(folder, "engine"))
+    parts["two gpus"] = partial(two_gpus, shape, device, _new(folder, "two"))
     found = {}
     for name, part in parts.items():
         try:
@@ -323,6 +428,11 @@ def measure(shape: Shape, device: torch.device, repeats: int, folder: Path) -> d
             torch.cuda.empty_cache()
         print(f"  {name:<26} {_line(found[name])}", flush=True)
     return found
+
+
+def _new(folder: Path, name: str) -> Path:
+    (folder / name).mkdir()
+    return folder / name
 
 
 def _line(found: dict[str, Any]) -> str:
@@ -352,9 +462,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     name = (
         torch.cuda.get_device_name() if device.type == "cuda" else f"{device.type}, {torch.get_num_threads()} threads"
     )
-    peak = PEAKS.get(name)
-    print(f"{name}: " + (f"bfloat16 peak {peak / 1e12:.0f} TFLOP/s" if peak else "peak unknown, so no utilisation"))
-    figures: dict[str, Any] = {"device": name, "peak_tflops": peak and peak / 1e12, "torch": torch.__version__}
+    gpu = known_gpu(device)
+    known = f"bfloat16 peak {gpu.peak / 1e12:.0f} TFLOP/s, {gpu.bandwidth / 1e9:,.0f} GB/s" if gpu else ""
+    print(f"{name}: {known or 'its peak is unknown, so there is no utilisation'}")
+    figures: dict[str, Any] = {"device": name, "peak_tflops": gpu and gpu.peak / 1e12, "torch": torch.__version__}
     figures["date"] = time.strftime("%Y-%m-%d")
     for shape in names:
         print(f"{shape}:")

@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 
 COMMANDS = (
-    "train", "evaluate", "sweep", "lab", "compare", "play", "view", "check", "serve", "download", "doctor", "bench",
+    "train", "evaluate", "sweep", "lab", "compare", "play", "view", "check", "serve", "download", "doctor", "plan",
+    "bench",
 )  # fmt: skip
 
 

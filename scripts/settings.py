@@ -24,6 +24,7 @@ OUR_PACKAGES = ("envs", "agents", "algorithms", "scripts")
 GROUPS = {  # configuration of a command -> the groups that it needs
     "config": ("env", "agent", "policy", "rollout", "trainer", "algo", "eval", "pool"),
     "doctor": ("env", "agent", "policy", "rollout", "trainer", "algo", "eval", "pool"),
+    "plan": ("env", "agent", "policy", "rollout", "trainer", "algo", "eval", "pool", "plan"),
     "lab": ("env", "agent", "policy", "rollout", "trainer", "algo", "eval", "pool"),
     "evaluate": ("env", "agent", "policy", "rollout", "pool"),
     "sweep": ("pool",),
@@ -34,6 +35,7 @@ GROUPS = {  # configuration of a command -> the groups that it needs
 KEYS = {  # configuration of a command -> the other keys of the top level that it reads
     "config": ("seed", "split", "model", "logger", "resume"),
     "doctor": ("seed", "split", "model", "logger", "resume"),
+    "plan": ("seed", "split", "model", "logger", "resume", "gpus", "gpu", "shape", "measured", "benchmark"),
     "lab": ("seed", "split", "model", "logger", "resume", "algos", "seeds", "lab"),
     "evaluate": ("seeds", "split", "model", "max_turns", "limit", "resume"),
     "sweep": ("agents", "envs", "splits", "models", "seeds", "limit", "max_turns", "sweep"),
@@ -41,7 +43,7 @@ KEYS = {  # configuration of a command -> the other keys of the top level that i
     "serve": (),
     "check": (),
 }
-CLOSED = ("trainer", "eval", "pool", "lab", "sweep")  # groups with exactly the keys that are listed here
+CLOSED = ("trainer", "eval", "pool", "lab", "plan", "sweep")  # groups with exactly the keys that are listed here
 OPTIONAL = ("trainer.env_steps",)  # keys of these groups that may be absent
 
 
@@ -269,6 +271,28 @@ SETTINGS: dict[str, Kind] = {
     "lab.rates": _or_null(ListOf(RATE, fewest=1)),
     "lab.seconds": _or_null(POSITIVE),
     "lab.processes": Integer(0, 1_000),
+    # plan
+    "gpus": Integer(1, 100_000),
+    "gpu": TEXT,
+    "shape": _or_null(SECTION),
+    **{f"shape.{name}": COUNT for name in ("width", "feed_forward", "layers", "heads", "kv_heads", "vocabulary")},
+    "shape.head_dim": _or_null(COUNT),
+    "shape.tied": FLAG,
+    "measured": _or_null(TEXT),
+    "benchmark": _or_null(TEXT),
+    "plan": SECTION,
+    "plan.tensor_parallel": _or_null(COUNT),
+    "plan.turns": _or_null(POSITIVE),
+    "plan.sampled": POSITIVE,
+    "plan.observed": WEIGHT,
+    "plan.sequence_turns": _or_null(Number(1, 1e6)),
+    "plan.env_seconds": DURATION,
+    **{f"plan.{name}": Number(0, 1, above=True) for name in ("mfu", "decode", "prefill", "usable")},
+    "plan.network": POSITIVE,
+    "plan.sync_seconds": DURATION,
+    "plan.most_lag": COUNT,
+    "plan.node": COUNT,
+    "plan.measured_gpus": NON_NEGATIVE,
     # trainer
     "trainer": SECTION,
     "trainer.updates": _or_null(NON_NEGATIVE),

@@ -14,9 +14,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from algorithms.learner import LearnerConfig, Objective
+from algorithms.plan import KEPT, known_shape, training_memory
 from algorithms.trainer import TrainerConfig
 from envs.core import evaluation_splits, hold_out
 from scripts.lab import tuned_settings
+from scripts.plan import training_of
 from scripts.settings import check_settings
 from scripts.train import LEARNER_KEYS
 
@@ -121,6 +123,33 @@ def test_the_published_webshop_run_has_the_published_settings() -> None:
     assert (config.algo.estimator.mode, config.algo.estimator.gamma, config.algo.kl_coef) == ("mean_norm", 0.95, 0.01)
     assert (config.algo.estimator.invalid_penalty, config.algo.entropy_coef) == (0.1, 0.001)
     assert config.eval.temperature == 0.4
+
+
+@pytest.mark.parametrize(
+    ("name", "of_one_gpu", "model"),
+    [
+        ("alfworld_gigpo_qwen2.5_7b_8gpu", "alfworld_gigpo_qwen2.5_1.5b", "Qwen/Qwen2.5-7B-Instruct"),
+        ("search_grpo_qwen2.5_7b_8gpu", "search_r1_qwen2.5_3b", "Qwen/Qwen2.5-7B"),
+    ],
+)
+def test_the_published_runs_on_eight_gpus_differ_from_those_on_one_in_size_only(name, of_one_gpu, model) -> None:
+    config, smaller = composed(name), composed(of_one_gpu)
+    assert (config.model, config.parallel._target_) == (model, "algorithms.parallel.Shards")
+    assert "lora" not in config.policy
+    for part in (config, smaller):
+        part.trainer.micro_batch_tokens = 0
+    for group in ("env", "agent", "algo", "trainer", "eval"):
+        assert config[group] == smaller[group]
+
+
+@pytest.mark.parametrize("name", ["alfworld_gigpo_qwen2.5_7b_8gpu", "search_grpo_qwen2.5_7b_8gpu"])
+def test_the_presets_for_eight_gpus_fit_into_80_gb(name: str) -> None:
+    config = composed(name)
+    shape, training = known_shape(config.model), training_of(config)
+    memory = training_memory(shape, training, 8, sharded=True)
+    assert sum(memory.values()) < 0.8 * 80e9
+    assert sum(memory[part] for part in KEPT) + config.rollout.gpu_memory * 80e9 < 0.9 * 80e9
+    assert sum(training_memory(shape, training, 8, sharded=False).values()) > 80e9  # so they need shards
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,7 @@ def choices() -> Iterator[tuple[str, tuple[str, ...]]]:
     yield "sweep", ()
     yield "play", ()
     yield "check", ()
+    yield "plan", ("shape={width:8,feed_forward:8,layers:1,heads:1,kv_heads:1,vocabulary:8,head_dim:8,tied:true}",)
     yield "serve", ()
 
 
@@ -126,6 +127,8 @@ def test_no_number_takes_a_text_a_flag_what_is_not_finite_or_too_much(command: s
         ("evaluate", "limit=0", "did you mean limit=1?"),
         ("evaluate", "agent.sampling.stop=x", "did you mean agent.sampling.stop=[x]?"),
         ("play", "delay=-1", "did you mean delay=0?"),
+        ("plan", "gpus=0", "did you mean gpus=1?"),
+        ("plan", "plan.mfu=35", "plan.mfu must be a number above 0, up to 1, got 35"),
     ],
 )  # fmt: skip
 def test_a_wrong_setting_is_named_with_what_was_expected(command: str, override: str, message: str) -> None:
