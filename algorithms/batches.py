@@ -133,7 +133,7 @@ def map_samples(
 ) -> NDArray[np.float64]:
     """Apply `compute` to all samples without gradients. Returns a value per sampled id: [M] in `TurnTable` order.
 
-    `compute` gets micro-batches and returns [B, T].
+    `compute` gets micro-batches and returns [B, T], or [B, T, K] for K values per id: then the result is [M, K].
     """
     parts: list[NDArray[np.float64]] = [np.zeros(0)] * len(samples)
     with torch.no_grad():

@@ -88,7 +88,20 @@ def test_numbers_that_are_compared_with_rewards_fit_a_success_of_1() -> None:
     """verl-agent's penalty of 0.1 belongs to a success of 10."""
     penalties = {name: composed(name).estimator.keywords.get("invalid_penalty", 0.0) for name in NAMES}
     published = {"empg", "gigpo", "grpo", "gspo", "hgpo", "istar", "reinforce_pp_baseline", "rloo"}
-    published |= {"cispo", "clip_cov", "dppo", "gmpo", "kl_cov", "sapo", "vespo", "sampo"}
+    published |= {
+        "cispo",
+        "clip_cov",
+        "dppo",
+        "gmpo",
+        "kl_cov",
+        "sapo",
+        "vespo",
+        "sampo",
+        "aepo",
+        "fipo",
+        "opsm",
+        "resrl",
+    }
     assert {name: penalty for name, penalty in penalties.items() if penalty} == dict.fromkeys(published, 0.01)
 
 

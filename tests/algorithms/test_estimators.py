@@ -22,6 +22,7 @@ from algorithms.estimators.grpo import grpo
 from algorithms.estimators.hgpo import hgpo
 from algorithms.estimators.igpo import answer_gains, igpo
 from algorithms.estimators.istar import istar
+from algorithms.estimators.luffy import luffy
 from algorithms.estimators.mt_grpo import mt_grpo
 from algorithms.estimators.nft import nft
 from algorithms.estimators.ngrpo import ngrpo
@@ -33,6 +34,7 @@ from algorithms.estimators.psr_nsr import psr_nsr
 from algorithms.estimators.pure import min_form_rewards, pure
 from algorithms.estimators.raft import raft
 from algorithms.estimators.reinforce_pp import reinforce_pp, reinforce_pp_baseline, token_returns
+from algorithms.estimators.resrl import resrl
 from algorithms.estimators.rloo import rloo
 from algorithms.estimators.spo import spo_chain, spo_tree
 from algorithms.estimators.timeline import Timeline, token_rewards, tokens, turns, whiten
@@ -58,6 +60,8 @@ ESTIMATORS: dict[str, Estimator] = {
     "igpo": partial(igpo, gamma=0.9),
     "igpo joint": partial(igpo, normalization="joint", gain="prob_diff"),
     "istar": istar,
+    "luffy": luffy,
+    "luffy all": partial(luffy, compare_with="all"),
     "maxrl": lambda table: maxrl(replace(table, reward=np.abs(table.total_rewards()), token_signals={})),
     "istar reinforce": partial(istar, mode="reinforce_pp_baseline"),
     "istar paper": partial(istar, mode="mean_std_norm", baseline="all_turns", scale_steps="none"),
@@ -73,6 +77,7 @@ ESTIMATORS: dict[str, Estimator] = {
     "pure": pure,
     "pure per turn": partial(pure, baseline="turn"),
     "raft": raft,
+    "resrl": resrl,
     "reinforce_pp": partial(reinforce_pp, gamma=0.9),
     "reinforce_pp reset": partial(reinforce_pp, observations="reset"),
     "reinforce_pp_baseline": reinforce_pp_baseline,
@@ -90,7 +95,7 @@ ESTIMATORS: dict[str, Estimator] = {
 }
 # Equal attempts at a task leave nothing to compare.
 COMPARES_ATTEMPTS = ["dapo", "gigpo", "grpo", "hgpo", "igpo", "igpo joint", "mt_grpo", "rloo", "tree_grpo"]
-COMPARES_ATTEMPTS += ["reinforce_pp_baseline", "gpg", "maxrl", "opo", "pass_at_k"]
+COMPARES_ATTEMPTS += ["luffy", "luffy all", "resrl", "reinforce_pp_baseline", "gpg", "maxrl", "opo", "pass_at_k"]
 each = pytest.mark.parametrize("name", ESTIMATORS)
 
 
@@ -149,10 +154,12 @@ def test_equal_attempts_give_exactly_zero(name: str, rewards: list[float], attem
         tokens=np.full(count * attempts, 2),
         signals={
             "answer_logprob": -0.1 * np.where(turn % 2, 0.0, 1.0),
+            "demonstration": np.zeros(count * attempts, dtype=np.bool_),
             "tool_result": turn % 2 == 0,
             "tree": np.zeros(count * attempts),
             "turn_reward": turn * 0.7,
         },
+        token_signals={"residual_weight": np.full(2 * count * attempts, 0.5)},
     )
     if name.startswith("igpo"):  # gains of one attempt differ from each other and from its outcome
         table = replace(table, signals={"answer_logprob": np.zeros(len(table))})
@@ -207,6 +214,7 @@ def test_padding_and_longer_observations_leave_no_trace(seed: int, observations:
         ("empg", "'entropy'", "entropy"),
         ("vineppo", "'mc_value'", "monte_carlo"),
         ("tree_grpo", "'tree'", "tree"),
+        ("resrl", "token signal 'residual_weight'", "residual"),
         ("token_gae", "token signal 'value'", "critic"),
         ("turn_gae", "signal 'value'", "critic"),
     ],
@@ -242,6 +250,7 @@ def test_an_estimator_over_tokens_raises_without_token_counts() -> None:
         (partial(bi_level_gae, turn_ends="all"), "turn_ends 'all'"),
         (partial(tree_grpo, combine="sum"), "combine 'sum'"),
         (partial(pure, baseline="step"), "baseline 'step'"),
+        (partial(luffy, compare_with="mine"), "compare_with 'mine'"),
     ],
 )
 def test_unknown_options_are_named(call: Estimator, message: str) -> None:
@@ -516,6 +525,25 @@ def test_empg_follows_its_formula() -> None:
     modulated = base * np.exp(-h) / np.exp(-h).mean() + 0.05 * np.array([np.exp(-1.0), 0.0, 0.0])
     np.testing.assert_allclose(empg(table), modulated - modulated.mean(), atol=1e-7)
     assert empg(table).mean() == pytest.approx(0.0, abs=1e-12)
+
+
+def test_luffy_compares_with_the_attempts_of_the_policy() -> None:
+    demonstration = {"demonstration": np.array([True, False, False, False])}
+    table = single_turns([0] * 4, [1.0, 0.0, 0.0, 1.0], signals=demonstration)
+    np.testing.assert_allclose(luffy(table, normalize_by_std=False), [2 / 3, -1 / 3, -1 / 3, 2 / 3])
+    np.testing.assert_allclose(luffy(table)[0], (2 / 3) / np.std([0, 0, 1], ddof=1), rtol=1e-5)
+    np.testing.assert_allclose(luffy(table, compare_with="all", normalize_by_std=False), [0.5, -0.5, -0.5, 0.5])
+    failed = replace(table, reward=np.array([1.0, 0.0, 0.0, 0.0]))
+    np.testing.assert_allclose(luffy(failed), [1, 0, 0, 0], rtol=1e-5)  # not 1 / epsilon
+    alone = single_turns([0, 0], [1.0, 0.0], signals={"demonstration": np.array([True, True])})
+    np.testing.assert_allclose(luffy(alone, normalize_by_std=False), [0.5, -0.5])
+
+
+def test_resrl_weighs_the_tokens_of_failures() -> None:
+    weights = {"residual_weight": np.array([1.0, 1.0, 0.1, 0.7])}
+    table = single_turns([0, 0], [1.0, 0.0], tokens=np.array([2, 2]), token_signals=weights)
+    unit = np.sqrt(0.5)
+    np.testing.assert_allclose(resrl(table), np.array([0.1, 0.1, -0.1, -0.7]) * unit, rtol=1e-5)
 
 
 def test_pure_is_nearly_the_minimum_of_the_turns() -> None:

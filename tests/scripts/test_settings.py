@@ -193,6 +193,7 @@ WORDS = {  # the settings that are words, and where these are known
     "reward_variance.strategy": "algorithms.filters.STRATEGIES",
     "reward_variance.mode": "algorithms.filters.MODES",
     "dppo_loss.divergence": "algorithms.losses.DIVERGENCES",
+    "aepo_loss.keep_gradient": "algorithms.losses.ENTROPIES",
     "nft_loss.normalizer": "algorithms.losses.NORMALIZERS",
     "correction.level": "algorithms.correction.LEVELS",
     "SokobanTasks.levels": "envs.sokoban.tasks.LEVELS",
