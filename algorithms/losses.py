@@ -648,6 +648,80 @@ def fipo_loss(
     return loss * marks, stats
 
 
+def _unsure(tokens: Tokens, rng: np.random.Generator, *, share: float = 0.2, **_: Any) -> NDArray[np.float64]:
+    """[M] 1 for tokens whose entropy is at or above the quantile that leaves `share` of them, else 0."""
+    del rng
+    _check_share(share)
+    if not len(tokens.entropies):
+        return np.zeros(0)
+    kept: NDArray[np.float64] = (tokens.entropies >= np.quantile(tokens.entropies, 1 - share)).astype(np.float64)
+    return kept
+
+
+@over_minibatch(_unsure)
+def top_entropy_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    marks: Tensor,
+    *,
+    of: Callable[..., Any] = clip_loss,
+    share: float = 0.2,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Learn from the tokens that the policy was unsure of (Wang et al., arXiv 2506.01939, as in TRL).
+
+    L is the loss `of` at the `share` of a minibatch's tokens with the highest entropy, and 0 elsewhere. All tokens
+    count in the divisor. Published: a share of 0.2, with DAPO's clip.
+    """
+    del share  # for `_unsure`
+    loss, stats = _of_tokens(of, logprobs, old_logprobs, advantages, mask)
+    return torch.where(marks > 0, loss, 0.0), stats | {"clip_fraction": stats["clip_fraction"] * (marks > 0)}
+
+
+def _drawn_tokens(
+    tokens: Tokens, rng: np.random.Generator, *, first: int = 64, share: float = 0.25, most: int = 256, **_: Any
+) -> NDArray[np.float64]:
+    """[M] the same weight for each token that is kept, with mean 1 over all, and 0 for the others."""
+    _check_share(share)
+    count = len(tokens.units)
+    order = np.argsort(tokens.units, kind="stable")
+    opens = np.diff(tokens.units[order], prepend=-1) != 0
+    starts = np.flatnonzero(opens)[np.cumsum(opens) - 1]
+    place = np.empty(count, dtype=np.int64)
+    place[order] = np.arange(count) - starts
+    kept = (place < first) | (rng.random(count) < share)
+    so_far = np.cumsum(kept[order])
+    kept[order] &= so_far - (so_far - kept[order])[starts] <= most
+    weights: NDArray[np.float64] = kept * (count / max(kept.sum(), 1))
+    return weights
+
+
+@over_minibatch(_drawn_tokens)
+def s_grpo_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    marks: Tensor,
+    *,
+    of: Callable[..., Any] = clip_loss,
+    first: int = 64,
+    share: float = 0.25,
+    most: int = 256,
+    unit: str = "episode",
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """S-GRPO (after the abstract of Lee and Tong, arXiv 2504.20834): learn from some of the tokens of an answer.
+
+    The `first` tokens of each unit are kept, later ones with the probability `share`, at most `most` in all. L is the
+    loss `of` at these tokens, and 0 elsewhere; its mean (token-mean) is over the tokens that are kept. Tokens are drawn
+    anew for each optimiser step. The three numbers are choices of ours: the sources that we have do not give them.
+    """
+    del first, share, most, unit  # for `_drawn_tokens` and the learner
+    loss, stats = _of_tokens(of, logprobs, old_logprobs, advantages, mask)
+    return loss * marks, stats
+
+
 def _scaled_entropies(tokens: Tokens, rng: np.random.Generator, **_: Any) -> NDArray[np.float64]:
     """[M] entropies with mean 0 and variance 1 (ddof 1); 0 if they are equal up to rounding."""
     del rng

@@ -37,10 +37,12 @@ SIGNALS = {
     "value": "[N] value of the state before the turn (critic)",
 }
 TOKEN_SIGNALS = {
+    "entropy": "[M] entropy of the policy at the token, in nats (token_entropy)",
     "importance_weight": "[M] weight of the token's loss for the engine's mismatch (trainer.correction)",
     "logprob": "[M] log-probability that the token was sampled with (TurnTable.from_episodes)",
     "mc_value": "[M] mean return of fresh attempts from before the token where a segment starts, NaN elsewhere"
     " (monte_carlo)",
+    "planning": "[M] whether the token is of a phrase that plans, 1 or 0 (phrases)",
     "prm": "[M] score of the token by a process reward model (implicit_prm)",
     "residual_weight": "[M] how little a failure's token resembles those of successes at its task, from the smallest"
     " weight to 1; 1 elsewhere (residual)",

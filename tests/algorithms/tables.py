@@ -68,9 +68,11 @@ def measured_tables(draw: st.DrawFn) -> TurnTable:
             "value": rng.normal(size=n),
         },
         token_signals={
+            "entropy": rng.exponential(size=m)[own],
             "importance_weight": rng.uniform(0.5, 2.0, m)[own],
             "logprob": np.log(rng.uniform(0.2, 1.0, m))[own],
             "mc_value": segments,
+            "planning": (rng.random(m) < 0.4).astype(np.float64)[own],
             "prm": rng.normal(size=m),
             "residual_weight": rng.uniform(0.1, 1.0, m)[own],
             "square_sum": rng.uniform(0.9, 1.0, m)[own],

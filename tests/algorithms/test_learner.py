@@ -25,6 +25,7 @@ from algorithms.losses import (
     nft_loss,
     opsm_loss,
     reinforce_loss,
+    top_entropy_loss,
     topr_loss,
     vespo_loss,
 )
@@ -552,6 +553,7 @@ LOSSES = [
         )
     ),
     aepo_loss,
+    top_entropy_loss,
 ]  # fmt: skip
 
 
@@ -584,7 +586,7 @@ def test_no_loss_depends_on_where_a_prompt_breaks(loss: Any, aggregation: str) -
             minibatches=1, loss=loss, aggregation=aggregation, micro_batch_tokens=4096 if not which else 1,
             loss_divisor=7.0 if aggregation.endswith("norm") else None,
             # At 1, entropies of a random model are nearly equal: scaled to variance 1, they would show their rounding.
-            temperature=0.25 if loss is aepo_loss else 1.0,
+            temperature=0.25 if loss in (aepo_loss, top_entropy_loss) else 1.0,
         )  # fmt: skip
         learner = Learner(policy.model, config)
         learner.optimizer = torch.optim.SGD(policy.model.parameters())

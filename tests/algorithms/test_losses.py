@@ -34,7 +34,9 @@ from algorithms.losses import (
     opsm_loss,
     probability_mask,
     reinforce_loss,
+    s_grpo_loss,
     sapo_loss,
+    top_entropy_loss,
     topr_loss,
     value_loss,
     vespo_loss,
@@ -53,7 +55,7 @@ TOKEN_LOSSES = [
 ]
 
 
-MARKED = [fipo_loss, aepo_loss, kl_cov_loss, clip_cov_loss, luffy_loss]
+MARKED = [fipo_loss, aepo_loss, top_entropy_loss, s_grpo_loss, kl_cov_loss, clip_cov_loss, luffy_loss]
 
 
 def tensor(values: Any) -> Tensor:
@@ -454,3 +456,29 @@ def test_luffy_learns_unlikely_tokens_of_demonstrations_the_most() -> None:
     loss.sum().backward()  # type: ignore[no-untyped-call]
     assert logprobs.grad is not None
     np.testing.assert_allclose(logprobs.grad[0], [-0.05 * 0.1 / 0.15**2, -0.9 * 0.1 / 1.0**2, 0.0])
+
+
+def test_only_the_tokens_with_the_highest_entropies_are_learned_from() -> None:
+    mark = marker(partial(top_entropy_loss, share=0.4))
+    assert mark is not None
+    tokens = tokens_of(*np.zeros((3, 5)), entropies=[0.1, 0.9, 0.2, 0.5, 0.0])
+    marks = mark(tokens, np.random.default_rng(0))
+    assert marks.tolist() == [0, 1, 0, 1, 0]
+    assert mark(tokens._replace(entropies=np.zeros(5)), np.random.default_rng(0)).tolist() == [1] * 5
+    mask, logprobs = torch.ones(1, 5, dtype=torch.bool), -torch.rand(1, 5, dtype=torch.float64)
+    arguments = logprobs, logprobs - 0.1, torch.ones(1, 5).double(), mask
+    loss, _ = top_entropy_loss(*arguments, torch.from_numpy(marks)[None])
+    torch.testing.assert_close(loss, clip_loss(*arguments)[0] * torch.from_numpy(marks))
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.integers(0, 4), st.integers(1, 6), st.integers(0, 99))
+def test_s_grpo_keeps_the_first_tokens_of_each_unit(units: list[int], first: int, most: int, seed: int) -> None:
+    mark = marker(partial(s_grpo_loss, first=first, share=0.5, most=most))
+    assert mark is not None
+    marks = mark(tokens_of(*np.zeros((3, len(units))), units=units), np.random.default_rng(seed))
+    assert marks.mean() == pytest.approx(1.0) or not marks.any()
+    assert len(set(marks[marks > 0])) <= 1
+    for unit in set(units):
+        kept = (marks > 0)[np.array(units) == unit]
+        assert kept[: min(first, most)].all()
+        assert kept.sum() <= most

@@ -96,6 +96,7 @@ def table_of(seed: int, *, binary: bool) -> TurnTable:
             "importance_weight": rng.uniform(0.5, 2.0, m)[own], "logprob": np.log(rng.uniform(0.2, 1.0, m))[own],
             "mc_value": segments, "prm": rng.normal(size=m), "square_sum": rng.uniform(0.9, 1.0, m)[own],
             "value": rng.normal(size=m), "residual_weight": rng.uniform(0.1, 1.0, m)[own],
+            "entropy": rng.exponential(size=m)[own], "planning": (rng.random(m) < 0.4).astype(np.float64)[own],
         },
     )  # fmt: skip
     if not binary:

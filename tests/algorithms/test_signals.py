@@ -20,10 +20,11 @@ from agents.prompts import Transcript
 from agents.rollout import Job, rollout
 from algorithms.estimators.gae import turn_gae
 from algorithms.estimators.istar import istar
-from algorithms.signals.base import RolloutBatch, SignalContext, turn_sums
+from algorithms.signals.base import RolloutBatch, SignalContext, turn_means, turn_sums
 from algorithms.signals.critic import Critic
-from algorithms.signals.entropy import Entropy
+from algorithms.signals.entropy import Entropy, TokenEntropy
 from algorithms.signals.implicit_prm import ImplicitPRM, outcome_loss, pairwise_loss
+from algorithms.signals.phrases import Phrases, planning_tokens
 from algorithms.signals.residual import Residual, common_states, residual_weights
 from algorithms.signals.square_sum import SquareSum
 from algorithms.turn_table import Estimate
@@ -67,6 +68,44 @@ def test_entropy_is_that_of_the_distributions_that_were_sampled_from(pool: EnvPo
     with torch.no_grad():
         logprobs = context.model(ids[:, :-1]).logits[0, len(turn.prompt_ids) - 1 :].log_softmax(-1)
     np.testing.assert_allclose(entropy[1], float(-(logprobs.exp() * logprobs).sum(-1).mean()), rtol=1e-5)
+
+
+def test_the_entropies_of_tokens_have_the_mean_of_their_turn(pool: EnvPool) -> None:
+    context = context_of(random_policy(), pool)
+    rollouts = RolloutBatch.of(play(context))
+    turns, tokens = (signal(context).measure(rollouts) for signal in (Entropy, TokenEntropy))
+    np.testing.assert_allclose(turn_means(rollouts.table, tokens.token_signals["entropy"]), turns.signals["entropy"])
+    assert tokens.metrics == turns.metrics
+
+
+@pytest.mark.parametrize(
+    ("text", "phrases", "found"),
+    [
+        ("Let me check. now", ["let me check"], "Let me check"),
+        ("go é go", ["é"], "é"),
+        ("aaa", ["aa"], "aaa"),
+        ("no plan", ["let me check"], ""),
+        ("", ["x"], ""),
+    ],
+)
+def test_the_tokens_of_phrases_are_found(text: str, phrases: list[str], found: str) -> None:
+    tokenizer = random_policy().tokenizer
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    marks = planning_tokens(tokenizer, ids, phrases)
+    assert len(marks) == len(ids)
+    assert tokenizer.decode([i for i, on in zip(ids, marks, strict=True) if on]) == found
+
+
+def test_the_signal_of_phrases_is_their_share(pool: EnvPool) -> None:
+    context = context_of(random_policy(), pool)
+    rollouts = RolloutBatch.of(play(context))
+    action = rollouts.episodes[0].turns[0].action
+    measured = Phrases(context, phrases=[action[:1] or "x"]).measure(rollouts)
+    values = measured.token_signals["planning"]
+    assert len(values) == len(rollouts.table.token_rows)
+    assert measured.metrics["signal/planning"] == values.mean()
+    with pytest.raises(ValueError, match=r"needs one or more phrases, got \[' '\]"):
+        Phrases(context, phrases=[" "])
 
 
 @pytest.mark.parametrize("most_logits", [1, 1 << 20])
