@@ -41,7 +41,7 @@ def gtpo(
     won = (episode_returns(table) > threshold)[rows]
     place = tokens(table).position()
     kind = group_numbers(table)[rows] * 2 + won
-    _, alike = np.unique(kind * (place.max(initial=0) + 1) + place, return_inverse=True)
+    alike = _without_gaps(kind * (place.max(initial=0) + 1) + place)
     entropy = np.maximum(table.token_signal("entropy"), lowest_entropy)
     shaped = _shaped(won, entropy, alike, outcome_weight, entropy_weight)
     return _compared(shaped, kind, compare, epsilon)
@@ -59,9 +59,7 @@ def grpo_s(
     entropy = np.maximum(sums / np.maximum(sizes, 1), lowest_entropy)
     won = episode_returns(table) > threshold
     kind = group_numbers(table) * 2 + won
-    _, alike = np.unique(kind, return_inverse=True)
-    first = table.opens
-    shaped = np.empty(count)
+    alike, first = _without_gaps(kind), table.opens
     of_attempt = _shaped(won[first], entropy[first], alike[first], outcome_weight, entropy_weight)
     shaped = of_attempt[_numbers_of_opens(table)]
     return _compared(shaped, kind, compare, epsilon, first)
@@ -73,6 +71,14 @@ def _numbers_of_opens(table: TurnTable) -> NDArray[np.int64]:
     places[table.episode_number[table.opens]] = np.arange(len(places))
     numbers: NDArray[np.int64] = places[table.episode_number]
     return numbers
+
+
+def _without_gaps(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+    """[K] the `numbers` [K], counted from 0 without gaps; without sorting where they are small enough to be counted."""
+    if numbers.max(initial=0) > 8 * len(numbers):
+        return np.unique(numbers, return_inverse=True)[1]
+    compact: NDArray[np.int64] = (np.cumsum(np.bincount(numbers) > 0) - 1)[numbers]
+    return compact
 
 
 def _shaped(
@@ -92,7 +98,7 @@ def _compared(
 ) -> NDArray[np.float64]:  # fmt: skip
     if compare not in COMPARED:
         raise UnknownNameError("compare", compare, COMPARED)
-    groups = np.unique(kind if compare == "apart" else kind // 2, return_inverse=True)[1]
+    groups = _without_gaps(kind if compare == "apart" else kind // 2)
     step("shaped", "", shaped, meaning="the reward of the outcome, more or less of it by entropy")
     step("compared_with", "", groups, meaning="what mean and std are taken over")
     return relative_values(
