@@ -130,6 +130,8 @@ def check_parts(
     from algorithms.learner import Learner
 
     _check_options("algo.loss", learner.objective.loss)
+    if isinstance(learner.objective.loss, partial):
+        _check_options("algo.loss.of", learner.objective.loss.keywords.get("of"))
     with torch.random.fork_rng():
         policy = _tiny_policy(seed)
         agent = make_agent(policy, torch.Generator(policy.device))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from algorithms.signals.base import Measurement, RolloutBatch, SignalContext, UntrainedSignal
 
@@ -41,9 +42,7 @@ class Phrases(UntrainedSignal):
         return Measurement(token_signals={"planning": values}, metrics={"signal/planning": share})
 
 
-def planning_tokens(
-    tokenizer: Any, ids: Sequence[int], phrases: Sequence[str]
-) -> np.ndarray[Any, np.dtype[np.float64]]:
+def planning_tokens(tokenizer: Any, ids: Sequence[int], phrases: Sequence[str]) -> NDArray[np.float64]:
     """[T] 1 for the `ids` [T] that hold a character of one of the `phrases`, which are in lower case."""
     spans, done = [], 0  # [T] the characters of `text` that each id holds, some of them in part
     for place in range(len(ids)):

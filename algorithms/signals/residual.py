@@ -39,9 +39,9 @@ class Common(NamedTuple):
 
 
 def common_states(states: Tensor, rank: int) -> Common | None:
-    """The mean and main directions of the `states` [K, E] of successes; None for too few."""
+    """The mean and main directions of the `states` [K, E] of successes; None for too few, or any that is not finite."""
     rank = min(rank, len(states) - 1, states.shape[-1])
-    if len(states) < FEWEST or rank < 1:
+    if len(states) < FEWEST or rank < 1 or not states.isfinite().all():
         return None
     scaled = _scaled(states)
     mean = scaled.mean(0)
@@ -59,6 +59,8 @@ def residual_weights(
     residual: NDArray[np.float64], *, lowest: float = 0.1, low: float = 0.2, high: float = 0.8
 ) -> NDArray[np.float64]:
     """[K] the weights of a task's failed tokens from their `residuals` [K]; the middle if these are all alike."""
+    if not len(residual):
+        return np.zeros(0)
     d_low, d_high = np.quantile(residual, [low, high])
     spread = max(d_high - d_low, SMALL)
     if spread < 10 * SMALL:

@@ -164,6 +164,8 @@ def test_residual_weights_are_low_where_failures_resemble_successes(pool: EnvPoo
 def test_residual_weights_of_equal_distances_are_the_middle() -> None:
     assert residual_weights(np.full(5, 0.3)).tolist() == [0.55] * 5
     assert common_states(torch.zeros(3, 8), 2) is None
+    assert common_states(torch.full((9, 8), np.nan), 2) is None
+    assert residual_weights(np.zeros(0)).shape == (0,)
     with pytest.raises(ValueError, match=r"low < high, got 0\.8 and 0\.2"):
         Residual(None, low=0.8, high=0.2)  # type: ignore[arg-type]
 

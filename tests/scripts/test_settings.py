@@ -259,6 +259,7 @@ REFUSALS = [
     ("train", "algo=igpo", "algo.signals.answer_gain needs right answers"),
     ("train", "+algo.estimator.x=1", "unknown setting of algo.estimator 'x'"),
     ("train", "+algo.loss.eps=1", "unknown setting of algo.loss 'eps'"),
+    ("train", "algo=fipo +algo.loss.of.eps=1", "unknown setting of algo.loss.of 'eps'"),
     ("train", "+policy.widht=1", "unknown setting of policy 'widht'; did you mean 'width'"),
     ("train", "algo.estimator._target_=algorithms.estimators.gigpoo.gigpo", "did you mean 'gigpo'"),
     ("train", "algo.loss._target_=algorithms.losses.clip", "unknown name in algorithms.losses"),
