@@ -136,23 +136,26 @@ def map_samples(
     device: torch.device,
     compute: Callable[[Batch], Tensor],
     parallel: Parallel = ONE_PROCESS,
+    values: int = 1,
 ) -> NDArray[np.float64]:
     """Apply `compute` to all samples without gradients. Returns a value per sampled id: [M] in `TurnTable` order.
 
-    `compute` gets micro-batches and returns [B, T]. The ranks share them out; all get all values.
+    `compute` gets micro-batches and returns [B, T], or [B, T, K] for K = `values` > 1 per id: then the result is
+    [M, K]. The ranks share them out; all get all values.
     """
-    parts = [np.zeros(sum(sample.mask)) for sample in samples]
+    shape = (values,) if values > 1 else ()
+    parts = [np.zeros((sum(sample.mask), *shape)) for sample in samples]
     groups = micro_batches([len(s.ids) for s in samples], most_tokens)
     with torch.no_grad():
         for numbers, weight in parallel.passes(
             groups, padded_tokens([[samples[i] for i in group] for group in groups])
         ):
             batch = make_batch([samples[i] for i in numbers], device)
-            values = compute(batch).double().cpu()
+            computed = compute(batch).double().cpu()
             if weight:
-                for number, row, mask in zip(numbers, values, batch.mask.cpu(), strict=True):
+                for number, row, mask in zip(numbers, computed, batch.mask.cpu(), strict=True):
                     parts[number] = row[mask].numpy()
-    return parallel.sum(np.concatenate(parts)) if parts else np.zeros(0)
+    return parallel.sum(np.concatenate(parts)) if parts else np.zeros((0, *shape))
 
 
 def padded_tokens(parts: Sequence[Sequence[Sample]]) -> list[float]:

@@ -39,15 +39,17 @@ from algorithms.losses import (
     KL_ESTIMATORS,
     ROW_MEANS,
     UNIT_MEANS,
+    Tokens,
     Units,
     aggregate,
     aggregation_divisor,
     kl_estimate,
     make_units,
-    picker,
+    marker,
     probability_mask,
     unit_means,
     unit_measure,
+    unit_of,
 )
 from algorithms.needs import check_aggregation
 from algorithms.parallel import ONE_PROCESS, Parallel
@@ -167,7 +169,7 @@ class Example(NamedTuple):
     trained: NDArray[np.bool_]  # whether the loss counts it
     unit_tokens: NDArray[np.float64]  # number of trained tokens of its turn or trajectory, for means over those
     units: NDArray[np.int64]  # the number of the turn or episode that each belongs to, for a loss over units
-    picked: NDArray[np.bool_] | None = None  # by a loss over minibatches
+    marks: NDArray[Any] | None = None  # of a loss over minibatches
     unit_means: NDArray[np.float64] | None = None  # [K + 1, ids] see `Units`, and the tokens; for units of many samples
 
 
@@ -327,8 +329,7 @@ class Learner:
 
     def _spans(self, examples: Sequence[Example]) -> bool:
         """Whether the loss looks at episodes of which some have several samples."""
-        measured = unit_measure(self.objective.loss)
-        if measured is None or measured[0] == "turn":  # a turn is never cut
+        if unit_of(self.objective.loss) != "episode":  # a turn is never cut
             return False
         return len({int(example.units[0]) for example in examples}) < len(examples)
 
@@ -359,8 +360,19 @@ class Learner:
 
         return self._map(samples, compute)
 
-    def _map(self, samples: Sequence[Sample], compute: Callable[[Batch], Tensor]) -> NDArray[np.float64]:
-        return map_samples(samples, self.micro_batch_tokens, self.device, compute, self.parallel)
+    def _map(
+        self, samples: Sequence[Sample], compute: Callable[[Batch], Tensor], values: int = 1
+    ) -> NDArray[np.float64]:
+        return map_samples(samples, self.micro_batch_tokens, self.device, compute, self.parallel, values)
+
+    def _measured(self, samples: Sequence[Sample]) -> NDArray[np.float64]:
+        """[2, M] the log-probabilities under the present weights, and the entropies of their distributions."""
+
+        def compute(batch: Batch) -> Tensor:
+            logprobs, entropies = sampled_logprobs(self.model, batch, self.config.temperature, self.dtype)
+            return torch.stack([logprobs, torch.zeros_like(logprobs).masked_scatter(batch.mask, entropies)], -1)
+
+        return self._map(samples, compute, values=2).T
 
     def _examples(
         self, samples: Sequence[Sample], table: TurnTable, advantages: NDArray[np.float64], old: NDArray[np.float64],
@@ -379,7 +391,7 @@ class Learner:
             size = np.bincount(table.token_rows, weights=np.abs(advantages), minlength=len(table))
             trained = trained & (table.episode_sums(size)[table.token_rows] > 0)
         units = unit_tokens(table, self.objective.aggregation, trained)
-        unit, _ = unit_measure(self.objective.loss) or ("turn", None)
+        unit = unit_of(self.objective.loss) or "turn"
         numbers = table.token_rows if unit == "turn" else table.episode_number[table.token_rows]
         columns = (by_sample(samples, c) for c in (advantages, old, weights, trained, units, numbers))
         examples = [Example(*row) for row in zip(samples, *columns, strict=True)]
@@ -389,20 +401,20 @@ class Learner:
     def _prepared(self, examples: Sequence[Example], rng: np.random.Generator) -> list[Example]:
         """The examples of a minibatch, with what the loss has to know of all of them.
 
-        That is the ids that it picks if it looks at whole minibatches, and the means of units with several samples.
-        These take another pass, without gradients.
+        That is its marks if it looks at whole minibatches, and the means of units with several samples. These take
+        another pass, without gradients.
         """
-        pick, measured = picker(self.objective.loss), unit_measure(self.objective.loss)
+        mark, measured = marker(self.objective.loss), unit_measure(self.objective.loss)
         spans = self._spans(examples)
-        if pick is None and not spans:
+        if mark is None and not spans:
             return list(examples)
         samples = [e.sample for e in examples]
-        now = self._logprobs(samples)
+        now, entropies = self._measured(samples)
         columns = zip(*((e.old_logprobs, e.advantages, e.units) for e in examples), strict=True)
         old, advantages, numbers = (np.concatenate(column) for column in columns)
-        if pick is not None:
-            parts = by_sample(samples, pick(now, old, advantages, rng))
-            examples = [e._replace(picked=part) for e, part in zip(examples, parts, strict=True)]
+        if mark is not None:
+            parts = by_sample(samples, mark(Tokens(now, old, advantages, entropies, numbers), rng))
+            examples = [e._replace(marks=part) for e, part in zip(examples, parts, strict=True)]
         if measured is not None and spans:
             counted = np.concatenate([e.trained for e in examples])
             values = measured[1](*(torch.from_numpy(column[counted]) for column in (now, old, advantages)))
@@ -488,7 +500,7 @@ class Learner:
         gradient.
         """
         all_count = self.objective.loss_kl_coef or self.objective.entropy_coef
-        return [e for e in examples if all_count or e.advantages.any() or (e.picked is not None and e.picked.any())]
+        return [e for e in examples if all_count or e.advantages.any() or _picks(e.marks)]
 
     def _micro_batches(self, examples: Sequence[Example]) -> list[list[Example]]:
         useful = self._useful(examples)
@@ -505,8 +517,8 @@ class Learner:
         advantages, old = batch.spread([e.advantages for e in part]), batch.spread([e.old_logprobs for e in part])
         trained, units = batch.spread([e.trained for e in part]).bool(), batch.spread([e.unit_tokens for e in part])
         known: dict[str, Any] = {}
-        if picked := [e.picked for e in part if e.picked is not None]:
-            known["picked"] = batch.spread(picked).bool()
+        if marks := [e.marks for e in part if e.marks is not None]:
+            known["marks"] = batch.spread(marks)
         if (measured := unit_measure(objective.loss)) is not None:
             if means := [e.unit_means for e in part if e.unit_means is not None]:
                 *spread, tokens = (batch.spread(column) for column in zip(*means, strict=True))
@@ -519,7 +531,7 @@ class Learner:
         if objective.loss_kl_coef:
             with torch.no_grad():
                 reference = self._reference_logprobs(batch)
-            kl = kl_estimate(logprobs, reference, objective.kl_estimator)
+            kl = kl_estimate(logprobs, reference, objective.kl_estimator, old)
             per_token = per_token + objective.loss_kl_coef * kl
             totals["kl"] += float(kl.detach()[batch.mask].sum())
         if objective.entropy_coef:
@@ -537,6 +549,11 @@ class Learner:
 
     def _reference_logprobs(self, batch: Batch) -> Tensor:
         return sampled_logprobs(self.reference, batch, self.config.temperature, self.dtype)[0]
+
+
+def _picks(marks: NDArray[Any] | None) -> bool:
+    """Whether a loss picks some of the ids. Marks that are numbers pick none: they only scale the advantages."""
+    return marks is not None and marks.dtype == np.bool_ and bool(marks.any())
 
 
 def unit_tokens(table: TurnTable, aggregation: str, trained: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -23,16 +23,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from algorithms.estimators.timeline import Timeline
 from envs.core import UnknownNameError
 
 UNITS = ("turn", "episode")
 UNIT_MEANS = ("turn-mean", "trajectory-mean")
 ROW_MEANS = ("seq-mean-token-sum", "seq-mean-token-mean")
 AGGREGATIONS = ("token-mean", *ROW_MEANS, "seq-mean-token-sum-norm", *UNIT_MEANS)
-KL_ESTIMATORS = ("k1", "abs", "k2", "k3", "k1+", "abs+", "k3+")
+KL_ESTIMATORS = ("k1", "abs", "k2", "k3", "k1+", "abs+", "k3+", "k3_ratio")
 RATIOS = ("sequence", "token")
 DIVERGENCES = ("tv", "kl")
 NORMALIZERS = ("none", "failure_rate", "std")
+ENTROPIES = ("low", "high")
 # exp() of a larger log-ratio only shows that the two policies have diverged.
 MAX_LOG_RATIO = 20.0
 MAX_SEQUENCE_LOG_RATIO = 10.0  # for GSPO and NFT
@@ -75,11 +77,8 @@ def unit_measure(loss: Callable[..., Any]) -> tuple[str, Callable[..., Tensor]] 
     Raises `UnknownNameError` for an unknown unit.
     """
     function, settings = (loss.func, loss.keywords) if isinstance(loss, partial) else (loss, {})
-    if (measure := getattr(function, "measure", None)) is None:
+    if (measure := getattr(function, "measure", None)) is None or (unit := unit_of(loss)) is None:
         return None
-    unit = settings.get("unit", inspect.signature(function).parameters["unit"].default)
-    if unit not in UNITS:
-        raise UnknownNameError("algo.loss.unit", unit, UNITS)
     return unit, partial(measure, **settings)
 
 
@@ -108,26 +107,53 @@ def make_units(
     )
 
 
-def over_minibatch(pick: Callable[..., NDArray[np.bool_]]) -> Callable[[Loss], Loss]:
-    """Declare that a policy loss treats some tokens differently, which are picked among all tokens of a minibatch.
+def unit_of(loss: Callable[..., Any]) -> str | None:
+    """The setting `unit` of a loss: what its units are, "turn" or "episode"; None for a loss without it.
 
-    `pick(logprobs, old_logprobs, advantages, rng, **settings)` gets the values [M] at the sampled ids of an optimiser
-    step, before the step, and the settings of the loss. It returns which ids are picked, [M]. The loss gets them as
-    `picked` [B, T]. So the result does not depend on the size of micro-batches, as it would if each picked its own.
+    Raises `UnknownNameError` for an unknown unit.
+    """
+    function, settings = (loss.func, loss.keywords) if isinstance(loss, partial) else (loss, {})
+    parameter = inspect.signature(function).parameters.get("unit")
+    if parameter is None:
+        return None
+    unit: str = settings.get("unit", parameter.default)
+    if unit not in UNITS:
+        raise UnknownNameError("algo.loss.unit", unit, UNITS)
+    return unit
+
+
+class Tokens(NamedTuple):
+    """The sampled ids of an optimiser step, before the step; each is [M]."""
+
+    logprobs: NDArray[np.float64]
+    old_logprobs: NDArray[np.float64]
+    advantages: NDArray[np.float64]
+    entropies: NDArray[np.float64]  # of the distributions, in nats
+    units: NDArray[
+        np.int64
+    ]  # the number of the id's turn, or of its episode: see `unit_of`; in time order inside of it
+
+
+def over_minibatch(mark: Callable[..., NDArray[Any]]) -> Callable[[Loss], Loss]:
+    """Declare that a policy loss needs something of each token that depends on the other tokens of a minibatch.
+
+    `mark(tokens, rng, **settings)` gets the `Tokens` of an optimiser step and the settings of the loss. It returns [M]
+    whether each is picked, or a number. The loss gets these as `marks` [B, T]. So the result does not depend on the
+    size of micro-batches, as it would if each marked its own.
     """
 
     def declare(loss: Loss) -> Loss:
-        vars(loss)["pick"] = pick
+        vars(loss)["mark"] = mark
         return loss
 
     return declare
 
 
-def picker(loss: Callable[..., Any]) -> Callable[..., NDArray[np.bool_]] | None:
-    """`pick` of a loss declared with `over_minibatch`, with the settings of the loss; None for other losses."""
+def marker(loss: Callable[..., Any]) -> Callable[..., NDArray[Any]] | None:
+    """`mark` of a loss declared with `over_minibatch`, with the settings of the loss; None for other losses."""
     function, settings = (loss.func, loss.keywords) if isinstance(loss, partial) else (loss, {})
-    pick = getattr(function, "pick", None)
-    return pick and partial(pick, **settings)
+    mark = getattr(function, "mark", None)
+    return mark and partial(mark, **settings)
 
 
 def clip_loss(
@@ -352,17 +378,18 @@ def covariance(logprobs: NDArray[np.float64], advantages: NDArray[np.float64]) -
     return product
 
 
-def _pick_largest(
-    logprobs: NDArray[np.float64], old_logprobs: NDArray[np.float64], advantages: NDArray[np.float64],
-    rng: np.random.Generator, *, share: float = 2e-4, **_: float,
-) -> NDArray[np.bool_]:  # fmt: skip
-    del old_logprobs, rng
+def _pick_largest(tokens: Tokens, rng: np.random.Generator, *, share: float = 2e-4, **_: float) -> NDArray[np.bool_]:
+    del rng
+    _check_share(share)
+    picked = np.zeros(len(tokens.logprobs), dtype=np.bool_)
+    values = torch.from_numpy(covariance(tokens.logprobs, tokens.advantages))
+    picked[values.topk(max(1, int(len(picked) * share))).indices.numpy()] = True  # of equal ones as the authors' code
+    return picked
+
+
+def _check_share(share: float) -> None:
     if not 0 < share <= 1:
         raise ValueError(f"share must lie between 0 and 1, got {share}")
-    picked = np.zeros(len(logprobs), dtype=np.bool_)
-    largest = torch.from_numpy(covariance(logprobs, advantages)).topk(max(1, int(len(picked) * share)))
-    picked[largest.indices.numpy()] = True  # of equal ones those that the authors' code picks
-    return picked
 
 
 @over_minibatch(_pick_largest)
@@ -371,7 +398,7 @@ def kl_cov_loss(
     old_logprobs: Tensor,
     advantages: Tensor,
     mask: Tensor,
-    picked: Tensor,
+    marks: Tensor,
     *,
     share: float = 2e-4,
     coef: float = 1.0,
@@ -385,21 +412,20 @@ def kl_cov_loss(
     """
     del share  # for `_pick_largest`
     log_ratio = _log_ratio(logprobs, old_logprobs, mask).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-    loss = -advantages * log_ratio.exp() + coef * torch.where(picked, log_ratio.abs(), 0.0)
-    return loss, {"clip_fraction": picked.to(loss.dtype), "approx_kl": -log_ratio.detach()}
+    loss = -advantages * log_ratio.exp() + coef * torch.where(marks > 0, log_ratio.abs(), 0.0)
+    return loss, {"clip_fraction": marks.to(loss.dtype), "approx_kl": -log_ratio.detach()}
 
 
 def _pick_drawn(
-    logprobs: NDArray[np.float64], old_logprobs: NDArray[np.float64], advantages: NDArray[np.float64],
-    rng: np.random.Generator, *, share: float = 2e-4, lowest: float = 1.0, highest: float = 5.0, eps_low: float = 0.2,
-    eps_high: float = 0.2,
+    tokens: Tokens, rng: np.random.Generator, *, share: float = 2e-4, lowest: float = 1.0, highest: float = 5.0,
+    eps_low: float = 0.2, eps_high: float = 0.2,
 ) -> NDArray[np.bool_]:  # fmt: skip
-    if not 0 < share <= 1:
-        raise ValueError(f"share must lie between 0 and 1, got {share}")
-    ratio, values = np.exp(logprobs - old_logprobs), covariance(logprobs, advantages)
+    _check_share(share)
+    advantages, ratio = tokens.advantages, np.exp(tokens.logprobs - tokens.old_logprobs)
+    values = covariance(tokens.logprobs, advantages)
     unclipped = advantages * ratio <= advantages * ratio.clip(1 - eps_low, 1 + eps_high)
     candidates = np.flatnonzero(unclipped & (values > lowest) & (values < highest))
-    picked = np.zeros(len(logprobs), dtype=np.bool_)
+    picked = np.zeros(len(values), dtype=np.bool_)
     picked[rng.permutation(candidates)[: max(1, int(len(picked) * share))]] = True
     return picked
 
@@ -410,7 +436,7 @@ def clip_cov_loss(
     old_logprobs: Tensor,
     advantages: Tensor,
     mask: Tensor,
-    picked: Tensor,
+    marks: Tensor,
     *,
     share: float = 2e-4,
     lowest: float = 1.0,
@@ -427,8 +453,8 @@ def clip_cov_loss(
     loss, stats = clip_loss(
         logprobs, old_logprobs, advantages, mask, eps_low=eps_low, eps_high=eps_high, dual_clip=None
     )
-    clipped = stats["clip_fraction"].masked_fill(picked, 1.0)
-    return loss.masked_fill(picked, 0.0), stats | {"clip_fraction": clipped}
+    clipped = stats["clip_fraction"].masked_fill(marks > 0, 1.0)
+    return loss.masked_fill(marks > 0, 0.0), stats | {"clip_fraction": clipped}
 
 
 def reinforce_loss(
@@ -508,6 +534,266 @@ def nft_loss(
     return loss, stats
 
 
+# -- losses that weigh the tokens of another loss ---------------------------------------------------------------------
+def _of_tokens(of: Callable[..., Any], *arguments: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss `of`. Raises `ValueError` if it looks at more than single tokens itself."""
+    if unit_of(of) is not None or marker(of) is not None:
+        raise ValueError(f"algo.loss.of must be a loss of single tokens, such as clip_loss; got {_name(of)}")
+    loss, stats = of(*arguments)
+    return loss, stats
+
+
+def _name(loss: Callable[..., Any]) -> str:
+    return str(getattr(loss.func if isinstance(loss, partial) else loss, "__name__", loss))
+
+
+def _log_ratios_and_advantages(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, **_: Any) -> Tensor:
+    return torch.stack([logprobs - old_logprobs, advantages])
+
+
+@over_units(_log_ratios_and_advantages)
+def opsm_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    units: Units,
+    *,
+    of: Callable[..., Any] = clip_loss,
+    delta: float = 0.223,
+    unit: str = "episode",
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Off-policy sequence masking (DeepSeek-V3.2, as in TRL): another loss without bad sequences that became unlikely.
+
+        L = 0 where the sequence's mean A < 0 and mean(old_logprobs - logprobs) > delta;  elsewhere the loss `of`
+
+    Masked tokens count in the divisor of the loss, as in TRL. A sequence is the `unit`, see `gspo_loss`. With a
+    correction `old_logprobs` are the trained model's, and the engine's mismatch is not measured. Published: delta 0.223
+    (ARL-Arena, whose docstring has the other sign; its code is as here).
+    """
+    del unit  # for `units`
+    log_ratio, advantage = units.means
+    dropped = (advantage < 0) & (-log_ratio > delta) & mask
+    loss, stats = _of_tokens(of, logprobs, old_logprobs, advantages, mask)
+    clipped = stats["clip_fraction"].masked_fill(dropped, 1.0)
+    return loss.masked_fill(dropped, 0.0), stats | {"clip_fraction": clipped}
+
+
+def future_log_ratios(
+    log_ratios: NDArray[np.float64], units: NDArray[np.int64], places: NDArray[np.int64], half_life: float
+) -> NDArray[np.float64]:
+    """[M] the sum of log-ratios from each token to the end of its unit, halved every `half_life` places.
+
+    All arguments are [M]; `places` grow with time inside a unit.
+    """
+    ordered = np.all((np.diff(units) > 0) | ((np.diff(units) == 0) & (np.diff(places) > 0)))
+    order = np.arange(len(units)) if ordered else np.lexsort((places, units))  # sorting millions is slow
+    line = Timeline.of(order, units[order])
+    distance = line.following(places.astype(np.float64)) - places
+    return line.accumulate(log_ratios, 0.5 ** (np.maximum(distance, 0.0) / half_life))
+
+
+def influence(
+    log_ratios: NDArray[np.float64], advantages: NDArray[np.float64], future: NDArray[np.float64], *,
+    clip: float = 0.2, high_only: bool = True, safety: float | None = 4.0,
+) -> NDArray[np.float64]:  # fmt: skip
+    """[M] FIPO's weights from `future_log_ratios`, see `fipo_loss`; all arguments are [M]."""
+    weights = np.exp(np.minimum(future, MAX_LOG_RATIO))
+    if clip:
+        weights = weights.clip(1.0 if high_only else 1.0 - clip, 1.0 + clip)
+    if safety is not None:
+        risky = (advantages < 0) & (log_ratios > math.log(safety))
+        weights = np.where(risky, weights.clip(0.8, 1.0), weights)
+    return weights
+
+
+def _influence_of_tokens(
+    tokens: Tokens, rng: np.random.Generator, *, half_life: float = 32.0, clip: float = 0.2, high_only: bool = True,
+    safety: float | None = 4.0, delta: float | None = 10.0, **_: Any,
+) -> NDArray[np.float64]:  # fmt: skip
+    del rng
+    log_ratios = tokens.logprobs - tokens.old_logprobs
+    counted = log_ratios if delta is None else np.where(log_ratios > math.log(delta), 0.0, log_ratios)
+    future = future_log_ratios(counted, tokens.units, np.arange(len(counted)), half_life)
+    return influence(log_ratios, tokens.advantages, future, clip=clip, high_only=high_only, safety=safety)
+
+
+@over_minibatch(_influence_of_tokens)
+def fipo_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    marks: Tensor,
+    *,
+    of: Callable[..., Any] = clip_loss,
+    half_life: float = 32.0,
+    clip: float = 0.2,
+    high_only: bool = True,
+    safety: float | None = 4.0,
+    delta: float | None = 10.0,
+    unit: str = "episode",
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """FIPO (arXiv 2603.19835, as in ms-swift): weigh a token by how much likelier all that follows has become.
+
+        L = weight · the loss `of`;   weight = clip(exp(F), 1, 1 + clip), from 1 - clip without `high_only`
+        F_t = sum over the tokens k >= t of the unit of 2^(-(k - t) / half_life) (logprobs - old_logprobs)
+
+    Tokens with r > `delta` count 0 in F (None: all count). Where A < 0 and r > `safety`, the weight is at most 1 and at
+    least 0.8. The weights have no gradient. While the policy is the one that sampled they are 1. k - t counts the
+    tokens that the policy sampled, so observations do not decay the sum; in ms-swift they do, and it also bounds r by
+    delta. Published: `clip_loss` with 0.2 and 0.28, half-life 32.
+    """
+    del half_life, clip, high_only, safety, delta, unit  # for `_influence_of_tokens` and the learner
+    loss, stats = _of_tokens(of, logprobs, old_logprobs, advantages, mask)
+    return loss * marks, stats
+
+
+def _unsure(tokens: Tokens, rng: np.random.Generator, *, share: float = 0.2, **_: Any) -> NDArray[np.float64]:
+    """[M] 1 for tokens whose entropy is at or above the quantile that leaves `share` of them, else 0."""
+    del rng
+    _check_share(share)
+    if not len(tokens.entropies):
+        return np.zeros(0)
+    kept: NDArray[np.float64] = (tokens.entropies >= np.quantile(tokens.entropies, 1 - share)).astype(np.float64)
+    return kept
+
+
+@over_minibatch(_unsure)
+def top_entropy_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    marks: Tensor,
+    *,
+    of: Callable[..., Any] = clip_loss,
+    share: float = 0.2,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Learn from the tokens that the policy was unsure of (Wang et al., arXiv 2506.01939, as in TRL).
+
+    L is the loss `of` at the `share` of a minibatch's tokens with the highest entropy, and 0 elsewhere. All tokens
+    count in the divisor. Published: a share of 0.2, with DAPO's clip.
+    """
+    del share  # for `_unsure`
+    loss, stats = _of_tokens(of, logprobs, old_logprobs, advantages, mask)
+    return torch.where(marks > 0, loss, 0.0), stats | {"clip_fraction": stats["clip_fraction"] * (marks > 0)}
+
+
+def _drawn_tokens(
+    tokens: Tokens, rng: np.random.Generator, *, first: int = 64, share: float = 0.25, most: int = 256, **_: Any
+) -> NDArray[np.float64]:
+    """[M] the same weight for each token that is kept, with mean 1 over all, and 0 for the others."""
+    _check_share(share)
+    count = len(tokens.units)
+    order = np.argsort(tokens.units, kind="stable")
+    opens = np.diff(tokens.units[order], prepend=-1) != 0
+    starts = np.flatnonzero(opens)[np.cumsum(opens) - 1]
+    place = np.empty(count, dtype=np.int64)
+    place[order] = np.arange(count) - starts
+    kept = (place < first) | (rng.random(count) < share)
+    so_far = np.cumsum(kept[order])
+    kept[order] &= so_far - (so_far - kept[order])[starts] <= most
+    weights: NDArray[np.float64] = kept * (count / max(kept.sum(), 1))
+    return weights
+
+
+@over_minibatch(_drawn_tokens)
+def s_grpo_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    marks: Tensor,
+    *,
+    of: Callable[..., Any] = clip_loss,
+    first: int = 64,
+    share: float = 0.25,
+    most: int = 256,
+    unit: str = "episode",
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """S-GRPO (after the abstract of Lee and Tong, arXiv 2504.20834): learn from some of the tokens of an answer.
+
+    The `first` tokens of each unit are kept, later ones with the probability `share`, at most `most` in all. L is the
+    loss `of` at these tokens, and 0 elsewhere; its mean (token-mean) is over the tokens that are kept. Tokens are drawn
+    anew for each optimiser step. The three numbers are choices of ours: the sources that we have do not give them.
+    """
+    del first, share, most, unit  # for `_drawn_tokens` and the learner
+    loss, stats = _of_tokens(of, logprobs, old_logprobs, advantages, mask)
+    return loss * marks, stats
+
+
+def _scaled_entropies(tokens: Tokens, rng: np.random.Generator, **_: Any) -> NDArray[np.float64]:
+    """[M] entropies with mean 0 and variance 1 (ddof 1); 0 if they are equal up to rounding."""
+    del rng
+    values = tokens.entropies
+    if len(values) < 2 or np.ptp(values) <= np.finfo(np.float32).eps * np.abs(values).max():
+        return np.zeros(len(values))
+    scaled: NDArray[np.float64] = (values - values.mean()) / values.std(ddof=1)
+    return scaled
+
+
+@over_minibatch(_scaled_entropies)
+def aepo_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    marks: Tensor,
+    *,
+    eps_low: float = 0.2,
+    eps_high: float = 0.28,
+    dual_clip: float = 3.0,
+    entropy_weight: float = 0.2,
+    keep_gradient: str = "high",
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """AEPO's loss (Dong et al., arXiv 2510.14545): PPO's clip, with more weight and gradient for unsure tokens.
+
+        A' = A (1 + entropy_weight z),   z = (H - mean(H)) / std(H) over a minibatch,   H: the token's entropy
+        L  = clip_loss with A';  at tokens of high entropy (z > 0) r / sg(r) (1 + eps_high) is its upper bound
+
+    So these keep a gradient where the clip bounds the ratio from above, as the paper describes. In ARL-Arena's port the
+    tokens with z <= 0 do: `keep_gradient="low"`. Source of the formula: that port, `compute_policy_loss_aepo`. Left
+    out: the rollouts, which branch where the entropy is high.
+    """
+    if keep_gradient not in ENTROPIES:
+        raise UnknownNameError("keep_gradient", keep_gradient, ENTROPIES)
+    log_ratio = _log_ratio(logprobs, old_logprobs, mask).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    ratio = log_ratio.exp()
+    weighted = advantages * (1 + entropy_weight * marks)
+    keeps = marks > 0 if keep_gradient == "high" else marks <= 0
+    highest = (1 + eps_high) * torch.where(keeps, ratio / ratio.detach(), 1.0)
+    plain, clipped = -weighted * ratio, -weighted * torch.minimum(ratio.clamp(min=1 - eps_low), highest)
+    loss = torch.maximum(plain, clipped)
+    loss = torch.where(weighted < 0, torch.minimum(loss, -weighted * dual_clip), loss)
+    return loss, {"clip_fraction": (clipped > plain).float(), "approx_kl": -log_ratio.detach()}
+
+
+def luffy_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    demonstrated: Tensor,
+    *,
+    eps_low: float = 0.2,
+    eps_high: float = 0.2,
+    shape: float | None = 0.1,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """LUFFY (Yan et al., arXiv 2504.14945): PPO's clip for the policy's own tokens, and no clip for an expert's.
+
+        L = -A f(p) at `demonstrated` tokens,   f(p) = p / (p + shape), p the token's probability; None: f(p) = p
+
+    f has a large gradient at small p, so the policy also learns what it would hardly have done. `demonstrated` [B, T]
+    is true for tokens of demonstrations, whose `old_logprobs` are not read.
+    """
+    own = mask & ~demonstrated
+    loss, stats = clip_loss(logprobs, old_logprobs, advantages, own, eps_low=eps_low, eps_high=eps_high, dual_clip=None)
+    p = logprobs.masked_fill(~mask, 0.0).exp()
+    shaped = p if shape is None else p / (p + shape)
+    return torch.where(demonstrated, -advantages * shaped, loss), stats
+
+
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, clip: float | None = 0.5) -> Tensor:
     """The critic's loss per token, [B, T]: half the larger squared error, of the value or of the clipped value.
 
@@ -527,15 +813,25 @@ def probability_mask(old_logprobs: Tensor, mask: Tensor, *, threshold: float = 0
     return mask & (old_logprobs.detach() < math.log(threshold))
 
 
-def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: str = "k3") -> Tensor:
+def kl_estimate(
+    logprobs: Tensor, ref_logprobs: Tensor, estimator: str = "k3", old_logprobs: Tensor | None = None
+) -> Tensor:
     """Estimate of KL(policy ‖ reference) per token, [B, T], in nats; d = logprobs - ref_logprobs.
 
     k1 = d, unbiased, can be negative; abs = |d|; k2 = d² / 2, whose gradient is the unbiased one; k3 = exp(-d) + d - 1,
     never negative, with -d clamped to ±20 and the result to ±10. "k1+", "abs+" and "k3+" have the value of their name
     and the gradient of k2. Source: J. Schulman, "Approximating KL divergence" (2020).
+
+    "k3_ratio" is k3 times the token's ratio exp(logprobs - old_logprobs), as in DeepSeek-V3.2 and TRL. Its gradient is
+    that of the KL of the present policy, also for tokens that another policy sampled. Without `old_logprobs` the ratio
+    is 1 and still has its gradient.
     """
     if estimator not in KL_ESTIMATORS:
         raise UnknownNameError("KL estimator", estimator, KL_ESTIMATORS)
+    if estimator == "k3_ratio":
+        old = logprobs.detach() if old_logprobs is None else old_logprobs
+        ratio = (logprobs - old).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+        return ratio * kl_estimate(logprobs, ref_logprobs, "k3")
     difference = logprobs - ref_logprobs
     k2 = difference.square() / 2
     if estimator.endswith("+"):

@@ -131,6 +131,8 @@ def check_parts(
     from algorithms.signals.base import make_signals
 
     _check_options("algo.loss", learner.objective.loss)
+    if isinstance(learner.objective.loss, partial):
+        _check_options("algo.loss.of", learner.objective.loss.keywords.get("of"))
     with torch.random.fork_rng():
         policy = _tiny_policy(seed)
         agent = make_agent(policy, torch.Generator(policy.device))
@@ -180,13 +182,14 @@ def _tiny_policy(seed: int) -> LocalPolicy:
 def _check_loss(learner: LearnerConfig) -> None:
     import torch
 
-    from algorithms.losses import make_units, picker, unit_measure
+    from algorithms.losses import Tokens, make_units, marker, unit_measure
 
     tokens = torch.zeros(2, 3)
     loss, known = learner.objective.loss, dict[str, Any]()
-    if (pick := picker(loss)) is not None:
-        pick(*[np.zeros(1)] * 3, np.random.default_rng(0))
-        known["picked"] = tokens == 0
+    if (mark := marker(loss)) is not None:
+        one = np.zeros(1)
+        mark(Tokens(one, one, one, one, one.astype(np.int64)), np.random.default_rng(0))
+        known["marks"] = tokens
     if (measured := unit_measure(loss)) is not None:
         known["units"] = make_units(measured[1], tokens, tokens, tokens, tokens == 0, tokens)
     loss(tokens, tokens, tokens, tokens == 0, **known)

@@ -25,6 +25,7 @@ COLUMNS = {
 # that measures them.
 SIGNALS = {
     "answer_logprob": "[N] mean log-probability of the right answer before the turn, NaN unmeasured (answer_gain)",
+    "demonstration": "[N] whether the turn is one of a demonstration, not the policy's own (demonstrations)",
     "entropy": "[N] mean entropy of the policy over the turn's tokens, in nats (entropy)",
     "mc_value": "[N] mean return of fresh attempts from before the turn, NaN unmeasured (monte_carlo)",
     "next_value": "[N] value of the state after an episode that was cut off, on its last turn, 0 elsewhere (critic)",
@@ -36,11 +37,15 @@ SIGNALS = {
     "value": "[N] value of the state before the turn (critic)",
 }
 TOKEN_SIGNALS = {
+    "entropy": "[M] entropy of the policy at the token, in nats (token_entropy)",
     "importance_weight": "[M] weight of the token's loss for the engine's mismatch (trainer.correction)",
     "logprob": "[M] log-probability that the token was sampled with (TurnTable.from_episodes)",
     "mc_value": "[M] mean return of fresh attempts from before the token where a segment starts, NaN elsewhere"
     " (monte_carlo)",
+    "planning": "[M] whether the token is of a phrase that plans, 1 or 0 (phrases)",
     "prm": "[M] score of the token by a process reward model (implicit_prm)",
+    "residual_weight": "[M] how little a failure's token resembles those of successes at its task, from the smallest"
+    " weight to 1; 1 elsewhere (residual)",
     "square_sum": "[M] sum of the squared probabilities of all words at the token's place (square_sum)",
     "token_reward": "[M] added to the reward of the token's turn, such as a KL penalty (algo.kl_in=reward)",
     "value": "[M] value before the token (critic)",

@@ -52,12 +52,21 @@ def head_logits(model: Any, hidden: Tensor) -> Tensor:
 
 def causal_states(model: Any, ids: Tensor) -> Tensor:
     """Hidden states [B, L, E] of `ids` [B, L] that are padded on the right; see `head_logits`."""
+    states: Tensor = _base_outputs(model, ids).last_hidden_state
+    return states
+
+
+def penultimate_states(model: Any, ids: Tensor) -> Tensor:
+    """The states [B, L, E] of `ids` [B, L], padded on the right, before the last layer."""
+    return in_model(model, lambda: cast(Tensor, _base_outputs(model, ids, output_hidden_states=True).hidden_states[-2]))
+
+
+def _base_outputs(model: Any, ids: Tensor, **options: Any) -> Any:
     limit = context_length(model.config)
     positions = {}
     if limit is not None and ids.shape[1] > limit:
         positions = {"position_ids": clamp_positions(model, torch.arange(ids.shape[1], device=ids.device)[None])}
-    states: Tensor = model.base_model(input_ids=ids, use_cache=False, **positions).last_hidden_state
-    return states
+    return model.base_model(input_ids=ids, use_cache=False, **positions, **options)
 
 
 def clamp_positions(model: Any, positions: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Measure how sure the policy is of the right answer before each turn. IGPO computes the reward of a turn from this.
 
 The prompt of each turn is extended by `thought` and the right answer in the agent's form, and the policy computes how
-likely that answer is:
+likely that answer is. TRACE (arXiv 2607.13988, after its abstract) asks the frozen initial policy instead (`model`):
 
     <think>
     Now there's enough information to answer
@@ -17,7 +17,7 @@ the authors' code of February 2026. It takes the first of several right answers;
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,13 +27,14 @@ from agents.policies.base import Policy
 from agents.quoting import encode_with_offsets, quote
 from agents.samples import Sample
 from algorithms.signals.base import Measurement, RolloutBatch, SignalContext, UntrainedSignal
-from envs.core import Need
+from envs.core import Need, UnknownNameError
 
 if TYPE_CHECKING:  # see `algorithms.signals.base`
     from torch import Tensor
 
     from algorithms.batches import Batch
 
+MODELS = ("policy", "first")
 PLACE = "{answer}"
 THOUGHT = f"{THINK_OPEN}\nNow there's enough information to answer\n{THINK_CLOSE}\n"
 
@@ -48,10 +49,22 @@ class AnswerGain(UntrainedSignal):
     gives = ("answer_logprob",)
     gives_tokens = ()
 
-    def __init__(self, context: SignalContext, *, action: str = f"answer[{PLACE}]", thought: str | None = None) -> None:
+    def __init__(
+        self, context: SignalContext, *, action: str = f"answer[{PLACE}]", thought: str | None = None,
+        model: str = "policy",
+    ) -> None:  # fmt: skip
         """`action` is the form of an answer in the environment, `thought` the text before it: None means IGPO's
-        sentence if the model has a chat template, otherwise no text. Raises `ValueError`.
+        sentence if the model has a chat template, otherwise no text. `model` is whose belief is measured, that of the
+        "policy" or of the weights at the start of the run, "first". Raises `ValueError`.
         """
+        if model not in MODELS:
+            raise UnknownNameError("model", model, MODELS)
+        self.first: Any = None
+        if model == "first":
+            from agents.policies.weights import copy_trained
+
+            self.first = copy_trained(context.model).requires_grad_(False)
+            context.parallel.place(self.first, context.dtype)
         tokenizer = context.agent.policy.tokenizer
         if thought is None:
             thought = THOUGHT if tokenizer.chat_template else ""
@@ -74,7 +87,7 @@ class AnswerGain(UntrainedSignal):
         asked, rows = self._ask(rollouts, context.agent.policy)
 
         def logprobs(batch: Batch) -> Tensor:
-            return sampled_logprobs(context.model, batch, 1.0, context.dtype)[0]
+            return sampled_logprobs(self.first or context.model, batch, 1.0, context.dtype)[0]
 
         # Attempts at a task begin with the same prompt and often go on alike, so each sequence is computed once.
         keys = [(*sample.ids, sum(sample.mask)) for sample in asked]
@@ -90,6 +103,19 @@ class AnswerGain(UntrainedSignal):
         if len(known):
             metrics["signal/answer_logprob"] = float(known.mean())
         return Measurement({"answer_logprob": belief}, metrics=metrics)
+
+    def state(self) -> dict[str, Any]:
+        if self.first is None:
+            return {}
+        from agents.policies.sharded import whole_state
+
+        return {"first": whole_state(self.first)}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        if self.first is not None:
+            from agents.policies.sharded import load_whole_state
+
+            load_whole_state(self.first, state["first"])
 
     def _ask(self, rollouts: RolloutBatch, policy: Policy) -> tuple[list[Sample], NDArray[np.int64]]:
         """A sequence for each turn and answer, with the answer's ids as "sampled" ids, and the row of its turn."""

@@ -34,6 +34,7 @@ from algorithms.signals.base import RolloutBatch, SignalContext
 from algorithms.signals.critic import Critic
 from algorithms.signals.entropy import Entropy
 from algorithms.signals.implicit_prm import ImplicitPRM
+from algorithms.signals.residual import Residual
 from envs.pool import EnvPool
 from tests.agents.corridors import Corridors, corridor
 from tests.agents.toys import random_policy
@@ -127,6 +128,7 @@ CASES: dict[str, Callable[[Parallel], Result]] = {
         signalled, make=partial(ImplicitPRM, loss="outcome", reference="first", update="before", learning_rate=1e-3)
     ),
     "entropy signal": partial(signalled, make=Entropy),
+    "states of successes": partial(signalled, make=partial(Residual, rank=2)),
 }
 
 

@@ -56,6 +56,7 @@ def measured_tables(draw: st.DrawFn) -> TurnTable:
         tokens=tokens,
         signals={
             "answer_logprob": np.where(rng.random(n) < 0.1, np.nan, -rng.exponential(size=n)),
+            "demonstration": rng.random(n) < 0.3,
             "entropy": rng.exponential(size=n),
             "mc_value": np.where(rng.random(n) < 0.2, np.nan, rng.normal(size=n)),
             "next_value": np.where(last & (rng.random(n) < 0.5), rng.normal(size=n), 0.0),
@@ -67,10 +68,13 @@ def measured_tables(draw: st.DrawFn) -> TurnTable:
             "value": rng.normal(size=n),
         },
         token_signals={
+            "entropy": rng.exponential(size=m)[own],
             "importance_weight": rng.uniform(0.5, 2.0, m)[own],
             "logprob": np.log(rng.uniform(0.2, 1.0, m))[own],
             "mc_value": segments,
+            "planning": (rng.random(m) < 0.4).astype(np.float64)[own],
             "prm": rng.normal(size=m),
+            "residual_weight": rng.uniform(0.1, 1.0, m)[own],
             "square_sum": rng.uniform(0.9, 1.0, m)[own],
             "token_reward": 0.1 * rng.normal(size=m)[own],
             "value": rng.normal(size=m),

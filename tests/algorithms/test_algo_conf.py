@@ -27,7 +27,7 @@ from tests.algorithms.test_trainer import make_trainer, without_times
 FOLDER = Path(conf.__path__[0]) / "algo"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 # Those that need what the corridor has not, right answers and tools: tests/scripts/test_every_method.py trains them.
-NOT_IN_CORRIDORS = {"igpo", "mt_grpo"}
+NOT_IN_CORRIDORS = {"igpo", "mt_grpo", "trace", "fine_grained"}
 # The methods that set something else than the default of their estimator, which several methods share, or which gives
 # the plain differences of values where the authors whiten them.
 OWN_SETTINGS = {
@@ -89,6 +89,8 @@ def test_numbers_that_are_compared_with_rewards_fit_a_success_of_1() -> None:
     penalties = {name: composed(name).estimator.keywords.get("invalid_penalty", 0.0) for name in NAMES}
     published = {"empg", "gigpo", "grpo", "gspo", "hgpo", "istar", "reinforce_pp_baseline", "rloo"}
     published |= {"cispo", "clip_cov", "dppo", "gmpo", "kl_cov", "sapo", "vespo", "sampo"}
+    published |= {"aepo", "fipo", "opsm", "resrl"}
+    published |= {"step_grpo", "turn_rloo", "hicra", "top_entropy", "s_grpo"}
     assert {name: penalty for name, penalty in penalties.items() if penalty} == dict.fromkeys(published, 0.01)
 
 

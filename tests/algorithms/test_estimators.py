@@ -16,12 +16,17 @@ from numpy.typing import NDArray
 from algorithms.estimators.capo import capo
 from algorithms.estimators.dapo import dapo, overlong_penalty
 from algorithms.estimators.empg import empg
+from algorithms.estimators.fine_grained import fine_grained_gae
 from algorithms.estimators.gae import bi_level_gae, gae_over_tokens, token_gae, turn_gae
 from algorithms.estimators.gigpo import gigpo
 from algorithms.estimators.grpo import grpo
+from algorithms.estimators.gtpo import grpo_s, gtpo
 from algorithms.estimators.hgpo import hgpo
+from algorithms.estimators.hicra import hicra
 from algorithms.estimators.igpo import answer_gains, igpo
 from algorithms.estimators.istar import istar
+from algorithms.estimators.luffy import luffy
+from algorithms.estimators.macro_actions import macro_gae
 from algorithms.estimators.mt_grpo import mt_grpo
 from algorithms.estimators.nft import nft
 from algorithms.estimators.ngrpo import ngrpo
@@ -33,10 +38,13 @@ from algorithms.estimators.psr_nsr import psr_nsr
 from algorithms.estimators.pure import min_form_rewards, pure
 from algorithms.estimators.raft import raft
 from algorithms.estimators.reinforce_pp import reinforce_pp, reinforce_pp_baseline, token_returns
+from algorithms.estimators.resrl import resrl
 from algorithms.estimators.rloo import rloo
 from algorithms.estimators.spo import spo_chain, spo_tree
 from algorithms.estimators.timeline import Timeline, token_rewards, tokens, turns, whiten
+from algorithms.estimators.tp_grpo import tp_grpo
 from algorithms.estimators.tree_grpo import tree_grpo
+from algorithms.estimators.turn_returns import step_grpo, turn_rloo
 from algorithms.estimators.vineppo import vineppo
 from algorithms.turn_table import SIGNALS, TOKEN_SIGNALS, Estimate, MissingSignalError, TurnTable
 from envs.core import UnknownNameError
@@ -50,14 +58,24 @@ ESTIMATORS: dict[str, Estimator] = {
     "capo": capo,
     "dapo": partial(dapo, limit=4, buffer=2),
     "empg": empg,
+    "fine_grained_gae": fine_grained_gae,
     "gigpo": gigpo,
     "gpg": gpg,
     "grpo": grpo,
+    "grpo_s": grpo_s,
+    "grpo_s apart": partial(grpo_s, compare="apart"),
+    "gtpo": gtpo,
+    "gtpo apart": partial(gtpo, compare="apart"),
     "hgpo": hgpo,
     "hgpo with a base": partial(hgpo, base_group=True, mode="mean_norm"),
+    "hicra": hicra,
     "igpo": partial(igpo, gamma=0.9),
     "igpo joint": partial(igpo, normalization="joint", gain="prob_diff"),
     "istar": istar,
+    "luffy": luffy,
+    "luffy all": partial(luffy, compare_with="all"),
+    "macro_gae": partial(macro_gae, length=2, gamma=0.9),
+    "macro_gae whitened": partial(macro_gae, length=3, weights="position", whiten=True),
     "maxrl": lambda table: maxrl(replace(table, reward=np.abs(table.total_rewards()), token_signals={})),
     "istar reinforce": partial(istar, mode="reinforce_pp_baseline"),
     "istar paper": partial(istar, mode="mean_std_norm", baseline="all_turns", scale_steps="none"),
@@ -73,6 +91,7 @@ ESTIMATORS: dict[str, Estimator] = {
     "pure": pure,
     "pure per turn": partial(pure, baseline="turn"),
     "raft": raft,
+    "resrl": resrl,
     "reinforce_pp": partial(reinforce_pp, gamma=0.9),
     "reinforce_pp reset": partial(reinforce_pp, observations="reset"),
     "reinforce_pp_baseline": reinforce_pp_baseline,
@@ -81,9 +100,13 @@ ESTIMATORS: dict[str, Estimator] = {
     "spo_chain whitened": partial(spo_chain, whiten=True, probability_mask=0.9),
     "spo_tree": partial(spo_tree, normalize_by_std=True),
     "spo_tree whitened": partial(spo_tree, whiten=True, probability_mask=0.9),
+    "step_grpo": step_grpo,
+    "step_grpo batch": partial(step_grpo, pool="batch", normalize_by_std=False),
     "token_gae": partial(token_gae, gamma=0.9, lam=0.8),
+    "tp_grpo": tp_grpo,
     "tree_grpo": tree_grpo,
     "turn_gae": turn_gae,
+    "turn_rloo": partial(turn_rloo, gamma=0.9),
     "turn_gae last token": partial(turn_gae, anchor="last_token"),
     "vineppo": vineppo,
     "vineppo whitened": partial(vineppo, whiten=True),
@@ -91,6 +114,7 @@ ESTIMATORS: dict[str, Estimator] = {
 # Equal attempts at a task leave nothing to compare.
 COMPARES_ATTEMPTS = ["dapo", "gigpo", "grpo", "hgpo", "igpo", "igpo joint", "mt_grpo", "rloo", "tree_grpo"]
 COMPARES_ATTEMPTS += ["reinforce_pp_baseline", "gpg", "maxrl", "opo", "pass_at_k"]
+COMPARES_ATTEMPTS += ["grpo_s", "gtpo", "gtpo apart", "hicra", "luffy", "luffy all", "resrl", "turn_rloo"]
 each = pytest.mark.parametrize("name", ESTIMATORS)
 
 
@@ -149,10 +173,12 @@ def test_equal_attempts_give_exactly_zero(name: str, rewards: list[float], attem
         tokens=np.full(count * attempts, 2),
         signals={
             "answer_logprob": -0.1 * np.where(turn % 2, 0.0, 1.0),
+            "demonstration": np.zeros(count * attempts, dtype=np.bool_),
             "tool_result": turn % 2 == 0,
             "tree": np.zeros(count * attempts),
             "turn_reward": turn * 0.7,
         },
+        token_signals={name: np.full(2 * count * attempts, 0.5) for name in ("residual_weight", "entropy", "planning")},
     )
     if name.startswith("igpo"):  # gains of one attempt differ from each other and from its outcome
         table = replace(table, signals={"answer_logprob": np.zeros(len(table))})
@@ -207,6 +233,7 @@ def test_padding_and_longer_observations_leave_no_trace(seed: int, observations:
         ("empg", "'entropy'", "entropy"),
         ("vineppo", "'mc_value'", "monte_carlo"),
         ("tree_grpo", "'tree'", "tree"),
+        ("resrl", "token signal 'residual_weight'", "residual"),
         ("token_gae", "token signal 'value'", "critic"),
         ("turn_gae", "signal 'value'", "critic"),
     ],
@@ -242,6 +269,9 @@ def test_an_estimator_over_tokens_raises_without_token_counts() -> None:
         (partial(bi_level_gae, turn_ends="all"), "turn_ends 'all'"),
         (partial(tree_grpo, combine="sum"), "combine 'sum'"),
         (partial(pure, baseline="step"), "baseline 'step'"),
+        (partial(luffy, compare_with="mine"), "compare_with 'mine'"),
+        (partial(step_grpo, pool="group"), "unknown pool 'group'"),
+        (partial(macro_gae, weights="unit"), "unknown weights 'unit'"),
     ],
 )
 def test_unknown_options_are_named(call: Estimator, message: str) -> None:
@@ -516,6 +546,119 @@ def test_empg_follows_its_formula() -> None:
     modulated = base * np.exp(-h) / np.exp(-h).mean() + 0.05 * np.array([np.exp(-1.0), 0.0, 0.0])
     np.testing.assert_allclose(empg(table), modulated - modulated.mean(), atol=1e-7)
     assert empg(table).mean() == pytest.approx(0.0, abs=1e-12)
+
+
+def test_step_grpo_compares_the_returns_of_all_turns_of_a_task() -> None:
+    table = make_table([0, 0, 0], [0, 0, 1], [0, 1, 0], [0.0, 1.0, 0.0], valid=[True, True, False])
+    values = np.array([0.5, 1.0, -0.1])  # the penalty is not discounted backwards
+    expected = (values - values.mean()) / values.std(ddof=1)
+    np.testing.assert_allclose(step_grpo(table, gamma=0.5, invalid_penalty=0.1), expected, rtol=1e-5)
+    other = replace(table, group=np.array([0, 0, 1]))
+    assert step_grpo(other, gamma=1.0).tolist() == [0, 0, 0]
+    batch = step_grpo(other, gamma=0.5, invalid_penalty=0.1, pool="batch", normalize_by_std=False)
+    np.testing.assert_allclose(batch, values - values.mean())
+
+
+def test_turn_rloo_counts_an_attempt_that_has_ended_as_nothing() -> None:
+    table = make_table([0] * 4, [0, 0, 1, 2], [0, 1, 0, 0], [0.25, 1.0, 0.5, 0.0])
+    assert turn_rloo(table).tolist() == [1.25 - 0.25, 1.0, 0.5 - 0.625, -0.875]
+    assert turn_rloo(make_table([0, 0], [0, 0], [0, 1], [0.25, 1.0])).tolist() == [1.25, 1.0]
+
+
+@given(measured_tables())
+def test_the_baseline_of_a_turn_does_not_depend_on_what_its_own_attempt_does_later(table: TurnTable) -> None:
+    """If an attempt had stopped after a turn, the baselines of its turns up to there were the same."""
+    last = np.append(np.diff(table.episode) != 0, True)
+    cut = np.flatnonzero(~(last & (table.turn > 0) & (table.episode == table.episode[0])))
+    shorter = take(table, cut)
+    mine = shorter.episode == table.episode[0]
+
+    def baselines(of: TurnTable) -> NDArray[np.float64]:
+        return of.discounted_returns(1.0) - turn_rloo(of, invalid_penalty=0.0)
+
+    np.testing.assert_allclose(baselines(shorter)[mine], baselines(table)[cut][mine], atol=1e-4)
+
+
+@given(measured_tables(), st.floats(0, 1), st.floats(0, 1))
+def test_macro_actions_of_one_token_are_tokens(table: TurnTable, gamma: float, lam: float) -> None:
+    expected = gae_over_tokens(table, gamma=gamma, token_gamma=gamma, lam=lam)
+    for weights in ("equal", "last", "position"):
+        found = macro_gae(table, length=1, weights=weights, gamma=gamma, lam=lam)
+        np.testing.assert_allclose(found.advantages, expected.advantages, atol=1e-9)
+        np.testing.assert_allclose(found.returns, expected.returns, atol=1e-9)
+
+
+def test_macro_actions_share_values_and_advantages() -> None:
+    """Four tokens and a turn of one: runs of two, and the last token of each turn for itself."""
+    value = np.array([1.0, 3.0, 5.0, 7.0, 2.0])
+    table = make_table([0, 0], [0, 0], [0, 1], [0.0, 10.0], tokens=np.array([4, 1]), token_signals={"value": value})
+    found = macro_gae(table, length=2, lam=0.0)  # values 2, 5, 7, 2
+    assert found.advantages.tolist() == [3, 3, 2, -5, 8]
+    assert found.returns.tolist() == [5, 5, 7, 2, 10]
+    assert macro_gae(table, length=2, lam=0.0, weights="last").advantages.tolist() == [2, 2, 2, -5, 8]
+
+
+def test_fine_grained_rewards_are_added_to_those_of_the_environment() -> None:
+    signals = {"turn_reward": np.array([0.5, 0.25])}
+    table = make_table(
+        [0, 0], [0, 0], [0, 1], [0.0, 1.0], tokens=np.array([1, 2]), signals=signals,
+        token_signals={"value": np.zeros(3)},
+    )  # fmt: skip
+    assert fine_grained_gae(table, turn_weight=2.0, lam=1.0).returns.tolist() == [2.5, 1.5, 1.5]
+
+
+def test_gtpo_shares_rewards_out_by_entropy() -> None:
+    """Two successes and two failures; the second tokens of two of them have nothing to compare with."""
+    entropy = {"entropy": np.array([3.0, 1.0, 1.0, 0.5, 0.25, 2.0])}
+    table = single_turns([0] * 4, [1.0, 1.0, 0.0, 0.0], tokens=np.array([2, 1, 1, 2]), token_signals=entropy)
+    shaped = np.array([0.9 + 0.15, 1.0, 0.9 + 0.05, -0.9 - 0.1 * 2 * 2 / 6, -0.9 - 0.1 * 2 * 4 / 6, -1.0])
+    expected = (shaped - shaped.mean()) / shaped.std(ddof=1)
+    np.testing.assert_allclose(gtpo(table), expected, rtol=1e-5)
+    apart = gtpo(table, compare="apart")
+    np.testing.assert_allclose(apart[:3], (shaped[:3] - 1.0) / shaped[:3].std(ddof=1), atol=1e-4)
+    assert gtpo(table, entropy_weight=0.0, compare="apart").tolist() == [0] * 6
+    means = np.array([2.0, 1.0, 0.5, 1.125])
+    weights = np.array([4 / 3, 2 / 3, 2 * 2 / (2 + 1 / 1.125), 2 / 1.125 / (2 + 1 / 1.125)])
+    shaped = np.array([1.0, 1.0, -1.0, -1.0]) * (0.9 + 0.1 * weights)
+    assert means[0] == entropy["entropy"][:2].mean()
+    np.testing.assert_allclose(grpo_s(table), (shaped - shaped.mean()) / shaped.std(ddof=1), rtol=1e-5)
+
+
+def test_hicra_gives_plans_more_credit_and_less_blame() -> None:
+    plans = {"planning": np.array([1.0, 0.0, 1.0, 0.0])}
+    table = single_turns([0, 0], [1.0, 0.0], tokens=np.array([2, 2]), token_signals=plans)
+    np.testing.assert_allclose(hicra(table), np.array([1.2, 1.0, -0.8, -1.0]) * np.sqrt(0.5), rtol=1e-5)
+
+
+def test_tp_grpo_counts_a_thought_once() -> None:
+    """A right thought of two turns, then a wrong one; and an attempt of one right turn."""
+    verdicts = {"prm": np.array([0.0, 0.0, -1.0, 0.0])}
+    table = make_table([0] * 4, [0, 0, 0, 1], [0, 1, 2, 0], [0.0, 0.0, 0.0, 1.0], signals=verdicts)
+    z = (np.array([0.0, -1.0, 0.0]) + 1 / 3) / np.std([0.0, -1.0, 0.0], ddof=1)
+    expected = np.sqrt(0.5) * np.array([-1, -1, -1, 1]) + 0.5 * 0.5 * z[[0, 0, 1, 2]]
+    np.testing.assert_allclose(tp_grpo(table), expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        tp_grpo(table, adapt=0.0) - tp_grpo(table, thought_weight=0.0), 0.5 * z[[0, 0, 1, 2]], rtol=1e-5
+    )
+
+
+def test_luffy_compares_with_the_attempts_of_the_policy() -> None:
+    demonstration = {"demonstration": np.array([True, False, False, False])}
+    table = single_turns([0] * 4, [1.0, 0.0, 0.0, 1.0], signals=demonstration)
+    np.testing.assert_allclose(luffy(table, normalize_by_std=False), [2 / 3, -1 / 3, -1 / 3, 2 / 3])
+    np.testing.assert_allclose(luffy(table)[0], (2 / 3) / np.std([0, 0, 1], ddof=1), rtol=1e-5)
+    np.testing.assert_allclose(luffy(table, compare_with="all", normalize_by_std=False), [0.5, -0.5, -0.5, 0.5])
+    failed = replace(table, reward=np.array([1.0, 0.0, 0.0, 0.0]))
+    np.testing.assert_allclose(luffy(failed), [1, 0, 0, 0], rtol=1e-5)  # not 1 / epsilon
+    alone = single_turns([0, 0], [1.0, 0.0], signals={"demonstration": np.array([True, True])})
+    np.testing.assert_allclose(luffy(alone, normalize_by_std=False), [0.5, -0.5])
+
+
+def test_resrl_weighs_the_tokens_of_failures() -> None:
+    weights = {"residual_weight": np.array([1.0, 1.0, 0.1, 0.7])}
+    table = single_turns([0, 0], [1.0, 0.0], tokens=np.array([2, 2]), token_signals=weights)
+    unit = np.sqrt(0.5)
+    np.testing.assert_allclose(resrl(table), np.array([0.1, 0.1, -0.1, -0.7]) * unit, rtol=1e-5)
 
 
 def test_pure_is_nearly_the_minimum_of_the_turns() -> None:

@@ -16,12 +16,16 @@ from algorithms.batches import chosen_logprobs
 from algorithms.correction import Correction
 from algorithms.learner import Learner, check_precision, engine_logprobs
 from algorithms.losses import (
+    aepo_loss,
     clip_cov_loss,
+    fipo_loss,
     gmpo_loss,
     gspo_loss,
     kl_cov_loss,
     nft_loss,
+    opsm_loss,
     reinforce_loss,
+    top_entropy_loss,
     topr_loss,
     vespo_loss,
 )
@@ -313,11 +317,13 @@ def test_the_losses_are_the_objective() -> None:
         ("k2", lambda d: d**2 / 2),
         ("k3", lambda d: (-d).exp() + d - 1),
         ("k3+", lambda d: d**2 / 2 + ((-d).exp() + d - 1 - d**2 / 2).detach()),
+        ("k3_ratio", lambda d: (-d).exp() + d - 1),
     ],
 )
 def test_kl_in_the_loss_is_the_estimator_that_was_chosen(estimator: str, term) -> None:
     def expected(logprobs, sampler, reference, advantages):
-        return (-advantages * logprobs + 0.3 * term(logprobs - reference)).mean()
+        ratio = (logprobs - sampler).exp() if estimator.endswith("ratio") else 1.0
+        return (-advantages * logprobs + 0.3 * ratio * term(logprobs - reference)).mean()
 
     metrics = assert_the_update_is(expected, loss=reinforce_loss, kl_coef=0.3, kl_estimator=estimator)
     assert metrics["train/kl"] != 0.0
@@ -543,9 +549,11 @@ LOSSES = [
         for unit in ("turn", "episode")
         for loss, settings in (
             (partial(gspo_loss, eps_low=0.05, eps_high=0.05), {}), (gmpo_loss, {"eps_low": 0.02, "eps_high": 0.02}),
-            (vespo_loss, {}), (topr_loss, {}),
+            (vespo_loss, {}), (topr_loss, {}), (opsm_loss, {"delta": 0.01}), (fipo_loss, {"high_only": False}),
         )
     ),
+    aepo_loss,
+    top_entropy_loss,
 ]  # fmt: skip
 
 
@@ -577,6 +585,8 @@ def test_no_loss_depends_on_where_a_prompt_breaks(loss: Any, aggregation: str) -
         config = learner_config(
             minibatches=1, loss=loss, aggregation=aggregation, micro_batch_tokens=4096 if not which else 1,
             loss_divisor=7.0 if aggregation.endswith("norm") else None,
+            # At 1, entropies of a random model are nearly equal: scaled to variance 1, they would show their rounding.
+            temperature=0.25 if loss in (aepo_loss, top_entropy_loss) else 1.0,
         )  # fmt: skip
         learner = Learner(policy.model, config)
         learner.optimizer = torch.optim.SGD(policy.model.parameters())

@@ -13,6 +13,8 @@ from torch import Tensor
 from agents.candidates import candidate_logprobs
 from algorithms.losses import (
     AGGREGATIONS,
+    Tokens,
+    aepo_loss,
     aggregate,
     aggregation_divisor,
     cispo_loss,
@@ -20,15 +22,21 @@ from algorithms.losses import (
     clip_loss,
     dppo_loss,
     entropy,
+    fipo_loss,
+    future_log_ratios,
     gmpo_loss,
     gspo_loss,
     kl_cov_loss,
     kl_estimate,
+    luffy_loss,
+    marker,
     nft_loss,
-    picker,
+    opsm_loss,
     probability_mask,
     reinforce_loss,
+    s_grpo_loss,
     sapo_loss,
+    top_entropy_loss,
     topr_loss,
     value_loss,
     vespo_loss,
@@ -47,6 +55,9 @@ TOKEN_LOSSES = [
 ]
 
 
+MARKED = [fipo_loss, aepo_loss, top_entropy_loss, s_grpo_loss, kl_cov_loss, clip_cov_loss, luffy_loss]
+
+
 def tensor(values: Any) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
@@ -57,6 +68,26 @@ def test_the_estimators_average_to_the_kl_of_two_distributions() -> None:
     assert (policy.exp() * kl_estimate(policy, reference, "k1")).sum().item() == pytest.approx(exact)
     assert (policy.exp() * kl_estimate(policy, reference, "k3")).sum().item() == pytest.approx(exact)
     assert (policy.exp() * kl_estimate(policy, reference, "k2")).sum().item() == pytest.approx(exact, rel=0.1)
+
+
+def test_with_the_ratio_the_gradient_is_that_of_the_kl_whoever_sampled() -> None:
+    logits, reference = tensor([0.3, -0.4, 1.0]), tensor([0.4, 0.4, 0.2]).log()
+    sampler = tensor([0.2, 0.7, 0.1]).log()
+
+    def gradient_of(mean_kl: Any) -> Tensor:
+        at = logits.clone().requires_grad_()
+        (found,) = torch.autograd.grad(mean_kl(at.log_softmax(-1)), at)
+        return found
+
+    exact = gradient_of(lambda policy: (policy.exp() * (policy - reference)).sum())
+    estimates = {
+        name: gradient_of(lambda p, name=name: (sampler.exp() * kl_estimate(p, reference, name, sampler)).sum())
+        for name in ("k3_ratio", "k3")
+    }
+    torch.testing.assert_close(estimates["k3_ratio"], exact)
+    assert (estimates["k3"] - exact).abs().max() > 0.1
+    on_policy = gradient_of(lambda p: (p.detach().exp() * kl_estimate(p, reference, "k3_ratio")).sum())
+    torch.testing.assert_close(on_policy, exact)
 
 
 def test_k3_is_clamped_and_stays_finite() -> None:
@@ -83,19 +114,23 @@ def test_dual_clip_bounds_the_loss_of_bad_actions_only() -> None:
 
 
 @pytest.mark.parametrize(("padding", "advantage"), [(float("nan"), 0.0), (float("-inf"), 1.0), (0.0, float("nan"))])
-@pytest.mark.parametrize("loss", [*TOKEN_LOSSES, gspo_loss, topr_loss, gmpo_loss, vespo_loss])
+@pytest.mark.parametrize("loss", [*TOKEN_LOSSES, gspo_loss, topr_loss, gmpo_loss, vespo_loss, opsm_loss, *MARKED])
 @pytest.mark.parametrize("aggregation", AGGREGATIONS[:3])
 def test_what_the_mask_hides_reaches_neither_loss_nor_gradient(
     loss: Any, padding: float, advantage: float, aggregation: str
 ) -> None:
-    options = {"eps_low": 0.2, "eps_high": 0.2} if loss is gspo_loss else {}
+    options: Any = {"eps_low": 0.2, "eps_high": 0.2} if loss is gspo_loss else {}
     mask = torch.tensor([[True, True, False]])
+    extra = (
+        {} if loss not in MARKED else {"demonstrated": mask & False} if loss is luffy_loss else {"marks": mask * 0.5}
+    )
     logprobs = tensor([[-1.0, -2.0, padding]]).requires_grad_()
     old, advantages = tensor([[-1.1, -1.9, padding]]), tensor([[0.5, -0.5, advantage]])
-    per_token, stats = by_rows(loss, logprobs, old, advantages, mask, **options)
+    per_token, stats = by_rows(loss, logprobs, old, advantages, mask, **options, **extra)
     whole = aggregate(per_token, mask, aggregation)
     whole.backward()  # type: ignore[no-untyped-call]
-    short, _ = by_rows(loss, *(part[:, :2] for part in (logprobs, old, advantages, mask)), **options)
+    shorter = {name: values[:, :2] for name, values in extra.items()}
+    short, _ = by_rows(loss, *(part[:, :2] for part in (logprobs, old, advantages, mask)), **options, **shorter)
     assert whole.item() == pytest.approx(short.mean().item() * (2 if aggregation == "seq-mean-token-sum" else 1))
     assert logprobs.grad is not None
     assert logprobs.grad[0, 2] == 0
@@ -297,12 +332,22 @@ def test_vespo_weighs_a_sequence_less_the_further_its_ratio_is_from_one() -> Non
     assert 0 < -gradient_at(vespo_loss, 1.0, -6.0, -2.0) < 0.05
 
 
+def tokens_of(logprobs: Any, old: Any, advantages: Any, entropies: Any = None, units: Any = None) -> Tokens:
+    """The tokens of an optimiser step; by default all of one unit."""
+    count = len(logprobs)
+    return Tokens(
+        *(np.asarray(of, dtype=np.float64) for of in (logprobs, old, advantages)),
+        np.zeros(count) if entropies is None else np.asarray(entropies, dtype=np.float64),
+        np.zeros(count, dtype=np.int64) if units is None else np.asarray(units),
+    )
+
+
 def test_kl_cov_punishes_the_tokens_with_the_largest_covariance() -> None:
     logprobs, old = np.array([-0.1, -2.0, -0.2, -3.0]), np.array([-0.3, -2.0, -0.1, -3.5])
     advantages = np.array([1.0, 1.0, -1.0, -1.0])
-    pick = picker(partial(kl_cov_loss, share=0.5, coef=2.0))
-    assert pick is not None
-    picked = pick(logprobs, old, advantages, np.random.default_rng(0))
+    mark = marker(partial(kl_cov_loss, share=0.5, coef=2.0))
+    assert mark is not None
+    picked = mark(tokens_of(logprobs, old, advantages), np.random.default_rng(0))
     assert picked.tolist() == [True, False, False, True]  # likely and good, unlikely and bad
     mask = torch.ones(1, 4, dtype=torch.bool)
     arguments = tensor(logprobs[None]), tensor(old[None]), tensor(advantages[None]), mask
@@ -315,10 +360,10 @@ def test_clip_cov_draws_among_the_unclipped_tokens_within_its_limits() -> None:
     rng = np.random.default_rng(0)
     advantages = rng.normal(size=1000)
     logprobs, old = -rng.exponential(size=1000), -rng.exponential(size=1000)
-    pick = picker(partial(clip_cov_loss, share=0.01, lowest=0.5, highest=2.0))
-    assert pick is not None
+    mark = marker(partial(clip_cov_loss, share=0.01, lowest=0.5, highest=2.0))
+    assert mark is not None
     covariances = (advantages - advantages.mean()) * (logprobs - logprobs.mean())
-    drawn = [pick(logprobs, old, advantages, np.random.default_rng(seed)) for seed in (1, 1, 2)]
+    drawn = [mark(tokens_of(logprobs, old, advantages), np.random.default_rng(seed)) for seed in (1, 1, 2)]
     assert [picked.sum() for picked in drawn] == [10, 10, 10]
     assert (drawn[0] == drawn[1]).all()
     assert (drawn[0] != drawn[2]).any()
@@ -327,4 +372,113 @@ def test_clip_cov_draws_among_the_unclipped_tokens_within_its_limits() -> None:
         ratio = np.exp(logprobs - old)[picked]
         assert np.where(advantages[picked] > 0, ratio <= 1.2, ratio >= 0.8).all()
     with pytest.raises(ValueError, match="share must lie between 0 and 1, got 0"):
-        picker(partial(clip_cov_loss, share=0))(logprobs, old, advantages, rng)  # type: ignore[misc]
+        marker(partial(clip_cov_loss, share=0))(tokens_of(logprobs, old, advantages), rng)  # type: ignore[misc]
+
+
+# -- weights of another loss ------------------------------------------------------------------------------------------
+def test_opsm_leaves_out_bad_sequences_that_became_unlikely() -> None:
+    mask = torch.ones(3, 2, dtype=torch.bool)
+    old = tensor([[-1.0, -1.0]] * 3)
+    logprobs = tensor([[-1.3, -1.4], [-1.3, -1.4], [-1.0, -1.4]])  # means of -0.35, -0.35 and -0.2
+    advantages = tensor([[-1.0, -1.0], [1.0, 1.0], [-1.0, -1.0]])
+    loss, stats = by_rows(opsm_loss, logprobs, old, advantages, mask, of=cispo_loss)
+    plain, _ = cispo_loss(logprobs, old, advantages, mask)
+    torch.testing.assert_close(loss, plain * tensor([[0.0], [1.0], [1.0]]))
+    assert stats["clip_fraction"].tolist() == [[1, 1], [0, 0], [0, 0]]
+
+
+def test_a_loss_of_sequences_cannot_be_weighed() -> None:
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    for of, name in ((partial(gspo_loss, eps_low=0.1, eps_high=0.1), "gspo_loss"), (kl_cov_loss, "kl_cov_loss")):
+        with pytest.raises(ValueError, match=f"a loss of single tokens, such as clip_loss; got {name}"):
+            by_rows(opsm_loss, mask.double(), mask.double(), mask.double(), mask, of=of)
+
+
+def test_fipo_weighs_a_token_by_what_follows_in_its_unit() -> None:
+    ratios, units = np.array([0.4, 0.2, 0.1, 0.3]), np.array([7, 7, 7, 2])
+    future = future_log_ratios(ratios, units, np.arange(4), half_life=1.0)
+    np.testing.assert_allclose(future, [0.4 + 0.1 + 0.025, 0.2 + 0.05, 0.1, 0.3])
+    apart = future_log_ratios(ratios, units, np.array([0, 3, 4, 5]), half_life=1.0)
+    np.testing.assert_allclose(apart[:2], [0.4 + 0.2 / 8 + 0.1 / 16, 0.25])
+    mark = marker(partial(fipo_loss, half_life=1.0, clip=0.2))
+    assert mark is not None
+    rng = np.random.default_rng(0)
+    tokens = tokens_of(-1 + ratios, np.full(4, -1.0), np.ones(4), units=units)
+    np.testing.assert_allclose(mark(tokens, rng), [1.2, 1.2, np.exp(0.1), 1.2])
+    np.testing.assert_allclose(mark(tokens._replace(logprobs=tokens.old_logprobs), rng), 1.0)  # on policy
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "weight"), [(5.0, -1.0, 1.0), (5.0, 1.0, 1.2), (3.0, -1.0, 1.2), (20.0, 1.0, 1.0)]
+)
+def test_fipo_gives_bad_tokens_with_a_large_ratio_no_more_weight(ratio: float, advantage: float, weight: float) -> None:
+    mark = marker(fipo_loss)
+    assert mark is not None
+    alone = tokens_of([np.log(ratio)], [0.0], [advantage])
+    assert mark(alone, np.random.default_rng(0)).tolist() == pytest.approx([weight])  # above delta it does not count
+
+
+@given(st.lists(st.floats(0, 5), min_size=1, max_size=20), st.floats(0.01, 3))
+def test_aepo_scales_entropies_to_mean_0_and_variance_1(entropies: list[float], same: float) -> None:
+    mark = marker(aepo_loss)
+    assert mark is not None
+    count = len(entropies)
+    z = mark(tokens_of([0.0] * count, [0.0] * count, [1.0] * count, entropies), np.random.default_rng(0))
+    assert np.isfinite(z).all()
+    if count > 1 and np.std(entropies) > 1e-3:
+        assert z.mean() == pytest.approx(0.0, abs=1e-9)
+        assert z.std(ddof=1) == pytest.approx(1.0)
+    equal = [same, same + 1e-9 * same] * count  # equal but for rounding
+    assert not mark(tokens_of(equal, equal, equal, equal), np.random.default_rng(0)).any()
+
+
+@pytest.mark.parametrize(("keep", "kept"), [("high", 0), ("low", 1)])
+def test_aepo_keeps_the_gradient_of_clipped_tokens_with_high_entropy(keep: str, kept: int) -> None:
+    logprobs = tensor([[-0.5, -0.5]]).requires_grad_()
+    arguments = tensor([[-1.5, -1.5]]), tensor([[1.0, 1.0]]), torch.ones(1, 2, dtype=torch.bool)
+    z = tensor([[1.0, -1.0]])
+    loss, _ = aepo_loss(logprobs, *arguments, z, keep_gradient=keep)
+    assert loss[0].tolist() == pytest.approx([-1.2 * 1.28, -0.8 * 1.28])
+    loss.sum().backward()  # type: ignore[no-untyped-call]
+    assert logprobs.grad is not None
+    expected = np.where(np.arange(2) == kept, [-1.2 * 1.28, -0.8 * 1.28], 0.0)
+    np.testing.assert_allclose(logprobs.grad[0], expected)
+    with pytest.raises(UnknownNameError, match="keep_gradient 'hi'; did you mean 'high'"):
+        aepo_loss(logprobs, *arguments, z, keep_gradient="hi")
+
+
+def test_luffy_learns_unlikely_tokens_of_demonstrations_the_most() -> None:
+    logprobs = tensor([[0.05, 0.9, 0.9]]).log().requires_grad_()
+    old, demonstrated = tensor([[np.nan, np.nan, np.log(0.5)]]), torch.tensor([[True, True, False]])
+    mask = torch.ones(1, 3, dtype=torch.bool)
+    loss, _ = luffy_loss(logprobs, old, torch.ones(1, 3).double(), mask, demonstrated)
+    assert loss[0].tolist() == pytest.approx([-0.05 / 0.15, -0.9, -1.2])
+    loss.sum().backward()  # type: ignore[no-untyped-call]
+    assert logprobs.grad is not None
+    np.testing.assert_allclose(logprobs.grad[0], [-0.05 * 0.1 / 0.15**2, -0.9 * 0.1 / 1.0**2, 0.0])
+
+
+def test_only_the_tokens_with_the_highest_entropies_are_learned_from() -> None:
+    mark = marker(partial(top_entropy_loss, share=0.4))
+    assert mark is not None
+    tokens = tokens_of(*np.zeros((3, 5)), entropies=[0.1, 0.9, 0.2, 0.5, 0.0])
+    marks = mark(tokens, np.random.default_rng(0))
+    assert marks.tolist() == [0, 1, 0, 1, 0]
+    assert mark(tokens._replace(entropies=np.zeros(5)), np.random.default_rng(0)).tolist() == [1] * 5
+    mask, logprobs = torch.ones(1, 5, dtype=torch.bool), -torch.rand(1, 5, dtype=torch.float64)
+    arguments = logprobs, logprobs - 0.1, torch.ones(1, 5).double(), mask
+    loss, _ = top_entropy_loss(*arguments, torch.from_numpy(marks)[None])
+    torch.testing.assert_close(loss, clip_loss(*arguments)[0] * torch.from_numpy(marks))
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.integers(0, 4), st.integers(1, 6), st.integers(0, 99))
+def test_s_grpo_keeps_the_first_tokens_of_each_unit(units: list[int], first: int, most: int, seed: int) -> None:
+    mark = marker(partial(s_grpo_loss, first=first, share=0.5, most=most))
+    assert mark is not None
+    marks = mark(tokens_of(*np.zeros((3, len(units))), units=units), np.random.default_rng(seed))
+    assert marks.mean() == pytest.approx(1.0) or not marks.any()
+    assert len(set(marks[marks > 0])) <= 1
+    for unit in set(units):
+        kept = (marks > 0)[np.array(units) == unit]
+        assert kept[: min(first, most)].all()
+        assert kept.sum() <= most

@@ -23,12 +23,14 @@ from tests.algorithms.test_algo_conf import NAMES, whole
 NEEDS = {
     "igpo": {Need.ANSWERS},
     "mt_grpo": {Need.TURN_REWARDS},
+    "fine_grained": {Need.TURN_REWARDS},
+    "trace": {Need.ANSWERS},
     **{name: {Need.SNAPSHOTS} for name in ("vineppo", "spo_chain", "spo_tree", "tree_grpo")},
 }
-JUDGED = ["capo", "pure"]
+JUDGED = ["capo", "pure", "tp_grpo"]
 ALONE = {  # those that look at each attempt by itself
-    "archer", "bi_level_ppo", "ntpo", "nsr", "poad", "ppo", "psr", "raft", "raft_pp", "reinforce_pp", "spo_chain",
-    "turn_ppo", "twosome", "vineppo", "w_reinforce",
+    "archer", "bi_level_ppo", "fine_grained", "ma_ppo", "ntpo", "nsr", "poad", "ppo", "psr", "raft", "raft_pp",
+    "reinforce_pp", "spo_chain", "step_grpo", "turn_ppo", "twosome", "vineppo", "w_reinforce",
 }  # fmt: skip
 
 

@@ -26,6 +26,7 @@ from algorithms.estimators.mt_grpo import mt_grpo
 from algorithms.signals.answer_gain import THOUGHT, AnswerGain, answer_span
 from algorithms.signals.base import RolloutBatch, SignalContext
 from algorithms.signals.turn_rewards import TurnRewards
+from envs.core import UnknownNameError
 from envs.pool import EnvPool
 from envs.search.corpus import Corpus
 from envs.search.tasks import SearchTasks
@@ -214,6 +215,25 @@ def test_beliefs_do_not_depend_on_the_batch_and_have_no_gradient(pool: EnvPool) 
     assert np.isfinite(together).all()
     assert np.concatenate(alone) == pytest.approx(together, abs=1e-6)
     assert all(weight.grad is None for weight in context.model.parameters())
+
+
+def test_the_belief_of_the_first_weights_stays_when_the_policy_moves_and_over_a_resume(pool: EnvPool) -> None:
+    context = context_of(pool)
+    rollouts = RolloutBatch.of(play(context))
+    first, policy = AnswerGain(context, model="first"), AnswerGain(context)
+    before = first.measure(rollouts).signals["answer_logprob"]
+    assert policy.measure(rollouts).signals["answer_logprob"].tolist() == before.tolist()
+    with torch.no_grad():
+        for weight in context.model.parameters():
+            weight.add_(0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
+    assert not np.allclose(policy.measure(rollouts).signals["answer_logprob"], before)
+    resumed = AnswerGain(context, model="first")
+    resumed.load_state(first.state())
+    for signal in (first, resumed):
+        assert signal.measure(rollouts).signals["answer_logprob"].tolist() == before.tolist()
+    assert policy.state() == {}
+    with pytest.raises(UnknownNameError, match="unknown model 'last'"):
+        AnswerGain(context, model="last")
 
 
 def test_a_prompt_that_leaves_no_room_is_not_measured(pool: EnvPool) -> None:

@@ -86,7 +86,7 @@ def table_of(seed: int, *, binary: bool) -> TurnTable:
         state=state[played], valid=(rng.random(n) < 0.8)[played], tokens=tokens,
         signals={
             "answer_logprob": np.where(rng.random(n) < 0.1, np.nan, -rng.exponential(size=n)),
-            "entropy": rng.exponential(size=n),
+            "demonstration": rng.random(n) < 0.3, "entropy": rng.exponential(size=n),
             "mc_value": np.where(rng.random(n) < 0.2, np.nan, rng.normal(size=n)),
             "next_value": np.where(last & (rng.random(n) < 0.5), rng.normal(size=n), 0.0),
             "node": node if not binary else np.arange(n), "prm": rng.normal(size=n), "tree": tree,
@@ -95,7 +95,8 @@ def table_of(seed: int, *, binary: bool) -> TurnTable:
         token_signals={
             "importance_weight": rng.uniform(0.5, 2.0, m)[own], "logprob": np.log(rng.uniform(0.2, 1.0, m))[own],
             "mc_value": segments, "prm": rng.normal(size=m), "square_sum": rng.uniform(0.9, 1.0, m)[own],
-            "value": rng.normal(size=m),
+            "value": rng.normal(size=m), "residual_weight": rng.uniform(0.1, 1.0, m)[own],
+            "entropy": rng.exponential(size=m)[own], "planning": (rng.random(m) < 0.4).astype(np.float64)[own],
         },
     )  # fmt: skip
     if not binary:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,10 +20,12 @@ from agents.prompts import Transcript
 from agents.rollout import Job, rollout
 from algorithms.estimators.gae import turn_gae
 from algorithms.estimators.istar import istar
-from algorithms.signals.base import RolloutBatch, SignalContext, turn_sums
+from algorithms.signals.base import RolloutBatch, SignalContext, turn_means, turn_sums
 from algorithms.signals.critic import Critic
-from algorithms.signals.entropy import Entropy
+from algorithms.signals.entropy import Entropy, TokenEntropy
 from algorithms.signals.implicit_prm import ImplicitPRM, outcome_loss, pairwise_loss
+from algorithms.signals.phrases import Phrases, planning_tokens
+from algorithms.signals.residual import Residual, common_states, residual_weights
 from algorithms.signals.square_sum import SquareSum
 from algorithms.turn_table import Estimate
 from envs.core import StopReason
@@ -67,6 +70,44 @@ def test_entropy_is_that_of_the_distributions_that_were_sampled_from(pool: EnvPo
     np.testing.assert_allclose(entropy[1], float(-(logprobs.exp() * logprobs).sum(-1).mean()), rtol=1e-5)
 
 
+def test_the_entropies_of_tokens_have_the_mean_of_their_turn(pool: EnvPool) -> None:
+    context = context_of(random_policy(), pool)
+    rollouts = RolloutBatch.of(play(context))
+    turns, tokens = (signal(context).measure(rollouts) for signal in (Entropy, TokenEntropy))
+    np.testing.assert_allclose(turn_means(rollouts.table, tokens.token_signals["entropy"]), turns.signals["entropy"])
+    assert tokens.metrics == turns.metrics
+
+
+@pytest.mark.parametrize(
+    ("text", "phrases", "found"),
+    [
+        ("Let me check. now", ["let me check"], "Let me check"),
+        ("go é go", ["é"], "é"),
+        ("aaa", ["aa"], "aaa"),
+        ("no plan", ["let me check"], ""),
+        ("", ["x"], ""),
+    ],
+)
+def test_the_tokens_of_phrases_are_found(text: str, phrases: list[str], found: str) -> None:
+    tokenizer = random_policy().tokenizer
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    marks = planning_tokens(tokenizer, ids, phrases)
+    assert len(marks) == len(ids)
+    assert tokenizer.decode([i for i, on in zip(ids, marks, strict=True) if on]) == found
+
+
+def test_the_signal_of_phrases_is_their_share(pool: EnvPool) -> None:
+    context = context_of(random_policy(), pool)
+    rollouts = RolloutBatch.of(play(context))
+    action = rollouts.episodes[0].turns[0].action
+    measured = Phrases(context, phrases=[action[:1] or "x"]).measure(rollouts)
+    values = measured.token_signals["planning"]
+    assert len(values) == len(rollouts.table.token_rows)
+    assert measured.metrics["signal/planning"] == values.mean()
+    with pytest.raises(ValueError, match=r"needs one or more phrases, got \[' '\]"):
+        Phrases(context, phrases=[" "])
+
+
 @pytest.mark.parametrize("most_logits", [1, 1 << 20])
 def test_square_sums_are_those_of_the_distributions_that_were_sampled_from(
     pool: EnvPool, most_logits: int, monkeypatch: pytest.MonkeyPatch
@@ -86,6 +127,47 @@ def test_square_sums_are_those_of_the_distributions_that_were_sampled_from(
     )
     assert len(values) == len(rollouts.table.token_rows)
     assert measured.metrics["signal/square_sum"] == pytest.approx(values.mean())
+
+
+def test_residual_weights_are_low_where_failures_resemble_successes(pool: EnvPool) -> None:
+    """By the states of the model's own output, one group after the other, whatever the size of micro-batches."""
+    context = context_of(random_policy(), pool)
+    rollouts = RolloutBatch.of(won_by_half(play(context)))
+    measured = Residual(context, rank=2).measure(rollouts)
+    weights, table = measured.token_signals["residual_weight"], rollouts.table
+    won = (table.episode_rewards() > 0)[table.token_rows]
+    assert (weights[won] == 1).all()
+    assert 0.1 == weights[~won].min() < weights[~won].max() == 1
+    assert measured.metrics["signal/residual_tasks"] == 2
+    states = []  # of the tokens of group 0, by another way
+    for sample in rollouts.samples:
+        with torch.no_grad():
+            hidden = context.model(torch.tensor([sample.ids]), output_hidden_states=True).hidden_states[-2][0]
+        states.append(hidden[[i - 1 for i, on in enumerate(sample.mask) if on]])
+    ours = table.group[table.token_rows] == 0
+    x = torch.cat(states).double()[ours]
+    x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+    good, bad = x[won[ours]], x[~won[ours]]
+    _, _, rows = torch.linalg.svd(good - good.mean(0))
+    rest = (bad - good.mean(0)) @ (torch.eye(x.shape[1], dtype=x.dtype) - rows[:2].T @ rows[:2])
+    distance = rest.square().mean(-1)
+    low, high = distance.quantile(0.2), distance.quantile(0.8)
+    expected = 0.1 + 0.9 * ((distance - low) / (high - low)).clamp(0, 1)
+    np.testing.assert_allclose(weights[ours & ~won], expected, atol=1e-3)
+    small = Residual(replace(context, micro_batch_tokens=1), rank=2).measure(rollouts)
+    np.testing.assert_allclose(small.token_signals["residual_weight"], weights, atol=1e-3)
+    for episode in rollouts.episodes:
+        episode.turns[-1].reward = 1.0
+    assert (Residual(context).measure(RolloutBatch.of(rollouts.episodes)).token_signals["residual_weight"] == 1).all()
+
+
+def test_residual_weights_of_equal_distances_are_the_middle() -> None:
+    assert residual_weights(np.full(5, 0.3)).tolist() == [0.55] * 5
+    assert common_states(torch.zeros(3, 8), 2) is None
+    assert common_states(torch.full((9, 8), np.nan), 2) is None
+    assert residual_weights(np.zeros(0)).shape == (0,)
+    with pytest.raises(ValueError, match=r"low < high, got 0\.8 and 0\.2"):
+        Residual(None, low=0.8, high=0.2)  # type: ignore[arg-type]
 
 
 def test_under_a_mask_square_sums_are_over_what_it_allows(pool: EnvPool) -> None:

@@ -21,6 +21,7 @@ from algorithms.estimators.grpo import grpo
 from algorithms.estimators.hgpo import hierarchical_advantages
 from algorithms.estimators.igpo import answer_gains, igpo
 from algorithms.estimators.istar import istar, step_rewards
+from algorithms.estimators.luffy import luffy
 from algorithms.estimators.mt_grpo import compared_parts, mt_grpo
 from algorithms.estimators.ngrpo import ngrpo
 from algorithms.estimators.otb import otb
@@ -39,22 +40,31 @@ from algorithms.filters import group_stds, select_groups
 from algorithms.losses import (
     AGGREGATIONS,
     UNIT_MEANS,
+    Tokens,
+    aepo_loss,
     aggregate,
     cispo_loss,
     clip_cov_loss,
     clip_loss,
+    dppo_loss,
+    future_log_ratios,
     gmpo_loss,
     gspo_loss,
+    influence,
     kl_cov_loss,
     kl_estimate,
+    luffy_loss,
     make_units,
-    picker,
+    marker,
+    opsm_loss,
     reinforce_loss,
     sapo_loss,
     unit_measure,
+    vespo_loss,
 )
 from algorithms.signals.implicit_prm import outcome_loss, pairwise_loss, turn_rewards
 from algorithms.signals.monte_carlo import fill_ends
+from algorithms.signals.residual import common_states, residual_weights, residuals
 from tests.golden.tables import (
     make_table,
     numbered,
@@ -685,14 +695,95 @@ def replay_rollout_filter(inputs: Answers, params: Answers, expected: Answers) -
     return answers
 
 
+def replay_trust_regions(inputs: Answers, params: Answers, expected: Answers) -> Answers:
+    mask = tensor(inputs["response_mask"]).bool()
+    logprobs, old, advantages = (tensor(inputs[name]) for name in ("log_prob", "old_log_prob", "advantages"))
+    sampled, log_ratios = mask.numpy(), (logprobs - old).numpy()
+    everywhere = single_turns(np.arange(len(mask)), np.zeros(len(mask)), tokens=np.full(len(mask), mask.shape[1]))
+    runs = sequences(mask, np.zeros(mask.shape))
+    low, high = params["icepop"]
+
+    def corrected(level: str, outside: str, table: Any, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        bounds = (low, high) if level == "token" else (0.0, np.inf)
+        return Correction(level, *bounds, outside)(values, np.zeros(len(values)), table).weights
+
+    kept, _ = by_rows(opsm_loss, logprobs, old, advantages, mask, of=reinforce_loss, delta=params["opsm_delta"])
+    plain, _ = reinforce_loss(logprobs, old, advantages, mask)
+    dropped = ((kept != plain) & mask).any(-1)
+    fipo, rows, places = params["fipo"], *np.nonzero(sampled)
+    counted = np.where(log_ratios > np.log(fipo["delta"] or np.inf), 0.0, log_ratios)[sampled]
+    future = future_log_ratios(counted, rows, places, fipo["decay_rate"])
+    weights = influence(
+        log_ratios[sampled], advantages.numpy()[sampled], future, clip=fipo["clip_range"],
+        high_only=fipo["high_only"], safety=fipo["safety_threshold"],
+    )  # fmt: skip
+    vespo = params["vespo"]
+    powers = {f"power_{side}": vespo[f"k_{side[:3]}"] for side in ("positive", "negative")}
+    rates = {f"rate_{side}": vespo[f"lambda_{side[:3]}"] for side in ("positive", "negative")}
+    answers = {
+        "opsm_keep": ~dropped.numpy(),
+        "vespo_weight": row_weights(partial(vespo_loss, **powers, **rates), logprobs, old, advantages, mask),
+        "fipo_weight": runs.padded(weights),
+        "fipo_future_kl": runs.padded(future),
+        "aepo_token-mean": loss_and_gradient(aepo_loss, inputs, "token-mean", keep_gradient="low", **params["aepo"]),
+        "icepop_weight": corrected("token", "zero", everywhere, log_ratios.ravel()).reshape(mask.shape),
+        "tis_clip_weight": corrected("token", "clip", everywhere, log_ratios.ravel()).reshape(mask.shape),
+        "turn_geometric_ratio": runs.padded(corrected("turn", "clip", runs.table, log_ratios[sampled])),
+    }
+    for divergence in ("tv", "kl"):
+        options = {"divergence": divergence, "delta": params[f"dppo_{divergence}"]}
+        answers[f"dppo_binary_{divergence}"] = loss_and_gradient(dppo_loss, inputs, "token-mean", **options)
+    return answers
+
+
+def row_weights(
+    loss: Callable[..., Any], logprobs: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor
+) -> NDArray[np.float64]:
+    """[B] the weight w of a loss -w A logprobs that has one for a row; 1 for a row without tokens."""
+    known, signs = logprobs.clone().requires_grad_(), torch.where(advantages >= 0, 1.0, -1.0).double()
+    by_rows(loss, known, old, signs, mask)[0].sum().backward()
+    assert known.grad is not None
+    return np.where(mask.any(-1), known.grad.abs().max(-1).values, 1.0)
+
+
+def replay_luffy(inputs: Answers, params: Answers, expected: Answers) -> Answers:
+    demonstrated = np.array(inputs["off_policy_row"], dtype=np.bool_)
+    table = summed(inputs, signals={"demonstration": demonstrated})
+    by_std, plain = (luffy(table, normalize_by_std=std, epsilon=params["epsilon"]) for std in (True, False))
+    answers: Answers = {"advantages_std": masked(by_std, inputs), "advantages_nostd": masked(plain, inputs)}
+    shared = {**inputs, "advantages": answers["advantages_std"]}
+    rows = torch.from_numpy(demonstrated)[:, None].expand(np.shape(inputs["response_mask"]))
+    clip = {"eps_low": params["eps"], "eps_high": params["eps"]}
+    for name, shape in [("loss_no_reshape", None), ("loss_p_div_p_0.1", 0.1)]:
+        answers[name] = loss_and_gradient(luffy_loss, shared, "token-mean", demonstrated=rows, shape=shape, **clip)
+    return answers
+
+
+def replay_resrl_weights(inputs: Answers, params: Answers, expected: Answers) -> Answers:
+    mask, won = np.array(inputs["response_mask"], dtype=np.bool_), np.array(inputs["success"], dtype=np.bool_)
+    states, groups = torch.tensor(inputs["hidden_states"]), numbered(inputs["group_index"])
+    weights = np.ones(mask.shape)
+    bounds = {"lowest": params["min_weight"], "low": params["q_low"], "high": params["q_high"]}
+    for group in range(groups.max() + 1):
+        good, bad = (mask & ((groups == group) & (won == side))[:, None] for side in (True, False))
+        common = common_states(states[torch.from_numpy(good)], params["rank"])
+        if common is not None and bad.any():
+            distances = residuals(states[torch.from_numpy(bad)], common).double().numpy()
+            weights[bad] = residual_weights(distances, **bounds)
+    return {"token_weights": weights}
+
+
 def loss_and_gradient(loss: Callable[..., Any], inputs: Answers, aggregation: str, **options: Any) -> Answers:
     """The loss of a batch and its gradient at each log-probability."""
     mask, logprobs = tensor(inputs["response_mask"]).bool(), tensor(inputs["log_prob"]).requires_grad_()
     old, advantages = tensor(inputs["old_log_prob"]), tensor(inputs["advantages"])
-    if (pick := picker(partial(loss, **options))) is not None:
+    if (mark := marker(partial(loss, **options))) is not None:
         values = [of[mask].detach().numpy() for of in (logprobs, old, advantages)]
-        picked = torch.from_numpy(pick(*values, np.random.default_rng(0)))
-        options["picked"] = torch.zeros_like(mask).masked_scatter(mask, picked)
+        entropies = np.array(inputs["entropy"])[mask.numpy()] if "entropy" in inputs else np.zeros(len(values[0]))
+        marks = torch.from_numpy(
+            mark(Tokens(*values, entropies, mask.nonzero()[:, 0].numpy()), np.random.default_rng(0))
+        )
+        options["marks"] = torch.zeros(mask.shape, dtype=marks.dtype).masked_scatter(mask, marks)
     per_token, _ = by_rows(loss, logprobs, old, advantages, mask, **options)
     total = aggregate(per_token, mask, aggregation)
     total.backward()

@@ -26,8 +26,10 @@ RUNS += [(name, "masked") for name in NAMES if name not in SHOWN]
 MEASURED = {
     "igpo": ["signal/answer_logprob", "signal/answer_tokens", "time/answer_gain_s"],
     "mt_grpo": ["signal/turn_reward", "signal/tool_result"],
+    "fine_grained": ["signal/turn_reward", "signal/value"],
+    "trace": ["signal/answer_logprob", "signal/answer_tokens"],
 }
-JUDGED = ["capo", "pure"]
+JUDGED = ["capo", "pure", "tp_grpo"]
 SMALL = [
     "eval.limit=1", "eval.selection_tasks=0", "policy.width=32", "policy.layers=1", "policy.warm_start.episodes=16",
     "policy.warm_start.max_turns=4", "policy.warm_start.steps=8", "trainer.updates=2", "trainer.groups=2",

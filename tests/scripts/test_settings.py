@@ -42,7 +42,7 @@ def choices() -> Iterator[tuple[str, tuple[str, ...]]]:
         "env=gym": ["env.id=x"],
         "agent=openai": ["agent.name=x"],
         "agent=constant": ["agent.text=x"],
-        **{f"algo={judged}": ["algo.signals.judge.model.name=x"] for judged in ("capo", "pure")},
+        **{f"algo={judged}": ["algo.signals.judge.model.name=x"] for judged in ("capo", "pure", "tp_grpo")},
     }
     groups = [
         [f"{group}={path.stem}" for path in sorted((CONF / group).glob("*.yaml"))]
@@ -196,6 +196,11 @@ WORDS = {  # the settings that are words, and where these are known
     "reward_variance.strategy": "algorithms.filters.STRATEGIES",
     "reward_variance.mode": "algorithms.filters.MODES",
     "dppo_loss.divergence": "algorithms.losses.DIVERGENCES",
+    "AnswerGain.model": "algorithms.signals.answer_gain.MODELS",
+    "compare": "algorithms.estimators.gtpo.COMPARED",
+    "macro_gae.weights": "algorithms.estimators.macro_actions.WEIGHTS",
+    "step_grpo.pool": "algorithms.estimators.turn_returns.POOLS",
+    "aepo_loss.keep_gradient": "algorithms.losses.ENTROPIES",
     "nft_loss.normalizer": "algorithms.losses.NORMALIZERS",
     "correction.level": "algorithms.correction.LEVELS",
     "SokobanTasks.levels": "envs.sokoban.tasks.LEVELS",
@@ -257,6 +262,7 @@ REFUSALS = [
     ("train", "algo=igpo", "algo.signals.answer_gain needs right answers"),
     ("train", "+algo.estimator.x=1", "unknown setting of algo.estimator 'x'"),
     ("train", "+algo.loss.eps=1", "unknown setting of algo.loss 'eps'"),
+    ("train", "algo=fipo +algo.loss.of.eps=1", "unknown setting of algo.loss.of 'eps'"),
     ("train", "+policy.widht=1", "unknown setting of policy 'widht'; did you mean 'width'"),
     ("train", "algo.estimator._target_=algorithms.estimators.gigpoo.gigpo", "did you mean 'gigpo'"),
     ("train", "algo.loss._target_=algorithms.losses.clip", "unknown name in algorithms.losses"),
