@@ -268,6 +268,7 @@ SETTINGS: dict[str, Kind] = {
     "algos": ListOf(TEXT, fewest=1),
     "lab": SECTION,
     "lab.baseline": TEXT,
+    "parallel": SECTION,
     "parallel.chunks": Integer(1, 100_000),
     "parallel.timeout": SECONDS,
     "parallel.size": _or_null(Integer(1, 100_000)),
