@@ -12,8 +12,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 
@@ -67,9 +67,21 @@ class TestCorridorOverHTTP(TaskSetConformance):
         return tasks_of(url=self.url)
 
 
+@pytest.fixture
+def url_of(corridor: str) -> Iterator[Callable[[str], str]]:
+    """Starts a server of an environment by its name; gives its URL."""
+    with ExitStack() as servers:
+
+        def start(name: str) -> str:
+            port = free_port()
+            return servers.enter_context(over_http(suite(name, "--http", port), port))
+
+        yield lambda name: corridor if name == "key_corridor" else start(name)
+
+
 @pytest.mark.parametrize("name", ["key_corridor", "alfworld", "search"])
-def test_playing_through_a_server_gives_the_same_transcript(name: str) -> None:
-    direct, served = task_set(name), tasks_of(command=suite(name))
+def test_playing_through_a_server_gives_the_same_transcript(name: str, url_of: Callable[[str], str]) -> None:
+    direct, served = task_set(name), tasks_of(url=url_of(name))
     assert isinstance(served, OfferedTasks)
     assert (served.offers, served.splits, served.max_turns) == (direct.env_id, list(direct.splits), direct.max_turns)
     rng = random.Random(0)
