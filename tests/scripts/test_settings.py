@@ -277,6 +277,7 @@ REFUSALS = [
     ("train", "algo.aggregation=turn-mean algo.loss_divisor=5", "and no other uses one"),
     ("train", "algo=reinforce_pp trainer.group_size=1 algo.dynamic_sampling=true", "this is every group"),
     ("train", "policy=hf model=../models/llama policy.quantization=4bit", "needs the package bitsandbytes"),
+    ("train", "policy=lora model=../models/llama", "need the package peft; pip install 'polyturn[hf]'"),
     ("train", "policy=hf model=../models/llama agent=chat", "models/llama has no chat template"),
     ("train", "policy=hf model=../models/mamba", "models/mamba is a model of type mamba"),
     ("evaluate", "agent=transcript model=../models/no_weights", "has a config.json, but no weights"),
@@ -299,7 +300,7 @@ REFUSALS = [
 
 WATCH = """
 import importlib, io, json, os, sys
-sys.modules |= dict.fromkeys(("bitsandbytes", "openai", "mcp"))
+sys.modules |= dict.fromkeys(("bitsandbytes", "openai", "mcp", "peft"))
 from contextlib import redirect_stderr, redirect_stdout
 from hydra._internal.hydra import Hydra
 
