@@ -1,4 +1,4 @@
-"""Environments that misbehave as they are told. Workers import this module, which must be quick: it has no pytest."""
+"""Environments whose actions are misbehaviours. Workers import this module, so it imports no pytest, which is slow."""
 
 import os
 import re
