@@ -7,9 +7,9 @@
     python -m venv DIR && DIR/bin/pip install gym-sokoban 'numpy<2'
 
 A step of RAGEN's and gym-sokoban's Sokoban draws a picture, which RAGEN then throws away; the text is drawn again from
-the room. Both are measured here with their own code of a step, drawing included. Actions are random, and of episodes
-that have ended the next begins; resets are not part of a step's time. Seconds are those of the process, so that others
-on the machine do not count. Ends with one line of JSON.
+the room. Both are measured here with their own code of a step, drawing included. Actions are random. When an episode
+ends, the next one begins; the time of a step does not include resets. Seconds are those of the process, so other
+processes do not matter. Ends with one line of JSON.
 """
 
 from __future__ import annotations

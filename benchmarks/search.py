@@ -3,11 +3,11 @@
     python -m benchmarks.search                                                  # the generated world
     python -m benchmarks.search --corpus FILE --questions FILE [--dense]         # also recall, if they name gold titles
     python -m benchmarks.search --scale 1_000_000 [--folder DIR]                 # a synthetic corpus of that size
-    python -m benchmarks.search --load [--clients 64 --queries 10_000]           # a server, which has to lose nothing
+    python -m benchmarks.search --load [--clients 64 --queries 10_000]           # a server that must answer every query
 
 rank_bm25 and tantivy are measured beside it where they are installed, and compiled scores where numba is. Seconds are
-those of the process, so that others on the machine do not count, except under load. Opening is that of a new process,
-with the index made before, and without imports. Ends with one line of JSON.
+those of the process, so other processes do not matter, except under load. An index is opened in a new process, after it
+was made, and without the time of imports. Ends with one line of JSON.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import http.client
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -56,15 +57,19 @@ def fetch(remote: Remote, folder: Path, console: Console) -> Path:
     """Download the file into `folder`, unchecked. Continues an interrupted download, and waits for another process
     that downloads the same file. Raises `DownloadError`.
     """
-    path = folder / remote.name
+    path, lock = folder / remote.name, folder / f".{remote.name}.lock"
     if not path.is_file():
         with locked(
-            folder / f".{remote.name}.lock",
+            lock,
             str(path),
             lambda: console.print(f"another process is fetching {path}; waiting for it", soft_wrap=True),
         ):
-            if not path.is_file():
-                _fetch_whole(remote, path, console)
+            try:
+                if not path.is_file():
+                    _fetch_whole(remote, path, console)
+            finally:
+                with suppress(OSError):  # of a read-only folder
+                    lock.unlink()
     return path
 
 

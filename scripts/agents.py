@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from agents.agent import Agent, PolicyAgent
 from agents.evaluation import spread
 from agents.policies.base import check_vllm
-from agents.policies.names import check_chat_template, check_quantization, find_parts
+from agents.policies.names import check_chat_template, check_peft, check_quantization, find_parts
 from agents.scripted import ConstantAgent, ExpertAgent, RandomAgent
 from algorithms.checkpoint import checkpoint_folder, checkpoints, load_state
 from algorithms.needs import Needs, check_environment
@@ -142,6 +142,8 @@ def _check_model(config: DictConfig) -> None:
         return
     parts = find_parts(config.model)
     check_quantization(config.policy.get("quantization"))
+    if config.policy.get("lora") or len(parts) > 1:
+        check_peft()
     if OmegaConf.select(config, "agent.prompter._target_") == CHAT:
         check_chat_template(parts)
 

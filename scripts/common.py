@@ -22,6 +22,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TypeAlias, cast
@@ -54,6 +55,10 @@ _asked: list[str] = []  # the keys that the command line sets, without those tha
 OWN_RUNS = {  # commands that start runs themselves, and how
     "lab": "give it algos=[…] seeds=[…]",
     "sweep": "give it agents=[…] envs=[…] seeds=[…]",
+}
+LAUNCHERS = {  # Hydra's, that packages of their own bring: how their names begin, and what to install
+    "joblib": "'polyturn[parallel]'",
+    "submitit": "hydra-submitit-launcher",
 }
 FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
@@ -278,6 +283,8 @@ def explain(error: BaseException, config_name: str = "", overrides: Sequence[str
             inner = explain(error.__cause__) if error.__cause__ else _one_line(text)
             where = re.search(r"full_key: (\S+)", text)
             return f"in {where[1]}: {inner}" if where and inner else inner
+        case ImportError() if install := _to_install(error):
+            return install
         case HydraException() | OmegaConfBaseException():
             return _explain_configuration(error, config_name, overrides)
         case ValueError() if text.startswith("Config group override must be"):
@@ -291,6 +298,28 @@ def explain(error: BaseException, config_name: str = "", overrides: Sequence[str
             return _one_line(text)
         case ValueError() | TypeError() | ImportError() if _raised_for_the_user(error):
             return _one_line(text)
+    return None
+
+
+def _to_install(error: ImportError) -> str | None:
+    """The package that an import lacks, and how to install it; None if it is not one that polyturn asks for."""
+    causes: list[ImportError] = [error]
+    while isinstance(cause := causes[-1].__cause__, ImportError):
+        causes.append(cause)
+    for cause in reversed(causes):
+        if "pip install" in str(cause):
+            return _one_line(str(cause))
+    package = (causes[-1].name or "").partition(".")[0]
+    try:
+        requirements = metadata.requires("polyturn") or []
+    except metadata.PackageNotFoundError:
+        return None
+    for requirement in requirements:
+        name = re.match(r"[\w.-]+", requirement)
+        if name and name[0].lower().replace("-", "_") == package.lower() and find_spec(package) is None:
+            extra = re.search(r"""extra == ['"]([\w-]+)""", requirement)
+            what = f"'polyturn[{extra[1]}]'" if extra else f"'{requirement}'"
+            return f"the package {package} is not installed: pip install {what}"
     return None
 
 
@@ -315,7 +344,9 @@ def _explain_configuration(
             return f"{error.full_key} has no value in this configuration; set it: +{error.full_key}=…"
         case MissingConfigException():
             group, _, option = (error.missing_cfg_file or "").rpartition("/")
-            return str(UnknownNameError(group, option, error.options)) if error.options else _one_line(text)
+            brings = [what for name, what in LAUNCHERS.items() if option.startswith(name) and group == "hydra/launcher"]
+            hint = f"to have it: pip install {brings[0]}" if brings else ""
+            return str(UnknownNameError(group, option, error.options, hint)) if error.options else _one_line(text)
         case OverrideParseException(override=override) if "=" not in override and not override.startswith("~"):
             return f"cannot read {override!r}: expected KEY=VALUE, as in env=alfworld; --help shows the keys"
         case OverrideParseException(override=override):

@@ -22,7 +22,7 @@ import json
 import os
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 from numpy.typing import NDArray
+from rich.console import Console
+from rich.markup import escape
 
 from agents.statistics import Interval, holm, seed_interval, sign_permutation, two_level_interval
 from envs.files import files_named, write_whole
@@ -92,7 +94,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--output", type=given_path, metavar="DIR", help="where to write; default: the first FOLDER")
     args = parser.parse_args(argv)
-    runs, left_out = read_runs(args.folders)
+    with Console(stderr=True).status("") as status:  # in a terminal alone
+        runs, left_out = read_runs(args.folders, lambda doing: status.update(escape(doing)))
     for reason in left_out:
         print(f"left out: {reason}", file=sys.stderr)
     if not runs:
@@ -120,15 +123,20 @@ def main(argv: list[str] | None = None) -> None:
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------
-def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
-    """The runs in `folders`, each once, and for each folder without a run the reason why it is left out."""
+def read_runs(folders: Sequence[Path], show: Callable[[str], None] = lambda _: None) -> tuple[list[Run], list[str]]:
+    """The runs in `folders`, each once, and for each folder without a run the reason why it is left out.
+
+    `show` is called with what is searched or read next.
+    """
     runs: dict[Path, Run] = {}
     left_out = []
     for folder in folders:
+        show(f"looking for runs in {folder}")
         found = files_named(folder, "metrics.jsonl")
         if not found:
             left_out.append(f"{folder} {'has no metrics.jsonl' if folder.is_dir() else 'is not a folder'}")
-        for path in found:
+        for number, path in enumerate(found, start=1):
+            show(f"reading run {number} of {len(found)}: {path.parent}")
             try:
                 runs.setdefault(path.parent.resolve(), read_run(path.parent))
             except (OSError, ValueError) as error:

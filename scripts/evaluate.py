@@ -4,8 +4,7 @@ Every task of the split is played exactly once for each seed. The run folder get
 of the manifest, the versions), episodes.jsonl and usage.jsonl (written during the run), and at the end evaluation.json,
 .md and .png.
 `resume=RUN_DIR` plays the missing episodes, and those that ended because a file was missing or a service did not
-answer. Seeds can be added;
-other settings of the episodes must not change.
+answer. Seeds can be added; other settings of the episodes must not change.
 `model=FOLDER` evaluates a model or a training run; the default agent is `agent=masked`.
 """
 

@@ -1,7 +1,7 @@
 """Loggers: services and files for metrics beside metrics.jsonl, `logger=[tensorboard]`, `logger=[wandb,trackio]`.
 
-metrics.jsonl stays the record of a run. Nothing leaves the machine unless the service is told to: wandb is offline if
-WANDB_MODE does not say otherwise, trackio writes to its folder, tensorboard to RUN/tensorboard. A logger that fails is
+metrics.jsonl stays the record of a run. By default, nothing leaves the machine: wandb is offline unless WANDB_MODE is
+set, trackio writes to its folder, tensorboard to RUN/tensorboard. A logger that fails is
 named once, and the run goes on without it. A resumed run goes on in the same run of the service.
 
 Other packages add loggers by an entry point of the group `polyturn.loggers`, whose object makes a `RunLogger`:

@@ -63,12 +63,10 @@ def main() -> None:
 
 def serve_retriever(args: Namespace) -> None:
     """Serve passages."""
-    try:
-        import uvicorn
+    import uvicorn
 
-        from envs.search.server import Limits, make_app
-    except ImportError as error:
-        raise ImportError(f"{error}; a server needs the extra: pip install 'polyturn[serve]'") from error
+    from envs.search.server import Limits, make_app
+
     if not (1 <= args.topk <= args.most_topk and args.deadline > 0):  # NaN is not more than 0
         raise ValueError("--topk must be from 1 to --most-topk, and --deadline more than 0 seconds")
     corpus = args.corpus
@@ -133,10 +131,8 @@ def serve_environment(args: Namespace) -> None:
             raise ValueError(f"--{name} needs --http; without it the server has one client, at stdin and stdout")
     if not (args.sessions >= 1 and args.idle > 0 and args.deadline > 0):
         raise ValueError("--sessions must be at least 1, and --idle and --deadline more than 0 seconds")
-    try:
-        from envs.mcp.server import ServerLimits
-    except ImportError as error:
-        raise ImportError(f"{error}; this server needs the extra: pip install 'polyturn[tools]'") from error
+    from envs.mcp.server import ServerLimits
+
     limits = ServerLimits(args.sessions, args.idle, args.deadline)
     listening = _listen(args.host, args.port) if args.http else None
 

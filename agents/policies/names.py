@@ -154,6 +154,12 @@ def check_quantization(quantization: str | None) -> None:
         )
 
 
+def check_peft() -> None:
+    """Raises `ModelError` if the package for adapters is not installed."""
+    if find_spec("peft") is None:
+        raise ModelError("adapters (policy=lora) need the package peft; pip install 'polyturn[hf]'")
+
+
 def _in_package(text: str) -> Path:
     package, _, rest = text.removeprefix(PACKAGE).partition("/")
     spec = find_spec(package) if package.isidentifier() else None

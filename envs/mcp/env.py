@@ -6,7 +6,8 @@ be there too. Missing ones have the defaults of `envs.gym_tasks.TextAdapter`. An
 `envs.mcp.server` is such a server, and playing through it gives the same transcript as playing its environment.
 
 An environment starts or reaches the server at its first reset, and again at a reset after it was lost. A server that
-cannot be started or reached ends the run (`NoDataError`); one that dies, or gives no answer in time, ends the episode.
+cannot be started or reached ends the run (`NoDataError`). One that gives no answer in time ends the episode. One that
+dies or closes the session ends it too (`ServiceError`), and a resumed evaluation plays this episode again.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import Any
 
 from envs.checks import checked_step
 from envs.core import Info, Task, TextEnv
-from envs.tools.mcp_client import Answer, McpError, McpServer, McpSession, SessionLimits, open_session
+from envs.services import ServiceError
+from envs.tools.mcp_client import Answer, McpError, McpServer, McpSession, ServerLostError, SessionLimits, open_session
 
 ENV_ID = "polyturn/MCP-v0"
 INFO = "polyturn/info"  # metadata of an answer: further keys of `info`
@@ -53,7 +55,7 @@ class McpEnv(TextEnv):
             arguments.setdefault("seed", seed)
         try:
             answer = self._ask(session, "reset", arguments)
-        except McpError:
+        except (McpError, ServiceError):
             if not was_open:
                 raise
             answer = self._ask(self._open(), "reset", arguments)  # the server may have ended an idle session
@@ -88,8 +90,10 @@ class McpEnv(TextEnv):
     def _ask(self, session: McpSession, name: str, arguments: Mapping[str, Any]) -> Answer:
         try:
             return session.call(name, arguments)
-        except McpError:
+        except McpError as error:
             self.close()  # what the server has done is unknown
+            if isinstance(error, ServerLostError):
+                raise ServiceError(f"{session.server}: {error}") from error
             raise
 
     def close(self) -> None:

@@ -16,15 +16,25 @@ import re
 import threading
 from typing import Any
 
-from envs.checks import clean_text
 from envs.core import BRIEF, Info, Task, TextEnv
 from envs.gold_path import GAME
 from envs.textworld_cooking.games import INSTALL, compiled
 
 ENV_ID = "polyturn/TextWorldCooking-v0"
 MAX_TURNS = 50
-LONGEST_ACTION = 1_000  # characters
+LONGEST_ACTION = 198  # characters; Jericho cuts the rest off
 UNKNOWN = "That's not a verb I recognise."
+# Verbs of the interpreter and of TextWorld. They write and read files, ask a question that takes the place of the next
+# turn, or change what the game prints.
+_OUTSIDE_THE_GAME = {
+    "quit", "q", "save", "restore", "restart", "verify", "script", "transcrip", "noscript", "unscript",
+    "tw-extra-", "tw-trace-", "tw-print", "print_sta", "enable", "disable", "restrict",
+}  # fmt: skip
+_VERB_LENGTH = 9  # of a word, Inform's dictionary has only this much
+_BETWEEN_WORDS = re.compile(r'[ .,"]+')
+# Jericho passes the line as a C string. Its end is lost behind a NUL, and the interpreter never returns or crashes. A
+# backslash begins a command to the interpreter, and other characters have no place in Inform's dictionary.
+_UNREADABLE = re.compile(r"[^ -\[\]-~]")
 _PROMPT = re.compile(r"\s*>\s*(?:-= .* =-\S*)?\s*$")  # and the line of the status, at the end of what the game says
 _NAME = re.compile(r"-= (.*?) =-")  # of a room
 _making = threading.Lock()  # TextWorld's generator and its interpreter are loaded by one thread at a time
@@ -47,7 +57,7 @@ class TextWorldCookingEnv(TextEnv):
         self._engine: Any = None
         self._payload: Any = None
         self._state: Any = None
-        self._actions: list[str] = []
+        self._lines: list[str] = []
 
     def _begin(self, task: Any, seed: int | None) -> tuple[str, Info]:
         del seed  # a task says everything
@@ -63,21 +73,22 @@ class TextWorldCookingEnv(TextEnv):
             self._end_engine()
             with _making:
                 self._engine = self._start(str(compiled(payload)), self._infos)
-        self._payload, self._actions = payload, []
+        self._payload, self._lines = payload, []
         self._state = self._engine.reset()
 
     def _act(self, action: str) -> tuple[str, float, bool, Info]:
         before = self._state.score
-        if len(action) > LONGEST_ACTION:
+        line = _UNREADABLE.sub("?", " ".join(action.split()))  # what has several lines would be several commands
+        words = {word[:_VERB_LENGTH] for word in _BETWEEN_WORDS.split(line.lower())}
+        if len(line) > LONGEST_ACTION or words & _OUTSIDE_THE_GAME:
             return UNKNOWN, 0.0, False, self._make_info() | {BRIEF: UNKNOWN}
-        over = self._play(action)
+        over = self._play(line)
         text = self._text()
         reward = (self._state.score - before) / self._state.max_score
         return text, reward, over or bool(self._state.won or self._state.lost), self._make_info() | {BRIEF: brief(text)}
 
-    def _play(self, action: str) -> bool:
-        self._actions.append(action)
-        line = " ".join(clean_text(action).split())  # what has several lines would be several commands
+    def _play(self, line: str) -> bool:
+        self._lines.append(line)
         self._state, _, over = self._engine.step(line)
         return bool(over)
 
@@ -108,14 +119,14 @@ class TextWorldCookingEnv(TextEnv):
             engine.close()
 
     def _save(self) -> Any:
-        return self._payload, tuple(self._actions)
+        return self._payload, tuple(self._lines)
 
     def _load(self, saved: Any) -> None:
-        """Play the actions again."""
-        payload, actions = saved
+        """Play the lines again."""
+        payload, lines = saved
         self._enter(payload)
-        for action in actions:
-            self._play(action)
+        for line in lines:
+            self._play(line)
 
 
 def brief(text: str) -> str:

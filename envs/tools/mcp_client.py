@@ -57,6 +57,10 @@ class McpError(ToolError):
     """A server cannot be started, is gone, or gave no answer that can be read. The message is for a policy, too."""
 
 
+class ServerLostError(McpError):
+    """The server has ended, or it no longer knows the session."""
+
+
 @dataclass(frozen=True)
 class McpServer:
     """Where a server is: the command that starts it, or the URL that it answers at.
@@ -194,9 +198,12 @@ class McpSession:
 
     # -- in the caller's thread -----------------------------------------------------------------------------------
     def _ask(self, what: str, seconds: float, question: Callable[[Client], Awaitable[T]]) -> T:
-        """The answer to a question, which is asked in the session's thread. `what` completes "did not …"."""
+        """The answer to a question, which is asked in the session's thread. `what` completes "did not …".
+
+        Raises `McpError`; if the session is over, `ServerLostError`.
+        """
         if not self.alive:
-            raise McpError(f"the server is gone: {self._connection.why(None)}")
+            raise ServerLostError(f"the server is gone: {self._connection.why(None)}")
 
         async def within() -> T:
             with anyio.fail_after(seconds):
@@ -207,7 +214,7 @@ class McpSession:
             future = asyncio.run_coroutine_threadsafe(asked, self._connection.loop)
         except RuntimeError:  # the loop has ended since
             asked.close()
-            raise McpError(f"the server is gone: {self._connection.fault}") from None
+            raise ServerLostError(f"the server is gone: {self._connection.fault}") from None
         late = f"the server did not {what} within {seconds:g} s"
         try:
             return future.result(seconds + SPARE_SECONDS)
@@ -217,12 +224,14 @@ class McpSession:
             raise
         except CancelledError:
             self._connection.thread.join(self.limits.close)  # the fault is known when it has ended
-            raise McpError(f"the server is gone: {self._connection.why(None)}") from None
+            raise ServerLostError(f"the server is gone: {self._connection.why(None)}") from None
         except MCPError as error:
             if error.code == mcp_types.REQUEST_TIMEOUT:
                 raise McpError(late) from None
             if error.code == mcp_types.CONNECTION_CLOSED:
-                raise McpError(f"the server did not {what}: {self._connection.why(error)}") from None
+                raise ServerLostError(f"the server did not {what}: {self._connection.why(error)}") from None
+            if error.code == mcp_types.INVALID_REQUEST:  # the answer to a session that the server does not know
+                raise ServerLostError(f"the server refused: {error.message}") from None
             raise McpError(f"the server refused: {error.message}") from None
         except Exception as error:  # what cannot be read, such as tools with a schema that is none
             raise McpError(f"the server did not {what} in a way that can be read: {_first_line(error)}") from error

@@ -12,8 +12,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from envs.mcp.env import McpEnv
 from envs.mcp.server import INFO
 from envs.mcp.tasks import NumberedTasks, OfferedTasks, ToolkitTasks, mcp_tasks
 from envs.pool import EnvPool
+from envs.services import ServiceError
 from envs.tools.mcp_client import McpError, McpServer, McpSession, SessionLimits
 from tests.envs.mcp_servers import FOLDER, ODD, free_port, over_http
 from tests.envs.mcp_servers.suite import task_set
@@ -66,9 +67,21 @@ class TestCorridorOverHTTP(TaskSetConformance):
         return tasks_of(url=self.url)
 
 
+@pytest.fixture
+def url_of(corridor: str) -> Iterator[Callable[[str], str]]:
+    """Starts a server of an environment by its name; gives its URL."""
+    with ExitStack() as servers:
+
+        def start(name: str) -> str:
+            port = free_port()
+            return servers.enter_context(over_http(suite(name, "--http", port), port))
+
+        yield lambda name: corridor if name == "key_corridor" else start(name)
+
+
 @pytest.mark.parametrize("name", ["key_corridor", "alfworld", "search"])
-def test_playing_through_a_server_gives_the_same_transcript(name: str) -> None:
-    direct, served = task_set(name), tasks_of(command=suite(name))
+def test_playing_through_a_server_gives_the_same_transcript(name: str, url_of: Callable[[str], str]) -> None:
+    direct, served = task_set(name), tasks_of(url=url_of(name))
     assert isinstance(served, OfferedTasks)
     assert (served.offers, served.splits, served.max_turns) == (direct.env_id, list(direct.splits), direct.max_turns)
     rng = random.Random(0)
@@ -229,14 +242,19 @@ def test_a_session_ends_when_its_client_is_idle() -> None:
 def test_a_reset_opens_a_new_session_when_the_old_one_is_lost() -> None:
     port = free_port()
     command = suite("failing", "--http", port)
-    env: McpEnv | None = None
-    for seed in (1, 2):  # the second server knows nothing of the first one's session
-        with over_http(command, port) as url:
-            env = env or McpEnv(url=url, limits=LIMITS)
-            assert env.reset(seed=seed)[0] == f"seed {seed}"
+    with over_http(command, port) as url:
+        env, other = McpEnv(url=url, limits=LIMITS), McpEnv(url=url, limits=LIMITS)
+        assert (env.reset(seed=1)[0], other.reset(seed=1)[0]) == ("seed 1", "seed 1")
+    with over_http(command, port):  # it knows nothing of the first server's sessions
+        assert env.reset(seed=2)[0] == "seed 2"
+        with pytest.raises(ServiceError, match=f"{url}: the server refused: Session not found"):
+            other.step("anything")
+    with pytest.raises(ServiceError, match=f"{url}: the server did not answer a call of step: "):
+        env.step("anything")
     with pytest.raises(NoDataError, match="connection attempts failed"):
         env.reset()
     env.close()
+    other.close()
 
 
 def test_an_environment_that_fails_ends_its_episode_alone(failing: str) -> None:
@@ -257,7 +275,7 @@ def test_a_server_that_dies_ends_the_episode_and_starts_again() -> None:
     with closing(McpEnv(suite("failing"), limits=LIMITS)) as env:
         env.reset(seed=1)
         assert env.step("print")[0] == "fine"  # what an environment prints does not reach the protocol
-        with pytest.raises(McpError, match="it ended with exit status 7"):
+        with pytest.raises(ServiceError, match="it ended with exit status 7"):
             env.step("exit")
         assert env.reset(seed=2)[0] == "seed 2"
     env.close()
@@ -285,7 +303,7 @@ def test_a_server_of_others_is_played_with_defaults() -> None:
         env.reset(options={"task": task})
         with pytest.raises(McpError, match="expected structured content with observation"):
             env.step("text")
-        with pytest.raises(McpError, match="exit status 1"):
+        with pytest.raises(ServiceError, match="exit status 1"):
             env.step("die")
         assert env.reset(options={"task": task})[0] == observation
 

@@ -55,7 +55,7 @@ def get(data: Path, server: FileServer | None = None, mirror: Path | None = None
 
 
 def placed(data: Path) -> dict[str, bytes]:
-    shown = (path for path in (data / "webshop").iterdir() if path.name != SUMS and path.suffix != ".lock")
+    shown = (path for path in (data / "webshop").iterdir() if path.name != SUMS)
     return {path.name: path.read_bytes() for path in shown}
 
 

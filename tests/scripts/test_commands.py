@@ -38,7 +38,7 @@ CORRIDOR = ["--config-dir", str(Path(__file__).parent / "conf"), "env=corridor",
 
 
 class Cli:
-    """Runs commands in this process, in an empty folder. Pictures are most of the work of a small run of training."""
+    """Runs commands in this process, in an empty folder. Pictures are most of the work of a small run."""
 
     def __init__(
         self,
@@ -46,12 +46,15 @@ class Cli:
         capsys: pytest.CaptureFixture[str],
         monkeypatch: pytest.MonkeyPatch,
         *,
-        pictures: bool = True,
+        pictures: bool = False,
     ) -> None:
         self.folder, self.capsys, self.monkeypatch = folder, capsys, monkeypatch
         monkeypatch.chdir(folder)
+        # Hydra would compose the configuration twice, the first time only to read `hydra.mode`, which none here sets.
+        monkeypatch.setattr("hydra._internal.hydra.Hydra.get_mode", lambda *_, **__: None)
         if not pictures:
             monkeypatch.setattr("scripts.train.draw_pictures", lambda *_, **__: None)
+            monkeypatch.setattr("scripts.evaluate.chart", lambda *_, **__: b"")
 
     def __call__(self, name: str, *arguments: str, stdin: str = "") -> tuple[int, str, str]:
         """Exit code, stdout and stderr of `python -m scripts.<name> <arguments>`."""
@@ -91,7 +94,10 @@ def result_of(run: Path) -> dict:
 
 
 # -- evaluate ---------------------------------------------------------------------------------------------------------
-def test_an_evaluation_leaves_its_episodes_facts_table_and_picture(cli: Cli) -> None:
+def test_an_evaluation_leaves_its_episodes_facts_table_and_picture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cli = Cli(tmp_path, capsys, monkeypatch, pictures=True)
     run = cli.evaluate("agent=expert", "seeds=[0,1]")
     assert len(list(read_episodes(run / "episodes.jsonl"))) == 12
     facts = json.loads((run / "run.json").read_text())
@@ -287,7 +293,7 @@ def test_an_instruction_tuned_model_is_played_through_its_chat_template(cli: Cli
         policy.tokenizer.chat_template = template
         save_checkpoint(cli.folder / name, policy.model, policy.tokenizer)
     cli.capsys.readouterr()
-    arguments = ["agent=chat", "agent.prompter.system=gym", "limit=1"]
+    arguments = ["agent=chat", "agent.prompter.system=gym", "agent.sampling.max_tokens=32", "limit=1"]
     run = cli.evaluate(*arguments, f"model={cli.folder / 'tuned'}")
     (episode,) = read_episodes(run / "episodes.jsonl")
     assert all(turn.completion_ids for turn in episode.turns)
@@ -663,6 +669,37 @@ def test_doctor_runs_where_nothing_is_installed() -> None:
 
 
 # -- speed of starting ------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("package", "install"),
+    [
+        ("textworld", "'polyturn[alfworld]'"), ("mpmath", "'polyturn[bfcl]'"), ("minigrid", "'polyturn[babyai]'"),
+        ("sentence_transformers", "'polyturn[dense]'"), ("peft", "'polyturn[hf]'"), ("openai", "'polyturn[openai]'"),
+        ("wandb", "'polyturn[loggers]'"), ("numba", "'polyturn[numba]'"), ("mcp", "'polyturn[tools]'"),
+        ("pydantic_monty", "'polyturn[tools]'"), ("scienceworld", "'polyturn[scienceworld]'"),
+        ("textworld_express", "'polyturn[textworld-express]'"), ("uvicorn.config", "'polyturn[serve]'"),
+        ("bitsandbytes", "'polyturn[quantized]'"), ("spacy", "'polyturn[webshop]'"),
+        ("matplotlib.figure", "'matplotlib>=3.9'"),
+    ],
+)  # fmt: skip
+def test_a_package_that_is_missing_is_named_with_how_to_install_it(
+    package: str, install: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scripts.common.find_spec", lambda _: None)
+    missing = ModuleNotFoundError(f"No module named '{package}'", name=package)
+    name = package.partition(".")[0]
+    assert common.explain(missing) == f"the package {name} is not installed: pip install {install}"
+    of_hydra = ImportError(f"Error loading 'agents.x': {missing!r}")
+    of_hydra.__cause__ = missing
+    assert common.explain(of_hydra) == common.explain(missing)
+
+
+def test_a_module_that_polyturn_does_not_ask_for_is_a_bug() -> None:
+    assert common.explain(ModuleNotFoundError("No module named 'nowhere'", name="nowhere")) is None
+    assert (
+        common.explain(ModuleNotFoundError("No module named 'matplotlib.nowhere'", name="matplotlib.nowhere")) is None
+    )
+
+
 def test_commands_start_without_torch_and_matplotlib() -> None:
     code = (
         "import sys, scripts.play, scripts.view, scripts.bench, scripts.evaluate, scripts.train\n"

@@ -14,7 +14,7 @@ import yaml
 
 from agents.statistics import seed_interval, two_level_interval
 from scripts import compare
-from scripts.compare import grouped, line_of, main, read_run
+from scripts.compare import grouped, line_of, main, read_run, read_runs
 
 CHOICES = {"env": "corridor", "agent": "transcript", "policy": "tiny", "hydra/help": "default"}
 
@@ -76,6 +76,21 @@ def test_seeds_are_one_line_and_methods_several(tmp_path: Path, capsys: pytest.C
     assert "selection" not in output
     assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "compare.md").read_text() in output
+
+
+def test_what_is_read_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder may have tens of thousands of files. Only a terminal shows it."""
+    for name in ("a", "b"):
+        a_run(tmp_path / name, "grpo")
+    said: list[str] = []
+    assert len(read_runs([tmp_path], said.append)[0]) == 2
+    assert said == [
+        f"looking for runs in {tmp_path}",
+        f"reading run 1 of 2: {tmp_path / 'a'}",
+        f"reading run 2 of 2: {tmp_path / 'b'}",
+    ]
+    main([str(tmp_path)])
+    assert capsys.readouterr().err == ""
 
 
 def test_a_score_is_shown_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

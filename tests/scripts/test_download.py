@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import urllib.error
 import zipfile
 from collections import namedtuple
 from collections.abc import Callable, Iterator
@@ -85,7 +86,7 @@ def installed(data: Path) -> dict[str, bytes]:
 
 
 def files_in(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    return [path for path in folder.rglob("*") if path.is_file()]
 
 
 # -- from the net -----------------------------------------------------------------------------------------------------
@@ -141,6 +142,7 @@ def test_a_missing_file_is_requested_once(server: FileServer, tmp_path: Path) ->
     with pytest.raises(DownloadError, match=r"games\.zip: HTTP Error 404.*--from"):
         fetch(tmp_path, archive_of(server))
     assert len(server.asked) == 1
+    assert files_in(tmp_path) == []
 
 
 def test_without_a_connection_nothing_is_waited_for(
@@ -288,19 +290,25 @@ def test_the_command(tmp_path: Path) -> None:
     assert run("webshp").returncode == 2
 
 
+def no_connection(*_: object, **__: object) -> None:
+    raise urllib.error.URLError("refused")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--data", ""], "argument --data: expected a path, got an empty text; see --help"),
         (["--from", __file__], "--from needs a folder"),
         (["--from", "."], "json_2.1.1 is in ."),
+        ([], "no connection"),
     ],
 )
-def test_a_mistake_leaves_no_folder(
+def test_what_fails_leaves_no_folder(
     arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["download", "alfworld", "--data", "new/data", *arguments])
+    monkeypatch.setattr("urllib.request.urlopen", no_connection)
     with pytest.raises((OSError, ValueError), match=message):
         download_command.main()
     assert not list(tmp_path.iterdir())

@@ -51,7 +51,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def cli(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
     monkeypatch.setenv("POLYTURN_CACHE", str(cache))
-    return Cli(tmp_path, capsys, monkeypatch, pictures=False)
+    return Cli(tmp_path, capsys, monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -156,8 +156,8 @@ CONF = f"--config-dir={ROOT / 'tests' / 'scripts' / 'conf'}"
 def lab(*arguments: str, cache: Path) -> subprocess.Popen[str]:
     environment = {**os.environ, "POLYTURN_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, "-m", "scripts.lab", *arguments], cwd=ROOT, env=environment, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True,
+        [sys.executable, "-m", "tests.scripts.forked_lab", *arguments], cwd=ROOT, env=environment,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 
 

@@ -24,7 +24,7 @@ EPISODE = Episode(corridor(), 0, [TURN], "the end")
 
 @pytest.fixture
 def cli(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
-    return Cli(tmp_path, capsys, monkeypatch, pictures=False)
+    return Cli(tmp_path, capsys, monkeypatch)
 
 
 def logged(run: Path, name: str) -> None:

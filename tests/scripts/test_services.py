@@ -1,4 +1,4 @@
-"""A retrieval server that is killed during an evaluation."""
+"""Servers that are killed during an evaluation."""
 
 from __future__ import annotations
 
@@ -7,14 +7,19 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import pytest
 
 from agents.episode import read_episodes
+from envs.mcp.env import McpEnv
 from envs.search.remote import RemoteRetriever
 from envs.search.retrieval import open_retriever
+from tests.envs.mcp_servers import FOLDER
 from tests.scripts.test_commands import Cli, cli, result_of  # noqa: F401
 from tests.scripts.test_missing_data import after_first_episode, check_stopped
+
+FOREIGN = FOLDER / "foreign.py"
 
 
 class RetrievalServer:
@@ -95,4 +100,32 @@ def test_a_retrieval_server_is_killed_and_started_again(
     code, out, err = cli("evaluate", "resume=run")
     assert (code, err) == (0, "")
     assert "playing 2 episodes again" in out
+    assert result_of(cli.folder / "run") == result_of(cli.folder / "whole")
+
+
+def test_the_episode_of_an_mcp_server_that_died_is_played_again(cli: Cli) -> None:  # noqa: F811
+    served = [
+        "env=mcp",
+        f"env.command=[{sys.executable},{FOREIGN}]",
+        "agent=constant",
+        "agent.text=hello",
+        "limit=3",
+        "max_turns=4",
+        "pool.size=1",
+    ]
+    assert cli("evaluate", *served, "hydra.run.dir=whole")[0] == 0
+    act = McpEnv._act
+
+    def die(env: McpEnv, _: str) -> Any:
+        cli.monkeypatch.setattr(McpEnv, "_act", act)
+        return act(env, "die")
+
+    after_first_episode(cli, lambda: cli.monkeypatch.setattr(McpEnv, "_act", die))
+    code, out, err = cli("evaluate", *served, "hydra.run.dir=run")
+    assert (code, err) == (0, "")
+    assert "errors ended 1 episode; the first was: envs.services.ServiceError: " in out
+    assert "it ended with exit status 1" in out
+    code, out, err = cli("evaluate", "resume=run")
+    assert (code, err) == (0, "")
+    assert "playing 1 episode again" in out
     assert result_of(cli.folder / "run") == result_of(cli.folder / "whole")

@@ -52,7 +52,7 @@ def whole(tmp_path_factory, cache: Path) -> tuple[Path, str]:
 def train(tmp_path: Path, cache: Path, capsys, monkeypatch) -> Callable[..., tuple[int, str]]:
     """Trains in this process, which has imported torch. Returns the exit code, and what is printed."""
     monkeypatch.setenv("POLYTURN_CACHE", str(cache))
-    cli = Cli(tmp_path, capsys, monkeypatch)
+    cli = Cli(tmp_path, capsys, monkeypatch, pictures=True)
 
     def run(*arguments: str) -> tuple[int, str]:
         code, out, err = cli("train", *arguments)
