@@ -38,7 +38,7 @@ from algorithms.checkpoint import (
     update_of,
 )
 from algorithms.needs import Needs, check_aggregation, check_dynamic_sampling, check_method, check_parts
-from algorithms.parallel import Parallel
+from algorithms.parallel import ONE_PROCESS, Parallel
 from envs.core import Manifest, TaskSet, UnknownNameError, at_a_time, counted, evaluation_splits, hold_out
 from envs.facts import Facts, differences, environment_facts, in_words, without
 from envs.files import read_json_lines, remove_whole, write_whole
@@ -395,7 +395,7 @@ class _Evaluator:
         agent: PolicyAgent,
         pool: EnvPool,
         reporter: LiveReporter,
-        parallel: Parallel,
+        parallel: Parallel = ONE_PROCESS,
     ) -> None:
         splits = {split: task_set.manifest(split) for split in cfg.eval.splits}
         self.splits = splits | ({training.split: training} if training.split in splits else {})

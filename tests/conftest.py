@@ -24,6 +24,19 @@ settings.register_profile("polyturn", settings.get_profile("search"), derandomiz
 settings.load_profile("polyturn")
 
 
+# The longest files, which begin first: at the end, one process would work on the last of them while the others wait.
+LONGEST = (
+    "test_ranks", "test_pages", "test_parallel", "test_mcp_env", "test_lab", "test_every_method", "test_pool",
+    "test_commands", "test_settings", "test_trainer",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order the files."""
+    rank = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """With POLYTURN_NO_SKIP=1 a run in which a test was skipped has failed: what it needs was to be installed."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")

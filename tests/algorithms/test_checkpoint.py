@@ -78,7 +78,7 @@ def test_a_full_disk_raises_one_error(tmp_path: Path, monkeypatch: pytest.Monkey
         with open("/dev/full", "wb") as file:
             save(state, file)
 
-    def refuse(*_: Any) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     if file == "trainer.pt":
