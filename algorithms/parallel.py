@@ -20,6 +20,7 @@ Torch is imported when a rank starts, not before, since mistakes are reported ea
 from __future__ import annotations
 
 import pickle
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -218,7 +219,8 @@ class Ranks(Parallel):
             raise RankError(
                 f"rank {self.rank} lost another rank during {self._live.doing!r}: {' '.join(str(error).split())[:200]}"
             ) from error
-        dist.destroy_process_group()
+        if "vllm" not in sys.modules:  # its engine ends the groups itself, when the process ends
+            dist.destroy_process_group()
 
     def _wait(self, what: str, collective: Callable[[], T]) -> T:
         """Call a collective; `what` names it if a rank does not answer."""
