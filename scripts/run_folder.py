@@ -57,7 +57,7 @@ class NewFolder(Callback):
         """
         HydraConfig.instance().set_config(config)  # the name is computed from it
         launch = Launch.of_environment()
-        if launch is None or "parallel" not in config:
+        if launch is None or config.hydra.runtime.choices.get("parallel", "none") == "none":
             self._make_folder(config)
             return
         from algorithms.parallel import ranks_store  # torch takes seconds to import
