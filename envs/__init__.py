@@ -33,6 +33,7 @@ _BUILT_IN = {
     "polyturn/Search-v0": "envs.search.env:SearchEnv",
     "polyturn/Sokoban-v0": "envs.sokoban.env:SokobanEnv",
     "polyturn/TauBench-v0": "envs.tau_bench.env:TauBenchEnv",
+    "polyturn/TextArena-v0": "envs.textarena.env:TextArenaEnv",
     "polyturn/TextCraft-v0": "envs.textcraft.env:TextCraftEnv",
     "polyturn/TextWorldCooking-v0": "envs.textworld_cooking.env:TextWorldCookingEnv",
     "polyturn/TextWorldExpress-v0": "envs.textworld_express.env:TextWorldExpressEnv",

@@ -358,6 +358,7 @@ SETTINGS: dict[str, Kind] = {
     "memory_mb": Integer(64, 1_000_000),
     "TextWorldExpressTasks.games": _or_null(ListOf(TEXT, fewest=1)),
     "levels": _or_null(ListOf(TEXT, fewest=1)),
+    "TextArenaTasks.game": TEXT,
     "recipe": Integer(1, 5),
     "take": Integer(1, 5),
     "go": Integer(1, 12),

@@ -13,6 +13,7 @@ from tests.env_replay import (
     scienceworld,
     sokoban,
     tau_bench,
+    textarena,
     textcraft,
     textworld_cooking,
     textworld_express,
@@ -26,6 +27,7 @@ KINDS: tuple[Kind, ...] = (
     *textworld_express.KINDS,
     *textworld_cooking.KINDS,
     *babyai_text.KINDS,
+    *textarena.KINDS,
 )  # fmt: skip
 RECORDINGS = Recordings(
     lambda path, data: kind_of(path.resolve(), data, KINDS),

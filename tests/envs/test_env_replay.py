@@ -33,7 +33,7 @@ def recordings() -> list[Any]:
 
 ENGINES = {
     "scienceworld": needs_java("scienceworld"), "textworld_express": needs_java("textworld_express"),
-    "babyai_text": needs_package("minigrid", "babyai"),
+    "babyai_text": needs_package("minigrid", "babyai"), "textarena": needs_package("textarena", "textarena"),
 }  # fmt: skip
 
 

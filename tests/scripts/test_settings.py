@@ -40,6 +40,7 @@ def choices() -> Iterator[tuple[str, tuple[str, ...]]]:
     """Configurations with each file of each group among them, and what has to be given."""
     needs = {
         "env=gym": ["env.id=x"],
+        "env=textarena": ["env.game=x"],
         "agent=openai": ["agent.name=x"],
         "agent=constant": ["agent.text=x"],
         **{f"algo={judged}": ["algo.signals.judge.model.name=x"] for judged in ("capo", "pure", "tp_grpo")},

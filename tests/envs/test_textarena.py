@@ -1,0 +1,178 @@
+"""TextArena's one-player games: by seed, with the package's texts and results. Recordings are in test_env_replay."""
+
+from __future__ import annotations
+
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from envs.conformance import Subject, TaskSetConformance
+from envs.core import Info, Task, UnknownNameError
+from envs.textarena.env import TextArenaEnv
+from envs.textarena.tasks import GAMES, TextArenaTasks, folder_of, games
+from tests.engines import needs_package
+
+pytestmark = needs_package("textarena", "textarena")
+
+ACTIONS = (  # of one game or another
+    "[up]", "[down]", "[left]", "[right]", "[hit]", "[stand]", "[accept]", "[continue]", "[red]", "[blue]", "[7]",
+    "[1]", "[0 1]", "[2 3]", "[4 1]", "[6 13]", "[A C]", "[A B]", "[B C]", "[A 5]", "[S 9]", "[X+]", "[A-]", "[h 0 0]",
+    "[v 1 1]", "[0 1 +]", "[0 1 *]", "[1 2 3 4]", "[5 6 1 2]", "[1 1 5]",
+)  # fmt: skip
+
+
+class TestConformance(TaskSetConformance):
+    def make_task_set(self) -> TextArenaTasks:
+        return TextArenaTasks("2048-v0", train_tasks=2, valid_tasks=2, max_turns=6)
+
+
+class TestConformanceOfAGameWithoutActions(TaskSetConformance):
+    def make_task_set(self) -> TextArenaTasks:
+        return TextArenaTasks("Minesweeper-v0", train_tasks=2, valid_tasks=2, max_turns=2)
+
+    def subject(self) -> Subject:
+        tasks = self.make_task_set()
+        return Subject(tasks.make, [tasks.task("valid", "seed-1000001")])
+
+
+def start(game: str, seed: int, max_turns: int = 100) -> tuple[TextArenaEnv, str, Info]:
+    env = TextArenaTasks(game, max_turns).make()
+    text, info = env.reset(options={"task": Task("one", env="a", payload={"game": game, "seed": seed})})
+    return env, text, info
+
+
+def play(game: str, seed: int, actions: list[str]) -> list[Any]:
+    env, text, info = start(game, seed)
+    seen: list[Any] = [(text, info)]
+    for action in actions:
+        if not info["stop_reason"]:
+            *got, info = env.step(action)
+            seen.append((*got, info))
+    return seen
+
+
+@pytest.mark.parametrize("folder", GAMES)
+def test_every_game_can_be_played_and_equal_seeds_are_equal_games(folder: str) -> None:
+    from textarena.envs.registration import ENV_REGISTRY
+
+    name = min((name for name in games() if folder_of(ENV_REGISTRY[name]) == folder), key=len)
+    rng, ended = random.Random(folder), 0
+    for seed in range(2):
+        actions = rng.choices(ACTIONS, k=30)
+        seen = play(name, seed, actions)
+        assert seen[0][0].startswith("[GAME] ")
+        assert "[Player] " not in seen[1][0]
+        assert seen == play(name, seed, actions)
+        assert all(math.isfinite(reward) for _, reward, *_ in seen[1:])
+        ended += bool(seen[-1][-1]["stop_reason"])
+    assert ended or folder in ("Bandit", "LightsOut", "Blackjack", "Countdown")
+
+
+def test_the_way_to_the_goal_wins() -> None:
+    *_, (text, reward, terminated, _, info) = play("FrozenLake-v0", 42, ["[down]", "s", "[s]", *["[right]"] * 3])
+    assert (reward, terminated, info["success"], info["stop_reason"]) == (1.0, True, True, "success")
+    assert text.endswith("[GAME] Congratulations! You reached the goal!")
+
+
+def test_an_observation_is_what_is_new() -> None:
+    (first, info), (second, *_), *_ = play("Mastermind-v0", 42, ["[5 6 1 2]", "[1 2 3 4]"])
+    assert first == f"[GAME] {info['goal']}"
+    assert second == "[GAME] Submitted [5 6 1 2]. Feedback: 0 black peg(s), 3 white peg(s)."
+    (board, _), (other, *_), *_ = play("Sokoban-v0-train", 42, ["[down]"])
+    assert board[:40] == other[:40] != ""
+    assert board != other
+
+
+def test_an_invalid_move_is_told_and_a_second_one_loses() -> None:
+    _, told, lost = play("Mastermind-v0", 42, ["[5 6]", "what?"])
+    assert told[0].startswith("[GAME] You attempted an invalid move. Reason: The guess should contain exactly 4")
+    assert told[1:4] == (0.0, False, False)
+    assert told[-1]["state_key"] != lost[-1]["state_key"]
+    assert lost[0].startswith("[GAME] Invalid Move: You did not respond with a space-separated list")
+    assert (lost[1], lost[2], lost[-1]["stop_reason"]) == (0.0, True, "failure")
+
+
+def test_a_game_that_mixes_up_reward_and_reason_is_read_right() -> None:
+    *_, lost = play("Slitherlink-v0", 42, ["what?", "what?"])
+    assert lost[1] == 0.25
+    assert lost[0].endswith("[GAME] Invalid Move: Bad action format. Use [h row col] or [v row col].")
+
+
+def test_the_fifteen_puzzle_can_be_solved() -> None:
+    env, _, _ = start("FifteenPuzzle-v0", 42)
+    board = env._game._env.board
+    numbers = [*range(1, 15), None, 15]
+    board[:] = [numbers[row * 4 : row * 4 + 4] for row in range(4)]
+    _, reward, terminated, _, info = env.step("[left]")
+    assert (reward, terminated, info["stop_reason"]) == (1.0, True, "success")
+
+
+def test_the_page_shows_an_episode() -> None:
+    page = Path("docs/environments/textarena.md").read_text(encoding="utf-8")
+    block = next(block for block in page.split("\n\n") if "    > [" in block)
+    lines = [line.removeprefix("    ") for line in block.splitlines()]
+    actions = [line.removeprefix("> ") for line in lines if line.startswith("> ")]
+    (first, _), *rest = play("Mastermind-v0", 1_000_000, actions)
+    shown = [line for text, *_ in rest for line in text.splitlines()]
+    assert lines[0] == first.splitlines()[0]
+    assert [line for line in lines if line.startswith("[GAME]")][1:] == shown
+    assert rest[-1][-1]["success"]
+
+
+def test_the_turn_limit_is_ours_or_that_of_the_game() -> None:
+    env, _, _ = start("GuessTheNumber-v0", 7, max_turns=2)
+    assert env.step("[2]")[4]["stop_reason"] is None
+    assert env.step("[3]")[4]["stop_reason"] == "turn_limit"
+    *_, (text, reward, *_, info) = play("LightsOut-v0", 42, ["[0 0]"] * 20)
+    assert info["stop_reason"] == "failure"
+    assert 0 <= reward < 1
+    assert "You used all 20 moves without solving the puzzle." in text
+
+
+def test_seeds_are_other_games() -> None:
+    tasks = TextArenaTasks("Sudoku-v0")
+    env = tasks.make()
+    texts = {
+        env.reset(options={"task": tasks.task(split, tasks.manifest(split).ids[number])})[0]
+        for split in ("train", "valid")
+        for number in (0, 1)
+    }
+    assert len(texts) == 4
+    assert tasks.manifest("train") != TextArenaTasks("Sudoku-v0-easy").manifest("train")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("Wordle-v0", "corpus of NLTK"),
+        ("TwentyQuestions-v0", "needs a key"),
+        ("UltimateTexasHoldem-v0", "SyntaxError"),
+        ("BabyAiText-v0", "env=babyai"),
+        ("Set-v0", "counts points"),
+        ("TicTacToe-v0", "several players"),
+        ("Mastermind-v0-raw", "does not show it as text"),
+        ("LightsOut-v0-train", "does not show it as text"),
+    ],
+)
+def test_a_game_that_cannot_be_played_is_refused_with_the_reason(name: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=f"env.game={name} cannot be played: .*{reason}"):
+        TextArenaTasks(name)
+
+
+def test_wrong_settings_are_refused() -> None:
+    with pytest.raises(UnknownNameError, match="did you mean 'Mastermind-v0'"):
+        TextArenaTasks("Mastermnd-v0")
+    with pytest.raises(ValueError, match="needs a Task with the payload of TextArenaTasks"):
+        TextArenaEnv().reset(options={"task": Task("a", "b")})
+
+
+def test_the_configuration_has_the_defaults() -> None:
+    cfg = OmegaConf.merge(OmegaConf.load("conf/env/textarena.yaml"), {"game": "2048-v0"})
+    tasks, ours = instantiate(cfg), TextArenaTasks("2048-v0")
+    assert tasks.manifest("valid") == ours.manifest("valid")
+    assert tasks.max_turns == ours.max_turns
