@@ -29,6 +29,7 @@ _BUILT_IN = {
     "polyturn/FrozenLake-v0": "envs.ragen_games.frozen_lake:FrozenLakeEnv",
     "polyturn/KeyCorridor-v0": "envs.key_corridor.env:KeyCorridorEnv",
     "polyturn/MCP-v0": "envs.mcp.env:McpEnv",
+    "polyturn/ReasoningGym-v0": "envs.reasoning_gym.env:ReasoningGymEnv",
     "polyturn/ScienceWorld-v0": "envs.scienceworld.env:ScienceWorldEnv",
     "polyturn/Search-v0": "envs.search.env:SearchEnv",
     "polyturn/Sokoban-v0": "envs.sokoban.env:SokobanEnv",

@@ -359,6 +359,8 @@ SETTINGS: dict[str, Kind] = {
     "TextWorldExpressTasks.games": _or_null(ListOf(TEXT, fewest=1)),
     "levels": _or_null(ListOf(TEXT, fewest=1)),
     "TextArenaTasks.game": TEXT,
+    "ReasoningGymTasks.dataset": TEXT,
+    "ReasoningGymTasks.config": FREE,
     "recipe": Integer(1, 5),
     "take": Integer(1, 5),
     "go": Integer(1, 12),

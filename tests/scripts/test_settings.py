@@ -40,6 +40,7 @@ def choices() -> Iterator[tuple[str, tuple[str, ...]]]:
     """Configurations with each file of each group among them, and what has to be given."""
     needs = {
         "env=gym": ["env.id=x"],
+        "env=reasoning_gym": ["env.dataset=x"],
         "env=textarena": ["env.game=x"],
         "agent=openai": ["agent.name=x"],
         "agent=constant": ["agent.text=x"],

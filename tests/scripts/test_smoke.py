@@ -31,6 +31,7 @@ MORE = {
     "tau_bench": [],
     "textcraft": ["env.embedded_train=8"],
     "textworld_express": ["env.games=[simonsays]", "env.train_tasks=8", "env.valid_tasks=3", "pool.size=2"],
+    "reasoning_gym": ["env.dataset=count_bits", "env.train_tasks=8", "env.valid_tasks=3", "agent=transcript"],
     "textarena": ["env.game=FrozenLake-v0", "env.train_tasks=8", "env.valid_tasks=3"],
     "babyai": ["env.levels=[GoToRedBall]", "env.train_tasks=8", "env.valid_tasks=3"],
     "textworld_cooking": ["env.cook=false", "env.train_tasks=2", "env.valid_tasks=1", "pool.step_timeout=300"],
@@ -44,6 +45,7 @@ MORE = {
 NEEDS = {"textworld_express": needs_java("textworld_express")} | {
     "scienceworld": pytest.mark.skip(reason="its gold paths take minutes; tests/envs/test_scienceworld.py plays it"),
     "babyai": needs_package("minigrid", "babyai"),
+    "reasoning_gym": needs_package("reasoning_gym", "reasoning_gym"),
     "textarena": needs_package("textarena", "textarena"),
 }
 
