@@ -184,6 +184,7 @@ WORDS = {  # the settings that are words, and where these are known
     "turn_ends": "algorithms.estimators.gae.TURN_ENDS",
     "turn_gae.anchor": "algorithms.estimators.gae.ANCHORS",
     "psr_nsr.learn_from": "algorithms.estimators.psr_nsr.CHOICES",
+    "luffy.compare_with": "algorithms.estimators.luffy.COMPARED_WITH",
     "rloo.single": "algorithms.estimators.rloo.SINGLES",
     "tree_grpo.combine": "algorithms.estimators.tree_grpo.COMBINATIONS",
     "pure.baseline": "algorithms.estimators.pure.BASELINES",
