@@ -263,6 +263,11 @@ MODELS = {  # the config.json of folders, and a file that passes for weights
 REFUSALS = [
     ("train", "seed=abc", "seed must be "),
     ("train", "algo=igpo", "algo.signals.answer_gain needs right answers"),
+    (
+        "train",
+        f"{SILENT} algo=luffy agent=transcript eval.selection_tasks=0",
+        "algo.demonstrations needs actions of an expert",
+    ),
     ("train", "+algo.estimator.x=1", "unknown setting of algo.estimator 'x'"),
     ("train", "+algo.loss.eps=1", "unknown setting of algo.loss 'eps'"),
     ("train", "algo=fipo +algo.loss.of.eps=1", "unknown setting of algo.loss.of 'eps'"),
