@@ -83,6 +83,7 @@ class Episode:
     `group` numbers the attempts with the same task and start; group-relative methods compare these. `score` is in
     [0, 1] and `success` comes from the environment. `error` holds the traceback if an error ended the episode.
     `answers` are the accepted answers, if the environment has a question and reveals them.
+    `demonstration` marks episodes that an expert played for the policy to learn from; their `logprobs` are 0.
     """
 
     task: Task
@@ -97,6 +98,7 @@ class Episode:
     policy_version: int = 0
     seed: int = 0
     error: str = ""
+    demonstration: bool = False
     # The info of the final observation; not written to files.
     final_info: Info = field(default_factory=dict, repr=False, compare=False)
 
@@ -121,6 +123,8 @@ def write_episodes(path: Path, episodes: Iterable[Episode], append: bool = False
 def episode_row(episode: Episode, *, without_prompts: bool = False) -> dict[str, Any]:
     """The episode as plain data for a line of JSON."""
     row = {name: value for name, value in vars(episode).items() if name != "final_info"}
+    if not episode.demonstration:  # few runs have any
+        del row["demonstration"]
     row["task"] = {**vars(episode.task), "payload": _payload(episode.task)}
     left_out = (*_IN_MEMORY, "prompt_ids") if without_prompts else _IN_MEMORY
     row["turns"] = [{k: value for k, value in vars(turn).items() if k not in left_out} for turn in episode.turns]

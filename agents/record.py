@@ -18,7 +18,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +127,7 @@ def play_again(episodes: Sequence[Episode], agent: PolicyAgent, task_set: TaskSe
         if len(new.turns) < len(old.turns):
             ended = f"{new.stop_reason} {new.error}".strip()
             raise ValueError(f"episode {number} now ends before its turn {len(new.turns)}: {ended}")
-    return again
+    return [replace(new, demonstration=old.demonstration) for old, new in zip(episodes, again, strict=True)]
 
 
 @dataclass

@@ -5,7 +5,8 @@
 
 The loss of a token is multiplied by w within bounds (truncated importance sampling), or by 0 outside of them (IcePop).
 Tokens, turns or episodes can also be rejected: these are in no sum and in no divisor. All is computed for the whole
-batch before the first step, so it depends neither on micro-batches nor on where prompts break.
+batch before the first step, so it depends neither on micro-batches nor on where prompts break. No engine sampled
+demonstrations: they have the weight 1 and count in nothing.
 
 Sources: verl's `rollout_corr_helper.py` (weights, rejection), slime (IcePop, clipping to an interval), ROLL (the ratio
 of a turn). A row of verl is an episode here.
@@ -76,11 +77,9 @@ class Correction:
 
     def __call__(self, trained: Floats, engine: Floats, table: TurnTable) -> Corrected:
         """The correction of a batch, from the log-probabilities [M] of its sampled tokens, in the order of `table`."""
-        difference = trained - engine
-        units = {
-            "token": np.arange(len(difference)), "turn": table.token_rows,
-            "episode": table.episode_number[table.token_rows],
-        }  # fmt: skip
+        own = table.own_tokens
+        difference, rows = (trained - engine)[own], table.token_rows[own]
+        units = {"token": np.arange(len(difference)), "turn": rows, "episode": table.episode_number[rows]}
         kept = np.ones(len(difference), dtype=np.bool_)
         for measure, bound in self.reject.items():
             kept &= _within(measure, bound, -difference, units)
@@ -103,7 +102,9 @@ class Correction:
             "mismatch/bounded": float(bounded[units[unit]].mean()) if len(difference) else 0.0,
             "mismatch/rejected": float(1 - kept.mean()) if len(difference) else 0.0,
         }
-        return Corrected(trained, weights[units[unit]], kept, metrics)
+        of_all, all_kept = np.ones(len(own)), np.ones(len(own), dtype=np.bool_)
+        of_all[own], all_kept[own] = weights[units[unit]], kept
+        return Corrected(trained, of_all, all_kept, metrics)
 
 
 def _reduced(how: str, values: Floats, unit: NDArray[np.int64]) -> Floats:

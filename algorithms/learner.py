@@ -44,6 +44,7 @@ from algorithms.losses import (
     aggregate,
     aggregation_divisor,
     kl_estimate,
+    knows_demonstrations,
     make_units,
     marker,
     probability_mask,
@@ -84,7 +85,7 @@ class Objective:
         aggregate(w · loss + kl_coef · KL - entropy_coef · entropy),  w: see `LearnerConfig.correction`
 
     With `kl_in="reward"` the KL term is left out. Instead the `token_reward` of every token is reduced by kl_coef · KL
-    before the estimator runs; KL is measured when the batch was sampled.
+    before the estimator runs; KL is measured when the batch was sampled. Demonstrations have no KL.
     """
 
     loss: PolicyLoss
@@ -169,6 +170,7 @@ class Example(NamedTuple):
     trained: NDArray[np.bool_]  # whether the loss counts it
     unit_tokens: NDArray[np.float64]  # number of trained tokens of its turn or trajectory, for means over those
     units: NDArray[np.int64]  # the number of the turn or episode that each belongs to, for a loss over units
+    demonstrated: NDArray[np.bool_]  # whether an expert wrote it, not the policy
     marks: NDArray[Any] | None = None  # of a loss over minibatches
     unit_means: NDArray[np.float64] | None = None  # [K + 1, ids] see `Units`, and the tokens; for units of many samples
 
@@ -273,8 +275,8 @@ class Learner:
         Returns the metrics of the update. The first minibatch is evaluated with the weights that sampled it, so there
         the difference of log-probabilities is the mismatch between sampling and training; with a `correction` the
         mismatch is known for the whole batch. Means are over all sampled tokens, including tokens that a mask keeps out
-        of the loss, but not over episodes that `drop_zero_episodes` drops. If all advantages are zero, nothing is
-        trained and these metrics are left out.
+        of the loss, but not over demonstrations nor over episodes that `drop_zero_episodes` drops. If all advantages
+        of the policy's own tokens are zero, these metrics are left out; if all are, nothing is trained.
 
         Steps that are not finite are skipped and counted in `train/skipped_steps`, which appears only if there are any.
         If an advantage or a log-probability is not finite, all are skipped. Raises `NotFiniteError` after too many
@@ -386,14 +388,16 @@ class Learner:
         if counted is not None:
             trained = trained & counted
         if highest is not None:
-            trained = probability_mask(torch.from_numpy(old), torch.from_numpy(trained), threshold=highest).numpy()
+            likely = ~probability_mask(torch.from_numpy(old), torch.from_numpy(trained), threshold=highest).numpy()
+            trained = trained & ~(likely & table.own_tokens)
         if self.objective.drop_zero_episodes:
             size = np.bincount(table.token_rows, weights=np.abs(advantages), minlength=len(table))
             trained = trained & (table.episode_sums(size)[table.token_rows] > 0)
         units = unit_tokens(table, self.objective.aggregation, trained)
         unit = unit_of(self.objective.loss) or "turn"
         numbers = table.token_rows if unit == "turn" else table.episode_number[table.token_rows]
-        columns = (by_sample(samples, c) for c in (advantages, old, weights, trained, units, numbers))
+        shown = ~table.own_tokens
+        columns = (by_sample(samples, c) for c in (advantages, old, weights, trained, units, numbers, shown))
         examples = [Example(*row) for row in zip(samples, *columns, strict=True)]
         drops = self.objective.drop_zero_episodes or (counted is not None and not counted.all())
         return [e for e in examples if e.trained.any() or not drops], mismatch
@@ -410,8 +414,9 @@ class Learner:
             return list(examples)
         samples = [e.sample for e in examples]
         now, entropies = self._measured(samples)
-        columns = zip(*((e.old_logprobs, e.advantages, e.units) for e in examples), strict=True)
-        old, advantages, numbers = (np.concatenate(column) for column in columns)
+        columns = zip(*((e.old_logprobs, e.advantages, e.units, e.demonstrated) for e in examples), strict=True)
+        old, advantages, numbers, shown = (np.concatenate(column) for column in columns)
+        old = np.where(shown, now, old)  # a demonstration has no ratio to the policy that sampled
         if mark is not None:
             parts = by_sample(samples, mark(Tokens(now, old, advantages, entropies, numbers), rng))
             examples = [e._replace(marks=part) for e, part in zip(examples, parts, strict=True)]
@@ -516,7 +521,9 @@ class Learner:
         )
         advantages, old = batch.spread([e.advantages for e in part]), batch.spread([e.old_logprobs for e in part])
         trained, units = batch.spread([e.trained for e in part]).bool(), batch.spread([e.unit_tokens for e in part])
-        known: dict[str, Any] = {}
+        demonstrated = batch.spread([e.demonstrated for e in part]).bool()
+        own = batch.mask & ~demonstrated
+        known: dict[str, Any] = {"demonstrated": demonstrated} if knows_demonstrations(objective.loss) else {}
         if marks := [e.marks for e in part if e.marks is not None]:
             known["marks"] = batch.spread(marks)
         if (measured := unit_measure(objective.loss)) is not None:
@@ -531,20 +538,20 @@ class Learner:
         if objective.loss_kl_coef:
             with torch.no_grad():
                 reference = self._reference_logprobs(batch)
-            kl = kl_estimate(logprobs, reference, objective.kl_estimator, old)
+            kl = kl_estimate(logprobs, reference, objective.kl_estimator, old).masked_fill(demonstrated, 0.0)
             per_token = per_token + objective.loss_kl_coef * kl
-            totals["kl"] += float(kl.detach()[batch.mask].sum())
+            totals["kl"] += float(kl.detach()[own].sum())
         if objective.entropy_coef:
             bonus = torch.zeros_like(per_token).masked_scatter(batch.mask, entropies)
             per_token = per_token - objective.entropy_coef * bonus
         if seen is not None:
             seen.add([e.sample for e in part], logprobs.detach()[batch.mask], entropies.detach())
-        log_ratio = (logprobs.detach() - old)[batch.mask]
+        log_ratio = (logprobs.detach() - old).masked_fill(~own, 0.0)
         totals["max_log_ratio"] = max(totals["max_log_ratio"], float(log_ratio.abs().max()))
-        totals["entropy"] += float(entropies.detach().sum())
-        totals["tokens"] += float(batch.mask.sum())
+        totals["entropy"] += float(entropies.detach()[own[batch.mask]].sum())
+        totals["tokens"] += float(own.sum())
         for name, values in stats.items():
-            totals[name] += float(values[batch.mask].sum())
+            totals[name] += float(values[own].sum())
         return aggregate(per_token, trained, objective.aggregation, divisor, units)
 
     def _reference_logprobs(self, batch: Batch) -> Tensor:

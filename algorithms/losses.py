@@ -156,6 +156,12 @@ def marker(loss: Callable[..., Any]) -> Callable[..., NDArray[Any]] | None:
     return mark and partial(mark, **settings)
 
 
+def knows_demonstrations(loss: Callable[..., Any]) -> bool:
+    """Whether a loss has the parameter `demonstrated` [B, T]: which tokens are of demonstrations."""
+    function = loss.func if isinstance(loss, partial) else loss
+    return "demonstrated" in inspect.signature(function).parameters
+
+
 def clip_loss(
     logprobs: Tensor,
     old_logprobs: Tensor,

@@ -1,6 +1,7 @@
 """Check what a method needs before anything starts: otherwise it would fail after minutes of warm start and evaluation.
 
     needs = check_method(…)                      # reads what signals, estimator and agent declare, without torch
+    check_expert(needs, task_set)
     check_environment(needs, tasks, pool)        # plays the first turn of a few tasks
     check_parts(…)                               # builds the parts around a tiny policy
 
@@ -18,11 +19,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from agents.agent import PolicyAgent
+from agents.candidates import CandidateAgent
 from algorithms.filters import Filter
 from algorithms.signals.base import MakeSignal, Signal, SignalBase, SignalContext
 from algorithms.tree_expansion import TreeExpansion
 from algorithms.turn_table import Estimate, TurnTable
-from envs.core import TURN_KEYS, Info, Need, Task, UnknownNameError
+from envs.core import TURN_KEYS, Info, Need, Task, TaskSet, UnknownNameError
 from envs.pool import EnvPool
 from envs.pool_env import error_line
 
@@ -39,6 +41,7 @@ WHERE = {  # how an environment provides it
     Need.ADMISSIBLE: "a list in info['admissible'], as env=tools has with env.format=brackets; agent=transcript and "
     "agent=chat need none",
     Need.ANSWERS: "a list in info['answers'], as env=search has",
+    Need.EXPERT: "one that `expert()` of its task set makes",
     Need.SNAPSHOTS: "its methods snapshot() and restore(state)",
     Need.TURN_REWARDS: f"{' and '.join(f'info[{key!r}]' for key in TURN_KEYS)} of every step, as env=search has",
 }
@@ -51,6 +54,7 @@ def check_method(
     tree_expansion: TreeExpansion | None,
     group_size: int,
     filters: Mapping[str, Filter],
+    demonstrations: int = 0,
 ) -> Needs:
     """Check what the parts of a method declare, without building them. Returns what they need from the environment.
 
@@ -68,12 +72,17 @@ def check_method(
                 "at least 2"
             )
     made = {name: _declared(make) for name, make in signals.items()}
-    _check_estimator(estimator, made, group_size)
+    _check_estimator(estimator, made, group_size, demonstrations)
+    if demonstrations and _function(player) is CandidateAgent:
+        raise ValueError(
+            f"algo.demonstrations={demonstrations}: a demonstration is written as text, and agent.player=candidates "
+            "chooses whole actions; use agent=masked or agent=transcript"
+        )
     if tree_expansion is not None:
         tree_expansion.check(group_size)
     for name, make in signals.items():
         made[name].check(make.keywords if isinstance(make, partial) else {})
-    return _needs(made, tree_expansion, getattr(_function(player), "needs", ()))
+    return _needs(made, tree_expansion, demonstrations, getattr(_function(player), "needs", ()))
 
 
 def check_aggregation(aggregation: str, loss_divisor: float | None) -> None:
@@ -104,10 +113,14 @@ def _function(part: Any) -> Any:
     return part.func if isinstance(part, partial) else part
 
 
-def _needs(signals: Mapping[str, Any], tree_expansion: TreeExpansion | None, of_agent: Iterable[Need]) -> Needs:
+def _needs(
+    signals: Mapping[str, Any], tree_expansion: TreeExpansion | None, demonstrations: int, of_agent: Iterable[Need]
+) -> Needs:
     needs = {need: place for place, signal in _named(signals).items() for need in signal.needs}
     if tree_expansion is not None:
         needs[Need.SNAPSHOTS] = "algo.tree_expansion"
+    if demonstrations:
+        needs[Need.EXPERT] = "algo.demonstrations"
     return needs | dict.fromkeys(of_agent, "agent.player")
 
 
@@ -149,9 +162,9 @@ def check_parts(
             seed,
         )
         made = make_signals(signals, context)
-    _check_loss(learner)
-    _check_estimator(estimator, made, config.group_size)
-    return _needs(made, config.tree_expansion, agent.needs)
+    _check_loss(learner, config.demonstrations)
+    _check_estimator(estimator, made, config.group_size, config.demonstrations)
+    return _needs(made, config.tree_expansion, config.demonstrations, agent.needs)
 
 
 def _named(signals: Mapping[str, Any]) -> dict[str, Any]:
@@ -179,13 +192,20 @@ def _tiny_policy(seed: int) -> LocalPolicy:
     return LocalPolicy(model.to(find_device()), tokenizer)
 
 
-def _check_loss(learner: LearnerConfig) -> None:
+def _check_loss(learner: LearnerConfig, demonstrations: int) -> None:
     import torch
 
-    from algorithms.losses import Tokens, make_units, marker, unit_measure
+    from algorithms.losses import Tokens, knows_demonstrations, make_units, marker, unit_measure
 
     tokens = torch.zeros(2, 3)
     loss, known = learner.objective.loss, dict[str, Any]()
+    if knows_demonstrations(loss):
+        known["demonstrated"] = tokens != 0
+    elif demonstrations:
+        raise ValueError(
+            f"algo.demonstrations={demonstrations}: algo.loss={_function(loss).__name__} takes the tokens of a "
+            "demonstration for the policy's own; use a loss with the parameter `demonstrated`, such as luffy_loss"
+        )
     if (mark := marker(loss)) is not None:
         one = np.zeros(1)
         mark(Tokens(one, one, one, one, one.astype(np.int64)), np.random.default_rng(0))
@@ -195,7 +215,7 @@ def _check_loss(learner: LearnerConfig) -> None:
     loss(tokens, tokens, tokens, tokens == 0, **known)
 
 
-def _check_estimator(estimator: Estimator, signals: Mapping[str, Signal], group_size: int) -> None:
+def _check_estimator(estimator: Estimator, signals: Mapping[str, Signal], group_size: int, demonstrations: int) -> None:
     """Raises `MissingSignalError` if the estimator reads a signal that none of `signals` provides."""
     function = _function(estimator)
     if group_size == 1 and getattr(function, "compares_attempts", False):
@@ -207,9 +227,10 @@ def _check_estimator(estimator: Estimator, signals: Mapping[str, Signal], group_
     if any(turns is None or tokens is None for turns, tokens in given):
         return  # this signal does not declare what it provides
     table = _made_up_table(
-        [name for turns, _ in given for name in turns or ()], [name for _, tokens in given for name in tokens or ()],
+        [*["demonstration"] * bool(demonstrations), *(name for turns, _ in given for name in turns or ())],
+        [name for _, tokens in given for name in tokens or ()],
         max(group_size, 2),
-    )  # fmt: skip
+    )
     with np.errstate(all="ignore"):
         estimate = estimator(table)
     if not isinstance(estimate, Estimate) and (critics := [n for n, s in signals.items() if s.learns_returns]):
@@ -224,15 +245,22 @@ def _made_up_table(signals: Sequence[str], token_signals: Sequence[str], group_s
     episodes = 2 * group_size
     episode = np.repeat(np.arange(episodes), 2)
     turn = np.tile(np.arange(2), episodes)
-    reward = np.where((turn == 1) & (episode % group_size == 0), 1.0, 0.0)
+    first = episode % group_size == 0
+    reward = np.where((turn == 1) & first, 1.0, 0.0)
     rows, tokens = np.arange(2 * episodes), np.full(2 * episodes, 2)
-    kinds = {"node": rows, "tree": episode, "tool_result": rows >= 0}
+    kinds = {"node": rows, "tree": episode, "tool_result": rows >= 0, "demonstration": first}
     return TurnTable(
         group=episode // group_size, episode=episode, turn=turn, reward=reward,
         state=np.array([f"room {number}" for number in turn], dtype=object), valid=rows >= 0,
         signals={name: kinds.get(name, reward / 2 - 0.5) for name in signals}, tokens=tokens,
         token_signals={name: np.repeat(reward / 2 - 0.5, 2) for name in ["logprob", *token_signals]},
     )  # fmt: skip
+
+
+def check_expert(needs: Needs, task_set: TaskSet) -> None:
+    """Raises `ValueError` if an expert is needed, and `task_set` has none."""
+    if Need.EXPERT in needs and task_set.expert() is None:
+        raise _unmet(Need.EXPERT, needs, task_set.env_id)
 
 
 def check_environment(needs: Needs, tasks: Sequence[Task], pool: EnvPool) -> None:
@@ -251,15 +279,15 @@ def check_environment(needs: Needs, tasks: Sequence[Task], pool: EnvPool) -> Non
             taken = pool.snapshot([0])[0]
             restored = pool.restore({0: taken.snapshot})[0] if taken.error is None else taken
             if restored.error is not None:
-                raise _unmet(Need.SNAPSHOTS, needs, tasks, f" ({error_line(restored.error.text)})")
+                raise _unmet(Need.SNAPSHOTS, needs, tasks[0].env, f" ({error_line(restored.error.text)})")
         if Need.TURN_REWARDS in needs:
             after = pool.step({0: next(iter(first.info.get("admissible") or ["look"]))})[0]
             if after.error is None and not TURN_KEYS.keys() <= after.info.keys():
-                raise _unmet(Need.TURN_REWARDS, needs, tasks)
+                raise _unmet(Need.TURN_REWARDS, needs, tasks[0].env)
     for need, key in ((Need.ADMISSIBLE, "admissible"), (Need.ANSWERS, "answers")):
         if infos and need in needs and not any(info.get(key) for info in infos):
-            raise _unmet(need, needs, tasks)
+            raise _unmet(need, needs, tasks[0].env)
 
 
-def _unmet(need: Need, needs: Needs, tasks: Sequence[Task], detail: str = "") -> ValueError:
-    return ValueError(f"{needs[need]} needs {need}, and {tasks[0].env} has none{detail}: expected {WHERE[need]}")
+def _unmet(need: Need, needs: Needs, env: str, detail: str = "") -> ValueError:
+    return ValueError(f"{needs[need]} needs {need}, and {env} has none{detail}: expected {WHERE[need]}")

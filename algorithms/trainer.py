@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.agent import PolicyAgent
+from agents.agent import Agent, PolicyAgent
 from agents.episode import Episode, ParseStatus
 from agents.policies.pretrained import weights_to_save
 from agents.policies.sharded import is_sharded
@@ -46,12 +46,12 @@ from algorithms.estimators.steps import Step, explained
 from algorithms.filters import Filter, Use, apply_filters, uniform_groups
 from algorithms.finite import NotFiniteError
 from algorithms.learner import Learner, Seen
-from algorithms.needs import check_dynamic_sampling
+from algorithms.needs import check_dynamic_sampling, check_expert
 from algorithms.recorded import recorded_batch
 from algorithms.signals.base import Measurement, RolloutBatch, Signal
 from algorithms.tree_expansion import TreeExpansion
 from algorithms.turn_table import Estimate, TurnTable
-from algorithms.warm_start import Progress
+from algorithms.warm_start import Demonstrator, Progress, teacher_of
 from envs.checks import json_line
 from envs.checksums import DamagedError
 from envs.core import Manifest, Need, StopReason, Task, TaskSet
@@ -86,11 +86,13 @@ class TrainerConfig:
     record_keep: int | None  # recorded batches, the newest; None: all
     episode_timeout: float  # seconds
     filters: Mapping[str, Filter] = field(default_factory=dict)  # of the episodes that were played, by name
+    demonstrations: int = 0  # of the environment's expert, at each task of which the filters leave attempts
     env_steps: int | None = None  # the run ends when so many were taken in environments, those of signals included
 
     def __post_init__(self) -> None:
         least = dict.fromkeys(("groups", "group_size", "max_turns", "checkpoint_every", "record_keep", "env_steps"), 1)
-        for name, low in (least | {"updates": 0, "eval_every": 0, "record_every": 0}).items():
+        least |= dict.fromkeys(("updates", "eval_every", "record_every", "demonstrations"), 0)
+        for name, low in least.items():
             if (value := getattr(self, name)) is not None and value < low:
                 raise ValueError(f"trainer.{name} must be at least {low}, got {value}")
         if self.updates is None and self.env_steps is None:
@@ -112,9 +114,9 @@ class TrainerConfig:
 class RolledOut(NamedTuple):
     """The episodes of an update."""
 
-    episodes: list[Episode]  # that passed the filters
+    episodes: list[Episode]  # that passed the filters, and the demonstrations
     learns: list[bool]  # for each of these: whether its tokens are in the loss
-    played: list[Episode]  # all
+    played: list[Episode]  # all of the policy's
     removed: Counter[str]  # by filter: how many episodes it dropped or took out of the loss
 
 
@@ -161,6 +163,13 @@ class Trainer:
         self.keep_starts = config.tree_expansion is not None or any(
             Need.SNAPSHOTS in signal.needs for signal in self.signals.values()
         )
+        self.demonstrator: Demonstrator | None = None
+        if config.demonstrations:
+            check_expert({Need.EXPERT: "algo.demonstrations"}, task_set)
+            self.demonstrator = Demonstrator(
+                teacher_of(task_set), agent.prompter, agent.policy.tokenizer, 0.0, seed, agent.masked,
+                agent.policy.context_length,
+            )  # fmt: skip
         self.update = 0  # updates done
         self.env_steps = 0  # taken in environments for them
         self.tasks_drawn = 0
@@ -224,6 +233,11 @@ class Trainer:
                 self.update + 1, len(faulty), len(played), error,
             )  # fmt: skip
         measured: Metrics = {}
+        if self.demonstrator is not None:
+            shown = np.array([episode.demonstration for episode in episodes for _ in episode.turns], dtype=np.bool_)
+            batch = batch.measured(Measurement({"demonstration": shown}))
+            measured["rollout/demonstrations"] = float(sum(episode.demonstration for episode in episodes))
+        own = batch.table.own_tokens
         recorded = bool(self.config.record_every) and (self.update + 1) % self.config.record_every == 0
         seen = Seen() if recorded else None
         objective, corrected = self.learner.objective, self.learner.correct(batch.samples, batch.table)
@@ -231,8 +245,9 @@ class Trainer:
             batch = batch.measured(Measurement(token_signals={"importance_weight": corrected.weights}))
         if objective.reward_kl_coef:
             kl = self.learner.reference_kl(batch.samples, corrected)
-            batch = batch.measured(Measurement(token_signals={"token_reward": -objective.reward_kl_coef * kl}))
-            measured["train/kl"] = float(kl.mean())
+            cost = np.where(own, -objective.reward_kl_coef * kl, 0.0)
+            batch = batch.measured(Measurement(token_signals={"token_reward": cost}))
+            measured["train/kl"] = float(kl[own].mean()) if own.any() else 0.0
         for name, signal in self.signals.items():
             with _timed(seconds, f"time/{name}_s"):
                 measure = partial(signal.measure, batch)
@@ -260,6 +275,7 @@ class Trainer:
         if seen is not None:
             with _timed(seconds, "time/record_s"):
                 columns = seen.columns(batch.samples, corrected, self.parallel)
+                columns["mismatch"] = np.where(own, columns["mismatch"], np.nan)
                 if not counted.all():
                     columns["in_loss"] = counted.astype(np.float64)
                 self._record(batch, advantages, steps, columns, played)
@@ -289,6 +305,8 @@ class Trainer:
         If the filters leave nothing to learn from, other groups are played. With dynamic sampling, groups whose returns
         are all equal are dropped as well, and others are played in place of every group that was dropped, as in DAPO
         (arXiv 2503.14476). The last try then keeps its uniform groups.
+
+        Demonstrations come last. They are in no filter: these judge what the policy played.
         """
         done = RolledOut([], [], [], Counter())
         for attempt in range(1, MAX_TRIES + 1):
@@ -314,12 +332,33 @@ class Trainer:
                 done.learns.extend(learns)
             if not self.config.dynamic_sampling and (done.episodes or all(episode.is_faulty for episode in episodes)):
                 break
+        shown = self._demonstrate(self.demonstrator, done.episodes) if self.demonstrator is not None else []
+        done.episodes.extend(shown)
+        done.learns.extend([True] * len(shown))
         return done
 
-    def _play(self, jobs: Sequence[Job], attempt: int) -> list[Episode]:
+    def _demonstrate(self, demonstrator: Demonstrator, episodes: Sequence[Episode]) -> list[Episode]:
+        """Demonstrations of the tasks of `episodes`, in the groups of these.
+
+        Those that do not solve their task are left out, and so are those that the policy's mask does not allow.
+        """
+        tasks = {episode.group: episode.task for episode in episodes}
+        jobs = [Job(task, group, task.seed) for group, task in tasks.items() for _ in range(self.config.demonstrations)]
+        self.reporter.phase("play demonstrations", len(jobs))
+        played = self._play(jobs, 0, demonstrator) if jobs else []
+        demonstrator.forget()
+        return [
+            replace(episode, demonstration=True)
+            for episode in played
+            if episode.success and not (self.agent.masked and any(not turn.nodes for turn in episode.turns))
+        ]
+
+    def _play(self, jobs: Sequence[Job], attempt: int, demonstrator: Agent | None = None) -> list[Episode]:
+        """Play with the policy, or with a `demonstrator` in its place."""
+
         def play(agent: PolicyAgent, jobs: Sequence[Job]) -> list[Episode]:
             return rollout(
-                agent,
+                demonstrator or agent,
                 self.pool,
                 jobs,
                 max_turns=self.config.max_turns,
@@ -330,7 +369,7 @@ class Trainer:
             )
 
         tree = self.config.tree_expansion
-        if tree is not None:
+        if tree is not None and demonstrator is None:
             return self.parallel.play_first(lambda: tree.play(partial(play, self.agent), jobs, self.rng), self.rng)
         if self.keep_starts:  # the first rank plays on from the states of its own environments
             return self.parallel.play_first(lambda: play(self.agent, jobs), self.rng)

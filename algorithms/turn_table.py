@@ -25,7 +25,7 @@ COLUMNS = {
 # that measures them.
 SIGNALS = {
     "answer_logprob": "[N] mean log-probability of the right answer before the turn, NaN unmeasured (answer_gain)",
-    "demonstration": "[N] whether the turn is one of a demonstration, not the policy's own (demonstrations)",
+    "demonstration": "[N] whether the turn is one of a demonstration, not the policy's own (algo.demonstrations)",
     "entropy": "[N] mean entropy of the policy over the turn's tokens, in nats (entropy)",
     "mc_value": "[N] mean return of fresh attempts from before the turn, NaN unmeasured (monte_carlo)",
     "next_value": "[N] value of the state after an episode that was cut off, on its last turn, 0 elsewhere (critic)",
@@ -190,6 +190,13 @@ class TurnTable:
             raise ValueError(f"{len(values)} values for {len(self)} turns of {len(self.token_rows)} tokens")
         shared: NDArray[Any] = values[self.token_rows]
         return shared
+
+    @cached_property
+    def own_tokens(self) -> NDArray[np.bool_]:
+        """[M] whether the policy sampled the token: false for those of demonstrations."""
+        shown = self.signals.get("demonstration", np.zeros(len(self)))
+        own: NDArray[np.bool_] = ~shown.astype(np.bool_)[self.token_rows]
+        return own
 
     # -- time ---------------------------------------------------------------------------------------------------------
 

@@ -211,6 +211,12 @@ class Demonstrator:
         self._admissible.pop(key, None)
         self.teacher.finish(key)
 
+    def forget(self) -> None:
+        """Forget the episodes that were played, of which `lessons` cannot be made then."""
+        self.wanted.clear()
+        self._admissible.clear()
+        self._anywhere.clear()
+
     def lessons(self, episodes: Sequence[Episode], observation_weight: float) -> list[Lesson]:
         """One lesson for each sequence of the episodes, which were played by this agent in one rollout."""
         wanted = [ids for key, episode in enumerate(episodes) for ids in self.wanted.get(key, [])[: len(episode.turns)]]

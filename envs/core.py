@@ -41,6 +41,7 @@ class Need(StrEnum):
 
     ADMISSIBLE = "admissible actions"  # info["admissible"], at every turn
     ANSWERS = "right answers"  # info["answers"]
+    EXPERT = "actions of an expert"  # `TaskSet.expert`
     SNAPSHOTS = "snapshots"  # `snapshot` and `restore`
     TURN_REWARDS = "rewards of single turns"  # the keys of `TURN_KEYS`, from every `step`
 

@@ -23,8 +23,8 @@ from agents.policies.base import check_vllm
 from agents.policies.names import check_chat_template, check_peft, check_quantization, find_parts
 from agents.scripted import ConstantAgent, ExpertAgent, RandomAgent
 from algorithms.checkpoint import checkpoint_folder, checkpoints, load_state
-from algorithms.needs import Needs, check_environment
-from envs.core import Expert, Manifest, TaskSet, UnknownNameError
+from algorithms.needs import Needs, check_environment, check_expert
+from envs.core import Expert, Manifest, Need, TaskSet, UnknownNameError
 from envs.facts import differences
 from envs.pool import EnvPool
 from scripts.common import asked_under
@@ -193,7 +193,8 @@ def needs_of_agent(config: DictConfig) -> Needs:
 
 def check_tasks(needs: Needs, config: DictConfig, task_set: TaskSet, manifest: Manifest) -> None:
     """Play the first turn of a few tasks if something is needed from them. Raises `ValueError` if they lack it."""
-    if not needs:
+    check_expert(needs, task_set)
+    if not needs.keys() - {Need.EXPERT}:
         return
     pool = config.get("pool") or {"workers": 0, "step_timeout": 30.0}  # `scripts.play` has none
     tasks = [task_set.task(manifest.split, task_id) for task_id in spread(manifest.ids, CHECKED_TASKS)]

@@ -227,7 +227,10 @@ class Method:
         group_size = cfg.trainer.group_size
         check_aggregation(cfg.algo.get("aggregation", ""), cfg.algo.get("loss_divisor"))
         check_dynamic_sampling(cfg.algo.dynamic_sampling, group_size)
-        return check_method(self.player, self.signals, self.estimator, self.tree_expansion, group_size, self.filters)
+        return check_method(
+            self.player, self.signals, self.estimator, self.tree_expansion, group_size, self.filters,
+            cfg.algo.demonstrations,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -256,7 +259,7 @@ class Parts:
         )
         config = TrainerConfig(
             dynamic_sampling=cfg.algo.dynamic_sampling, tree_expansion=method.tree_expansion, filters=method.filters,
-            **settings,
+            demonstrations=cfg.algo.demonstrations, **settings,
         )  # fmt: skip
 
         def agent(policy: Policy, generator: Generator) -> PolicyAgent:

@@ -200,7 +200,8 @@ def show_episode(episode: Episode, console: Console) -> None:
     for number, turn in enumerate(episode.turns, start=1):
         show_turn(number, turn, console)
     console.print(Text(printable(episode.final_observation)))
-    console.print(result(episode).append(f", seed {episode.seed}, group {episode.group}"))
+    kind = ", a demonstration" if episode.demonstration else ""
+    console.print(result(episode).append(f", seed {episode.seed}, group {episode.group}{kind}"))
     if episode.error:
         console.print(Text(printable(episode.error.strip()), style="red"))
 

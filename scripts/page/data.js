@@ -41,6 +41,11 @@ function groupOf(episode) {
   return episode.of.episodes.filter((other) => other.group === episode.group && other.task === episode.task);
 }
 
+/** Whether an expert played the episode, for the policy to learn from. */
+function isDemonstration(episode) {
+  return Boolean(episode.ofTurns.demonstration?.[0]);
+}
+
 // -- columns ----------------------------------------------------------------------------------------------------------
 // A place is {e: episode, t: turn, k: token or null}.
 

@@ -57,6 +57,7 @@ function episodeView(number, at) {
   };
   const facts = [["task", episode.task], ["type", episode.type], ["run", recordLabel(episode.of)], ["seed", episode.seed],
     ["ended by", episode.stop], ["score", short(episode.score)], ["return", short(episode.reward)]];
+  if (isDemonstration(episode)) facts.push(["played by", "an expert, as a demonstration"]);
   return [
     el("p", {class: "crumbs"}, link(`#episodes?${lastQuery}`, "episodes"), beside(-1, "previous (←)"), beside(1, "next (→)"),
       link(`#group/${episode.record}/${episode.group}`, "attempts at this task"), link(`#pair?task=${encodeURIComponent(episode.task)}`, "another run on this task")),

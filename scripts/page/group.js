@@ -65,7 +65,7 @@ function columnsOf(attempts) {
     }));
   });
   const heads = ["state", ...attempts.map((e) => el("span", {}, link(`#episode/${e.number}`, `episode ${e.number}`), el("br"),
-    el("span", {class: e.success ? "good" : "bad"}, e.stop), el("br"), `return ${short(e.reward)}`))];
+    el("span", {class: e.success ? "good" : "bad"}, e.stop), el("br"), `return ${short(e.reward)}`, isDemonstration(e) ? [el("br"), "a demonstration"] : null))];
   const note = `${plural(attempts.length, "attempt")}; ${plural(anchors.length, "state")} that several visit, each in one color.`;
   return [el("p", {}, note, divergence >= 0 ? ` They first do different things in turn ${divergence + 1}.` : attempts.length > 1 ? " They never differ." : ""), table(heads, body, {class: "columns"})];
 }

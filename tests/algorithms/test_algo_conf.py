@@ -114,7 +114,7 @@ def test_every_method_trains(name: str, tmp_path: Path, serve: Serve) -> None:
             tmp_path / "run", pool, policy, 2, algo.estimator, algo.signals,
             instantiate(whole(name).agent.player),
             groups=2, group_size=ATTEMPTS.get(name, 4), tree_expansion=algo.tree_expansion,
-            dynamic_sampling=algo.dynamic_sampling, minibatches=1,
+            dynamic_sampling=algo.dynamic_sampling, demonstrations=algo.demonstrations, minibatches=1,
             **{field.name: algo[field.name] for field in fields(Objective) if field.name in algo},
         )  # fmt: skip
         trainer.train()

@@ -25,6 +25,7 @@ NEEDS = {
     "mt_grpo": {Need.TURN_REWARDS},
     "fine_grained": {Need.TURN_REWARDS},
     "trace": {Need.ANSWERS},
+    "luffy": {Need.EXPERT},
     **{name: {Need.SNAPSHOTS} for name in ("vineppo", "spo_chain", "spo_tree", "tree_grpo")},
 }
 JUDGED = ["capo", "pure", "tp_grpo"]
@@ -103,6 +104,13 @@ def test_a_critic_with_an_estimator_without_returns_is_refused() -> None:
         ("istar", "algo.signals.implicit_prm.update=never", "unknown update 'never'"),
         ("twosome", "agent.player.normalization=letter", "unknown normalization 'letter'"),
         ("gigpo", "trainer.minibatches=0", "trainer.minibatches must be at least 1"),
+        ("luffy", "algo.demonstrations=0", r"needs the signal 'demonstration': .*\(algo.demonstrations\)"),
+        (
+            "grpo",
+            "algo.demonstrations=1",
+            "clip_loss takes the tokens of a demonstration for the policy's own; use a loss",
+        ),
+        ("luffy", "agent/player=candidates", "a demonstration is written as text, and agent.player=candidates chooses"),
     ],
 )
 def test_an_invalid_setting_is_refused(name: str, override: str, message: str) -> None:
@@ -151,7 +159,7 @@ class Mute(Corridor):
         raise NotImplementedError("corridors forget")
 
 
-@pytest.mark.parametrize("need", Need)
+@pytest.mark.parametrize("need", [need for need in Need if need is not Need.EXPERT])  # of the tasks, not of an episode
 def test_an_environment_that_does_not_meet_a_need_is_refused_by_name(need: Need) -> None:
     with EnvPool(lambda: Mute(8), 2) as pool, pytest.raises(ValueError, match=f"algo.mine needs {need}, and test/Corr"):
         check_environment({need: "algo.mine"}, [corridor(2), corridor(3)], pool)

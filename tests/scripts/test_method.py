@@ -25,6 +25,9 @@ def test_all_that_is_missing_is_reported_at_once_and_nothing_is_written(cli: Cli
     assert "✗ algo.signals.answer_gain needs right answers, and test/Corridor-v0 has none" in out
     assert "✓ agent.player needs admissible actions: they are there" in out
     assert "1 problem: the method cannot be trained like this" in out
+    code, out, err = cli("doctor", CONF, "env=corridor", "algo=luffy")
+    assert (code, err) == (0, "")
+    assert "✓ algo.demonstrations needs actions of an expert: they are there" in out
     assert list(cli.folder.iterdir()) == []
 
 

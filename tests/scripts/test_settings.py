@@ -186,6 +186,7 @@ WORDS = {  # the settings that are words, and where these are known
     "turn_ends": "algorithms.estimators.gae.TURN_ENDS",
     "turn_gae.anchor": "algorithms.estimators.gae.ANCHORS",
     "psr_nsr.learn_from": "algorithms.estimators.psr_nsr.CHOICES",
+    "luffy.compare_with": "algorithms.estimators.luffy.COMPARED_WITH",
     "rloo.single": "algorithms.estimators.rloo.SINGLES",
     "tree_grpo.combine": "algorithms.estimators.tree_grpo.COMBINATIONS",
     "pure.baseline": "algorithms.estimators.pure.BASELINES",
@@ -264,6 +265,11 @@ MODELS = {  # the config.json of folders, and a file that passes for weights
 REFUSALS = [
     ("train", "seed=abc", "seed must be "),
     ("train", "algo=igpo", "algo.signals.answer_gain needs right answers"),
+    (
+        "train",
+        f"{SILENT} algo=luffy agent=transcript eval.selection_tasks=0",
+        "algo.demonstrations needs actions of an expert",
+    ),
     ("train", "+algo.estimator.x=1", "unknown setting of algo.estimator 'x'"),
     ("train", "+algo.loss.eps=1", "unknown setting of algo.loss 'eps'"),
     ("train", "algo=fipo +algo.loss.of.eps=1", "unknown setting of algo.loss.of 'eps'"),
