@@ -246,7 +246,7 @@ class VllmPolicy(Engine):
         if not self._on_gpu:
             for name, value in CPU_SETTINGS.items():
                 os.environ.setdefault(name, value)
-        if torch.distributed.is_initialized():  # an engine in each rank, on the GPU of the rank
+        if torch.distributed.is_initialized() and "RANK" in os.environ:  # an engine in each rank, on the rank's GPU
             options = {"distributed_executor_backend": "external_launcher"} | options
         vllm = import_vllm()
         self._parameters = vllm.SamplingParams
