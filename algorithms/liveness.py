@@ -19,7 +19,6 @@ from typing import Any
 
 EVERY = 2.0  # seconds between signs of life
 SILENCE = 20.0  # seconds without a sign
-ENDED = "ended"
 EXIT_CODE = 2
 
 

@@ -209,6 +209,7 @@ class Trainer:
         return self.config.progress(self.update, self.env_steps) == 1.0
 
     def _update(self) -> Metrics:
+        self.parallel.seconds()  # of what came before the update
         seconds: Metrics = {}
         with _timed(seconds, "time/rollout_s"):
             rolled_out = self._roll_out()
@@ -389,10 +390,11 @@ class Trainer:
     # -- files ------------------------------------------------------------------------------------------------------
     def _evaluate(self) -> bool:
         """Evaluate. Returns whether this is the best evaluation so far."""
+        self.parallel.seconds()  # of what came before the evaluation
         seconds: Metrics = {}
         with _timed(seconds, "time/eval_s"):
             metrics, score = self.evaluate()
-        self._log({**metrics, **seconds})
+        self._log({**metrics, **seconds, **self.parallel.seconds()})
         if score is None or (self.best is not None and score <= self.best[0]):
             return False
         self.best = (score, self.update)

@@ -103,6 +103,8 @@ def test_a_killed_rank_is_started_again_and_the_curve_is_that_of_one_rank(cache:
     own = lines(killed)
     assert own[:4] == lines(one)[:4]  # the first evaluation, and every update once
     assert [row["update"] for row in own] == [0, 1, 2, 3, 3]
+    for row in map(json.loads, (killed / "metrics.jsonl").read_text().splitlines()):  # evaluations count for themselves
+        assert row["time/ranks_s"] <= sum(v for k, v in row.items() if k.startswith("time/") and k != "time/ranks_s")
     assert {path.name for path in killed.iterdir()} == {path.name for path in one.iterdir()}
     assert not list((cache / "torchrun").iterdir())
 
