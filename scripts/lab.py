@@ -80,7 +80,7 @@ class Job:
             )  # fmt: skip
 
     def ending(self, code: int) -> Ending:
-        """How the process ended that returned `code`."""
+        """How the run ended, from the exit code of its process."""
         if self.is_finished and code == 0:
             return Ending.of_finished()
         if code < 0:
@@ -102,8 +102,8 @@ def main(cfg: DictConfig) -> None:
 
 
 def _run(cfg: DictConfig, folder: Path) -> None:
-    asked = Command.of_this_process("lab")
-    jobs = list(_jobs(cfg, folder, asked))
+    this_command = Command.of_this_process("lab")
+    jobs = list(_jobs(cfg, folder, this_command))
     console = Terminal(soft_wrap=True)
     finished = [job for job in jobs if job.is_finished]
     console.print(f"{len(jobs)} runs in {folder}: {len(finished)} are finished already")
@@ -111,7 +111,7 @@ def _run(cfg: DictConfig, folder: Path) -> None:
     missing = [job for job in jobs if job.variant not in endings]
     if missing and cfg.lab.processes:
         instantiate(cfg.env).manifest(cfg.split)  # without tasks every run would fail
-    asked.keep(folder, cfg)
+    this_command.save(folder, cfg)
     try:
         if cfg.lab.processes:
             with closing(_run_all(missing, cfg.lab.processes)) as ended:
@@ -124,7 +124,7 @@ def _run(cfg: DictConfig, folder: Path) -> None:
         if cfg.lab.rates:
             text = write_tuning(folder, folders, endings)
         else:
-            text = write_report(folder, folders, endings, asked, cfg.lab.baseline, cfg.lab.seconds)
+            text = write_report(folder, folders, endings, this_command, cfg.lab.baseline, cfg.lab.seconds)
         if len(endings) < len(jobs):
             console.print(f"{len(jobs) - len(endings)} runs are missing; resume with: {resume_command('lab', folder)}")
     console.print(text)
@@ -134,16 +134,16 @@ def _run(cfg: DictConfig, folder: Path) -> None:
 
 
 # -- the runs ---------------------------------------------------------------------------------------------------------
-def _jobs(cfg: DictConfig, folder: Path, asked: Command) -> Iterator[Job]:
+def _jobs(cfg: DictConfig, folder: Path, this_command: Command) -> Iterator[Job]:
     """A run for each method, rate and seed. Raises if the configuration of a method is wrong, before any run starts."""
-    keys = {override_key(override) for override in asked.overrides}
+    keys = {override_key(override) for override in this_command.overrides}
     for key, own in SET.items():
         if key in keys:
             raise ValueError(f"scripts.lab sets {key} for each run: use {own}=[…] instead")
     if cfg.lab.rates and not cfg.eval.selection_tasks:
         raise ValueError("lab.rates needs tasks that are held out from training, but eval.selection_tasks is 0")
-    shared = [o for o in asked.overrides if override_key(o).partition(".")[0] not in OWN]
-    tuned = tuned_settings(HydraConfig.get().runtime.choices["env"], asked.config_dirs)
+    shared = [o for o in this_command.overrides if override_key(o).partition(".")[0] not in OWN]
+    tuned = tuned_settings(HydraConfig.get().runtime.choices["env"], this_command.config_dirs)
     methods = {algo: [f"algo={algo}", *tuned.get(algo, []), *shared] for algo in cfg.algos}
     for overrides in methods.values():
         check_settings(hydra.compose("config", overrides), "config")  # as scripts.train does
@@ -159,7 +159,7 @@ def _jobs(cfg: DictConfig, folder: Path, asked: Command) -> Iterator[Job]:
                     folder / variant.path,
                     folder / "logs" / f"{'-'.join(variant.path.parts)}.txt",
                     (*overrides, *tried, f"seed={seed}"),
-                    (*asked.config_dirs,),
+                    (*this_command.config_dirs,),
                 )
 
 

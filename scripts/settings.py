@@ -49,13 +49,13 @@ OPTIONAL = ("trainer.env_steps",)  # keys of these groups that may be absent
 
 # -- kinds of settings ------------------------------------------------------------------------------------------------
 class Kind(Protocol):
-    """The values that a setting accepts. Its text completes the sentence "KEY must be …"."""
+    """The values that a setting accepts. `str(kind)` completes the sentence "KEY must be …"."""
 
     def accepts(self, value: Any) -> bool:
         """Whether `value` is accepted."""
 
     def suggestion(self, value: Any) -> str:
-        """The accepted value that was probably meant, as it is written on the command line; or an empty text."""
+        """The accepted value that the user probably meant, in the syntax of the command line; or an empty text."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ class ListOf:
         return all(map(self.item.accepts, value)) and not (self.distinct and len(set(value)) < len(value))
 
     def suggestion(self, value: Any) -> str:
-        """Parts that are separated by blanks become items, and items of the wrong type are written as texts."""
+        """Split the text at blanks into items, and put quotes around items of the wrong type."""
         items = value.split() if isinstance(value, str) else value if isinstance(value, ListConfig) else [value]
         if not self.fewest <= len(items) <= self.most:
             return ""
@@ -195,7 +195,7 @@ class ListOf:
 
 
 def _item(value: Any) -> str:
-    """An accepted item of a list, as it is written on the command line."""
+    """An accepted item of a list, in the syntax of the command line."""
     plain = not isinstance(value, str) or re.fullmatch(r"[\w./:@%+-]+", value)
     return str(value) if plain else f"\"'{value}'\""
 
@@ -675,7 +675,7 @@ def check_added_keys(config: DictConfig, command: str) -> None:
 
 
 def shown(value: Any) -> str:
-    """A value as it is written on the command line, with quotes around texts; long values are shortened."""
+    """A value in the syntax of the command line, with quotes around texts; long values are shortened."""
     if isinstance(value, (DictConfig, ListConfig)):
         value = OmegaConf.to_container(value)
     text = {"None": "null", "True": "true", "False": "false"}.get(str(value), repr(value))
