@@ -1,4 +1,4 @@
-"""Turn samples into padded tensors, and compute a model's log-probabilities of the sampled ids.
+"""Collate samples into padded tensors, and compute a model's log-probabilities of the sampled ids.
 
 The learner and all signals that run a model share this module.
 """
@@ -35,7 +35,7 @@ from algorithms.turn_table import TurnTable
 if TYPE_CHECKING:
     from agents.masking import Node
 
-LENGTH_STEP = 64  # pad to a multiple of this: in bf16 every new shape costs a CPU a new kernel
+LENGTH_STEP = 64  # lengths are padded to a multiple of this, because a CPU compiles a bf16 kernel for every new shape
 
 
 class Choices(NamedTuple):
@@ -120,7 +120,7 @@ def turn_of(samples: Sequence[Sample], table: TurnTable, token: int) -> str:
 
 
 def batch_layouts(samples: Sequence[Sample], table: TurnTable) -> frozenset[str]:
-    """How a batch is cut into samples: `TURNS`, `EPISODES`, both if every episode has one turn, or `MIXED`."""
+    """What a sample is in this batch: `TURNS`, `EPISODES`, both if every episode has one turn, or `MIXED`."""
     turns = [set(sample.turn) - {-1} for sample in samples]
     episodes = {int(table.episode[min(rows)]) for rows in turns}
     layouts = {
@@ -141,7 +141,7 @@ def map_samples(
     """Apply `compute` to all samples without gradients. Returns a value per sampled id: [M] in `TurnTable` order.
 
     `compute` gets micro-batches and returns [B, T], or [B, T, K] for K = `values` > 1 per id: then the result is
-    [M, K]. The ranks share them out; all get all values.
+    [M, K]. Each rank computes some micro-batches, and all ranks get all values.
     """
     shape = (values,) if values > 1 else ()
     parts = [np.zeros((sum(sample.mask), *shape)) for sample in samples]

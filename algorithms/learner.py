@@ -133,8 +133,10 @@ class Objective:
 
 @dataclass(frozen=True)
 class LearnerConfig:
-    """How to learn from one batch. An update makes `epochs` passes over the batch, each with `minibatches` optimiser
-    steps over disjoint, randomly drawn parts. The old log-probabilities stay those of the policy that sampled.
+    """The settings of an update.
+
+    An update makes `epochs` passes over the batch. Each pass has `minibatches` optimiser steps over disjoint, randomly
+    drawn parts. The old log-probabilities stay those of the policy that sampled.
     """
 
     objective: Objective
@@ -175,10 +177,10 @@ class Example(NamedTuple):
     unit_means: NDArray[np.float64] | None = None  # [K + 1, ids] see `Units`, and the tokens; for units of many samples
 
 
-class Seen:
-    """What the passes of an update compute of each token, kept for the record: no pass is made for it.
+class TokenStats:
+    """Log-probabilities and entropies of the tokens, for the recorded batch. They come from the passes of the update.
 
-    A token whose loss has no gradient is not computed, and what belongs to it is NaN.
+    Tokens without a gradient are not computed; their values are NaN.
     """
 
     def __init__(self) -> None:
@@ -186,22 +188,23 @@ class Seen:
         self._first: set[int] = set()
 
     def add(self, samples: Sequence[Sample], logprobs: Tensor, entropies: Tensor) -> None:
-        """Keep the log-probabilities and entropies [M] of the samples' tokens, when they are computed first."""
+        """Store the log-probabilities and entropies [M] of the samples' tokens, the first time they are computed."""
         ends = np.cumsum([sum(sample.mask) for sample in samples])[:-1]
         parts = (np.split(values.double().cpu().numpy(), ends) for values in (logprobs, entropies))
         for sample, *values in zip(samples, *parts, strict=True):
             self._of.setdefault(id(sample), (values[0], values[1]))
 
     def end_first_step(self) -> None:
-        """What was added so far was computed with the weights that sampled the batch."""
+        """Mark the values added so far as those of the weights that sampled the batch."""
         self._first = set(self._of)
 
     def columns(
         self, samples: Sequence[Sample], corrected: Corrected | None, parallel: Parallel = ONE_PROCESS
     ) -> dict[str, NDArray[np.float64]]:
-        """[M] `entropy` of the distributions, and `mismatch`: log-probability under the weights that sampled the batch
-        minus the engine's. It is known of the whole batch with a correction, otherwise of the first optimiser step.
-        They are of all ranks.
+        """[M] `entropy`, and `mismatch`: the log-probability under the sampling weights minus the engine's.
+
+        With a correction the mismatch is known for the whole batch, otherwise for the first optimiser step. The values
+        are those of all ranks.
         """
         entropy, mismatch = [], []
         for sample in samples:
@@ -210,7 +213,7 @@ class Seen:
             entropy.append(its_entropy)
             mismatch.append(now - engine_logprobs([sample]) if id(sample) in self._first else unknown)
         measured = {"entropy": np.concatenate(entropy), "mismatch": np.concatenate(mismatch)}
-        columns = {name: _of_any_rank(values, parallel) for name, values in measured.items()}
+        columns = {name: _merge_ranks(values, parallel) for name, values in measured.items()}
         if corrected is not None:
             columns["mismatch"] = corrected.trained - engine_logprobs(samples)
         return columns
@@ -254,7 +257,7 @@ class Learner:
         )
 
     def optimizer_state(self) -> dict[str, Any]:
-        """The optimiser's state by the names of parameters, whole. All ranks must ask for it."""
+        """The optimiser's whole state, by the names of the parameters. All ranks must call this."""
         return optimizer_state(self.optimizer, self.trained)
 
     def load_optimizer_state(self, state: dict[str, Any]) -> None:
@@ -264,13 +267,13 @@ class Learner:
     def update(
         self, samples: Sequence[Sample], table: TurnTable, advantages: NDArray[np.float64],
         rng: np.random.Generator, learning_rate: float, corrected: Corrected | None = None,
-        counted: NDArray[np.bool_] | None = None, seen: Seen | None = None,
+        counted: NDArray[np.bool_] | None = None, token_stats: TokenStats | None = None,
     ) -> dict[str, float]:  # fmt: skip
         """Learn from all samples. `advantages` has one value per turn of `table`, [N], or per sampled id, [M].
 
         `corrected` is the batch's `correct`, if the caller has it already. `counted` [M] says which ids are in the
-        loss, in its sums and in its divisor; None: all. Samples without such an id are left out. `seen` keeps what is
-        computed of the tokens.
+        loss, in its sums and in its divisor; None: all. Samples without such an id are left out. `token_stats` stores
+        what is computed for the tokens.
 
         Returns the metrics of the update. The first minibatch is evaluated with the weights that sampled it, so there
         the difference of log-probabilities is the mismatch between sampling and training; with a `correction` the
@@ -297,10 +300,10 @@ class Learner:
         examples, mismatch = self._examples(samples, table, advantages, old, corrected, counted)
         sums, skipped = defaultdict[str, float](float), 0
         for number, part in enumerate(self._parts(examples, rng)):
-            in_first_epoch = number < self.config.minibatches  # another rank may compute it in the next
-            totals = self._step(self._prepared(part, rng), seen if in_first_epoch else None)
-            if seen is not None and number == 0:
-                seen.end_first_step()
+            in_first_epoch = number < self.config.minibatches  # later, another rank may compute the same sample
+            totals = self._step(self._with_minibatch_values(part, rng), token_stats if in_first_epoch else None)
+            if token_stats is not None and number == 0:
+                token_stats.end_first_step()
             if totals is None:
                 skipped += 1
                 continue
@@ -318,9 +321,9 @@ class Learner:
         return metrics | mismatch | {"tokens/trained": sums["trained_tokens"]}
 
     def _parts(self, examples: Sequence[Example], rng: np.random.Generator) -> Iterator[list[Example]]:
-        """The examples that each step learns from. Those of a unit of the loss stay together."""
+        """The examples of each optimiser step. The examples of one unit of the loss stay together."""
         bundles: Sequence[Sequence[Example]] = [[example] for example in examples]
-        if self._spans(examples):
+        if self._has_split_episodes(examples):
             together: dict[int, list[Example]] = defaultdict(list)
             for example in examples:
                 together[int(example.units[0])].append(example)
@@ -329,8 +332,8 @@ class Learner:
             for part in np.array_split(rng.permutation(len(bundles)), min(self.config.minibatches, len(bundles))):
                 yield [example for number in part for example in bundles[number]]
 
-    def _spans(self, examples: Sequence[Example]) -> bool:
-        """Whether the loss looks at episodes of which some have several samples."""
+    def _has_split_episodes(self, examples: Sequence[Example]) -> bool:
+        """Whether the loss is over episodes and some episode has several samples."""
         if unit_of(self.objective.loss) != "episode":  # a turn is never cut
             return False
         return len({int(example.units[0]) for example in examples}) < len(examples)
@@ -367,7 +370,7 @@ class Learner:
     ) -> NDArray[np.float64]:
         return map_samples(samples, self.micro_batch_tokens, self.device, compute, self.parallel, values)
 
-    def _measured(self, samples: Sequence[Sample]) -> NDArray[np.float64]:
+    def _logprobs_and_entropies(self, samples: Sequence[Sample]) -> NDArray[np.float64]:
         """[2, M] the log-probabilities under the present weights, and the entropies of their distributions."""
 
         def compute(batch: Batch) -> Tensor:
@@ -402,18 +405,18 @@ class Learner:
         drops = self.objective.drop_zero_episodes or (counted is not None and not counted.all())
         return [e for e in examples if e.trained.any() or not drops], mismatch
 
-    def _prepared(self, examples: Sequence[Example], rng: np.random.Generator) -> list[Example]:
-        """The examples of a minibatch, with what the loss has to know of all of them.
+    def _with_minibatch_values(self, examples: Sequence[Example], rng: np.random.Generator) -> list[Example]:
+        """The examples of a minibatch, with the values that depend on the whole minibatch.
 
-        That is its marks if it looks at whole minibatches, and the means of units with several samples. These take
-        another pass, without gradients.
+        These are the marks of a loss over minibatches, and the means of units with several samples. They need another
+        forward pass, without gradients.
         """
         mark, measured = marker(self.objective.loss), unit_measure(self.objective.loss)
-        spans = self._spans(examples)
+        spans = self._has_split_episodes(examples)
         if mark is None and not spans:
             return list(examples)
         samples = [e.sample for e in examples]
-        now, entropies = self._measured(samples)
+        now, entropies = self._logprobs_and_entropies(samples)
         columns = zip(*((e.old_logprobs, e.advantages, e.units, e.demonstrated) for e in examples), strict=True)
         old, advantages, numbers, shown = (np.concatenate(column) for column in columns)
         old = np.where(shown, now, old)  # a demonstration has no ratio to the policy that sampled
@@ -430,30 +433,30 @@ class Learner:
             examples = [e._replace(unit_means=part.T) for e, part in zip(examples, parts, strict=True)]
         return list(examples)
 
-    def _step(self, examples: Sequence[Example], seen: Seen | None = None) -> dict[str, float] | None:
+    def _step(self, examples: Sequence[Example], token_stats: TokenStats | None = None) -> dict[str, float] | None:
         """One optimiser step; None if it was skipped."""
-        totals = self._gradients(examples, seen)
+        totals = self._gradients(examples, token_stats)
 
         def own_loss(example: Example) -> Tensor:
             return self._loss([example], 1.0, defaultdict(float))
 
-        loss_parts: list[LossPart] = [(e.sample.origin, partial(own_loss, e)) for e in self._useful(examples)]
+        loss_parts: list[LossPart] = [(e.sample.origin, partial(own_loss, e)) for e in self._with_gradient(examples)]
         clip = self.config.grad_clip
         norm = self.steps.take(self.trained.values(), [self.optimizer], clip, totals["loss"], loss_parts)
         return None if norm is None else {**totals, "grad_norm": norm, "steps": 1.0}
 
-    def _gradients(self, examples: Sequence[Example], seen: Seen | None = None) -> dict[str, float]:
+    def _gradients(self, examples: Sequence[Example], token_stats: TokenStats | None = None) -> dict[str, float]:
         """Compute the gradients of all examples; returns the accumulated statistics.
 
         If memory runs out, everything is computed again with micro-batches of half the size, which is logged and kept
-        for later updates. The error is raised once a micro-batch is a single sample, and if there are several ranks:
-        the others are waiting in the middle of a pass.
+        for later updates. The error is raised if a micro-batch has a single sample. It is also raised with several
+        ranks, since the others wait in the middle of a pass.
         """
         while True:
             parts = self._micro_batches(examples)
             try:
                 with self._layers_checkpointed():
-                    return self._accumulate(examples, parts, seen)
+                    return self._accumulate(examples, parts, token_stats)
             except RuntimeError as error:
                 if not _out_of_memory(error) or max(map(len, parts)) == 1 or self.parallel.ranks > 1:
                     raise
@@ -476,7 +479,7 @@ class Learner:
                 layer.training = False
 
     def _accumulate(
-        self, examples: Sequence[Example], parts: Sequence[Sequence[Example]], seen: Seen | None = None
+        self, examples: Sequence[Example], parts: Sequence[Sequence[Example]], token_stats: TokenStats | None = None
     ) -> dict[str, float]:
         """Gradients of one pass. The divisor counts all examples, including those that need no pass of their own."""
         masks = pad([e.sample.mask for e in examples], self.device).bool()
@@ -490,7 +493,7 @@ class Learner:
         totals = dict.fromkeys(SUMS, 0.0) | {"max_log_ratio": 0.0}
         costs = padded_tokens([[e.sample for e in part] for part in parts])
         for part, weight in self.parallel.passes(parts, costs):
-            own, kept = (totals, seen) if weight else (defaultdict[str, float](float), None)
+            own, kept = (totals, token_stats) if weight else (defaultdict[str, float](float), None)
             loss = weight * self._loss(part, divisor, own, kept)
             loss.backward()  # type: ignore[no-untyped-call]
             own["loss"] += float(loss.detach())
@@ -500,20 +503,18 @@ class Learner:
         highest = self.parallel.max(np.array([totals["max_log_ratio"]]))
         return dict(zip(SUMS, of_all.tolist(), strict=True)) | {"max_log_ratio": float(highest[0])}
 
-    def _useful(self, examples: Sequence[Example]) -> list[Example]:
-        """Leave out examples whose advantages are all zero: without KL, an entropy bonus or picked ids they have no
-        gradient.
-        """
+    def _with_gradient(self, examples: Sequence[Example]) -> list[Example]:
+        """Leave out examples without a gradient: all advantages are 0, no KL, no entropy bonus, no selected tokens."""
         all_count = self.objective.loss_kl_coef or self.objective.entropy_coef
-        return [e for e in examples if all_count or e.advantages.any() or _picks(e.marks)]
+        return [e for e in examples if all_count or e.advantages.any() or _selects_tokens(e.marks)]
 
     def _micro_batches(self, examples: Sequence[Example]) -> list[list[Example]]:
-        useful = self._useful(examples)
+        useful = self._with_gradient(examples)
         parts = micro_batches([len(e.sample.ids) for e in useful], self.micro_batch_tokens)
         return [[useful[i] for i in part] for part in parts]
 
     def _loss(
-        self, part: Sequence[Example], divisor: float, totals: dict[str, float], seen: Seen | None = None
+        self, part: Sequence[Example], divisor: float, totals: dict[str, float], token_stats: TokenStats | None = None
     ) -> Tensor:
         objective, batch = self.objective, make_batch([e.sample for e in part], self.device)
         logprobs, entropies = sampled_logprobs(
@@ -544,8 +545,8 @@ class Learner:
         if objective.entropy_coef:
             bonus = torch.zeros_like(per_token).masked_scatter(batch.mask, entropies)
             per_token = per_token - objective.entropy_coef * bonus
-        if seen is not None:
-            seen.add([e.sample for e in part], logprobs.detach()[batch.mask], entropies.detach())
+        if token_stats is not None:
+            token_stats.add([e.sample for e in part], logprobs.detach()[batch.mask], entropies.detach())
         log_ratio = (logprobs.detach() - old).masked_fill(~own, 0.0)
         totals["max_log_ratio"] = max(totals["max_log_ratio"], float(log_ratio.abs().max()))
         totals["entropy"] += float(entropies.detach()[own[batch.mask]].sum())
@@ -558,8 +559,8 @@ class Learner:
         return sampled_logprobs(self.reference, batch, self.config.temperature, self.dtype)[0]
 
 
-def _picks(marks: NDArray[Any] | None) -> bool:
-    """Whether a loss picks some of the ids. Marks that are numbers pick none: they only scale the advantages."""
+def _selects_tokens(marks: NDArray[Any] | None) -> bool:
+    """Whether the marks of a loss select some of the tokens. Marks that are numbers only scale the advantages."""
     return marks is not None and marks.dtype == np.bool_ and bool(marks.any())
 
 
@@ -580,8 +581,8 @@ def engine_logprobs(samples: Sequence[Sample]) -> NDArray[np.float64]:
     return np.array([p for s in samples for p, on in zip(s.logprobs, s.mask, strict=True) if on])
 
 
-def _of_any_rank(values: NDArray[np.float64], parallel: Parallel) -> NDArray[np.float64]:
-    """[M] the values of the rank that knows them; NaN where no rank does."""
+def _merge_ranks(values: NDArray[np.float64], parallel: Parallel) -> NDArray[np.float64]:
+    """[M] the values of all ranks together: each value comes from the rank that computed it; NaN if none did."""
     known = np.isfinite(values)
     ranks = parallel.sum(known.astype(np.float64))
     sums = parallel.sum(np.where(known, values, 0.0))
