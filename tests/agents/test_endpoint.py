@@ -71,7 +71,7 @@ def test_the_conversation_is_sent_and_the_action_parsed(serve) -> None:
         (answered("go \ud800"), ParseStatus.ILLEGAL, "go \ufffd"),
     ],
 )
-def test_a_reply_has_a_status(serve, reply: Reply, status: ParseStatus, action: str) -> None:
+def test_a_reply_is_ok_malformed_or_truncated(serve, reply: Reply, status: ParseStatus, action: str) -> None:
     (decision,) = agent_of(serve(lambda _: reply).url).act([view()])
     assert (decision.status, decision.action) == (status, action)
 
@@ -85,7 +85,7 @@ def test_a_reply_has_a_status(serve, reply: Reply, status: ParseStatus, action: 
     ],
 )
 @pytest.mark.parametrize("content", [None, "", "I switch it."])
-def test_a_tool_call_is_handed_to_the_parser_and_stays_in_the_history(serve, content, fields: dict) -> None:
+def test_a_tool_call_is_parsed_and_kept_in_the_history(serve, content, fields: dict) -> None:
     server = serve(lambda _: answered(content, "tool_calls", **fields))
     agent, first = agent_of(server.url, Json()), view()
     first.info = {"goal": "", "admissible": ["on"]}
@@ -179,7 +179,7 @@ def test_the_system_prompt_has_the_role_that_the_model_knows(serve, role: str | 
     assert [message["content"] for message in messages] == (texts if role else ["\n\n".join(texts)])
 
 
-def test_requests_run_side_by_side_and_come_back_in_order(serve) -> None:
+def test_requests_run_in_parallel_and_are_returned_in_order(serve) -> None:
     together = threading.Barrier(4, timeout=10)
 
     def reply(request: dict) -> Reply:
@@ -194,7 +194,7 @@ def test_requests_run_side_by_side_and_come_back_in_order(serve) -> None:
 
 
 # -- what fails -------------------------------------------------------------------------------------------------------
-def test_a_busy_server_gets_another_request(serve) -> None:
+def test_a_request_to_a_busy_server_is_retried(serve) -> None:
     replies = iter([(429, {"Retry-After": "0.01"}, "{}"), (503, {}, "{}"), answered("go left")])
     server = serve(lambda _: next(replies))
     (decision,) = agent_of(server.url, max_retries=2).act([view()])
@@ -281,7 +281,7 @@ def test_a_server_that_failed_once_is_not_a_refusal(serve) -> None:
     assert (decision.action, decision.status) == ("go left", ParseStatus.OK)
 
 
-def test_a_slow_and_a_dead_endpoint_raise(serve) -> None:
+def test_an_endpoint_that_is_slow_or_not_reachable_raises(serve) -> None:
     release = threading.Event()
 
     def stall(_) -> Reply:
@@ -316,7 +316,7 @@ def test_a_time_out_of_one_conversation_ends_that_one_alone(serve) -> None:
     assert "APITimeoutError" in second.error
 
 
-def test_an_evaluation_keeps_the_episodes_that_ended_before_the_endpoint_died(serve) -> None:
+def test_an_evaluation_keeps_the_episodes_that_ended_before_the_endpoint_failed(serve) -> None:
     answers = iter(range(10_000))
 
     def reply(_) -> Reply:

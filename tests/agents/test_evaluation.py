@@ -171,7 +171,7 @@ def test_the_interval_of_the_mean_score_is_over_tasks() -> None:
 
 
 @given(st.lists(st.integers(0, 100), min_size=2, max_size=40).filter(lambda scores: len(set(scores)) > 1))
-def test_the_interval_of_the_mean_score_holds_it_and_stays_in_range(scores: list[int]) -> None:
+def test_the_interval_of_the_mean_score_contains_the_mean_and_stays_in_range(scores: list[int]) -> None:
     result = summarise([episode(str(task), score=score / 100) for task, score in enumerate(scores)])
     assert result.score_interval is not None
     low, high = result.score_interval
@@ -233,7 +233,7 @@ def test_wilson_agrees_with_published_values(successes, n, low, high) -> None:
 
 
 @given(st.integers(1, 300).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_wilson_holds_the_rate_and_stays_in_range(count) -> None:
+def test_the_wilson_interval_contains_the_rate_and_stays_in_range(count) -> None:
     p = count[0] / count[1]
     low, high = wilson(p, count[1])
     assert 0.0 <= low <= p <= high <= 1.0
@@ -251,7 +251,7 @@ def test_a_task_played_once_counts_as_one_trial_and_a_repeated_answer_too() -> N
     assert effective_trials([(3, 3)] * 5) == 5
 
 
-def test_intervals_hold_the_truth_where_tasks_differ_and_seeds_repeat() -> None:
+def test_intervals_cover_the_true_value_if_tasks_differ_and_seeds_repeat() -> None:
     """95 % intervals of the success on all tasks, from 60 tasks × 4 seeds: naive ones would miss far too often."""
     rng, hits, runs = np.random.default_rng(0), 0, 400
     for _ in range(runs):
@@ -263,7 +263,7 @@ def test_intervals_hold_the_truth_where_tasks_differ_and_seeds_repeat() -> None:
 
 
 # -- what is written --------------------------------------------------------------------------------------------------
-def test_metrics_json_and_table_say_the_same() -> None:
+def test_metrics_json_and_table_have_the_same_numbers() -> None:
     result = summarise([episode("a", kind="pick"), episode("b", False, kind="heat"), episode("c", kind="heat")])
     metrics = result.metrics("eval/alfworld/valid_seen")
     assert metrics["eval/alfworld/valid_seen/success"] == pytest.approx(2 / 3)

@@ -39,7 +39,7 @@ NEAR = 1e-5  # nats, in float32
 
 
 def trained_policy(seed: int = 0, tied: bool = True) -> LocalPolicy:
-    """A random model with heads as wide as vLLM's kernels for CPUs want them."""
+    """A random model whose head width vLLM's CPU kernels support."""
     policy = random_policy(seed, CONTEXT, width=64)
     if tied:
         return policy
@@ -55,7 +55,7 @@ def with_adapters() -> LocalPolicy:
 
 
 def change(policy: LocalPolicy, seed: int = 0) -> None:
-    """A large step of what is trained."""
+    """Change all trained weights by a large step."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in policy.model.parameters():
@@ -74,7 +74,7 @@ def sampled(policy: Policy, requests: list[Request], sampling: Sampling, seed: i
 
 
 def assert_same_model(engine: Engine, temperature: float = 0.7) -> None:
-    """What the engine samples and scores has the log-probabilities that the trainer computes for it."""
+    """The engine's log-probabilities equal those of the trainer."""
     trained = engine.trained
     requests = requests_of(trained)
     completions = sampled(engine, requests, Sampling(temperature, 12))
@@ -102,7 +102,7 @@ def tied() -> Engine:
     return engine
 
 
-def test_it_stays_the_trained_model_when_the_weights_change(engine: Engine) -> None:
+def test_the_engine_equals_the_trained_model_after_weights_change(engine: Engine) -> None:
     for seed in range(3):
         engine.pause()
         assert engine.sync()["sync/probe_error"] <= NEAR
@@ -114,7 +114,7 @@ def test_it_stays_the_trained_model_when_the_weights_change(engine: Engine) -> N
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 1.5])
-def test_log_probabilities_are_of_what_was_sampled_from(tied: Engine, temperature: float) -> None:
+def test_log_probabilities_are_those_of_the_sampling_distribution(tied: Engine, temperature: float) -> None:
     if temperature:
         assert_same_model(tied, temperature)
     else:  # greedy: those of temperature 1, as in the policy that samples in place
@@ -124,7 +124,7 @@ def test_log_probabilities_are_of_what_was_sampled_from(tied: Engine, temperatur
             assert a.logprobs == pytest.approx(b.logprobs, abs=NEAR)
 
 
-def test_the_same_state_gives_the_same_ids_and_moves_on(tied: Engine) -> None:
+def test_the_same_generator_state_gives_the_same_ids_and_advances(tied: Engine) -> None:
     requests, sampling = [Request(i, [5, 6, 7]) for i in range(4)], Sampling(1.0, 10)
     generator = torch.Generator().manual_seed(0)
     state = generator.get_state()
@@ -188,11 +188,11 @@ def check_ends(policy: Engine) -> None:
     assert sampled(policy, [], Sampling()) == []
 
 
-def test_ends(tied: Engine) -> None:
+def test_completions_end_at_stop_strings_and_limits(tied: Engine) -> None:
     check_ends(tied)
 
 
-def test_the_probe_finds_a_head_that_stayed_behind(tied: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_probe_detects_a_head_that_was_not_updated(tied: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """As vLLM leaves it on a CPU where it is tied to the embeddings."""
     worker = tied.llm.llm_engine.model_executor.driver_worker.worker
     monkeypatch.setattr(
@@ -205,7 +205,7 @@ def test_the_probe_finds_a_head_that_stayed_behind(tied: Engine, monkeypatch: py
     assert tied.sync()["sync/probe_error"] <= NEAR
 
 
-def test_the_probe_finds_masks_that_do_not_act(tied: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_probe_detects_masks_without_an_effect(tied: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agents.policies.vllm_masks.masked_logits", lambda logits, nodes: logits)
     with pytest.raises(SyncError, match="what a mask does not allow"):
         tied.sync()
@@ -218,7 +218,7 @@ def test_the_probe_finds_masks_that_do_not_act(tied: Engine, monkeypatch: pytest
     assert tied.sync()["sync/probe_error"] <= NEAR
 
 
-def test_the_probe_finds_prefixes_of_old_weights(tied: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_probe_detects_cached_prefixes_of_old_weights(tied: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tied.llm, "reset_prefix_cache", lambda: True)
     change(tied.trained)
     with pytest.raises(SyncError, match="sampled"):
@@ -236,7 +236,7 @@ def test_weights_that_are_not_finite_end_a_run(tied: Engine, monkeypatch: pytest
         tied.sync()
 
 
-def test_options_that_cannot_be_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_impossible_options_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UnknownNameError, match="bfloat16"):
         VllmPolicy(trained_policy(), dtype="bfloat61")
     packed = trained_policy()
@@ -310,7 +310,7 @@ def served(url: str, tmp_path_factory: pytest.TempPathFactory) -> VllmServerPoli
     return policy
 
 
-def test_a_server_stays_the_trained_model_when_the_weights_change(served: VllmServerPolicy) -> None:
+def test_a_server_equals_the_trained_model_after_weights_change(served: VllmServerPolicy) -> None:
     for seed in range(2):
         assert served.sync()["sync/probe_error"] <= NEAR
         assert_same_model(served)

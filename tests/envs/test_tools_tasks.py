@@ -40,7 +40,7 @@ def all_tasks(tasks: ToolTasks) -> list[Task]:
 
 
 def solve(tasks: ToolTasks, task: Task) -> tuple[Info, list[str]]:
-    """What `info` says in the end, and the messages of the expert."""
+    """The final `info`, and the messages of the expert."""
     env, expert = tasks.make(), tasks.expert()
     assert expert is not None
     observation, info = env.reset(options={"task": task})

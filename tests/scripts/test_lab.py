@@ -125,7 +125,7 @@ def test_the_files_of_a_report(tmp_path: Path) -> None:
         assert matplotlib.image.imread(tmp_path / name).shape[1] > 900
 
 
-def test_a_report_of_nothing(tmp_path: Path) -> None:
+def test_a_report_without_evaluations(tmp_path: Path) -> None:
     text = write_report(tmp_path, {Variant("grpo", 0): tmp_path / "grpo/0"}, {}, COMMAND, "grpo", None)
     assert "No run has been evaluated yet" in text
     assert "| grpo | 0 | – | – | – | – | – | ended early: not finished yet |" in text

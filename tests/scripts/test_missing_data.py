@@ -52,7 +52,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def check_stopped(run: Path, code: int, err: str) -> None:
-    """One line on stderr, whole episodes, no results, and nothing half-written."""
+    """Check one line on stderr, complete episodes, no results, and no incomplete files."""
     assert code == 2, err
     assert err.startswith("error: ")
     assert err.count("\n") == 1

@@ -43,7 +43,7 @@ def files_of(folder: Path) -> list[bytes]:
 
 
 # -- cells ------------------------------------------------------------------------------------------------------------
-def test_a_sweep_leaves_cells_and_a_leaderboard(cli: Cli) -> None:
+def test_a_sweep_writes_cells_and_a_leaderboard(cli: Cli) -> None:
     out, record = swept(
         cli, "agents=[random,expert]", "envs=[corridor]", "splits=[train,valid]", "limit=3", "seeds=[0,1]"
     )
@@ -140,7 +140,7 @@ def test_a_wrong_sweep_is_refused_before_anything_is_played(cli: Cli, arguments:
 
 
 # -- folders that are joined ------------------------------------------------------------------------------------------
-def test_folders_of_a_multirun_of_evaluate_are_joined(cli: Cli) -> None:
+def test_a_leaderboard_of_the_folders_of_a_multirun(cli: Cli) -> None:
     assert cli("evaluate", *CORRIDOR, "-m", "agent=random,expert", "limit=2", "hydra.sweep.dir=sweep")[0] == 0
     (cli.folder / "sweep" / "broken").mkdir()
     (cli.folder / "sweep" / "broken" / "run.json").write_text("{}")
