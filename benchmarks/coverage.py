@@ -1,4 +1,4 @@
-"""How often intervals hold the true value, in simulations: `python -m benchmarks.coverage [--repeats 2000]`.
+"""The coverage of confidence intervals, in simulations: `python -m benchmarks.coverage [--repeats 2000]`.
 
 Two agents play tasks of different difficulty, one or several attempts at each. The logit of success is the agent's
 ability minus the difficulty of the task, normal with a spread that makes attempts at one task resemble each other, plus
@@ -74,7 +74,7 @@ def bca_interval(values: Floats, resamples: int = RESAMPLES, seed: int = 0) -> t
 def coverage(
     world: World, tasks: int, attempts: int, kind: str, repeats: int, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, float]:
-    """The share of simulated evaluations whose interval holds the true value, by the name of the interval."""
+    """The share of simulated evaluations whose interval contains the true value, by the name of the interval."""
     rng = np.random.default_rng(seed)
     truth = _truth(world, kind, attempts, rng)
     held: dict[str, int] = {}
@@ -121,7 +121,7 @@ def _ends(mean: float, low: float | None, high: float | None) -> tuple[float, fl
 def errors_and_power(
     tasks: int, attempts: int, repeats: int, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, float]:
-    """How often a test at 5 % finds a difference: none there is, and one of the size that is called detectable."""
+    """The share of tests at 5 % that find a difference: without one, and with one of the detectable size."""
     rng = np.random.default_rng(seed)
     sizes: list[float] = []
     found = {"no difference": 0, "detectable difference": 0}
@@ -144,7 +144,7 @@ def _p(world: World, tasks: int, attempts: int, rng: np.random.Generator, sizes:
 
 
 def _world_with(difference: float, rng: np.random.Generator) -> World:
-    """Two agents whose true difference is this."""
+    """Two agents with this true difference."""
     low, high = 0.0, 12.0
     while high - low > 1e-3:
         ability = (low + high) / 2
