@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--serve", type=int, nargs="?", const=PORT, metavar="PORT", help=f"show the page at 127.0.0.1 (port {PORT})"
     )
-    parser.add_argument("--most", type=int, default=MOST, metavar="N", help=f"newest episodes on a page, at most ({MOST})")
+    parser.add_argument("--most", type=int, default=MOST, metavar="N", help=f"most episodes on a page, newest ({MOST})")
     args = parser.parse_args(argv)
     console = Terminal()
     if args.html is not None or args.serve is not None:
