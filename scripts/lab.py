@@ -6,6 +6,9 @@ DIR/logs. At the end, DIR has report.md, report.json and the pictures (`scripts.
 `resume=DIR` continues: finished runs are kept, interrupted runs resume from their last checkpoint, and methods and
 seeds can be added. If a run fails, the others continue, and the report shows the failure.
 
+`lab.join=[FILE]` adds finished runs of another folder or machine, from its runs.json, to the report. They are not run
+again.
+
 With `lab.rates=[3e-4,1e-3]` every method is trained with each of these learning rates, and evaluated only on tasks that
 are held out from training (tuning.md, tuning.json).
 """
@@ -35,7 +38,7 @@ import conf
 from agents.evaluation import Evaluation
 from envs.core import UnknownNameError
 from scripts.common import Terminal, command
-from scripts.lab_report import Ending, Variant, write_report, write_tuning
+from scripts.lab_report import NOT_RUN, Ending, LabRun, Variant, read_runs, write_report, write_tuning
 from scripts.run_folder import Command, locked, override_key, quoted, resume_command
 from scripts.settings import check_settings
 
@@ -106,8 +109,11 @@ def _run(cfg: DictConfig, folder: Path) -> None:
     jobs = list(_jobs(cfg, folder, this_command))
     console = Terminal(soft_wrap=True)
     finished = [job for job in jobs if job.is_finished]
-    console.print(f"{len(jobs)} runs in {folder}: {len(finished)} are finished already")
     endings = {job.variant: Ending.of_finished() for job in finished}
+    joined = _joined([Path(path) for path in cfg.lab.join], [job for job in jobs if job not in finished])
+    endings |= {variant: run.ending for variant, run in joined.items()}
+    from_files = f", {len(joined)} more are in the files of lab.join" if joined else ""
+    console.print(f"{len(jobs)} runs in {folder}: {len(finished)} are finished already{from_files}")
     missing = [job for job in jobs if job.variant not in endings]
     if missing and cfg.lab.processes:
         instantiate(cfg.env).manifest(cfg.split)  # without tasks every run would fail
@@ -120,11 +126,14 @@ def _run(cfg: DictConfig, folder: Path) -> None:
                     what = f"finished, {seconds:.0f} s" if ending.finished else f"{ending}; see {job.log}"
                     console.print(f"{len(endings)}/{len(jobs)} {job.variant}: {what}")
     finally:
-        folders = {job.variant: job.folder for job in jobs}
+        runs = [
+            joined.get(job.variant) or LabRun.read(job.variant, job.folder, endings.get(job.variant, NOT_RUN))
+            for job in jobs
+        ]
         if cfg.lab.rates:
-            text = write_tuning(folder, folders, endings)
+            text = write_tuning(folder, runs)
         else:
-            text = write_report(folder, folders, endings, this_command, cfg.lab.baseline, cfg.lab.seconds)
+            text = write_report(folder, runs, this_command, cfg.lab.baseline, cfg.lab.seconds)
         if len(endings) < len(jobs):
             console.print(f"{len(jobs) - len(endings)} runs are missing; resume with: {resume_command('lab', folder)}")
     console.print(text)
@@ -161,6 +170,24 @@ def _jobs(cfg: DictConfig, folder: Path, this_command: Command) -> Iterator[Job]
                     (*overrides, *tried, f"seed={seed}"),
                     (*this_command.config_dirs,),
                 )
+
+
+def _joined(paths: Sequence[Path], jobs: Sequence[Job]) -> dict[Variant, LabRun]:
+    """The finished runs in files of `scripts.lab_report.write_runs` that are those of `jobs`.
+
+    Raises `ValueError` if a run of a job had other settings.
+    """
+    wanted = {job.variant: job for job in jobs}
+    joined: dict[Variant, LabRun] = {}
+    for path in paths:
+        for run in read_runs(path):
+            job = wanted.get(run.variant)
+            if job is None or not run.ending.finished:
+                continue
+            if different := sorted({*run.overrides} ^ {*job.overrides}):
+                raise ValueError(f"lab.join: {run.variant} in {path} had other settings than here: {different}")
+            joined[run.variant] = run
+    return joined
 
 
 def tuned_settings(env: str, config_dirs: Sequence[str]) -> dict[str, list[str]]:

@@ -275,6 +275,7 @@ SETTINGS: dict[str, Kind] = {
     "parallel.offload": FLAG,
     "lab.rates": _or_null(ListOf(RATE, fewest=1)),
     "lab.seconds": _or_null(POSITIVE),
+    "lab.join": ListOf(TEXT),
     "lab.processes": Integer(0, 1_000),
     # plan
     "gpus": Integer(1, 100_000),
