@@ -11,8 +11,6 @@ import json
 import multiprocessing
 import os
 import re
-import threading
-import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
@@ -30,12 +28,12 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from agents.evaluation import Evaluation, spread
-from envs.core import TaskSet, UnknownNameError, evaluation_splits
+from envs.core import TaskSet, UnknownNameError, counted, evaluation_splits
 from envs.facts import key_of
 from scripts.agents import POLICY, WITHOUT_MODEL, check_agent, model_of
 from scripts.common import explain, prepare
 from scripts.evaluate import evaluate_in, facts_of
-from scripts.run_folder import locked, quoted
+from scripts.run_folder import end_with_parent, locked, quoted
 
 CELLS, LOG = "cells", "log.txt"
 
@@ -72,14 +70,18 @@ class Cell:
         return min(self._ended, self.total)
 
     def is_complete(self) -> bool:
-        """Whether the evaluation of these tasks and seeds was written, and is a measure of the agent."""
+        """Whether the evaluation of these tasks and seeds was written, and is a measure of the agent.
+
+        It is not if episodes lacked a file, a package or a service: they are played again.
+        """
         try:
             record = json.loads((self.folder / "evaluation.json").read_bytes())
             evaluation = Evaluation.from_json(record["evaluation"])
             same = sorted(record["tasks"]) == sorted(self.tasks) and sorted(record["seeds"]) == sorted(self.seeds)
+            lacking = record["lacking"]
         except (OSError, ValueError, KeyError, TypeError):  # missing or damaged
             return False
-        return same and not evaluation.is_broken
+        return same and not lacking and not evaluation.is_broken
 
 
 # -- which cells ------------------------------------------------------------------------------------------------------
@@ -219,24 +221,18 @@ def play(cfg: DictConfig) -> str:
     """
     run = Path(HydraConfig.get().runtime.output_dir)
     if multiprocessing.parent_process() is not None:
-        threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+        end_with_parent(os.getppid())
     with (run / LOG).open("a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
         try:
             prepare(cfg, "evaluate")
             with locked(run):
-                evaluate_in(cfg, run)
+                lacking = evaluate_in(cfg, run)
         except Exception as error:
             message = explain(error, "evaluate")
             if message is None:
                 traceback.print_exc()
-                return f"{type(error).__name__}: {' '.join(str(error).split())}; see {run / LOG}"
+                first, _, _ = str(error).partition("\n")
+                return f"{type(error).__name__}: {first}; see {run / LOG}"
             print(f"error: {message}")
             return message
-    return ""
-
-
-def _end_with_parent(parent: int) -> None:
-    """End this worker if the sweep was killed. Otherwise the worker would hold the lock of its cell."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
+    return f"{counted(lacking, 'episode')} lacked a file, a package or a service" if lacking else ""

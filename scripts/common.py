@@ -43,7 +43,7 @@ from algorithms.launch import Launch
 from envs import plugin_configurations
 from envs.core import UnknownNameError
 from envs.facts import Facts, differences
-from scripts.run_folder import Command, override_key, quoted, remove_traces
+from scripts.run_folder import PARENT, Command, end_with_parent, override_key, quoted, remove_traces
 from scripts.settings import OUR_PACKAGES, check_added_keys, check_settings, shown
 from scripts.targets import check_targets, settings_of
 
@@ -154,13 +154,15 @@ def run(main: Callable[[], None], config_name: str = "") -> None:
 
 
 def _prepare_process() -> None:
-    """Print characters that the encoding lacks as escapes, and make the folders in environment variables absolute.
+    """Print characters that the encoding lacks as escapes, end with the parent, and make folders in variables absolute.
 
     An environment may change the working directory.
     """
     for stream, errors in ((sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace"), (sys.stdin, "replace")):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=errors)
+    if parent := os.environ.pop(PARENT, ""):  # not for the processes that this one starts
+        end_with_parent(int(parent))
     for name in FOLDERS:
         if folder := os.environ.get(name):
             os.environ[name] = os.path.abspath(os.path.expanduser(folder))

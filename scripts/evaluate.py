@@ -3,8 +3,8 @@
 Every task of the split is played exactly once for each seed. The run folder gets run.json (the configuration, the hash
 of the manifest, the versions), episodes.jsonl and usage.jsonl (written during the run), and at the end evaluation.json,
 .md and .png.
-`resume=RUN_DIR` plays the missing episodes, and those that ended because a file was missing or a service did not
-answer. Seeds can be added; other settings of the episodes must not change.
+`resume=RUN_DIR` plays the missing episodes, and those that ended because a file or a package was missing or a service
+did not answer. Seeds can be added; other settings of the episodes must not change.
 `model=FOLDER` evaluates a model or a training run; the default agent is `agent=masked`.
 """
 
@@ -51,8 +51,11 @@ def main(cfg: DictConfig) -> None:
         evaluate_in(cfg, run)
 
 
-def evaluate_in(cfg: DictConfig, run: Path) -> None:
-    """Play the missing episodes of the evaluation in the folder `run`, and write its results."""
+def evaluate_in(cfg: DictConfig, run: Path) -> int:
+    """Play the missing episodes of the evaluation in the folder `run`, and write its results.
+
+    Returns how many episodes lacked a file, a package or a service: the next start plays them again.
+    """
     check_agent(cfg)
     this_command = Command.of_this_process("evaluate")
     console = Terminal(soft_wrap=True)
@@ -109,12 +112,14 @@ def evaluate_in(cfg: DictConfig, run: Path) -> None:
         console.print(
             f"errors ended {counted(len(errors), 'episode')}; the first was: {printable(error_line(errors[0]))}"
         )
+    lacking = sum(map(lacks_data, ended))
     results = {
         "run": facts,
         "environment": task_set.describe(),
         "evaluation": evaluation.to_json(),
         "seeds": list(cfg.seeds),
         "tasks": outcomes_by_task(ended),
+        "lacking": lacking,
         "sampled_tokens": sum(len(turn.completion_ids) for episode in ended for turn in episode.turns),
         "usage": spent.total(),
     }
@@ -122,6 +127,7 @@ def evaluate_in(cfg: DictConfig, run: Path) -> None:
     check_environment(ended)
     if evaluation.stops.get(StopReason.REFUSED, 0) == evaluation.success.n:
         raise ValueError(f"the endpoint refused all {counted(evaluation.success.n, 'episode')}, so there is no result")
+    return lacking
 
 
 # -- the facts of an evaluation ---------------------------------------------------------------------------------------
@@ -180,13 +186,13 @@ def _read_whole_lines(file: Path) -> list[Episode]:
 
 
 def _drop_unplayable(file: Path, console: Console) -> list[Episode]:
-    """The episodes of an earlier start, except those that a missing file ended: these are removed from the file."""
+    """The episodes of an earlier start. Those that lacked a file, a package or a service are removed from the file."""
     episodes = _read_whole_lines(file)
     kept = [episode for episode in episodes if not lacks_data(episode)]
     if len(kept) < len(episodes):
         console.print(
-            f"playing {counted(len(episodes) - len(kept), 'episode')} again that ended because a file was missing "
-            "or a service did not answer"
+            f"playing {counted(len(episodes) - len(kept), 'episode')} again that ended because a file or a "
+            "package was missing or a service did not answer"
         )
         lines = zip(file.read_bytes().splitlines(keepends=True), episodes, strict=True)
         write_whole(file, b"".join(line for line, episode in lines if not lacks_data(episode)))

@@ -1,7 +1,8 @@
 """Compare methods from one warm start: `python -m scripts.lab +experiment=lab_alfworld algos=[grpo,gigpo] seeds=[0,1]`.
 
 Each run is its own process, `python -m scripts.train … algo=gigpo seed=1 hydra.run.dir=DIR/gigpo/1`, with its output in
-DIR/logs. At the end, DIR has report.md, report.json and the pictures (`scripts.lab_report`).
+DIR/logs. It ends if the laboratory is killed. At the end, DIR has report.md, report.json and the pictures
+(`scripts.lab_report`).
 
 `resume=DIR` continues: finished runs are kept, interrupted runs resume from their last checkpoint, and methods and
 seeds can be added. If a run fails, the others continue, and the report shows the failure.
@@ -39,7 +40,7 @@ from agents.evaluation import Evaluation
 from envs.core import UnknownNameError
 from scripts.common import Terminal, command
 from scripts.lab_report import NOT_RUN, Ending, LabRun, Variant, read_runs, write_report, write_tuning
-from scripts.run_folder import Command, locked, override_key, quoted, resume_command
+from scripts.run_folder import PARENT, Command, locked, override_key, quoted, resume_command
 from scripts.settings import check_settings
 
 OWN = ("algos", "seeds", "lab")  # settings that scripts.train does not have
@@ -79,7 +80,7 @@ class Job:
             return subprocess.Popen(
                 [sys.executable, "-m", "scripts.train", *arguments],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                env={"OMP_NUM_THREADS": threads, **os.environ}, start_new_session=True,
+                env={"OMP_NUM_THREADS": threads, **os.environ, PARENT: str(os.getpid())}, start_new_session=True,
             )  # fmt: skip
 
     def ending(self, code: int) -> Ending:

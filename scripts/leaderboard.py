@@ -72,6 +72,9 @@ def read_cells(folder: Path) -> tuple[list[StoredEvaluation], list[str]]:
             Evaluation.from_json(record["evaluation"])
             if "tasks" not in record:
                 raise ValueError("it has no outcomes by task, so it is of an older version")
+            if record.get("lacking"):
+                left_out.append(f"{where}: {record['lacking']} of its episodes lacked a file, a package or a service")
+                continue
             found.append(StoredEvaluation(where, record))
         except FileNotFoundError:
             left_out.append(f"{where}: it is not complete")

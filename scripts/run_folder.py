@@ -15,6 +15,8 @@ import os
 import re
 import shlex
 import shutil
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -37,6 +39,7 @@ MAY_CHANGE = {  # command -> settings and groups of settings that the command wh
     "evaluate": ("seeds", "limit", "pool"),
     "lab": ("algos", "seeds", "lab", "trainer", "eval", "pool", "rollout"),
 }
+PARENT = "POLYTURN_PARENT"  # environment variable: the process without which a command ends
 FOLDER = "folder"  # of the run, in the store that connects the ranks
 _made: list[Path] = []  # the folders that were created for this run or sweep
 
@@ -201,6 +204,17 @@ def locked(run: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def end_with_parent(parent: int) -> None:
+    """End this process when its parent, the process `parent`, has ended: it would hold the lock of its folder."""
+
+    def wait() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 # -- the command of a run ---------------------------------------------------------------------------------------------

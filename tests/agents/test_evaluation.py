@@ -22,6 +22,7 @@ from agents.evaluation import (
     spread,
     summarise,
 )
+from agents.rollout import lacks_data
 from agents.scripted import ExpertAgent, RandomAgent
 from agents.statistics import effective_trials, wilson
 from envs.core import StopReason, Task
@@ -42,6 +43,21 @@ def play(agent, size: int = 4, **options):
     with EnvPool(Corridors().make, size) as pool:
         result = evaluate(agent, Corridors(), "valid", pool, on_episode=ended.append, **options)
     return result, ended
+
+
+@pytest.mark.parametrize(
+    ("error", "lacks"),
+    [
+        ("ImportError: no module 'x'; pip install 'polyturn[tools]'", True),
+        ("ModuleNotFoundError: env=x needs the package y: pip install y", True),
+        ("envs.services.ServiceError: http://x did not answer", True),
+        ("ModuleNotFoundError: No module named 'x'", False),  # a bug of the environment
+        ("ValueError: pip install it", False),
+    ],
+)
+def test_an_episode_without_a_file_a_package_or_a_service_is_played_again(error: str, lacks: bool) -> None:
+    traceback = f'Traceback (most recent call last):\n  File "env.py", line 1, in reset\n{error}\n'
+    assert lacks_data(episode("a", success=False, error=traceback)) == lacks
 
 
 def test_every_task_of_the_manifest_is_played_once_for_each_seed() -> None:

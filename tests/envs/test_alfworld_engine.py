@@ -21,6 +21,7 @@ from envs.alfworld.engine import NOTHING_HAPPENS, Engine
 from envs.alfworld.env import ALFWorldEnv
 from envs.alfworld.game import GAME_FILE, TASK_TYPES, Game, GameFileError, load_game, load_games, parse_game
 from envs.alfworld.reference import ReferenceEngine
+from envs.alfworld.tasks import ALFWorldTasks
 from envs.core import StopReason, Task, UnknownNameError
 
 SPEC = importlib.util.find_spec("alfworld")
@@ -667,5 +668,7 @@ def test_textworld_engine_gives_what_the_native_one_gives(tmp_path: Path) -> Non
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "textworld", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install polyturn\[alfworld\]"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'polyturn\[alfworld\]'"):
         ReferenceEngine("game.tw-pddl")
+    with pytest.raises(ModuleNotFoundError, match=r"textworld: pip install 'polyturn\[alfworld\]'"):
+        ALFWorldTasks(engine="textworld")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import random
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("POLYTURN_CACHE", str(tmp_path_factory.mktemp("cache")))
         open_retriever.cache_clear()
         yield
+
+
+def test_without_the_sandbox_no_tasks_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "envs.tools.sandbox", raising=False)
+    monkeypatch.setitem(sys.modules, "pydantic_monty", None)
+    with pytest.raises(ImportError, match=r"the Python tool needs the extra: pip install 'polyturn\[tools\]'"):
+        ToolTasks(**SIZES)
 
 
 def all_tasks(tasks: ToolTasks) -> list[Task]:

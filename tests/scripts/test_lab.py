@@ -15,6 +15,7 @@ from typing import Any
 import matplotlib.image
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from algorithms.checkpoint import checkpoint_folder
 from scripts import lab_report
@@ -258,6 +259,20 @@ def test_finished_runs_of_another_laboratory_are_joined(whole: tuple[Path, str],
     assert process.returncode == 2
     assert "grpo, seed 0 in" in output
     assert "had other settings than here: ['trainer.learning_rate=1e-4']" in output
+
+
+def test_the_runs_of_a_laboratory_that_is_killed_end(whole: tuple[Path, str], cache: Path) -> None:
+    """With -9. They would hold the locks of their folders, so that the laboratory could not be resumed."""
+    folder = whole[0].parent / "killed"
+    process = lab(CONF, *SMALL, "trainer.env_steps=5000", "algos=[grpo]", f"hydra.run.dir={folder}", cache=cache)
+    deadline = time.monotonic() + 300
+    while not (folder / "grpo/0/.lock").is_file():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    FileLock(folder / "grpo/0/.lock").acquire(timeout=60).lock.release()
 
 
 def test_a_run_that_diverges_is_shown_and_ends_no_other(whole: tuple[Path, str], cache: Path) -> None:
