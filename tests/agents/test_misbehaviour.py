@@ -8,6 +8,7 @@ import locale
 import multiprocessing
 import os
 import random
+import resource
 import signal
 import stat
 import sys
@@ -79,13 +80,22 @@ CHANGES: dict[str, Callable[[], Any]] = {  # of what all environments of a proce
     "numpy's generator": lambda: np.random.set_bit_generator(np.random.PCG64(1)),
     "builtins": lambda: setattr(builtins, "len", lambda _: 1 / 0),
     "descriptors": lambda: os.closerange(0, 3),
+    "limits": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.getrlimit(resource.RLIMIT_FSIZE)[1])),
+    "rights of files": lambda: os.umask(0o777),
 }
+
+
+def umask() -> int:
+    now = os.umask(0)
+    os.umask(now)
+    return now
 
 
 def surroundings() -> list[Any]:
     return [
         os.getcwd(), dict(os.environ), locale.setlocale(locale.LC_ALL), sys.getrecursionlimit(),
         list(warnings.filters), builtins.len, [os.fstat(stream).st_ino for stream in range(3)],
+        resource.getrlimit(resource.RLIMIT_FSIZE), umask(),
     ]  # fmt: skip
 
 
