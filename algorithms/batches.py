@@ -53,7 +53,7 @@ class Batch:
     mask: Tensor
     old_logprobs: Tensor  # when the ids were sampled
     choices: Choices | None = None  # set if whole actions were sampled instead of ids
-    nodes: Sequence[Node | None] = ()  # [M] the mask's node of each sampled id; empty without a mask
+    nodes: Sequence[Node | None] = ()  # [M] what was allowed at each sampled id; empty if all ids were
 
     def spread(self, values: Sequence[NDArray[Any]]) -> Tensor:
         """[B, T] `values`, which has one number per sampled id for each sequence; 0 elsewhere."""
@@ -212,8 +212,8 @@ def sampled_logprobs(
     """Log-probabilities [B, T] of the sampled ids (0 elsewhere) and the entropies [M] of their distributions.
 
     Logits are computed at the M sampled ids only, since most of a sequence is observations. If whole actions were
-    sampled, both are those of the policy over candidates, with gradients through all candidates. With a mask, both are
-    over the ids that it allows; an id that it forces has 0 for both, and no logits.
+    sampled, both are those of the policy over candidates, with gradients through all candidates. With a mask or
+    truncated sampling, both are over the ids that were allowed; where only one was, both are 0, without logits.
     """
     return in_model(model, lambda: _sampled_logprobs(model, batch, temperature, dtype, entropy_gradient))
 
@@ -264,8 +264,8 @@ def chosen_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the ids `chosen` [M] after the states `hidden` [M, E], and the entropies [M], in nats.
 
-    The entropies have a gradient only with `entropy_gradient`, which doubles the memory. With the `nodes` [M] of a mask
-    both are over the ids that the nodes allow.
+    The entropies have a gradient only with `entropy_gradient`, which doubles the memory. With `nodes` [M]
+    both are over the ids that these allow.
 
     At most `most_logits` logits exist at a time: for more, the M states are processed in parts, and the backward pass
     computes the logits of each part again.

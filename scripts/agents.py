@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from agents.agent import Agent, PolicyAgent
 from agents.evaluation import spread
-from agents.policies.base import check_vllm
+from agents.policies.base import check_vllm, no_truncation
 from agents.policies.names import check_chat_template, check_peft, check_quantization, find_parts
 from agents.scripted import ConstantAgent, ExpertAgent, RandomAgent
 from algorithms.checkpoint import checkpoint_folder, checkpoints, load_state
@@ -129,6 +129,9 @@ def check_engine(config: DictConfig) -> None:
             f"agent.player={player.rpartition('.')[2]} samples under a mask, and rollout=vllm_server cannot; "
             "use rollout=local or rollout=vllm, or agent=transcript"
         )
+    sampling = config.agent.get("sampling")
+    if engine == VLLM_SERVER and sampling and (settings := instantiate(sampling).truncation):
+        raise ValueError(no_truncation(settings))
     if engine == VLLM:
         check_vllm()
 

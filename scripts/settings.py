@@ -446,6 +446,9 @@ SETTINGS: dict[str, Kind] = {
     "sampling.temperature": TEMPERATURE,
     "sampling.max_tokens": Integer(1, 10_000_000),
     "sampling.stop": ListOf(TEXT),
+    "sampling.top_p": Number(0, 1, above=True),
+    "sampling.top_k": Integer(0, 10_000_000),
+    "sampling.min_p": Number(0, 1),
     "player.normalization": _words("word", "token", "sum"),
     # endpoints: agent=openai, rollout=vllm_server, judges
     "name": TEXT,

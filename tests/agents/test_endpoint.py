@@ -149,6 +149,19 @@ def test_further_parameters_are_sent_and_override_sampling(serve, parameters: di
     assert {name: sent[name] for name in sent.keys() - {"model", "messages"}} == expected
 
 
+def test_truncation_is_sent_unless_sampling_is_greedy(serve) -> None:
+    server = serve(lambda _: answered("go left"))
+    for temperature in (1.0, 0.0):
+        agent = agent_of(server.url)
+        agent.sampling = Sampling(temperature, 50, top_p=0.9, min_p=0.1)
+        agent.act([view()])
+    sent = [{name: asked[name] for name in asked.keys() - {"model", "messages"}} for asked in server.asked]
+    assert sent == [
+        {"temperature": 1.0, "max_tokens": 50, "top_p": 0.9, "min_p": 0.1},
+        {"temperature": 0.0, "max_tokens": 50},
+    ]
+
+
 def test_a_model_with_another_name_of_the_limit_gets_it_with_one_warning(serve, caplog) -> None:
     def reply(request: dict) -> Reply:
         if "max_tokens" in request:

