@@ -58,7 +58,7 @@ OWN_RUNS = {  # commands that start runs themselves, and how
 }
 LAUNCHERS = {  # beginning of the name of a launcher of Hydra -> the package that contains it
     "joblib": "'polyturn[parallel]'",
-    "submitit": "hydra-submitit-launcher",
+    "submitit": "'polyturn[slurm]'",
 }
 FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
