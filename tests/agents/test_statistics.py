@@ -174,6 +174,24 @@ def test_intervals_of_a_difference_cover_the_true_value(tasks: int, attempts: in
     assert 0.915 <= held["expanded"] <= 0.985
 
 
+@pytest.mark.parametrize("tasks", [20, 100, 500])
+@pytest.mark.parametrize("kind", ["one agent", "score", "pass^k", "pass@k"])
+def test_other_intervals_hold_the_truth(kind: str, tasks: int) -> None:
+    held = coverage(WORLDS["even"], tasks, 3, kind, repeats=300, resamples=300)
+    assert 0.915 <= held["wilson" if "wilson" in held else "expanded"] <= 0.985
+
+
+@pytest.mark.parametrize("tasks", [20, 100])
+def test_ranks_hold_the_truth(tasks: int) -> None:
+    assert coverage(WORLDS["even"], tasks, 3, "rank", repeats=300, resamples=300)["expanded"] >= 0.935
+
+
+@pytest.mark.parametrize("tasks", [20, 100])
+def test_intervals_over_environments_hold_the_truth(tasks: int) -> None:
+    held = coverage(WORLDS["even"], tasks, 3, "over environments", repeats=300, resamples=400)
+    assert 0.915 <= held["expanded"] <= 0.99  # the percentiles are those of the smallest environment
+
+
 # -- ranks ------------------------------------------------------------------------------------------------------------
 def test_ranks_are_certain_where_means_are_far_apart() -> None:
     rng = np.random.default_rng(0)
