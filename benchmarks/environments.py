@@ -9,8 +9,8 @@
 A step of RAGEN's and gym-sokoban's Sokoban draws a picture. RAGEN discards it and makes the text from the room. Both
 are measured with their own code of a step, including the drawing. Actions are random. When an episode ends, the next
 one begins; the time of a step does not include resets. Environment and reference are measured in turn, in several
-rounds. Seconds are CPU seconds of the process, so other processes do not matter; for ScienceWorld they are seconds of the
-clock, since its steps run in another process. The last line of the output is JSON.
+rounds. Seconds are CPU seconds of the process, so other processes do not matter; for ScienceWorld they are seconds of
+the clock, since its steps run in another process. The last line of the output is JSON.
 """
 
 from __future__ import annotations
