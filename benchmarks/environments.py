@@ -1,6 +1,6 @@
 """Speed of steps and resets of environments, compared with their references if these are installed.
 
-    python -m benchmarks.environments [--seconds 2] [--reference PYTHON]
+    python -m benchmarks.environments [NAME …] [--seconds 2] [--rounds 3] [--reference PYTHON]
 
 `--reference` is the Python of a virtual environment with the references, apart from the project's own:
 
@@ -8,8 +8,9 @@
 
 A step of RAGEN's and gym-sokoban's Sokoban draws a picture. RAGEN discards it and makes the text from the room. Both
 are measured with their own code of a step, including the drawing. Actions are random. When an episode ends, the next
-one begins; the time of a step does not include resets. Seconds are CPU seconds of the process, so other processes do
-not matter. The last line of the output is JSON.
+one begins; the time of a step does not include resets. Environment and reference are measured in turn, in several
+rounds. Seconds are CPU seconds of the process, so other processes do not matter; for ScienceWorld they are seconds of
+the clock, since its steps run in another process. The last line of the output is JSON.
 """
 
 from __future__ import annotations
@@ -72,6 +73,12 @@ class Speed:
 
     steps_per_s: float
     reset_ms: float
+
+
+def mean(speeds: Sequence[Speed]) -> Speed:
+    """Of rounds of equal seconds."""
+    number = len(speeds)
+    return Speed(sum(speed.steps_per_s for speed in speeds) / number, sum(speed.reset_ms for speed in speeds) / number)
 
 
 @dataclass(frozen=True)
@@ -253,23 +260,34 @@ CASES = (
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and tell."""
     parser = argparse.ArgumentParser(prog="benchmarks.environments", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--seconds", type=float, default=2.0, help="of steps, for each (%(default)s)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="how those to measure begin; without it, all")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of steps, for each and in each round (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="of environment and reference in turn (%(default)s)")
     parser.add_argument("--reference", type=Path, help="a Python that has gym-sokoban")
     options = parser.parse_args(argv)
     table = Table("environment", "steps/s", "reset, ms", "reference", "its steps/s", "its reset, ms", "times", box=None)
     results: dict[str, Any] = {}
-    for case in CASES:
+    for case in [one for one in CASES if not options.names or one.name.startswith(tuple(options.names))]:
         try:
-            ours = case.measure(case.tasks(), case.split, options.seconds)
+            tasks = case.tasks()
+            rounds = [
+                (
+                    case.measure(tasks, case.split, options.seconds),
+                    case.measure_reference(options.seconds, options.reference),
+                )
+                for _ in range(options.rounds)
+            ]
         except (NoDataError, ModuleNotFoundError) as error:
             table.add_row(case.name, "", "", f"no data: {error}")
             continue
-        theirs = case.measure_reference(options.seconds, options.reference)
+        ours = mean([speed for speed, _ in rounds])
+        known = [speed for _, speed in rounds if speed]
+        theirs = mean(known) if known else None
         results[case.name] = {"ours": vars(ours), "reference": vars(theirs) if theirs else None}
         shown = [f"{ours.steps_per_s:,.0f}", f"{ours.reset_ms:.3f}"]
         if theirs:
             times = ours.steps_per_s / theirs.steps_per_s
-            shown += [case.reference, f"{theirs.steps_per_s:,.0f}", f"{theirs.reset_ms:.3f}", f"{times:.1f}"]
+            shown += [case.reference, f"{theirs.steps_per_s:,.0f}", f"{theirs.reset_ms:.3f}", f"{times:.2f}"]
         table.add_row(case.name, *shown)
     Console(width=140).print(table)
     print(json.dumps(results))

@@ -47,6 +47,7 @@ class Java:
     jar: Path
     entry: str  # the class of its object
     memory_mb: int  # of the heap
+    options: tuple[str, ...] = OPTIONS  # of Java
 
 
 def find_jar(package: str, name: str, extra: str) -> Path:
@@ -81,7 +82,7 @@ class Jvm:
         try:
             port, token, self.process = launch_gateway(
                 classpath=str(java.jar), cwd=str(java.jar.parent), die_on_exit=True,
-                javaopts=[f"-Xmx{java.memory_mb}m", *OPTIONS], redirect_stderr=errors, enable_auth=True,
+                javaopts=[f"-Xmx{java.memory_mb}m", *java.options], redirect_stderr=errors, enable_auth=True,
                 return_proc=True,
             )  # fmt: skip
         except (OSError, ValueError) as error:  # where a number should be, Java has said something else

@@ -3,11 +3,12 @@
     python -m scripts.serve retriever --corpus corpus.jsonl
     python -m scripts.serve mcp env=alfworld
     python -m scripts.serve mcp --http env=search env.train_tasks=100
+    python -m scripts.serve openenv env=sokoban
 
 `retriever` answers `POST /retrieve` in the formats of Search-R1, verl and verl-agent, so their users only change a URL.
 It needs the extra `serve`. `mcp` offers an environment to clients of the Model Context Protocol, over HTTP, or over
-stdin and stdout to the program that starts it. It needs the extra `tools`. Without --host, both accept connections from
-this machine only.
+stdin and stdout to the program that starts it. It needs the extra `tools`. `openenv` offers one to clients of OpenEnv,
+and needs the extra `openenv`. Without --host, all accept connections from this machine only.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from envs.search.retrieval import RETRIEVERS, RetrieverSpec, open_retriever
 from scripts.common import Arguments, command, path_argument, run
 
 if TYPE_CHECKING:
-    from envs.mcp.server import ServerLimits
+    from envs.served import ServerLimits
 
 LOOPBACK = "127.0.0.1"
 
@@ -54,11 +55,12 @@ def main() -> None:
     )
     retriever.add_argument("--deadline", type=float, default=60.0, help="seconds for a request (%(default)s)")
     _add_mcp(commands)
+    _add_openenv(commands)
     args = parser.parse_args()
-    if args.what == "mcp":
-        serve_environment(args)
-    else:
+    if args.what == "retriever":
         serve_retriever(args)
+    else:
+        serve_environment(args)
 
 
 def serve_retriever(args: Namespace) -> None:
@@ -112,39 +114,60 @@ def _listen(host: str, port: int) -> socket.socket:
 def _add_mcp(commands: Any) -> None:
     what = "an environment, as a server of the Model Context Protocol: tools reset, step, admissible_actions, tasks"
     mcp = commands.add_parser("mcp", help=what, description=what)
-    mcp.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="env=NAME and its settings: env.max_turns=20")
+    _add_overrides(mcp)
     mcp.add_argument("--http", action="store_true", help="listen on an address; else one client at stdin and stdout")
     mcp.add_argument("--host", help=f"with --http: address to listen on ({LOOPBACK})")
     mcp.add_argument("--port", type=int, help="with --http: 0 is any that is free (8000)")
     mcp.add_argument("--sessions", type=int, help="with --http: clients at a time (64)")
     mcp.add_argument("--idle", type=float, help="with --http: seconds without a request that end a session (1800)")
-    mcp.add_argument("--deadline", type=float, default=60.0, help="seconds for a reset or a step (%(default)s)")
+
+
+def _add_openenv(commands: Any) -> None:
+    what = "an environment, as a server of OpenEnv: a session for each client, at /ws"
+    openenv = commands.add_parser("openenv", help=what, description=what)
+    _add_overrides(openenv)
+    openenv.add_argument("--host", help=f"address to listen on ({LOOPBACK})")
+    openenv.add_argument("--port", type=int, help="0 is any that is free (8000)")
+    openenv.add_argument("--sessions", type=int, help="clients at a time (64)")
+    openenv.add_argument("--idle", type=float, help="seconds without a request that end a session (1800)")
+
+
+def _add_overrides(parser: Any) -> None:
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="env=NAME and its settings: env.max_turns=20")
+    parser.add_argument("--deadline", type=float, default=60.0, help="seconds for a reset or a step (%(default)s)")
 
 
 def serve_environment(args: Namespace) -> None:
     """Serve an environment; its configuration is that of the other commands."""
     of_http = {"host": LOOPBACK, "port": 8000, "sessions": 64, "idle": 1800.0}
+    over_http = args.what == "openenv" or args.http
     for name, default in of_http.items():
         if getattr(args, name) is None:
             setattr(args, name, default)
-        elif not args.http:
+        elif not over_http:
             raise ValueError(f"--{name} needs --http; without it the server has one client, at stdin and stdout")
     if not (args.sessions >= 1 and args.idle > 0 and args.deadline > 0):
         raise ValueError("--sessions must be at least 1, and --idle and --deadline more than 0 seconds")
-    from envs.mcp.server import ServerLimits
+    from envs.served import ServerLimits
 
+    if args.what == "openenv":  # whether it is installed
+        from envs.openenv.server import make_app
     limits = ServerLimits(args.sessions, args.idle, args.deadline)
-    listening = _listen(args.host, args.port) if args.http else None
+    listening = _listen(args.host, args.port) if over_http else None
 
     @command("serve")
     def serve(cfg: DictConfig) -> None:
         with redirect_stdout(sys.stderr):  # stdout is for messages alone
             task_set: TaskSet = instantiate(cfg.env)
             print(task_set.describe(), flush=True)
-        if listening is not None:
-            _serve_http(task_set, limits, args.host, listening)
-        else:
+        if listening is None:
             _serve_stdio(task_set, limits)
+        elif args.what == "openenv":
+            _serve_http(make_app(task_set, limits), task_set.env_id, args.host, "", listening)
+        else:
+            from envs.mcp.server import http_app
+
+            _serve_http(http_app(task_set, limits, args.host), task_set.env_id, args.host, "/mcp", listening)
 
     sys.argv = [sys.argv[0], *args.overrides]
     serve()
@@ -160,17 +183,13 @@ def _serve_stdio(task_set: TaskSet, limits: ServerLimits) -> None:
         os._exit(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 130)
 
 
-def _serve_http(task_set: TaskSet, limits: ServerLimits, host: str, listening: socket.socket) -> None:
+def _serve_http(app: Any, env_id: str, host: str, path: str, listening: socket.socket) -> None:
     import uvicorn
 
-    from envs.mcp.server import http_app
-
-    config = uvicorn.Config(
-        http_app(task_set, limits, host), log_level="warning", access_log=False, timeout_graceful_shutdown=2
-    )
+    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=2)
     with listening:
         address, number = listening.getsockname()[:2]
-        print(f"serving {task_set.env_id} at http://{address}:{number}/mcp", file=sys.stderr, flush=True)
+        print(f"serving {env_id} at http://{address}:{number}{path}", file=sys.stderr, flush=True)
         if host != LOOPBACK:
             print(f"listening on {host}: everybody who reaches this address may play", file=sys.stderr, flush=True)
         uvicorn.Server(config).run(sockets=[listening])

@@ -19,11 +19,11 @@ from typing import Any
 
 from envs.checks import checked_step
 from envs.core import Info, Task, TextEnv
+from envs.served import INFO
 from envs.services import ServiceError
 from envs.tools.mcp_client import Answer, McpError, McpServer, McpSession, ServerLostError, SessionLimits, open_session
 
 ENV_ID = "polyturn/MCP-v0"
-INFO = "polyturn/info"  # metadata of an answer: further keys of `info`
 EXPECTED = "structured content with observation, and perhaps reward, terminated, truncated, admissible, score, success"
 
 

@@ -25,10 +25,9 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from envs.checks import plain
-from envs.core import Info, Task, TaskSet, UnknownNameError, evaluation_splits
-from envs.mcp.env import INFO
-from envs.pool import EnvPool, Outcome
-from envs.pool_env import error_line
+from envs.core import TaskSet, UnknownNameError, evaluation_splits
+from envs.pool import Outcome
+from envs.served import INFO, PUBLIC, EnvironmentFailedError, NoEpisodeError, Served, ServerLimits, sendable
 from envs.tools.tool import Tool, ToolError, tool_of
 
 try:
@@ -44,18 +43,8 @@ try:
 except ImportError as error:
     raise ImportError(f"{error}; servers of tools need the extra: pip install 'polyturn[tools]'") from error
 
-PUBLIC = ("goal", "admissible", "score", "success", "stop_reason")
 MOST_TASKS = 5_000  # ids in one answer
 Context: TypeAlias = ServerRequestContext[Any, Any]
-
-
-@dataclass(frozen=True)
-class ServerLimits:
-    """What clients may use."""
-
-    sessions: int = 64  # over HTTP, at a time
-    idle: float = 1800.0  # seconds without a request, after which a session over HTTP ends
-    step: float = 60.0  # seconds for a reset or a step
 
 
 @dataclass(frozen=True)
@@ -67,18 +56,13 @@ class ToolResult:
     meta: dict[str, Any]
 
 
-class EnvironmentFailedError(ToolError):
-    """The environment raised, or exceeded its deadline."""
-
-
 class Player:
     """The environment of one client. Its methods are the tools; they block, and are called one at a time."""
 
     def __init__(self, task_set: TaskSet, limits: ServerLimits, playing: threading.Lock) -> None:
         """`playing` is shared by the players of a process, whose environments never run at the same time."""
         self._task_set, self._playing = task_set, playing
-        self._pool = EnvPool(task_set.make, size=1, step_timeout=limits.step)
-        self._last: Outcome | None = None  # None: there is no episode
+        self._served = Served(task_set, limits)
         offered: list[Callable[..., Any]] = [self.tasks, self.reset, self.step, self.admissible_actions]
         self.tools: dict[str, Tool] = {function.__name__: tool_of(function) for function in offered}
 
@@ -121,9 +105,7 @@ class Player:
             split: name of a split; without it, the first one that is meant for evaluation
             seed: seed of the episode, for environments that draw at random; without it, the seed of the task
         """
-        self._last = None
-        chosen = self._find(task, split or self._default_split)
-        return self._played(self._pool.reset({0: chosen}, {} if seed is None else {0: seed})[0])
+        return _played(self._served.reset(task, split, seed))
 
     def step(self, action: str) -> Any:
         """Play one action.
@@ -131,64 +113,34 @@ class Player:
         Args:
             action: the action, as the environment expects it
         """
-        if self._last is None:
-            raise ToolError("there is no episode: call reset first")
-        if self._last.over:
-            raise ToolError("the episode is over: call reset to start another one")
-        return self._played(self._pool.step({0: action})[0])
+        return _played(self._served.step(action))
 
     def admissible_actions(self) -> Any:
         """The actions that are admissible now, if the environment lists them. `<…>` stands for any text."""
-        if self._last is None:
+        last = self._served.last
+        if last is None:
             raise ToolError("there is no episode: call reset first")
-        actions = None if self._last.over else self._last.info["admissible"]
+        actions = None if last.over else last.info["admissible"]
         text = "this environment does not list its actions" if actions is None else "\n".join(actions)
-        return ToolResult("the episode is over" if self._last.over else text, {"admissible": actions}, {})
+        return ToolResult("the episode is over" if last.over else text, {"admissible": actions}, {})
 
     def close(self) -> None:
         """Close the environment."""
         with self._playing:
-            self._pool.close()
+            self._served.close()
 
     @property
     def _default_split(self) -> str:
         return evaluation_splits(self._task_set)[0]
 
-    def _find(self, name: str | int, split: str) -> Task:
-        ids = self._task_set.manifest(split).ids
-        if isinstance(name, str) and name.isdecimal() and name not in ids:
-            name = int(name)  # as models write numbers
-        if isinstance(name, str):
-            return self._task_set.task(split, name)
-        if not 0 <= name < len(ids):
-            raise ValueError(f"{split} has tasks 0 to {len(ids) - 1}, got {name}")
-        return self._task_set.task(split, ids[name])
 
-    def _played(self, outcome: Outcome) -> ToolResult:
-        if outcome.error:
-            self._last = None
-            why = error_line(outcome.error.text)
-            raise EnvironmentFailedError(
-                f"the environment failed ({outcome.error.reason}), and its episode is over: {why}"
-            )
-        self._last = outcome
-        content = {
-            "observation": outcome.observation, "reward": outcome.reward, "terminated": outcome.terminated,
-            "truncated": outcome.truncated, **{key: outcome.info[key] for key in PUBLIC},
-        }  # fmt: skip
-        end = f"\n\nThe episode is over: {outcome.info['stop_reason']}." if outcome.over else ""
-        return ToolResult(outcome.observation + end, plain(content, "the answer"), {INFO: _sendable(outcome.info)})
-
-
-def _sendable(info: Info) -> dict[str, Any]:
-    """What of `info` is not public and is plain data."""
-    sendable = {}
-    for key in info.keys() - set(PUBLIC):
-        try:
-            sendable[str(key)] = plain(info[key], str(key))
-        except (TypeError, ValueError):  # an environment of others may put objects there
-            continue
-    return sendable
+def _played(outcome: Outcome) -> ToolResult:
+    content = {
+        "observation": outcome.observation, "reward": outcome.reward, "terminated": outcome.terminated,
+        "truncated": outcome.truncated, **{key: outcome.info[key] for key in PUBLIC},
+    }  # fmt: skip
+    end = f"\n\nThe episode is over: {outcome.info['stop_reason']}." if outcome.over else ""
+    return ToolResult(outcome.observation + end, plain(content, "the answer"), {INFO: sendable(outcome.info)})
 
 
 # -- the protocol -----------------------------------------------------------------------------------------------------
@@ -204,7 +156,7 @@ def make_server(task_set: TaskSet, player_of: Callable[[Context], Player]) -> Se
         try:
             player = player_of(ctx)
             played = await anyio.to_thread.run_sync(player.call, params.name, params.arguments or {})
-        except (ToolError, UnknownNameError, ValueError, OSError) as error:
+        except (ToolError, NoEpisodeError, EnvironmentFailedError, UnknownNameError, ValueError, OSError) as error:
             meta = {INFO: {"failed": True}} if isinstance(error, EnvironmentFailedError) else None
             return types.CallToolResult(content=[types.TextContent(text=str(error))], is_error=True, _meta=meta)
         return types.CallToolResult(

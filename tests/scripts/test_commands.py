@@ -673,7 +673,8 @@ def test_doctor_runs_where_nothing_is_installed() -> None:
     ("package", "install"),
     [
         ("textworld", "'polyturn[alfworld]'"), ("mpmath", "'polyturn[bfcl]'"), ("minigrid", "'polyturn[babyai]'"),
-        ("textarena", "'polyturn[textarena]'"), ("reasoning_gym", "'polyturn[reasoning-gym]'"),
+        ("textarena", "'polyturn[textarena]'"), ("openenv", "'polyturn[openenv]'"),
+        ("reasoning_gym", "'polyturn[reasoning-gym]'"),
         ("sentence_transformers", "'polyturn[dense]'"), ("peft", "'polyturn[hf]'"), ("openai", "'polyturn[openai]'"),
         ("wandb", "'polyturn[loggers]'"), ("numba", "'polyturn[numba]'"), ("mcp", "'polyturn[tools]'"),
         ("pydantic_monty", "'polyturn[tools]'"), ("scienceworld", "'polyturn[scienceworld]'"),

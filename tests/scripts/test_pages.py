@@ -28,6 +28,7 @@ REFUSALS = (  # what a test has not: a network, a server, an engine, a package, 
     "llm_not_installed", "no games of ALFWorld", "no game.tw-pddl below DIR", "fetches the official",
     "python -m scripts.download",
     r"needs Java 17|pip install 'polyturn\[(scienceworld|textworld_express|babyai|textarena|reasoning_gym)\]'",
+    r"pip install 'polyturn\[(gem|openenv)\]'", "no server of OpenEnv at",
 )  # fmt: skip
 NOTES = ("warning: ", "making ", "job ", "left out: ")
 SMALL = {
@@ -60,6 +61,8 @@ ENVIRONMENTS = {
     "textworld_cooking": ["env.cook=false", "env.train_tasks=1", "env.valid_tasks=1"],
     "babyai": ["env.train_tasks=4", "env.valid_tasks=2"],
     "reasoning_gym": ["env.train_tasks=8", "env.valid_tasks=2"],
+    "gem": ["env.train_tasks=8", "env.valid_tasks=2"],
+    "openenv": [],
     "textarena": ["env.train_tasks=8", "env.valid_tasks=2"],
     "search": ["env.embedded_people=48", "env.train_tasks=8", "env.valid_tasks=3"],
     "tau_bench": ["env.domain=embedded"],

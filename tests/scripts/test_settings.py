@@ -42,6 +42,8 @@ def choices() -> Iterator[tuple[str, tuple[str, ...]]]:
         "env=gym": ["env.id=x"],
         "env=reasoning_gym": ["env.dataset=x"],
         "env=textarena": ["env.game=x"],
+        "env=gem": ["env.game=x"],
+        "env=openenv": ["env.url=x"],
         "agent=openai": ["agent.name=x"],
         "agent=constant": ["agent.text=x"],
         **{f"algo={judged}": ["algo.signals.judge.model.name=x"] for judged in ("capo", "pure", "tp_grpo")},

@@ -32,6 +32,8 @@ MORE = {
     "textcraft": ["env.embedded_train=8"],
     "textworld_express": ["env.games=[simonsays]", "env.train_tasks=8", "env.valid_tasks=3", "pool.size=2"],
     "reasoning_gym": ["env.dataset=count_bits", "env.train_tasks=8", "env.valid_tasks=3", "agent=transcript"],
+    "gem": ["env.game=game:Game2048-v0-easy", "env.train_tasks=8", "env.valid_tasks=3", "agent=transcript"],
+    "openenv": ["env.url=http://127.0.0.1:1"],
     "textarena": ["env.game=FrozenLake-v0", "env.train_tasks=8", "env.valid_tasks=3"],
     "babyai": ["env.levels=[GoToRedBall]", "env.train_tasks=8", "env.valid_tasks=3"],
     "textworld_cooking": ["env.cook=false", "env.train_tasks=2", "env.valid_tasks=1", "pool.step_timeout=300"],
@@ -47,6 +49,8 @@ NEEDS = {"textworld_express": needs_java("textworld_express")} | {
     "babyai": needs_package("minigrid", "babyai"),
     "reasoning_gym": needs_package("reasoning_gym", "reasoning_gym"),
     "textarena": needs_package("textarena", "textarena"),
+    "gem": needs_package("gem", "gem"),
+    "openenv": pytest.mark.skip(reason="needs a server; tests/envs/test_openenv.py plays in one"),
 }
 
 

@@ -1,0 +1,1 @@
+"""Servers of OpenEnv: play in them, and serve environments to their clients."""
