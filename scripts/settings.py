@@ -536,6 +536,8 @@ SETTINGS: dict[str, Kind] = {
     "aepo_loss.dual_clip": Number(1, 1e6, above=True),
     "aepo_loss.keep_gradient": _words("low", "high"),
     "luffy_loss.shape": _or_null(POSITIVE),
+    "chord_loss.mu": SHARE,
+    "chord_loss.token_weight": FLAG,
     "nft_loss.normalizer": _words("none", "failure_rate", "std"),
     "nft_loss.negative_weight": WEIGHT,
     "nft_loss.lowest_rate": Number(0, 0.5),

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from algorithms.estimators.capo import capo
+from algorithms.estimators.chord import chord
 from algorithms.estimators.dapo import dapo, overlong_penalty
 from algorithms.estimators.empg import empg
 from algorithms.estimators.fine_grained import fine_grained_gae
@@ -56,6 +57,7 @@ ESTIMATORS: dict[str, Estimator] = {
     "archer": archer,
     "bi_level_gae": partial(bi_level_gae, gamma=0.9, lam=0.8),
     "capo": capo,
+    "chord": chord,
     "dapo": partial(dapo, limit=4, buffer=2),
     "empg": empg,
     "fine_grained_gae": fine_grained_gae,
@@ -115,6 +117,7 @@ ESTIMATORS: dict[str, Estimator] = {
 COMPARES_ATTEMPTS = ["dapo", "gigpo", "grpo", "hgpo", "igpo", "igpo joint", "mt_grpo", "rloo", "tree_grpo"]
 COMPARES_ATTEMPTS += ["reinforce_pp_baseline", "gpg", "maxrl", "opo", "pass_at_k"]
 COMPARES_ATTEMPTS += ["grpo_s", "gtpo", "gtpo apart", "hicra", "luffy", "luffy all", "resrl", "turn_rloo"]
+COMPARES_ATTEMPTS += ["chord"]
 each = pytest.mark.parametrize("name", ESTIMATORS)
 
 
@@ -652,6 +655,15 @@ def test_luffy_compares_with_the_attempts_of_the_policy() -> None:
     np.testing.assert_allclose(luffy(failed), [1, 0, 0, 0], rtol=1e-5)  # not 1 / epsilon
     alone = single_turns([0, 0], [1.0, 0.0], signals={"demonstration": np.array([True, True])})
     np.testing.assert_allclose(luffy(alone, normalize_by_std=False), [0.5, -0.5])
+
+
+def test_chord_imitates_demonstrations_whatever_the_policy_earns() -> None:
+    shown = np.array([True, False, False, False])
+    for rewards in ([1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]):
+        table = single_turns([0] * 4, rewards, signals={"demonstration": shown})
+        answer = chord(table)
+        assert answer[0] == 1.0
+        np.testing.assert_array_equal(answer[1:], luffy(table)[1:])
 
 
 def test_resrl_weighs_the_tokens_of_failures() -> None:

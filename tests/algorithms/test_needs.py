@@ -26,6 +26,7 @@ NEEDS = {
     "fine_grained": {Need.TURN_REWARDS},
     "trace": {Need.ANSWERS},
     "luffy": {Need.EXPERT},
+    "chord": {Need.EXPERT},
     **{name: {Need.SNAPSHOTS} for name in ("vineppo", "spo_chain", "spo_tree", "tree_grpo")},
 }
 JUDGED = ["capo", "pure", "tp_grpo"]
