@@ -91,7 +91,7 @@ class Objective:
     loss: PolicyLoss
     aggregation: str = "token-mean"
     loss_divisor: float | None = None  # the constant of "seq-mean-token-sum-norm"; None: counted in each minibatch
-    kl_coef: float = 0.0  # weight of KL(policy ‖ reference); 0 keeps no reference
+    kl_coef: float = 0.0  # weight of KL(policy ‖ reference), the initial policy by default; 0 keeps no reference
     kl_estimator: str = "k3"  # see `kl_estimate`
     kl_in: str = "loss"
     entropy_coef: float = 0.0  # weight of the entropy of the sampling distributions
@@ -219,11 +219,14 @@ class Seen:
 class Learner:
     """Trains a policy's model in place with AdamW, after giving the model its `training_dtypes`.
 
-    `reference` is the model that KL is measured against: a frozen copy of the initial model, or None without KL. Of a
-    model with adapters, only these are copied. With several ranks, each makes some of the forward and backward passes.
+    `reference` is the model that KL is measured against: the one that is given, or a frozen copy of the initial model;
+    None without KL. Of a model with adapters, only these are copied. With several ranks, each makes some of the forward
+    and backward passes.
     """
 
-    def __init__(self, model: Any, config: LearnerConfig, parallel: Parallel = ONE_PROCESS) -> None:
+    def __init__(
+        self, model: Any, config: LearnerConfig, parallel: Parallel = ONE_PROCESS, reference: Any = None
+    ) -> None:
         for name in ("epochs", "minibatches", "micro_batch_tokens"):
             if getattr(config, name) < 1:
                 raise ValueError(f"trainer.{name} must be at least 1, got {getattr(config, name)}")
@@ -241,7 +244,10 @@ class Learner:
         self.device = next(model.parameters()).device
         self.dtype = check_precision(config.precision, self.device)
         train_in_float32(model)
-        self.reference = copy_trained(model).requires_grad_(False) if self.objective.kl_coef else None
+        self.has_teacher = reference is not None  # otherwise the reference is the initial policy
+        if self.objective.kl_coef and reference is None:
+            reference = copy_trained(model).requires_grad_(False)
+        self.reference = reference
         for placed in (model, self.reference):
             if placed is not None:
                 parallel.place(placed, self.dtype)

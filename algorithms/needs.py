@@ -55,6 +55,7 @@ def check_method(
     group_size: int,
     filters: Mapping[str, Filter],
     demonstrations: int = 0,
+    kl_in_reward: bool = False,
 ) -> Needs:
     """Check what the parts of a method declare, without building them. Returns what they need from the environment.
 
@@ -72,7 +73,7 @@ def check_method(
                 "at least 2"
             )
     made = {name: _declared(make) for name, make in signals.items()}
-    _check_estimator(estimator, made, group_size, demonstrations)
+    _check_estimator(estimator, made, group_size, demonstrations, kl_in_reward)
     if demonstrations and _function(player) is CandidateAgent:
         raise ValueError(
             f"algo.demonstrations={demonstrations}: a demonstration is written as text, and agent.player=candidates "
@@ -91,6 +92,15 @@ def check_aggregation(aggregation: str, loss_divisor: float | None) -> None:
         raise ValueError(
             f"algo.loss_divisor is {loss_divisor} with algo.aggregation={aggregation}; the aggregation "
             "seq-mean-token-sum-norm needs a constant, for example the token limit, and no other uses one"
+        )
+
+
+def check_reference(reference: str | None, kl_coef: float) -> None:
+    """Raises `ValueError` for a reference that nothing is measured against."""
+    if reference is not None and not kl_coef:
+        raise ValueError(
+            f"algo.reference={reference} is the model that KL is measured against, and with algo.kl_coef=0 none is: "
+            "set algo.kl_coef, or leave the reference out"
         )
 
 
@@ -163,7 +173,8 @@ def check_parts(
         )
         made = make_signals(signals, context)
     _check_loss(learner, config.demonstrations)
-    _check_estimator(estimator, made, config.group_size, config.demonstrations)
+    paid = bool(learner.objective.reward_kl_coef)
+    _check_estimator(estimator, made, config.group_size, config.demonstrations, paid)
     return _needs(made, config.tree_expansion, config.demonstrations, agent.needs)
 
 
@@ -215,7 +226,9 @@ def _check_loss(learner: LearnerConfig, demonstrations: int) -> None:
     loss(tokens, tokens, tokens, tokens == 0, **known)
 
 
-def _check_estimator(estimator: Estimator, signals: Mapping[str, Signal], group_size: int, demonstrations: int) -> None:
+def _check_estimator(
+    estimator: Estimator, signals: Mapping[str, Signal], group_size: int, demonstrations: int, kl_in_reward: bool
+) -> None:
     """Raises `MissingSignalError` if the estimator reads a signal that none of `signals` provides."""
     function = _function(estimator)
     if group_size == 1 and getattr(function, "compares_attempts", False):
@@ -228,7 +241,7 @@ def _check_estimator(estimator: Estimator, signals: Mapping[str, Signal], group_
         return  # this signal does not declare what it provides
     table = _made_up_table(
         [*["demonstration"] * bool(demonstrations), *(name for turns, _ in given for name in turns or ())],
-        [name for _, tokens in given for name in tokens or ()],
+        [*["token_reward"] * kl_in_reward, *(name for _, tokens in given for name in tokens or ())],
         max(group_size, 2),
     )
     with np.errstate(all="ignore"):

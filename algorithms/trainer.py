@@ -457,7 +457,7 @@ class Trainer:
         folder = saved[-1]
         state = load_state(folder, *STATE_KEYS)
         load_weights(folder, self.learner.model)
-        if self.learner.reference is not None:
+        if self.learner.reference is not None and not self.learner.has_teacher:
             load_weights(checkpoint_folder(self.run, 0), self.learner.reference)
         try:
             self._set_state(state)

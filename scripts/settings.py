@@ -504,6 +504,7 @@ SETTINGS: dict[str, Kind] = {
     "algo.kl_coef": WEIGHT,
     "algo.kl_estimator": _words("k1", "abs", "k2", "k3", "k1+", "abs+", "k3+", "k3_ratio"),
     "algo.kl_in": _words("loss", "reward"),
+    "algo.reference": _or_null(TEXT),
     "algo.entropy_coef": WEIGHT,
     "probability_mask": _or_null(Number(0, 1, above=True)),
     "algo.dynamic_sampling": FLAG,

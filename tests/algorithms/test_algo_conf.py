@@ -61,7 +61,9 @@ def whole(name: str, *overrides: str) -> Any:
 @cache  # composing takes a fifth of a second
 def _whole(name: str, *overrides: str) -> Any:
     with hydra.initialize_config_module("conf", version_base="1.3"):
-        return hydra.compose("config", [f"algo={name}", *overrides])
+        return hydra.compose(
+            "config", [f"algo={name}", *(["algo.reference=FOLDER"] if name == "opd" else []), *overrides]
+        )
 
 
 @pytest.mark.parametrize("name", ["grpo", "gigpo"])
@@ -115,6 +117,7 @@ def test_every_method_trains(name: str, tmp_path: Path, serve: Serve) -> None:
             instantiate(whole(name).agent.player),
             groups=2, group_size=ATTEMPTS.get(name, 4), tree_expansion=algo.tree_expansion,
             dynamic_sampling=algo.dynamic_sampling, demonstrations=algo.demonstrations, minibatches=1,
+            reference=random_policy(seed=1).model if algo.reference else None,
             **{field.name: algo[field.name] for field in fields(Objective) if field.name in algo},
         )  # fmt: skip
         trainer.train()

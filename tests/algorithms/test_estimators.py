@@ -31,6 +31,7 @@ from algorithms.estimators.macro_actions import macro_gae
 from algorithms.estimators.mt_grpo import mt_grpo
 from algorithms.estimators.nft import nft
 from algorithms.estimators.ngrpo import ngrpo
+from algorithms.estimators.opd import opd
 from algorithms.estimators.otb import otb
 from algorithms.estimators.outcome_baselines import gpg, maxrl, opo, pass_at_k
 from algorithms.estimators.poad import archer, ntpo, poad
@@ -84,6 +85,8 @@ ESTIMATORS: dict[str, Estimator] = {
     "mt_grpo": mt_grpo,
     "ngrpo": ngrpo,
     "ntpo": ntpo,
+    "opd": opd,
+    "opd and outcomes": partial(opd, outcome_weight=0.5),
     "opo": opo,
     "otb": otb,
     "otb with a tail": partial(otb, zero_tail=False),

@@ -31,7 +31,7 @@ NEEDS = {
 }
 JUDGED = ["capo", "pure", "tp_grpo"]
 ALONE = {  # those that look at each attempt by itself
-    "archer", "bi_level_ppo", "fine_grained", "ma_ppo", "ntpo", "nsr", "poad", "ppo", "psr", "raft", "raft_pp",
+    "archer", "bi_level_ppo", "fine_grained", "ma_ppo", "ntpo", "nsr", "opd", "poad", "ppo", "psr", "raft", "raft_pp",
     "reinforce_pp", "spo_chain", "step_grpo", "turn_ppo", "twosome", "vineppo", "w_reinforce",
 }  # fmt: skip
 
@@ -111,6 +111,8 @@ def test_a_critic_with_an_estimator_without_returns_is_refused() -> None:
             "algo.demonstrations=1",
             "clip_loss takes the tokens of a demonstration for the policy's own; use a loss",
         ),
+        ("opd", "algo.kl_in=loss", r"needs the token signal 'token_reward': .*\(algo.kl_in=reward\)"),
+        ("opd", "algo.kl_coef=0", "algo.reference=FOLDER is the model that KL is measured against, and with"),
         ("luffy", "agent/player=candidates", "a demonstration is written as text, and agent.player=candidates chooses"),
     ],
 )
