@@ -32,7 +32,8 @@ if TYPE_CHECKING:  # torch takes seconds to import, and mistakes are reported be
     import torch
 
     from agents.policies.local import LocalPolicy
-    from algorithms.learner import LearnerConfig
+    from algorithms.learner import LearnerConfig, PolicyLoss
+    from algorithms.replay import Replay
     from algorithms.trainer import Estimator, TrainerConfig
 
 Needs: TypeAlias = Mapping[Need, str]  # each need, and the part of the configuration that has it
@@ -142,6 +143,7 @@ def check_parts(
     config: TrainerConfig,
     pool: EnvPool,
     seed: int,
+    replay: Replay | None = None,
 ) -> Needs:
     """Build all parts of a run around a policy with few weights, and run them on a few made-up turns.
 
@@ -153,9 +155,13 @@ def check_parts(
     from algorithms.learner import Learner
     from algorithms.signals.base import make_signals
 
-    _check_options("algo.loss", learner.objective.loss)
-    if isinstance(learner.objective.loss, partial):
-        _check_options("algo.loss.of", learner.objective.loss.keywords.get("of"))
+    losses = {"algo.loss": learner.objective.loss}
+    if replay is not None and replay.loss is not None:
+        losses["algo.replay.loss"] = replay.loss
+    for place, loss in losses.items():
+        _check_options(place, loss)
+        if isinstance(loss, partial):
+            _check_options(f"{place}.of", loss.keywords.get("of"))
     with torch.random.fork_rng():
         policy = _tiny_policy(seed)
         agent = make_agent(policy, torch.Generator(policy.device))
@@ -172,7 +178,9 @@ def check_parts(
             seed,
         )
         made = make_signals(signals, context)
-    _check_loss(learner, config.demonstrations)
+    for place, loss in losses.items():
+        _check_loss(loss, config.demonstrations if place == "algo.loss" else 0)
+    _check_units(losses)
     paid = bool(learner.objective.reward_kl_coef)
     _check_estimator(estimator, made, config.group_size, config.demonstrations, paid)
     return _needs(made, config.tree_expansion, config.demonstrations, agent.needs)
@@ -203,13 +211,22 @@ def _tiny_policy(seed: int) -> LocalPolicy:
     return LocalPolicy(model.to(find_device()), tokenizer)
 
 
-def _check_loss(learner: LearnerConfig, demonstrations: int) -> None:
+def _check_units(losses: Mapping[str, PolicyLoss]) -> None:
+    """Raises `ValueError` for losses over different units: stored examples know those of the batch's loss."""
+    from algorithms.losses import unit_of
+
+    units = {place: unit_of(loss) or "turn" for place, loss in losses.items()}
+    if len({*units.values()}) > 1:
+        taken = " and ".join(f"{place} takes {unit}s" for place, unit in units.items())
+        raise ValueError(f"replayed turns have the units of algo.loss, but {taken}")
+
+
+def _check_loss(loss: PolicyLoss, demonstrations: int) -> None:
     import torch
 
     from algorithms.losses import Tokens, knows_demonstrations, make_units, marker, unit_measure
 
-    tokens = torch.zeros(2, 3)
-    loss, known = learner.objective.loss, dict[str, Any]()
+    tokens, known = torch.zeros(2, 3), dict[str, Any]()
     if knows_demonstrations(loss):
         known["demonstrated"] = tokens != 0
     elif demonstrations:

@@ -1,6 +1,7 @@
 """The training loop, readable top to bottom: roll out, estimate, learn, log, evaluate, checkpoint.
 
     Task ──► episodes ──► TurnTable ──► estimator ──► advantages ──► loss ──► learner ──► new weights
+                                                          └──► replay ──┘  (algorithms/replay.py)
 
 All randomness of a run comes from one seed, through three streams whose states are saved: the order of tasks (a
 function of seed and epoch), the policy's sampling, and the order of samples in an update (before it, the same stream
@@ -48,6 +49,7 @@ from algorithms.finite import NotFiniteError
 from algorithms.learner import Learner, Seen
 from algorithms.needs import check_dynamic_sampling, check_expert
 from algorithms.recorded import recorded_batch
+from algorithms.replay import Replay
 from algorithms.signals.base import Measurement, RolloutBatch, Signal
 from algorithms.tree_expansion import TreeExpansion
 from algorithms.turn_table import Estimate, TurnTable
@@ -151,6 +153,7 @@ class Trainer:
         evaluate: Callable[[], tuple[Metrics, float | None]],
         reporter: Reporter,
         facts: Facts | None = None,
+        replay: Replay | None = None,
     ) -> None:
         self.facts = facts or {}  # a description of the run, for its checkpoints
         self.run, self.task_set, self.manifest, self.pool = run, task_set, manifest, pool
@@ -159,7 +162,7 @@ class Trainer:
         self.config, self.seed, self.evaluate, self.reporter = config, seed, evaluate, reporter
         self.rng = np.random.default_rng(seed)
         learner.objective.check_layout(frozenset({agent.layout}), "this agent")
-        self.signals, self.parallel = signals, learner.parallel
+        self.signals, self.parallel, self.replay = signals, learner.parallel, replay
         self.keep_starts = config.tree_expansion is not None or any(
             Need.SNAPSHOTS in signal.needs for signal in self.signals.values()
         )
@@ -264,8 +267,13 @@ class Trainer:
             rate = self.learner.config.rate(self.update, self.config.progress(self.update, self.env_steps))
             self.policy.pause()
             counted = np.array(rolled_out.learns)[batch.table.episode[batch.table.token_rows]]
+            replayed = None
+            if self.replay is not None:
+                examples = self.learner.examples(batch.samples, batch.table, advantages, corrected, counted)
+                replayed, counts = self.replay.exchange(self.update, batch.table, examples)
+                measured |= counts
             learned = self.learner.update(
-                batch.samples, batch.table, advantages, self.rng, rate, corrected, counted, seen
+                batch.samples, batch.table, advantages, self.rng, rate, corrected, counted, seen, replayed
             )
         for name, signal in self.signals.items():
             with _timed(seconds, f"time/{name}_learn_s"):
@@ -434,6 +442,8 @@ class Trainer:
             "sample_order_rng": json.dumps(self.rng.bit_generator.state),
             "signals": {name: signal.state() for name, signal in self.signals.items()},
         }
+        if self.replay is not None:
+            state["replay"] = self.replay.state()
         folder = checkpoint_folder(self.run, self.update)
         model = self.learner.model
         weights = weights_to_save(model) if is_sharded(model) else None
@@ -473,6 +483,8 @@ class Trainer:
         self.rng.bit_generator.state = json.loads(state["sample_order_rng"])
         for name, signal in self.signals.items():
             signal.load_state(state["signals"][name])
+        if self.replay is not None:
+            self.replay.load_state(state["replay"])
         self.update, self.tasks_drawn = int(state["update"]), int(state["tasks_drawn"])
         self.env_steps = int(state["env_steps"])
         self.best = (float(state["best"][0]), int(state["best"][1])) if state["best"] else None

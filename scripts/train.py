@@ -67,6 +67,7 @@ if TYPE_CHECKING:  # torch and transformers take seconds to import, and mistakes
     from algorithms.filters import Filter
     from algorithms.initial_policy import TinyPolicy
     from algorithms.learner import LearnerConfig
+    from algorithms.replay import Replay
     from algorithms.signals.base import MakeSignal
     from algorithms.trainer import Estimator, Metrics, Trainer, TrainerConfig
     from algorithms.tree_expansion import TreeExpansion
@@ -179,7 +180,7 @@ def _run(cfg: DictConfig, run: Path, parallel: Parallel) -> None:
         trainer = Trainer(
             run, task_set, training, pool, agent, signals, parts.estimator,
             Learner(trained.model, parts.learner, parallel, teacher), parts.config, cfg.seed, evaluate_and_keep,
-            reporter, facts,
+            reporter, facts, parts.replay,
         )  # fmt: skip
         if saved:
             trainer.resume()
@@ -255,6 +256,7 @@ class Parts:
     learner: LearnerConfig
     config: TrainerConfig
     engine: Callable[[LocalPolicy], Policy]
+    replay: Replay | None
 
     @classmethod
     def of(cls, cfg: DictConfig, method: Method) -> Parts:
@@ -276,12 +278,17 @@ class Parts:
         def agent(policy: Policy, generator: Generator) -> PolicyAgent:
             return method.player(policy, method.prompter, method.sampling, generator)
 
-        return cls(method.prompter, agent, method.signals, method.estimator, learner, config, instantiate(cfg.rollout))
+        return cls(
+            method.prompter, agent, method.signals, method.estimator, learner, config, instantiate(cfg.rollout),
+            instantiate(cfg.algo.replay),
+        )  # fmt: skip
 
     def check(self, cfg: DictConfig, task_set: TaskSet) -> Needs:
         """Check the parts before any task is played (`algorithms.needs.check_parts`)."""
         with EnvPool(task_set.make, 1, step_timeout=cfg.pool.step_timeout) as pool:  # nothing is played in it
-            return check_parts(self.agent, self.signals, self.estimator, self.learner, self.config, pool, cfg.seed)
+            return check_parts(
+                self.agent, self.signals, self.estimator, self.learner, self.config, pool, cfg.seed, self.replay
+            )
 
 
 def _describe_tasks(cfg: DictConfig, task_set: TaskSet, selection: Manifest, console: Terminal) -> None:

@@ -88,7 +88,7 @@ def clone(policy: LocalPolicy, pool: EnvPool, steps: int, task_set=None, episode
 
 def make_trainer(
     run: Path, pool: EnvPool, policy: LocalPolicy, updates: int, estimator=gigpo, signals=None, player=PolicyAgent,
-    reference=None, **changes,
+    reference=None, replay=None, **changes,
 ) -> Trainer:  # fmt: skip
     manifest = changes.pop("manifest", Corridors().manifest("train"))
     trainer_settings = {"groups": 4, "group_size": 4, "dynamic_sampling": False, "tree_expansion": None}
@@ -106,7 +106,7 @@ def make_trainer(
     run.mkdir(exist_ok=True)
     return Trainer(
         run, Corridors(), manifest, pool, agent, signals, estimator, learner, config, 0,
-        lambda: ({"eval/valid/success": 0.5}, 0.5), Quiet(),
+        lambda: ({"eval/valid/success": 0.5}, 0.5), Quiet(), replay=replay,
     )  # fmt: skip
 
 
