@@ -34,6 +34,7 @@ def candidate_logprobs(logprob_sums: Tensor, lengths: Tensor, mask: Tensor) -> T
 class CandidateAgent(PolicyAgent):
     """A `PolicyAgent` that samples one of `info["admissible"]` by `candidate_logprobs`, at the sampling temperature.
 
+    With truncated sampling, an action that is left out is no candidate: the turn's choice has those that were kept.
     A candidate's ids include the token that ends the completion. Without it, "go to desk 1" would always be at least as
     likely as "go to desk 10". The candidates of a state are read side by side: an episode ends if its longest candidate
     does not fit, or if all candidates together have more ids than the context.
@@ -52,7 +53,7 @@ class CandidateAgent(PolicyAgent):
         return TURNS
 
     def _decide(self, views: Sequence[View], prompts: Sequence[list[int]]) -> list[Decision]:
-        from agents.policies.models import sample
+        from agents.policies.models import masked_logits, sample, truncated
 
         context = self.policy.context_length
         admissible: list[list[str]] = [view.info["admissible"] for view in views]
@@ -66,9 +67,14 @@ class CandidateAgent(PolicyAgent):
         sums = self.policy.score_candidates([prompts[i] for i in fits], [ids[i] for i in fits])
         lengths = [[self._length(action, c) for action, c in zip(actions[i], ids[i], strict=True)] for i in fits]
         scores = candidate_logprobs(*_padded(sums, lengths)).to(self.generator.device)
+        there = [list(range(len(row))) for row in lengths]
+        if self.sampling.truncation:
+            kept = truncated(scores, self.sampling)
+            scores = masked_logits(scores, kept)
+            there = [sorted(node.ids.tolist()) for node in kept]
         chosen, logprobs = sample(scores, self.sampling.temperature, self.generator)
-        for i, row, k, logprob in zip(fits, lengths, chosen.tolist(), logprobs.tolist(), strict=True):
-            order = [k, *(j for j in range(len(row)) if j != k)]
+        for i, row, those, k, logprob in zip(fits, lengths, there, chosen.tolist(), logprobs.tolist(), strict=True):
+            order = [k, *(j for j in those if j != k)]
             choice = Choice([ids[i][j] for j in order], [row[j] for j in order])
             decisions[i] = Decision(actions[i][k], ParseStatus.OK, prompts[i], ids[i][k], [logprob], choice)
         return decisions

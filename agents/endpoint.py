@@ -227,7 +227,7 @@ class Endpoint:
 
     def _settings(self, sampling: Sampling, limit: str) -> dict[str, Any]:
         """The parameters of a request. A limit in `parameters`, under either name, replaces the sampling's."""
-        settings: dict[str, Any] = {"temperature": sampling.temperature}
+        settings: dict[str, Any] = {"temperature": sampling.temperature, **sampling.truncation}
         if self.parameters.keys().isdisjoint({"max_tokens", "max_completion_tokens"}):
             settings[limit] = sampling.max_tokens
         settings |= self.parameters

@@ -62,7 +62,7 @@ class Turn:
     advantage: float | None = None  # set by training
     # For training, and for rollouts that keep the state before each turn. These are never written, printed or compared.
     choice: Choice | None = field(default=None, repr=False, compare=False)
-    nodes: list[Node] = field(default_factory=list, repr=False, compare=False)  # [C] the mask's node of each id
+    nodes: list[Node] = field(default_factory=list, repr=False, compare=False)  # [C] what was allowed at each id
     start: Start | None = field(default=None, repr=False, compare=False)
 
 

@@ -81,6 +81,21 @@ class Node:
         return node
 
 
+class Kept(Node):
+    """The ids that truncated sampling kept at a place of a completion, see `agents.policies.base.Sampling`."""
+
+    __slots__ = ()
+
+    def __init__(self, ids: NDArray[np.int64]) -> None:
+        super().__init__()
+        self._ids = ids
+
+    @property
+    def forced(self) -> int | None:
+        """The only kept id; None if there are several."""
+        return int(self.ids[0]) if len(self.ids) == 1 else None
+
+
 class Mask:
     """The completions that are allowed in one state; `first` is the node of the first id.
 

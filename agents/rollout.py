@@ -38,6 +38,7 @@ from envs.services import ServiceError
 MOST_TRIES = 3  # of an episode whose environment was lost when another one ended their process
 
 _LACKING = tuple(f"{kind.__module__}.{kind.__qualname__}: " for kind in (MissingDataError, ServiceError))
+_NOT_IMPORTED = ("ImportError: ", "ModuleNotFoundError: ")
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,12 @@ def rollout(
 
 
 def lacks_data(episode: Episode) -> bool:
-    """Whether the episode ended because a file of its task does not exist, or a service did not answer."""
-    return error_line(episode.error).startswith(_LACKING)
+    """Whether the episode ended because a file or a package is missing, or a service did not answer.
+
+    The error of a missing package says how to install it.
+    """
+    line = error_line(episode.error)
+    return line.startswith(_LACKING) or (line.startswith(_NOT_IMPORTED) and "pip install" in line)
 
 
 class BrokenEnvironmentError(RuntimeError):
@@ -99,7 +104,8 @@ def check_environment(episodes: Sequence[Episode]) -> None:
     errors = [episode.error for episode in episodes if episode.stop_reason is StopReason.ENV_ERROR]
     if 2 * len(errors) > len(episodes):
         raise BrokenEnvironmentError(
-            f"errors of the environment ended {len(errors)} of {len(episodes)} episodes; the first was:\n{errors[0]}"
+            f"errors of the environment ended {len(errors)} of {len(episodes)} episodes; the first was: "
+            f"{error_line(errors[0])}\n{errors[0]}"
         )
 
 
@@ -109,7 +115,8 @@ def check_data(episodes: Sequence[Episode]) -> None:
     if 2 * len(missing) > len(episodes):
         first = error_line(missing[0].error).partition(": ")[2]
         raise NoDataError(
-            f"missing files or services ended {len(missing)} of {len(episodes)} episodes; the first was: {first}"
+            f"missing files, packages or services ended {len(missing)} of {len(episodes)} episodes; "
+            f"the first was: {first}"
         )
 
 

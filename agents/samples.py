@@ -42,14 +42,14 @@ class Sample:
     logprobs: list[float] = field(default_factory=list)  # [L]
     turn: list[int] = field(default_factory=list)  # [L]
     choice: Choice | None = None
-    # [L] the mask's node of each id, None where every id was allowed; empty without a mask.
+    # [L] what was allowed at each id, by a mask or by truncated sampling; None where every id was; empty if all were.
     nodes: list[Node | None] = field(default_factory=list)
     origin: str = ""  # its episode, for messages: "episode 3 of task 'train-017'"
 
     def extend(
         self, ids: Sequence[int], logprobs: Sequence[float] | None = None, turn: int = -1, nodes: Sequence[Node] = ()
     ) -> None:
-        """Append observed ids, or, with `logprobs`, sampled ids of `turn`; `nodes` are their nodes in a mask."""
+        """Append observed ids, or, with `logprobs`, sampled ids of `turn`; `nodes` say what was allowed."""
         if nodes and not self.nodes:
             self.nodes += [None] * len(self.ids)
         if self.nodes or nodes:

@@ -64,11 +64,11 @@ class Interval:
 
 
 # -- shares -----------------------------------------------------------------------------------------------------------
-def wilson(p: float, n: float) -> tuple[float, float]:
-    """The 95 % Wilson score interval of a share `p` of `n` trials (E. B. Wilson, JASA 22, 1927)."""
-    centre = p + Z95**2 / (2 * n)
-    half = Z95 * math.sqrt(p * (1 - p) / n + Z95**2 / (4 * n**2))
-    scale = 1 + Z95**2 / n
+def wilson(p: float, n: float, z: float = Z95) -> tuple[float, float]:
+    """The 95 % Wilson score interval of a share `p` of `n` trials (E. B. Wilson, JASA 22, 1927), or at quantile `z`."""
+    centre = p + z**2 / (2 * n)
+    half = z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    scale = 1 + z**2 / n
     low, high = (centre - half) / scale, (centre + half) / scale
     return max(0.0, min(low, p)), min(1.0, max(high, p))  # at 0 and 1, rounding could exclude p
 
@@ -100,13 +100,14 @@ def share_interval(counts: Sequence[tuple[float, int]]) -> tuple[float, float] |
     """95 % interval of the mean of values in [0, 1], from clusters of (total, trials); None if all means are equal.
 
     It is Wilson's interval for the number of trials whose share of successes would have the linearised variance, so it
-    stays in [0, 1]. (The normal interval, mean ± 1.96 standard errors, does not.)
+    stays in [0, 1]. (The normal interval, mean ± 1.96 standard errors, does not.) The variance is estimated from few
+    clusters, so the quantile is Student's (Korn and Graubard, Survey Methodology 24, 1998).
     """
     means = [total / trials for total, trials in counts]
     if math.isclose(min(means), max(means)):  # equal up to rounding
         return None
     mean = math.fsum(total for total, _ in counts) / sum(n for _, n in counts)
-    return wilson(mean, mean * (1 - mean) / ratio_variance(counts))
+    return wilson(mean, mean * (1 - mean) / ratio_variance(counts), t_quantile(len(counts) - 1))
 
 
 def pass_at_k(attempts: int, solved: int, k: int) -> float:

@@ -1,3 +1,3 @@
 """Algorithms: signals measure, estimators assign, losses learn."""
 
-import agents  # noqa: F401 -- before torch: says how its threads wait
+import agents  # noqa: F401 -- before torch: sets how its threads wait

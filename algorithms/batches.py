@@ -1,4 +1,4 @@
-"""Turn samples into padded tensors, and compute a model's log-probabilities of the sampled ids.
+"""Collate samples into padded tensors, and compute a model's log-probabilities of the sampled ids.
 
 The learner and all signals that run a model share this module.
 """
@@ -35,7 +35,7 @@ from algorithms.turn_table import TurnTable
 if TYPE_CHECKING:
     from agents.masking import Node
 
-LENGTH_STEP = 64  # pad to a multiple of this: in bf16 every new shape costs a CPU a new kernel
+LENGTH_STEP = 64  # lengths are padded to a multiple of this, because a CPU compiles a bf16 kernel for every new shape
 
 
 class Choices(NamedTuple):
@@ -53,7 +53,7 @@ class Batch:
     mask: Tensor
     old_logprobs: Tensor  # when the ids were sampled
     choices: Choices | None = None  # set if whole actions were sampled instead of ids
-    nodes: Sequence[Node | None] = ()  # [M] the mask's node of each sampled id; empty without a mask
+    nodes: Sequence[Node | None] = ()  # [M] what was allowed at each sampled id; empty if all ids were
 
     def spread(self, values: Sequence[NDArray[Any]]) -> Tensor:
         """[B, T] `values`, which has one number per sampled id for each sequence; 0 elsewhere."""
@@ -120,7 +120,7 @@ def turn_of(samples: Sequence[Sample], table: TurnTable, token: int) -> str:
 
 
 def batch_layouts(samples: Sequence[Sample], table: TurnTable) -> frozenset[str]:
-    """How a batch is cut into samples: `TURNS`, `EPISODES`, both if every episode has one turn, or `MIXED`."""
+    """What a sample is in this batch: `TURNS`, `EPISODES`, both if every episode has one turn, or `MIXED`."""
     turns = [set(sample.turn) - {-1} for sample in samples]
     episodes = {int(table.episode[min(rows)]) for rows in turns}
     layouts = {
@@ -141,7 +141,7 @@ def map_samples(
     """Apply `compute` to all samples without gradients. Returns a value per sampled id: [M] in `TurnTable` order.
 
     `compute` gets micro-batches and returns [B, T], or [B, T, K] for K = `values` > 1 per id: then the result is
-    [M, K]. The ranks share them out; all get all values.
+    [M, K]. Each rank computes some micro-batches, and all ranks get all values.
     """
     shape = (values,) if values > 1 else ()
     parts = [np.zeros((sum(sample.mask), *shape)) for sample in samples]
@@ -212,8 +212,8 @@ def sampled_logprobs(
     """Log-probabilities [B, T] of the sampled ids (0 elsewhere) and the entropies [M] of their distributions.
 
     Logits are computed at the M sampled ids only, since most of a sequence is observations. If whole actions were
-    sampled, both are those of the policy over candidates, with gradients through all candidates. With a mask, both are
-    over the ids that it allows; an id that it forces has 0 for both, and no logits.
+    sampled, both are those of the policy over candidates, with gradients through all candidates. With a mask or
+    truncated sampling, both are over the ids that were allowed; where only one was, both are 0, without logits.
     """
     return in_model(model, lambda: _sampled_logprobs(model, batch, temperature, dtype, entropy_gradient))
 
@@ -264,8 +264,8 @@ def chosen_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the ids `chosen` [M] after the states `hidden` [M, E], and the entropies [M], in nats.
 
-    The entropies have a gradient only with `entropy_gradient`, which doubles the memory. With the `nodes` [M] of a mask
-    both are over the ids that the nodes allow.
+    The entropies have a gradient only with `entropy_gradient`, which doubles the memory. With `nodes` [M]
+    both are over the ids that these allow.
 
     At most `most_logits` logits exist at a time: for more, the M states are processed in parts, and the backward pass
     computes the logits of each part again.

@@ -5,7 +5,7 @@
                                   trainer.pt    optimiser, generators, task cursor, best score
                                   run.json      environment, tasks, configuration and versions of the run
 
-A checkpoint gets its name only when it is complete: it is written under another name, flushed to disk, and renamed.
+A checkpoint is written under a temporary name, flushed to disk, and renamed. So a folder with its name is complete.
 
 Functions that read or write tensors import torch and transformers, which takes seconds. Listing checkpoints and reading
 what run they belong to needs neither.

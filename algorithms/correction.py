@@ -4,9 +4,9 @@
     w = exp(d), exp(mean of d), exp(sum of d)   of a token, of a turn or an episode, of an episode
 
 The loss of a token is multiplied by w within bounds (truncated importance sampling), or by 0 outside of them (IcePop).
-Tokens, turns or episodes can also be rejected: these are in no sum and in no divisor. All is computed for the whole
-batch before the first step, so it depends neither on micro-batches nor on where prompts break. No engine sampled
-demonstrations: they have the weight 1 and count in nothing.
+Tokens, turns or episodes can also be rejected; the loss and its divisor leave them out. Everything is computed for the
+whole batch before the first step, so it depends neither on micro-batches nor on how turns are cut into samples.
+Demonstrations were not sampled by an engine: they have the weight 1 and are in no statistic.
 
 Sources: verl's `rollout_corr_helper.py` (weights, rejection), slime (IcePop, clipping to an interval), ROLL (the ratio
 of a turn). A row of verl is an episode here.
@@ -28,7 +28,7 @@ from envs.core import UnknownNameError
 
 LEVELS = ("token", "turn", "episode", "episode_mean")
 OUTSIDE = ("clip", "zero")
-LARGEST = 20.0  # a larger log-ratio only says that the two have nothing in common
+LARGEST = 20.0  # log-ratios are clipped to this; larger ones only show that the two models have diverged
 MEASURES = tuple(
     f"{unit}_{kl}" if unit == "token" else f"{unit}_{reduced}_{kl}"
     for unit in ("token", "turn", "episode")
@@ -41,7 +41,7 @@ Floats = NDArray[np.float64]
 
 
 class Corrected(NamedTuple):
-    """What a correction says about each sampled token, [M], and its metrics."""
+    """The result of a correction for each sampled token, [M], and its metrics."""
 
     trained: Floats  # log-probabilities under the trained model
     weights: Floats  # of the loss
@@ -51,7 +51,7 @@ class Corrected(NamedTuple):
 
 @dataclass(frozen=True)
 class Correction:
-    """Weights and rejection. Raises `UnknownNameError` for an unknown name, `ValueError` for bounds that are none."""
+    """Weights and rejection. Raises `UnknownNameError` for an unknown name, and `ValueError` for invalid bounds."""
 
     level: str = "token"  # token; turn, episode_mean: the geometric mean of its tokens; episode: their product
     low: float = 0.0  # bounds of the weight

@@ -1,4 +1,4 @@
-"""Filters: which of the episodes that were played an update learns from.
+"""Filters select the episodes that an update learns from.
 
     rollout ──► filters, one after the other ──► signals ──► estimator ──► loss
 
@@ -27,17 +27,17 @@ MODES = ("linear", "softmax")
 
 
 class Use(IntEnum):
-    """What an update does with an episode."""
+    """How an update uses an episode."""
 
-    DROP = 0  # nothing
-    COMPARE = 1  # it counts in the statistics of its group, and its tokens are not in the loss
-    LEARN = 2
+    DROP = 0  # not at all
+    COMPARE = 1  # in the statistics of its group, but not in the loss
+    LEARN = 2  # in the statistics and in the loss
 
 
 Filter: TypeAlias = Callable[[Sequence[Episode]], NDArray[np.int64]]  # a `Use` for each episode
 
 
-class Filtered(NamedTuple):
+class FilterResult(NamedTuple):
     """The episodes that stay in a batch."""
 
     episodes: list[Episode]
@@ -45,17 +45,17 @@ class Filtered(NamedTuple):
     removed: Counter[str]  # by filter: how many episodes it dropped or took out of the loss
 
 
-def apply_filters(filters: Mapping[str, Filter], episodes: Sequence[Episode]) -> Filtered:
+def apply_filters(filters: Mapping[str, Filter], episodes: Sequence[Episode]) -> FilterResult:
     """Apply the filters in their order. Each sees the episodes that the earlier ones did not drop.
 
-    An episode that is left alone in its group, because the others were dropped, is dropped as well. It cannot be
-    compared with anything, and estimators would use its raw score as its advantage, as they do for groups that have a
-    single attempt by choice. Raises `ValueError` for a filter that returns another number of values.
+    If the filters drop all episodes of a group except one, that one is dropped, too. It has nothing to be compared
+    with, and estimators would use its raw score as its advantage, as for groups that were configured with one attempt.
+    Raises `ValueError` for a filter that returns another number of values.
     """
     kept, learns = list(episodes), [True] * len(episodes)
     removed: Counter[str] = Counter()
-    for name, judge in filters.items():
-        use = judge(kept)
+    for name, episode_filter in filters.items():
+        use = episode_filter(kept)
         if len(use) != len(kept):
             raise ValueError(f"the filter {name} returned {len(use)} values for {len(kept)} episodes")
         alone = _left_alone(kept, use)
@@ -65,7 +65,7 @@ def apply_filters(filters: Mapping[str, Filter], episodes: Sequence[Episode]) ->
         stays = use != Use.DROP
         kept = [episode for episode, stay in zip(kept, stays, strict=True) if stay]
         learns = [learn for learn, stay in zip(still, stays, strict=True) if stay]
-    return Filtered(kept, learns, removed)
+    return FilterResult(kept, learns, removed)
 
 
 def _left_alone(episodes: Sequence[Episode], use: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -77,7 +77,7 @@ def _left_alone(episodes: Sequence[Episode], use: NDArray[np.int64]) -> NDArray[
 
 # -- single episodes --------------------------------------------------------------------------------------------------
 def faults(episodes: Sequence[Episode]) -> NDArray[np.int64]:
-    """Drop episodes that a fault of the environment ended: an error or a time limit. They say nothing of the policy."""
+    """Drop episodes that a fault of the environment ended (an error or a time limit), not the policy."""
     return _uses([episode.is_faulty for episode in episodes], Use.DROP)
 
 
@@ -120,7 +120,7 @@ def _uses(removed: Sequence[bool], use: Use) -> NDArray[np.int64]:
 # -- groups -----------------------------------------------------------------------------------------------------------
 @compares_attempts
 def uniform_groups(episodes: Sequence[Episode]) -> NDArray[np.int64]:
-    """Drop groups in which all returns are equal. They teach nothing, but count in the divisor of the loss (ScaleRL).
+    """Drop groups in which all returns are equal (ScaleRL). They have no gradient, but count in the loss's divisor.
 
     Dynamic sampling (DAPO, `algo.dynamic_sampling=true`) also plays other groups in their place.
     """

@@ -1,7 +1,7 @@
-"""Skip optimiser steps that are not finite, and never save such weights: one bad step would spoil all later weights.
+"""Skip optimiser steps that are not finite, and never save weights that are not finite.
 
-verl skips the optimiser step in the same way. Here it is also logged and counted, and after `MOST_SKIPPED` in a row the
-run stops and names the episode.
+One such step would make all later weights NaN. verl skips it in the same way; here it is also logged and counted. After
+`MOST_SKIPPED` skipped steps in a row, the run stops and names the episode.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class FiniteSteps:
 
 
 def _origin(parameters: Sequence[Tensor], loss_parts: Sequence[LossPart]) -> str:
-    """Where a loss or gradient that is not finite comes from; each part of the loss is tried separately."""
+    """The source of a loss or gradient that is not finite; each part of the loss is computed separately."""
     if not all(bool(own_part(p.detach()).isfinite().all()) for p in parameters):
         return "the weights themselves are not finite"
     guilty = [name for name, loss in loss_parts if not _is_finite(parameters, loss)]

@@ -32,9 +32,9 @@ from envs.pool import EnvPool
 
 logger = logging.getLogger(__name__)
 
-VERSION = 12  # raise it when a change of `algorithms` makes the same configuration give other weights
+VERSION = 12  # increase it if a change of the code gives other weights for the same configuration
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy")  # other versions may give other weights
-LEFT_OUT = (  # keys of a run's configuration that a warm start does not depend on
+LEFT_OUT = (  # settings of a run that do not change its warm start
     "policy", "seed",  # they are in `TinyPolicy`
     "env.data",  # the manifest stands for the folder's contents
     "agent._target_", "agent.player", "agent.sampling",  # the expert plays, and the prompter writes its actions
@@ -88,7 +88,7 @@ def tiny_policy(
         folder.with_suffix(".lock"),
         f"the warm start {folder}",
         lambda: progress.phase("wait for another run that makes this warm start"),
-    ):  # runs that start together clone once; the others wait
+    ):  # of several runs that start together, one makes the warm start, and the others wait
         if not found_whole(folder, "the warm start"):
             _make(folder, config, task_set, manifest, prompter, pool, progress, masked)
         return Pretrained().load(folder), folder

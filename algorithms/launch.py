@@ -1,4 +1,4 @@
-"""The place of this process among those that torchrun started, read without torch."""
+"""Rank and number of the processes that torchrun started, read from its environment variables without torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Launch:
-    """The place of this process among those that torchrun started, from the variables that it sets."""
+    """The rank of this process and the number of ranks, from the variables that torchrun sets."""
 
     rank: int = 0
     ranks: int = 1

@@ -142,8 +142,10 @@ class Objective:
 
 @dataclass(frozen=True)
 class LearnerConfig:
-    """How to learn from one batch. An update makes `epochs` passes over the batch, each with `minibatches` optimiser
-    steps over disjoint, randomly drawn parts. The old log-probabilities stay those of the policy that sampled.
+    """The settings of an update.
+
+    An update makes `epochs` passes over the batch. Each pass has `minibatches` optimiser steps over disjoint, randomly
+    drawn parts. The old log-probabilities stay those of the policy that sampled.
     """
 
     objective: Objective
@@ -200,10 +202,10 @@ class Portion(NamedTuple):
     weight: float = 1.0
 
 
-class Seen:
+class TokenStats:
     """What the passes of an update compute of each token, kept for the record: no pass is made for it.
 
-    A token whose loss has no gradient is not computed, and what belongs to it is NaN.
+    Tokens without a gradient are not computed; their values are NaN.
     """
 
     def __init__(self) -> None:
@@ -211,22 +213,23 @@ class Seen:
         self._first: set[int] = set()
 
     def add(self, samples: Sequence[Sample], logprobs: Tensor, entropies: Tensor) -> None:
-        """Keep the log-probabilities and entropies [M] of the samples' tokens, when they are computed first."""
+        """Store the log-probabilities and entropies [M] of the samples' tokens, the first time they are computed."""
         ends = np.cumsum([sum(sample.mask) for sample in samples])[:-1]
         parts = (np.split(values.double().cpu().numpy(), ends) for values in (logprobs, entropies))
         for sample, *values in zip(samples, *parts, strict=True):
             self._of.setdefault(id(sample), (values[0], values[1]))
 
     def end_first_step(self) -> None:
-        """What was added so far was computed with the weights that sampled the batch."""
+        """Mark the values added so far as those of the weights that sampled the batch."""
         self._first = set(self._of)
 
     def columns(
         self, samples: Sequence[Sample], corrected: Corrected | None, parallel: Parallel = ONE_PROCESS
     ) -> dict[str, NDArray[np.float64]]:
-        """[M] `entropy` of the distributions, and `mismatch`: log-probability under the weights that sampled the batch
-        minus the engine's. It is known of the whole batch with a correction, otherwise of the first optimiser step.
-        They are of all ranks.
+        """[M] `entropy`, and `mismatch`: the log-probability under the sampling weights minus the engine's.
+
+        With a correction the mismatch is known for the whole batch, otherwise for the first optimiser step. The values
+        are those of all ranks.
         """
         entropy, mismatch = [], []
         for sample in samples:
@@ -235,7 +238,7 @@ class Seen:
             entropy.append(its_entropy)
             mismatch.append(now - engine_logprobs([sample]) if id(sample) in self._first else unknown)
         measured = {"entropy": np.concatenate(entropy), "mismatch": np.concatenate(mismatch)}
-        columns = {name: _of_any_rank(values, parallel) for name, values in measured.items()}
+        columns = {name: _merge_ranks(values, parallel) for name, values in measured.items()}
         if corrected is not None:
             columns["mismatch"] = corrected.trained - engine_logprobs(samples)
         return columns
@@ -285,7 +288,7 @@ class Learner:
         )
 
     def optimizer_state(self) -> dict[str, Any]:
-        """The optimiser's state by the names of parameters, whole. All ranks must ask for it."""
+        """The optimiser's whole state, by the names of the parameters. All ranks must call this."""
         return optimizer_state(self.optimizer, self.trained)
 
     def load_optimizer_state(self, state: dict[str, Any]) -> None:
@@ -295,14 +298,15 @@ class Learner:
     def update(
         self, samples: Sequence[Sample], table: TurnTable, advantages: NDArray[np.float64],
         rng: np.random.Generator, learning_rate: float, corrected: Corrected | None = None,
-        counted: NDArray[np.bool_] | None = None, seen: Seen | None = None, replayed: Replayed | None = None,
+        counted: NDArray[np.bool_] | None = None, token_stats: TokenStats | None = None,
+        replayed: Replayed | None = None,
     ) -> dict[str, float]:  # fmt: skip
         """Learn from all samples. `advantages` has one value per turn of `table`, [N], or per sampled id, [M].
 
         `corrected` is the batch's `correct`, if the caller has it already. `counted` [M] says which ids are in the
-        loss, in its sums and in its divisor; None: all. Samples without such an id are left out. `seen` keeps what is
-        computed of the tokens. `replayed` examples are shared out to the steps of each pass; they have neither KL nor
-        an entropy bonus, and only `train/loss`, `train/grad_norm` and `tokens/trained` count them.
+        loss, in its sums and in its divisor; None: all. Samples without such an id are left out. `token_stats` stores
+        what is computed for the tokens. `replayed` examples are shared out to the steps of each pass; they have neither
+        KL nor an entropy bonus, and only `train/loss`, `train/grad_norm` and `tokens/trained` count them.
 
         Returns the metrics of the update. The first minibatch is evaluated with the weights that sampled it, so there
         the difference of log-probabilities is the mismatch between sampling and training; with a `correction` the
@@ -330,10 +334,12 @@ class Learner:
         sums, skipped = defaultdict[str, float](float), 0
         for number, portions in enumerate(self._portions(examples, replayed, rng)):
             in_first_epoch = number < self.config.minibatches  # another rank may compute it in the next
-            part, *others = (portion._replace(examples=self._prepared(portion, rng)) for portion in portions)
-            totals = self._step(part.examples, seen if in_first_epoch else None, others)
-            if seen is not None and number == 0:
-                seen.end_first_step()
+            part, *others = (
+                portion._replace(examples=self._with_minibatch_values(portion, rng)) for portion in portions
+            )
+            totals = self._step(part.examples, token_stats if in_first_epoch else None, others)
+            if token_stats is not None and number == 0:
+                token_stats.end_first_step()
             if totals is None:
                 skipped += 1
                 continue
@@ -422,7 +428,7 @@ class Learner:
     ) -> NDArray[np.float64]:
         return map_samples(samples, self.micro_batch_tokens, self.device, compute, self.parallel, values)
 
-    def _measured(self, samples: Sequence[Sample]) -> NDArray[np.float64]:
+    def _logprobs_and_entropies(self, samples: Sequence[Sample]) -> NDArray[np.float64]:
         """[2, M] the log-probabilities under the present weights, and the entropies of their distributions."""
 
         def compute(batch: Batch) -> Tensor:
@@ -457,18 +463,18 @@ class Learner:
         drops = self.objective.drop_zero_episodes or (counted is not None and not counted.all())
         return [e for e in examples if e.trained.any() or not drops], mismatch
 
-    def _prepared(self, portion: Portion, rng: np.random.Generator) -> list[Example]:
+    def _with_minibatch_values(self, portion: Portion, rng: np.random.Generator) -> list[Example]:
         """The examples of a minibatch, with what the loss has to know of all of them.
 
-        That is its marks if it looks at whole minibatches, and the means of units with several samples. These take
-        another pass, without gradients.
+        These are the marks of a loss over minibatches, and the means of units with several samples. They need another
+        forward pass, without gradients.
         """
         examples, loss = portion.examples, portion.objective.loss
-        mark, measured, spans = marker(loss), unit_measure(loss), _spans(portion)
+        mark, measured, spans = marker(loss), unit_measure(loss), _has_split_episodes(portion)
         if not examples or (mark is None and not spans):
             return list(examples)
         samples = [e.sample for e in examples]
-        now, entropies = self._measured(samples)
+        now, entropies = self._logprobs_and_entropies(samples)
         columns = zip(*((e.old_logprobs, e.advantages, e.units, e.demonstrated) for e in examples), strict=True)
         old, advantages, numbers, shown = (np.concatenate(column) for column in columns)
         old = np.where(shown, now, old)  # a demonstration has no ratio to the policy that sampled
@@ -486,34 +492,36 @@ class Learner:
         return list(examples)
 
     def _step(
-        self, examples: Sequence[Example], seen: Seen | None = None, others: Sequence[Portion] = ()
+        self, examples: Sequence[Example], token_stats: TokenStats | None = None, others: Sequence[Portion] = ()
     ) -> dict[str, float] | None:
         """One optimiser step, from a part of the batch and `others`; None if it was skipped."""
         portions = [Portion(examples, self.objective), *others]
-        totals = self._gradients(portions, seen)
+        totals = self._gradients(portions, token_stats)
 
         def own_loss(objective: Objective, example: Example) -> Tensor:
             return self._loss([example], objective, 1.0, defaultdict(float))
 
         loss_parts: list[LossPart] = [
-            (e.sample.origin, partial(own_loss, portion.objective, e)) for portion in portions for e in _useful(portion)
+            (e.sample.origin, partial(own_loss, portion.objective, e))
+            for portion in portions
+            for e in _with_gradient(portion)
         ]
         clip = self.config.grad_clip
         norm = self.steps.take(self.trained.values(), [self.optimizer], clip, totals["loss"], loss_parts)
         return None if norm is None else {**totals, "grad_norm": norm, "steps": 1.0}
 
-    def _gradients(self, portions: Sequence[Portion], seen: Seen | None = None) -> dict[str, float]:
+    def _gradients(self, portions: Sequence[Portion], token_stats: TokenStats | None = None) -> dict[str, float]:
         """Compute the gradients of all examples; returns the accumulated statistics.
 
         If memory runs out, everything is computed again with micro-batches of half the size, which is logged and kept
-        for later updates. The error is raised once a micro-batch is a single sample, and if there are several ranks:
-        the others are waiting in the middle of a pass.
+        for later updates. The error is raised if a micro-batch has a single sample. It is also raised with several
+        ranks, since the others wait in the middle of a pass.
         """
         while True:
             parts = [(number, part) for number, of in enumerate(portions) for part in self._micro_batches(of)]
             try:
                 with self._layers_checkpointed():
-                    return self._accumulate(portions, parts, seen)
+                    return self._accumulate(portions, parts, token_stats)
             except RuntimeError as error:
                 if not _out_of_memory(error) or max(len(p) for _, p in parts) == 1 or self.parallel.ranks > 1:
                     raise
@@ -549,7 +557,10 @@ class Learner:
         return aggregation_divisor(trained, self.objective.aggregation, units)
 
     def _accumulate(
-        self, portions: Sequence[Portion], parts: Sequence[tuple[int, Sequence[Example]]], seen: Seen | None = None
+        self,
+        portions: Sequence[Portion],
+        parts: Sequence[tuple[int, Sequence[Example]]],
+        token_stats: TokenStats | None = None,
     ) -> dict[str, float]:
         """Gradients of one pass over micro-batches of the portions. All statistics but three are of the first one."""
         divisors = [self._divisor(portion.examples) for portion in portions]
@@ -557,7 +568,7 @@ class Learner:
         costs = padded_tokens([[e.sample for e in part] for _, part in parts])
         for (number, part), weight in self.parallel.passes(parts, costs):
             counts, objective = bool(weight), portions[number].objective
-            own, kept = (totals, seen) if counts and not number else (defaultdict[str, float](float), None)
+            own, kept = (totals, token_stats) if counts and not number else (defaultdict[str, float](float), None)
             loss = weight * portions[number].weight * self._loss(part, objective, divisors[number], own, kept)
             loss.backward()  # type: ignore[no-untyped-call]
             if counts:
@@ -570,13 +581,13 @@ class Learner:
         return dict(zip(SUMS, of_all.tolist(), strict=True)) | {"max_log_ratio": float(highest[0])}
 
     def _micro_batches(self, portion: Portion) -> list[list[Example]]:
-        useful = _useful(portion)
+        useful = _with_gradient(portion)
         parts = micro_batches([len(e.sample.ids) for e in useful], self.micro_batch_tokens)
         return [[useful[i] for i in part] for part in parts]
 
     def _loss(
         self, part: Sequence[Example], objective: Objective, divisor: float, totals: dict[str, float],
-        seen: Seen | None = None,
+        token_stats: TokenStats | None = None,
     ) -> Tensor:  # fmt: skip
         batch = make_batch([e.sample for e in part], self.device)
         logprobs, entropies = sampled_logprobs(
@@ -607,8 +618,8 @@ class Learner:
         if objective.entropy_coef:
             bonus = torch.zeros_like(per_token).masked_scatter(batch.mask, entropies)
             per_token = per_token - objective.entropy_coef * bonus
-        if seen is not None:
-            seen.add([e.sample for e in part], logprobs.detach()[batch.mask], entropies.detach())
+        if token_stats is not None:
+            token_stats.add([e.sample for e in part], logprobs.detach()[batch.mask], entropies.detach())
         log_ratio = (logprobs.detach() - old).masked_fill(~own, 0.0)
         totals["max_log_ratio"] = max(totals["max_log_ratio"], float(log_ratio.abs().max()))
         totals["entropy"] += float(entropies.detach()[own[batch.mask]].sum())
@@ -622,8 +633,8 @@ class Learner:
 
 
 def _bundles(portion: Portion) -> list[list[Example]]:
-    """The examples that stay in one step: those of a unit of the loss."""
-    if not _spans(portion):
+    """The examples that stay in one optimiser step: those of one unit of the loss."""
+    if not _has_split_episodes(portion):
         return [[example] for example in portion.examples]
     together: dict[int, list[Example]] = defaultdict(list)
     for example in portion.examples:
@@ -631,19 +642,17 @@ def _bundles(portion: Portion) -> list[list[Example]]:
     return list(together.values())
 
 
-def _spans(portion: Portion) -> bool:
-    """Whether the loss looks at episodes of which some have several samples."""
+def _has_split_episodes(portion: Portion) -> bool:
+    """Whether the loss is over episodes and some episode has several samples."""
     if unit_of(portion.objective.loss) != "episode":  # a turn is never cut
         return False
     return len({int(example.units[0]) for example in portion.examples}) < len(portion.examples)
 
 
-def _useful(portion: Portion) -> list[Example]:
-    """Leave out examples whose advantages are all zero: without KL, an entropy bonus or picked ids they have no
-    gradient.
-    """
+def _with_gradient(portion: Portion) -> list[Example]:
+    """Leave out examples without a gradient: all advantages are 0, no KL, no entropy bonus, no selected tokens."""
     all_count = portion.objective.loss_kl_coef or portion.objective.entropy_coef
-    return [e for e in portion.examples if all_count or e.advantages.any() or _picks(e.marks)]
+    return [e for e in portion.examples if all_count or e.advantages.any() or _selects_tokens(e.marks)]
 
 
 def _old_logprobs(samples: Sequence[Sample], corrected: Corrected | None) -> NDArray[np.float64]:
@@ -651,7 +660,7 @@ def _old_logprobs(samples: Sequence[Sample], corrected: Corrected | None) -> NDA
     return engine_logprobs(samples) if corrected is None else corrected.trained
 
 
-def _picks(marks: NDArray[Any] | None) -> bool:
+def _selects_tokens(marks: NDArray[Any] | None) -> bool:
     """Whether a loss picks some of the ids. Marks that are numbers pick none: they only scale the advantages."""
     return marks is not None and marks.dtype == np.bool_ and bool(marks.any())
 
@@ -673,8 +682,8 @@ def engine_logprobs(samples: Sequence[Sample]) -> NDArray[np.float64]:
     return np.array([p for s in samples for p, on in zip(s.logprobs, s.mask, strict=True) if on])
 
 
-def _of_any_rank(values: NDArray[np.float64], parallel: Parallel) -> NDArray[np.float64]:
-    """[M] the values of the rank that knows them; NaN where no rank does."""
+def _merge_ranks(values: NDArray[np.float64], parallel: Parallel) -> NDArray[np.float64]:
+    """[M] the values of all ranks together: each value comes from the rank that computed it; NaN if none did."""
     known = np.isfinite(values)
     ranks = parallel.sum(known.astype(np.float64))
     sums = parallel.sum(np.where(known, values, 0.0))

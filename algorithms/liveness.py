@@ -1,9 +1,10 @@
-"""Notice a rank that does not answer, and name it: the others would wait for it in a collective until it times out.
+"""Detect a rank that does not answer, and name it. Without this, the other ranks wait until a collective times out.
 
-Each rank writes a sign of life into the store that connects them, with what it is doing. A thread watches the signs of
-the others. A process that is stopped or lost gives no sign for `SILENCE` seconds. A rank that hangs gives signs, but
-others wait for it longer than the timeout. Then the thread prints a line and ends its process, since the main thread
-cannot be reached while it waits in a collective. Files are written under other names first, so none is half-written.
+Each rank writes heartbeats into the store that connects the ranks, with what it is doing. A thread watches the
+heartbeats of the others. A process that is stopped or lost writes none for `SILENCE` seconds. A rank that hangs still
+writes them, but the others wait for it longer than the timeout. In both cases the thread prints a line and ends its
+process, since the main thread cannot be interrupted in a collective. All files are written under a temporary name
+first, so none is left incomplete.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
-EVERY = 2.0  # seconds between signs of life
-SILENCE = 20.0  # seconds without a sign
+EVERY = 2.0  # seconds between heartbeats
+SILENCE = 20.0  # seconds without a heartbeat after which a rank counts as lost
 EXIT_CODE = 2
 
 
@@ -27,7 +28,7 @@ class RankError(OSError):
 
 
 class Liveness:
-    """Signs of life of this rank, and the watch over the others, while the context is open."""
+    """Writes heartbeats of this rank and watches those of the others, while the context is open."""
 
     def __init__(self, store: Any, rank: int, ranks: int, timeout: float) -> None:
         self._store = store.clone() if hasattr(store, "clone") else store  # the main thread blocks its own connection
@@ -38,7 +39,7 @@ class Liveness:
         self._thread = threading.Thread(target=self._watch, daemon=True, name="liveness")
 
     def __enter__(self) -> Liveness:
-        self._sign(0)
+        self._send_heartbeat(0)
         self._thread.start()
         return self
 
@@ -48,12 +49,12 @@ class Liveness:
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
-        """Within it, this rank waits for the others in the collective `what`."""
+        """A context in which this rank waits for the others, in the collective `what`."""
         self.doing, self._since = what, time.monotonic()
         yield
         self._since = None
 
-    def _sign(self, number: int) -> None:
+    def _send_heartbeat(self, number: int) -> None:
         waits = f"waits in {self.doing!r}" if self._since is not None else f"is busy after {self.doing!r}"
         self._store.set(f"life/{self.rank}", f"{number}|{waits}")
 
@@ -63,7 +64,7 @@ class Liveness:
         while not self._closed.wait(EVERY):
             number += 1
             try:
-                self._sign(number)
+                self._send_heartbeat(number)
                 signs = {
                     rank: self._store.get(f"life/{rank}").decode()
                     for rank in range(self.ranks)

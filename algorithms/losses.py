@@ -1,7 +1,7 @@
 """The losses that the learner minimises: a loss per token, and ways to reduce it to one number.
 
 All tensors are [B, T]: B sequences padded to T tokens. `mask` is true for the tokens that the policy sampled; prompts,
-observations and padding are in no sum. The policy losses share one signature. A training step looks like this:
+observations and padding are left out. The policy losses share one signature. A training step looks like this:
 
     loss, stats = clip_loss(logprobs, old_logprobs, advantages, mask)
     loss = loss + kl_coef * kl_estimate(logprobs, ref_logprobs)
@@ -45,7 +45,7 @@ Loss = TypeVar("Loss", bound=Callable[..., Any])
 
 
 class Units(NamedTuple):
-    """What a loss over units knows of the turn or the episode that each token belongs to."""
+    """Statistics of the turn or the episode that each token belongs to, for a loss over units."""
 
     means: Tensor  # [K, B, T] of the K values that the loss declares, over the tokens of the unit that are in the loss
     tokens: Tensor  # [B, T] the number of these tokens, at least 1
@@ -57,11 +57,11 @@ class Units(NamedTuple):
 
 
 def over_units(measure: Callable[..., Tensor]) -> Callable[[Loss], Loss]:
-    """Declare that a policy loss looks at whole turns or episodes, by its setting `unit`.
+    """Declare that a policy loss is over whole turns or episodes, as its setting `unit` says.
 
     `measure(logprobs, old_logprobs, advantages, **settings)` gets the values [M] at sampled ids and returns K values
     for each, [K, M]. The loss gets `units`, with their means over the unit, without a gradient. So it depends neither
-    on where prompts break nor on micro-batches.
+    on how turns are cut into samples nor on micro-batches.
     """
 
     def declare(loss: Loss) -> Loss:
@@ -135,11 +135,11 @@ class Tokens(NamedTuple):
 
 
 def over_minibatch(mark: Callable[..., NDArray[Any]]) -> Callable[[Loss], Loss]:
-    """Declare that a policy loss needs something of each token that depends on the other tokens of a minibatch.
+    """Declare that a policy loss needs a value for each token that depends on the whole minibatch.
 
-    `mark(tokens, rng, **settings)` gets the `Tokens` of an optimiser step and the settings of the loss. It returns [M]
-    whether each is picked, or a number. The loss gets these as `marks` [B, T]. So the result does not depend on the
-    size of micro-batches, as it would if each marked its own.
+    `mark(tokens, rng, **settings)` gets the `Tokens` of an optimiser step and the settings of the loss. It returns [M],
+    a bool (whether the token is selected) or a number for each token. The loss gets these as `marks` [B, T]. So the
+    result does not depend on the size of micro-batches.
     """
 
     def declare(loss: Loss) -> Loss:
@@ -655,7 +655,7 @@ def fipo_loss(
     return loss * marks, stats
 
 
-def _unsure(tokens: Tokens, rng: np.random.Generator, *, share: float = 0.2, **_: Any) -> NDArray[np.float64]:
+def _high_entropy(tokens: Tokens, rng: np.random.Generator, *, share: float = 0.2, **_: Any) -> NDArray[np.float64]:
     """[M] 1 for tokens whose entropy is at or above the quantile that leaves `share` of them, else 0."""
     del rng
     _check_share(share)
@@ -665,7 +665,7 @@ def _unsure(tokens: Tokens, rng: np.random.Generator, *, share: float = 0.2, **_
     return kept
 
 
-@over_minibatch(_unsure)
+@over_minibatch(_high_entropy)
 def top_entropy_loss(
     logprobs: Tensor,
     old_logprobs: Tensor,
@@ -681,7 +681,7 @@ def top_entropy_loss(
     L is the loss `of` at the `share` of a minibatch's tokens with the highest entropy, and 0 elsewhere. All tokens
     count in the divisor. Published: a share of 0.2, with DAPO's clip.
     """
-    del share  # for `_unsure`
+    del share  # for `_high_entropy`
     loss, stats = _of_tokens(of, logprobs, old_logprobs, advantages, mask)
     return torch.where(marks > 0, loss, 0.0), stats | {"clip_fraction": stats["clip_fraction"] * (marks > 0)}
 

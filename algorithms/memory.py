@@ -1,4 +1,4 @@
-"""Estimate a run's memory before it starts, instead of failing after an hour."""
+"""Estimate the memory of a run before it starts."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def estimate_memory(model: Any, config: LearnerConfig, episodes: int) -> dict[st
 
 
 def describe_memory(model: Any, config: LearnerConfig, episodes: int) -> str:
-    """One line for a person: the parts, their sum, and the memory of the device."""
+    """The parts, their sum, and the memory of the device, in one line."""
     parts = estimate_memory(model, config, episodes)
     listed = ", ".join(f"{name} {_size(value)}" for name, value in parts.items() if value)
     return (

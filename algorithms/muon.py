@@ -1,7 +1,7 @@
-"""Muon in float32: momentum, made orthogonal, as the step of a matrix.
+"""Muon in float32: the step of a matrix is its orthogonalised momentum.
 
-`torch.optim.Muon` computes in bfloat16. A CPU without instructions for it emulates them: there the optimizer step of
-the small policy takes twice as long as its forward and backward passes. In float32 it takes an eighth of them.
+`torch.optim.Muon` computes in bfloat16, which is slow on CPUs without bfloat16 instructions. There, the optimiser step
+of the small policy takes twice as long as its forward and backward passes; in float32 it takes an eighth of their time.
 Keller Jordan, https://kellerjordan.github.io/posts/muon/
 """
 

@@ -1,12 +1,12 @@
-"""Check what a method needs before anything starts: otherwise it would fail after minutes of warm start and evaluation.
+"""Check what a method needs before the run starts. Otherwise it fails after minutes of warm start and evaluation.
 
     needs = check_method(…)                      # reads what signals, estimator and agent declare, without torch
     check_expert(needs, task_set)
     check_environment(needs, tasks, pool)        # plays the first turn of a few tasks
     check_parts(…)                               # builds the parts around a tiny policy
 
-Two things are not checked: whether rewards are 0 and 1 (methods that need this raise during training), and whether a
-batch fits into memory.
+Not checked: whether rewards are 0 and 1 (methods that need this raise during training), and whether a batch fits into
+memory.
 """
 
 from __future__ import annotations

@@ -1,20 +1,19 @@
 """One run in several processes ("ranks"), started by torchrun: `parallel=none`, `replicas` or `shards`.
 
-Every rank runs the same program on the same batch: tasks, table, signals, estimators, the divisor of the loss, the
-order of samples and their micro-batches are computed alike. Only two things are shared out:
+Every rank runs the same program on the same batch: all ranks compute the same tasks, table, signals, advantages,
+divisor of the loss, order of samples and micro-batches. Only two things are distributed over the ranks:
 
-* *episodes*. A batch of jobs is cut into `chunks`, and each chunk has a generator of its own. So the episodes do not
-  depend on the number of ranks. Then every rank gets all episodes.
-* *forward and backward passes*. A rank makes some of them; values are put together, gradients are summed.
+* *episodes*. A batch of jobs is split into `chunks`, and each chunk has its own generator, so the episodes do not
+  depend on the number of ranks. Afterwards every rank gets all episodes.
+* *forward and backward passes*. Each rank makes some of them; values are gathered, and gradients are summed.
 
 No estimator, loss or signal knows about ranks. With `replicas`, every rank has all weights, and the gradients are
 summed once for each step. With `shards`, the weights, gradients and moments of Adam are divided, see
 `agents.policies.sharded`.
 
-What is done by one rank only (files, trees, judges, Monte Carlo) is done by the first, rank 0. The others get its
-result.
+Rank 0 alone writes files and runs trees, judges and Monte Carlo attempts. The other ranks get its results.
 
-Torch is imported when a rank starts, not before, since mistakes are reported earlier.
+Torch is imported when a rank starts, because mistakes in the configuration are reported before that import.
 """
 
 from __future__ import annotations
@@ -49,13 +48,13 @@ Play = Callable[[PolicyAgent, Sequence[Job]], list[Episode]]
 
 
 class Parallel:
-    """A run in one process: it has everything and does everything. `parallel=none`."""
+    """A run in one process, `parallel=none`. Also the interface of the other kinds."""
 
     rank, ranks = 0, 1
     shards_weights = False
 
     def check(self, groups: int, group_size: int) -> None:  # noqa: ARG002
-        """Raise `ValueError` if the run cannot be shared out. `groups` and `group_size` are those of a batch."""
+        """Raise `ValueError` if a batch of `groups` × `group_size` episodes cannot be distributed over the ranks."""
         launch = Launch.of_environment()
         if launch is not None and launch.ranks > 1:
             raise ValueError(
@@ -69,7 +68,7 @@ class Parallel:
         return self.rank == 0
 
     def describe(self) -> str:
-        """One line for a person."""
+        """A description in one line."""
         return "one process"
 
     @contextmanager
@@ -79,22 +78,25 @@ class Parallel:
 
     # -- models -----------------------------------------------------------------------------------------------------
     def place(self, model: Any, dtype: torch.dtype) -> None:
-        """Divide the weights of `model` if they are to be, before its optimiser is made. It computes in `dtype`."""
+        """Shard the weights of `model`, if this kind shards them. Call it before making the optimiser.
+
+        The model then computes in `dtype`.
+        """
 
     def sampler(self, policy: LocalPolicy) -> LocalPolicy:
-        """The policy that samples, made before `place`: the trained one, or a whole copy of it."""
+        """The policy that samples: the trained one, or a complete copy of it. Call it before `place`."""
         return policy
 
     # -- passes -----------------------------------------------------------------------------------------------------
     def passes(self, parts: Sequence[P], costs: Sequence[float]) -> Iterator[tuple[P, float]]:  # noqa: ARG002
-        """The `parts` of a computation that this rank makes, each with its weight.
+        """The `parts` of a computation that this rank computes, each with its weight.
 
-        A part with the weight 0 is made for the other ranks, which wait for this one, and does not count.
+        A part with weight 0 does not count. The rank computes it only because the others wait for it in collectives.
         """
         return ((part, 1.0) for part in parts)
 
     def sum_gradients(self, parameters: Sequence[torch.Tensor]) -> None:
-        """Sum the gradients of all ranks, where this was not done in the backward passes."""
+        """Sum the gradients of all ranks, unless the backward passes have done this."""
 
     def sum(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """The sum over the ranks of each value."""
@@ -114,7 +116,7 @@ class Parallel:
         return compute()
 
     def play(self, agent: PolicyAgent, jobs: Sequence[Job], play: Play, key: Sequence[int]) -> list[Episode]:  # noqa: ARG002
-        """The episodes of all jobs, in their order. `key` seeds the generators of chunks, so each call has another."""
+        """The episodes of all jobs, in their order. `key` seeds the chunks' generators; each call needs its own."""
         return play(agent, jobs)
 
     def play_first(self, play: Callable[[], list[Episode]], rng: np.random.Generator) -> list[Episode]:  # noqa: ARG002
@@ -139,8 +141,9 @@ ONE_PROCESS = Parallel()
 class Ranks(Parallel):
     """What `replicas` and `shards` share.
 
-    `chunks` is the number of parts that a batch is played in. It decides which episodes are played; the number of
-    ranks does not. `timeout` (seconds) is for a rank that others wait for. A stopped process is noticed earlier.
+    `chunks` is the number of parts that a batch is played in. The sampled episodes depend on it, but not on the number
+    of ranks. A rank that the others wait for longer than `timeout` seconds ends the run. A stopped process is detected
+    earlier.
     """
 
     chunks: int
@@ -158,7 +161,7 @@ class Ranks(Parallel):
         self._launch = launch
         self._waited = 0.0
         self._live: Liveness | None = None
-        self._group: Any = None  # on the CPU, for everything but weights and gradients
+        self._group: Any = None  # process group on the CPU, for everything except weights and gradients
 
     @property
     def name(self) -> str:
@@ -232,7 +235,10 @@ class Ranks(Parallel):
         return result
 
     def passes(self, parts: Sequence[P], costs: Sequence[float]) -> Iterator[tuple[P, float]]:
-        """In the order of their costs, to and fro over the ranks: all make as many, of similar costs."""
+        """Assign the parts in the order of their costs, back and forth over the ranks.
+
+        So all ranks get the same number of parts, of similar costs.
+        """
         for number, (part, weight) in enumerate(own := self._own(parts, costs), 1):
             if not self.shards_weights or self._live is None:
                 yield part, weight

@@ -1,8 +1,8 @@
-"""Plan a run on several GPUs before it is started: memory, tokens per second, and seconds of an update, by formula.
+"""Plan a run on several GPUs by formula: memory, tokens per second, and seconds of an update.
 
-Plain arithmetic without torch, so a command answers at once. Every figure is an estimate: of hardware by its data sheet
-(`GPUS`), of models by their shape (`SHAPES`), and of everything else by the assumptions in `Rates`, which measured
-figures should replace. Not counted: signals with weights of their own, the head's share of a pass, attention's FLOPs.
+The module does not import torch, so the command answers at once. Every figure is an estimate: hardware by its data
+sheet (`GPUS`), models by their shape (`SHAPES`), everything else by the assumptions in `Rates`, which measured figures
+should replace. Not counted: signals with their own weights, the head's share of a pass, attention's FLOPs.
 
 Letters in the formulas: P parameters, W ranks that train, t GPUs of an engine (tensor parallelism), B episodes side by
 side in an engine, N ids trained on, S sampled, O observed.

@@ -1,4 +1,4 @@
-"""The record of a training batch: its table, what was computed of its tokens, and the steps of its advantages."""
+"""The record of a training batch: its table, the statistics of its tokens, and the steps of its advantages."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ class Replay:
     def _remember(self, table: TurnTable, returns: NDArray[np.float64]) -> None:
         """Add the mean returns of the groups, over the policy's own attempts."""
         shown = table.signals.get("demonstration", np.zeros(len(table))).astype(np.bool_)
-        first = table.opens & ~shown
+        first = table.is_first & ~shown
         _, group = np.unique(table.group[first], return_inverse=True)
         means = np.bincount(group, weights=returns[first]) / np.maximum(np.bincount(group), 1)
         self.means = np.concatenate([self.means, means])[-self.baselines :]

@@ -1,12 +1,11 @@
-"""The training loop, readable top to bottom: roll out, estimate, learn, log, evaluate, checkpoint.
+"""The training loop: roll out, estimate, learn, log, evaluate, checkpoint.
 
     Task ──► episodes ──► TurnTable ──► estimator ──► advantages ──► loss ──► learner ──► new weights
                                                           └──► replay ──┘  (algorithms/replay.py)
 
 All randomness of a run comes from one seed, through three streams whose states are saved: the order of tasks (a
-function of seed and epoch), the policy's sampling, and the order of samples in an update (before it, the same stream
-chooses the nodes of tree expansion). So k updates, a kill, a resume, and k more updates equal 2k updates, bit for bit
-on a CPU.
+function of seed and epoch), the policy's sampling, and the order of samples in an update. The third stream also chooses
+the nodes of tree expansion. So k updates, a kill, a resume, and k more updates equal 2k updates, bit for bit on a CPU.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ from algorithms.checkpoint import (
 from algorithms.estimators.steps import Step, explained
 from algorithms.filters import Filter, Use, apply_filters, uniform_groups
 from algorithms.finite import NotFiniteError
-from algorithms.learner import Learner, Seen
+from algorithms.learner import Learner, TokenStats
 from algorithms.needs import check_dynamic_sampling, check_expert
 from algorithms.recorded import recorded_batch
 from algorithms.replay import Replay
@@ -113,7 +112,7 @@ class TrainerConfig:
         return min(max(shares), 1.0)
 
 
-class RolledOut(NamedTuple):
+class Rollout(NamedTuple):
     """The episodes of an update."""
 
     episodes: list[Episode]  # that passed the filters, and the demonstrations
@@ -201,7 +200,7 @@ class Trainer:
                 self._save()
 
     def _is_stopping(self) -> bool:
-        """Whether any rank was told to stop. Then all stop."""
+        """Whether any rank got a signal to stop. Then all ranks stop."""
         stopping = self.parallel.any(self.stopping)
         self.stopping |= stopping  # a signal may have set it in the meantime
         return stopping
@@ -243,7 +242,7 @@ class Trainer:
             measured["rollout/demonstrations"] = float(sum(episode.demonstration for episode in episodes))
         own = batch.table.own_tokens
         recorded = bool(self.config.record_every) and (self.update + 1) % self.config.record_every == 0
-        seen = Seen() if recorded else None
+        token_stats = TokenStats() if recorded else None
         objective, corrected = self.learner.objective, self.learner.correct(batch.samples, batch.table)
         if corrected is not None:
             batch = batch.measured(Measurement(token_signals={"importance_weight": corrected.weights}))
@@ -273,7 +272,7 @@ class Trainer:
                 replayed, counts = self.replay.exchange(self.update, batch.table, examples)
                 measured |= counts
             learned = self.learner.update(
-                batch.samples, batch.table, advantages, self.rng, rate, corrected, counted, seen, replayed
+                batch.samples, batch.table, advantages, self.rng, rate, corrected, counted, token_stats, replayed
             )
         for name, signal in self.signals.items():
             with _timed(seconds, f"time/{name}_learn_s"):
@@ -281,9 +280,9 @@ class Trainer:
         with _timed(seconds, "time/sync_s"):
             learned |= self.policy.sync()
         self.update += 1
-        if seen is not None:
+        if token_stats is not None:
             with _timed(seconds, "time/record_s"):
-                columns = seen.columns(batch.samples, corrected, self.parallel)
+                columns = token_stats.columns(batch.samples, corrected, self.parallel)
                 columns["mismatch"] = np.where(own, columns["mismatch"], np.nan)
                 if not counted.all():
                     columns["in_loss"] = counted.astype(np.float64)
@@ -308,16 +307,16 @@ class Trainer:
             "perf/trained_tokens_per_s": learned["tokens/trained"] / seconds["time/learn_s"],
         }
 
-    def _roll_out(self) -> RolledOut:
+    def _roll_out(self) -> Rollout:
         """Play the next tasks and filter the episodes.
 
         If the filters leave nothing to learn from, other groups are played. With dynamic sampling, groups whose returns
         are all equal are dropped as well, and others are played in place of every group that was dropped, as in DAPO
         (arXiv 2503.14476). The last try then keeps its uniform groups.
 
-        Demonstrations come last. They are in no filter: these judge what the policy played.
+        Demonstrations come last. Filters do not apply to them, only to the policy's own episodes.
         """
-        done = RolledOut([], [], [], Counter())
+        done = Rollout([], [], [], Counter())
         for attempt in range(1, MAX_TRIES + 1):
             learned = [e for e, learns in zip(done.episodes, done.learns, strict=True) if learns]
             wanted = self.config.groups - _groups(learned)
@@ -347,7 +346,7 @@ class Trainer:
         return done
 
     def _demonstrate(self, demonstrator: Demonstrator, episodes: Sequence[Episode]) -> list[Episode]:
-        """Demonstrations of the tasks of `episodes`, in the groups of these.
+        """Demonstrations of the tasks of `episodes`, with the same groups.
 
         Those that do not solve their task are left out, and so are those that the policy's mask does not allow.
         """

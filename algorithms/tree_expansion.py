@@ -1,11 +1,11 @@
-"""Trees of attempts: some attempts start at the beginning of a task, others branch off in the middle of those.
+"""Trees of attempts: some attempts start at the beginning of a task, others branch off from a turn of an attempt.
 
     task ──► turn ──► turn ──► turn ──► end            `trees` attempts at each task from its beginning; in every
                         └────► turn ──► turn ──► end    round `expand` more from nodes of each of them
 
 Paper: Ji et al., *Tree Search for LLM Agent Reinforcement Learning*, arXiv 2509.21240. A node is a whole turn; an
-attempt that expands it starts after that turn. Leaves are not expanded, and neither are attempts that a fault of the
-environment ended, so no attempt shares their turns.
+attempt that expands it starts after that turn. Leaves are not expanded. Attempts that a fault of the environment ended
+are not expanded either, so no other attempt shares their turns.
 """
 
 from __future__ import annotations

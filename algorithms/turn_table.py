@@ -57,7 +57,7 @@ class MissingSignalError(ValueError):
 
 
 class Estimate(NamedTuple):
-    """Returned by estimators whose critic learns as well: advantages, and the returns that the values are fitted to."""
+    """The result of an estimator with a critic: advantages, and the returns that the critic's values are fitted to."""
 
     advantages: NDArray[np.float64]  # [N] or [M]
     returns: NDArray[np.float64]  # of the same shape
@@ -210,16 +210,16 @@ class TurnTable:
         return order
 
     @cached_property
-    def opens(self) -> NDArray[np.bool_]:
+    def is_first(self) -> NDArray[np.bool_]:
         """[N] whether the row is the first turn of its episode."""
-        opens = np.empty(len(self), dtype=np.bool_)
-        opens[self.order] = np.diff(self.episode[self.order], prepend=self.episode[self.order[:1]] - 1) != 0
-        return opens
+        first = np.empty(len(self), dtype=np.bool_)
+        first[self.order] = np.diff(self.episode[self.order], prepend=self.episode[self.order[:1]] - 1) != 0
+        return first
 
     @cached_property
     def _place(self) -> NDArray[np.int64]:
         """[N] in `order`: the number of the episode, counted from 0 without gaps."""
-        place: NDArray[np.int64] = np.cumsum(self.opens[self.order]) - 1
+        place: NDArray[np.int64] = np.cumsum(self.is_first[self.order]) - 1
         return place
 
     @cached_property

@@ -1,4 +1,6 @@
-"""Warm start: clone a scripted expert before reinforcement learning, so that a small policy solves some of the tasks.
+"""Warm start: behaviour cloning of a scripted expert before reinforcement learning.
+
+After it, a small policy solves some of the tasks.
 
 The expert plays episodes in which a share of its actions (`noise`) is replaced by actions that the environment refuses.
 The expert sees the result, and the target of every turn is the action that it would play. Without noise, a cloned
@@ -153,7 +155,7 @@ class Demonstrator:
         self.rng = np.random.default_rng(seed)
         self.wanted: dict[int, list[list[int]]] = {}  # key of the episode -> ids wanted at each turn
         self._admissible: dict[int, list[str]] = {}  # key of the episode -> what was admissible at each turn
-        self._anywhere: list[str] = []  # the same of all episodes
+        self._known_actions: list[str] = []  # all actions that were admissible in any episode
 
     def act(self, views: Sequence[View]) -> list[Decision]:
         """The teacher's actions, some of them replaced."""
@@ -173,7 +175,7 @@ class Demonstrator:
         wanted, on_path = self._write(want, admissible)
         self.wanted.setdefault(view.key, []).append([] if on_path is None else wanted)
         self._admissible.setdefault(view.key, []).extend(admissible)
-        self._anywhere.extend(admissible)
+        self._known_actions.extend(admissible)
         draw = self._draw_refused if self.form is None else self._draw_admissible
         other = draw(view.key, admissible) if self.rng.random() < self.noise else None
         action = want if other is None else other
@@ -203,7 +205,7 @@ class Demonstrator:
 
     def _draw_refused(self, key: int, admissible: Sequence[str]) -> str | None:
         """An action that the environment refuses now; None if none is found."""
-        seen = self._admissible[key] if self.rng.random() < 0.5 else self._anywhere
+        seen = self._admissible[key] if self.rng.random() < 0.5 else self._known_actions
         draws = self.rng.integers(len(seen), size=REFUSED_TRIES) if seen else ()
         return next((seen[i] for i in draws if seen[i] not in admissible), None)
 
@@ -212,10 +214,10 @@ class Demonstrator:
         self.teacher.finish(key)
 
     def forget(self) -> None:
-        """Forget the episodes that were played, of which `lessons` cannot be made then."""
+        """Delete what is stored for the played episodes. `lessons` must be called before."""
         self.wanted.clear()
         self._admissible.clear()
-        self._anywhere.clear()
+        self._known_actions.clear()
 
     def lessons(self, episodes: Sequence[Episode], observation_weight: float) -> list[Lesson]:
         """One lesson for each sequence of the episodes, which were played by this agent in one rollout."""

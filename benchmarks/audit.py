@@ -1,4 +1,4 @@
-"""How much a number on ALFWorld or WebShop depends on the protocol: one fixed policy, one changed choice at a time.
+"""The effect of the protocol on results for ALFWorld and WebShop: one fixed policy, one changed choice at a time.
 
     python -m benchmarks.audit --model DIR      # a model or a training run of agent=transcript, on official games
     python -m benchmarks.audit --parts webshop  # without a model: the scripted expert plays

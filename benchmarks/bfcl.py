@@ -1,6 +1,6 @@
-"""BFCL multi-turn: verdicts and their speed, beside the official checker.
+"""BFCL multi-turn: verdicts and their speed, compared with the official checker.
 
-    python -m benchmarks.bfcl                      # the ground truth of all 800 tasks, and calls of nothing
+    python -m benchmarks.bfcl                      # the ground truth of all 800 tasks, and answers without calls
     python -m benchmarks.bfcl --mutations 5000     # also random changes of the ground truth, judged by both
 
 Seconds are those of the process, without imports and reading of files. The official checker is imported from the

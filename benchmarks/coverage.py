@@ -1,10 +1,11 @@
-"""How often intervals hold the true value, in simulations: `python -m benchmarks.coverage [--repeats 2000]`.
+"""The coverage of confidence intervals, in simulations: `python -m benchmarks.coverage [--repeats 2000]`.
 
 Two agents play tasks of different difficulty, one or several attempts at each. The logit of success is the agent's
 ability minus the difficulty of the task, normal with a spread that makes attempts at one task resemble each other, plus
 an effect of agent and task together. The true value is that of all tasks. Prints a table of coverage: the expanded
 percentile interval that polyturn uses, BCa for comparison (Efron, Journal of the American Statistical Association
-1987), and Wilson's interval at the effective number of trials for the share of one agent.
+1987), and Wilson's interval at the effective number of trials for the share and the score of one agent. A rank is held
+at least as often as 95 %: it is a whole number.
 """
 
 from __future__ import annotations
@@ -24,8 +25,12 @@ from agents.statistics import (
     detectable_difference,
     effective_trials,
     mcnemar,
+    pass_at_k,
     pass_hat_k,
+    rank_interval,
+    share_interval,
     sign_permutation,
+    stratified_bootstrap,
     stratified_interval,
     wilson,
 )
@@ -34,7 +39,8 @@ TASKS = (20, 100, 500)
 ATTEMPTS = (1, 3)
 RESAMPLES = 2000  # of a bootstrap: fewer than in use, which is slightly less exact
 POPULATION = 200_000  # tasks whose mean is the true value
-KINDS = ("difference", "one agent", "pass^k", "over environments")
+KINDS = ("difference", "one agent", "score", "pass^k", "pass@k", "over environments", "rank")
+SURE = 4.0  # how close scores are to the chance of success: a Beta distribution with this many trials
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,7 @@ def bca_interval(values: Floats, resamples: int = RESAMPLES, seed: int = 0) -> t
 def coverage(
     world: World, tasks: int, attempts: int, kind: str, repeats: int, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, float]:
-    """The share of simulated evaluations whose interval holds the true value, by the name of the interval."""
+    """The share of simulated evaluations whose interval contains the true value, by the name of the interval."""
     rng = np.random.default_rng(seed)
     truth = _truth(world, kind, attempts, rng)
     held: dict[str, int] = {}
@@ -86,20 +92,39 @@ def coverage(
 
 def _truth(world: World, kind: str, attempts: int, rng: np.random.Generator) -> float:
     first, second = world.chances(POPULATION, rng)
-    if kind in ("difference", "over environments"):
-        return float((first - second).mean())
-    return float((first**attempts).mean() if kind == "pass^k" else first.mean())
+    match kind:
+        case "difference" | "over environments":
+            return float((first - second).mean())
+        case "pass^k":
+            return float((first**attempts).mean())
+        case "pass@k":
+            return float((1 - (1 - first) ** (attempts - 1)).mean())
+        case "rank":
+            return 1.0 if first.mean() > second.mean() else 2.0
+        case _:
+            return float(first.mean())
 
 
 def _intervals(
     world: World, tasks: int, attempts: int, kind: str, resamples: int, rng: np.random.Generator, seed: int
 ) -> Iterator[tuple[str, tuple[float, float]]]:
-    solved = rng.binomial(attempts, world.chances(tasks, rng))
+    chances = world.chances(tasks, rng)
+    solved = rng.binomial(attempts, chances)
     match kind:
         case "difference":
             values = (solved[0] - solved[1]) / attempts
         case "pass^k":
             values = np.array([pass_hat_k(attempts, int(c), attempts) for c in solved[0]])
+        case "pass@k":
+            values = np.array([pass_at_k(attempts, int(c), attempts - 1) for c in solved[0]])
+        case "score":
+            scores = rng.beta(SURE * chances[0], SURE * (1 - chances[0]), (attempts, tasks)).sum(0)
+            yield "wilson", share_interval([(float(score), attempts) for score in scores]) or (0.0, 1.0)
+            return
+        case "rank":
+            means = stratified_bootstrap([solved / attempts], [1.0], resamples, seed)
+            yield "expanded", rank_interval(means)[0]
+            return
         case "one agent":
             counts = [(int(c), attempts) for c in solved[0]]
             yield "wilson", wilson(float(solved[0].mean()) / attempts, effective_trials(counts))
@@ -121,7 +146,7 @@ def _ends(mean: float, low: float | None, high: float | None) -> tuple[float, fl
 def errors_and_power(
     tasks: int, attempts: int, repeats: int, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, float]:
-    """How often a test at 5 % finds a difference: none there is, and one of the size that is called detectable."""
+    """The share of tests at 5 % that find a difference: without one, and with one of the detectable size."""
     rng = np.random.default_rng(seed)
     sizes: list[float] = []
     found = {"no difference": 0, "detectable difference": 0}
@@ -144,7 +169,7 @@ def _p(world: World, tasks: int, attempts: int, rng: np.random.Generator, sizes:
 
 
 def _world_with(difference: float, rng: np.random.Generator) -> World:
-    """Two agents whose true difference is this."""
+    """Two agents with this true difference."""
     low, high = 0.0, 12.0
     while high - low > 1e-3:
         ability = (low + high) / 2
@@ -165,7 +190,7 @@ def main(argv: list[str] | None = None) -> None:
         for name, world in WORLDS.items():
             for attempts in ATTEMPTS:
                 for tasks in TASKS:
-                    if (kind == "pass^k" and attempts == 1) or (kind != "difference" and name == "equal"):
+                    if (kind.startswith("pass") and attempts == 1) or (kind != "difference" and name == "equal"):
                         continue
                     held = coverage(world, tasks, attempts, kind, repeats)
                     rows.append({"kind": kind, "world": name, "attempts": attempts, "tasks": tasks, **held})

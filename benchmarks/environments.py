@@ -1,4 +1,4 @@
-"""Steps and resets of environments, beside their references where these are installed.
+"""Speed of steps and resets of environments, compared with their references if these are installed.
 
     python -m benchmarks.environments [--seconds 2] [--reference PYTHON]
 
@@ -6,10 +6,10 @@
 
     python -m venv DIR && DIR/bin/pip install gym-sokoban 'numpy<2'
 
-A step of RAGEN's and gym-sokoban's Sokoban draws a picture, which RAGEN then throws away; the text is drawn again from
-the room. Both are measured here with their own code of a step, drawing included. Actions are random. When an episode
-ends, the next one begins; the time of a step does not include resets. Seconds are those of the process, so other
-processes do not matter. Ends with one line of JSON.
+A step of RAGEN's and gym-sokoban's Sokoban draws a picture. RAGEN discards it and makes the text from the room. Both
+are measured with their own code of a step, including the drawing. Actions are random. When an episode ends, the next
+one begins; the time of a step does not include resets. Seconds are CPU seconds of the process, so other processes do
+not matter. The last line of the output is JSON.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from envs.tau_bench.tasks import TauBenchTasks
 from envs.textcraft.tasks import TextCraftTasks
 from envs.textworld_express.tasks import TextWorldExpressTasks
 
-TASKS = 200  # that are played in turn
+TASKS = 200  # tasks that are played one after the other
 
 # With gym-sokoban's Python: steps and resets for 6x6 rooms, with the picture that RAGEN's step draws.
 _GYM_SOKOBAN = """
@@ -114,7 +114,7 @@ def measure(tasks: TaskSet, split: str, seconds: float) -> Speed:
 
 
 def measure_expert(tasks: TaskSet, split: str, seconds: float) -> Speed:
-    """The same of what the expert plays, where random actions would only be refused."""
+    """The same with the expert's actions, for environments that refuse most random actions."""
     env, plays = tasks.make(), []
     for task_id in tasks.manifest(split).ids[:TASKS]:
         option, expert, actions = {"task": tasks.task(split, task_id)}, tasks.expert(), []
@@ -142,7 +142,7 @@ def measure_expert(tasks: TaskSet, split: str, seconds: float) -> Speed:
 
 
 def scienceworld(seconds: float, python: Path | None) -> Speed | None:
-    """The bare engine with the same actions: steps with their scores and ends, and loading variations."""
+    """The engine alone with the same actions: steps with their scores and ends, and loading of variations."""
     del python
     from envs.jvm import lent
     from envs.scienceworld.env import engine, load
@@ -168,7 +168,7 @@ def scienceworld(seconds: float, python: Path | None) -> Speed | None:
 
 
 def measure_scienceworld(tasks: TaskSet, split: str, seconds: float) -> Speed:
-    """The same actions in the environment, in seconds of the clock: most of them are the engine's."""
+    """The same actions in the environment, in wall-clock seconds, most of which are the engine's."""
     env = tasks.make()
     steps, in_steps, resets, in_resets = 0, 0.0, 0, 0.0
     while in_steps < seconds:

@@ -112,7 +112,7 @@ def random_columns(n: int, seed: int = 0) -> dict[str, Any]:
     }
 
 
-# -- the peers --------------------------------------------------------------------------------------------------------
+# -- the compared implementations -------------------------------------------------------------------------------------
 def loop_gigpo(table: TurnTable, gamma: float = 0.95, penalty: float = 0.1) -> NDArray[np.float64]:
     """GiGPO in mode "mean_norm", computed in the order of the authors' code."""
     names = np.array([f"episode {number}" for number in table.episode], dtype=object)

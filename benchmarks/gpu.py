@@ -1,4 +1,4 @@
-"""One or two GPUs: tokens per second of sampling and of training, how much of the device that is, and short runs.
+"""One or two GPUs: tokens per second of sampling and of training, the utilisation of the device, and short runs.
 
     python -m benchmarks.gpu --output benchmarks/results/gpu_h100.json
     python -m benchmarks.gpu --shapes tiny          # seconds, on any machine
@@ -236,7 +236,7 @@ class Benchmark:
         """Two updates; the second is reported."""
         shape, policy = self.shape, self.policy(torch.float32)
         tasks, make = _games(folder, shape) if find_spec("alfworld") else _lamps(shape)
-        # A policy that wins nothing has no advantages to learn from; with KL there is a gradient.
+        # A policy that never succeeds has no advantages; with KL there is a gradient.
         objective = Objective(partial(clip_loss, dual_clip=None), kl_coef=0.01)
         learner = Learner(
             policy.model, learner_config(shape.micro_batch_tokens, objective=objective, precision=self.precision)
@@ -436,7 +436,7 @@ def _new(folder: Path, name: str) -> Path:
 
 
 def _line(found: dict[str, Any]) -> str:
-    """One line for people: "prompt tokens/s 802, …, peak gb 0.43"."""
+    """The figures in one line: "prompt tokens/s 802, …, peak gb 0.43"."""
     parts = []
     for name, value in found.items():
         if isinstance(value, dict):

@@ -92,7 +92,7 @@ class AdmissibleTeacher:
         self.teacher.finish(key)
 
 
-class _Quiet:
+class _NoProgress:
     def phase(self, name: str, total: int | None = None) -> None: ...
 
     def advance(self, status: str = "") -> None: ...
@@ -126,7 +126,7 @@ def prepare(tasks: TaskSet, model: TinyPolicy, large: bool, episodes: int, turns
     manifest: Manifest = tasks.manifest("train")
     prompter = Transcript()
     with EnvPool(tasks.make, episodes) as pool:
-        policy, _ = tiny_policy(model, tasks, manifest, prompter, pool, 0, _Quiet(), {}, masked=True)
+        policy, _ = tiny_policy(model, tasks, manifest, prompter, pool, 0, _NoProgress(), {}, masked=True)
         chosen = [tasks.task("train", i) for i in manifest.ids[:: max(1, len(manifest.ids) // episodes)][:episodes]]
         jobs = [Job(task, group, task.seed) for group, task in enumerate(chosen)]
         demonstrator = Demonstrator(

@@ -1,4 +1,4 @@
-"""Memory, time and the share of collectives in an update of a model in several processes on this machine.
+"""Memory, time and the share of collectives of an update in several processes on this machine.
 
     torchrun --standalone --nproc-per-node 2 -m benchmarks.ranks --parameters 0.5B --kind shards
     python -m benchmarks.ranks --parameters 0.5B        # one process

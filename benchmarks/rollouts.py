@@ -118,7 +118,7 @@ class Size:
     repeats: int
 
 
-# -- the world --------------------------------------------------------------------------------------------------------
+# -- tasks and model --------------------------------------------------------------------------------------------------
 class ScriptedALFWorld(ALFWorldEnv):
     """ALFWorld that ignores the action, and plays the next command of the task's script."""
 

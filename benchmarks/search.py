@@ -5,9 +5,9 @@
     python -m benchmarks.search --scale 1_000_000 [--folder DIR]                 # a synthetic corpus of that size
     python -m benchmarks.search --load [--clients 64 --queries 10_000]           # a server that must answer every query
 
-rank_bm25 and tantivy are measured beside it where they are installed, and compiled scores where numba is. Seconds are
-those of the process, so other processes do not matter, except under load. An index is opened in a new process, after it
-was made, and without the time of imports. Ends with one line of JSON.
+rank_bm25 and tantivy are measured too if they are installed, and compiled scores if numba is. Seconds are CPU seconds
+of the process, so other processes do not matter, except under load. An index is opened in a new process, after it was
+made, and without the time of imports. The last line of the output is JSON.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from envs.search.tasks import SearchTasks, read_questions
 
 _KS = (3, 5, 10)  # of recall
 _HITS = 3  # of timed queries
-_MISBEHAVIOUR = 8  # of queries, one is beside a client that misbehaves
+_MISBEHAVIOUR = 8  # one of so many queries is sent together with a client that misbehaves
 _VOCABULARY = 200_000  # words of a synthetic corpus, by Zipf's law
 
 # In a new process: what it costs to open an index that was made before.
@@ -266,7 +266,7 @@ def write_synthetic(path: Path, count: int, seed: int = 0) -> None:
 
 # -- a server ---------------------------------------------------------------------------------------------------------
 def _measure_load(corpus: Path, clients: int, queries: int) -> dict[str, Any]:
-    """Serve in a process of its own, and load it."""
+    """Start a server in its own process, and measure it under load."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -298,11 +298,11 @@ def _wait(port: int, server: subprocess.Popen[bytes], seconds: float = 120.0) ->
 def load_server(
     port: int, retriever: Retriever, asked: Sequence[str], clients: int, queries: int, large_body: int
 ) -> dict[str, Any]:
-    """Search from many clients at a time and compare with `retriever`, while others misbehave.
+    """Search from many clients at a time and compare with `retriever`, while other clients misbehave.
 
-    Beside every eighth query a client sends what is not JSON, hangs up in the middle of its body, or sends
-    `large_body` bytes (the first time only). Returns how many replies were wrong or lost, and of the misbehaving ones
-    how many were refused or let go.
+    With every eighth query, another client sends text that is not JSON, closes the connection in the middle of its
+    body, or sends `large_body` bytes (the first time only). Returns the number of wrong and lost replies, and the
+    number of misbehaving clients that were refused or disconnected.
     """
     expected = {query: [hit.passage.id for hit in retriever.search([query], _HITS)[0]] for query in set(asked)}
     rng = random.Random(0)
@@ -351,7 +351,7 @@ def load_server(
 
 
 def _misbehave(port: int, number: int, large_body: int) -> bool:
-    """One client that misbehaves. Returns whether the server refused it, or noticed nothing of one that hung up."""
+    """One client that misbehaves. Returns whether the server refused it; True if the client itself closed."""
     kind = 0 if number == 0 else 1 + number % 3
     size = {0: large_body, 1: 8, 2: 5, 3: 100}[kind]
     head = f"POST /retrieve HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\n\r\n".encode()

@@ -1,4 +1,4 @@
-"""Measure how fast one process sends bytes to another. A part of `benchmarks.gpu`, whose imports are slow."""
+"""Measure the transfer rate between two processes. A part of `benchmarks.gpu` in its own module, for fast imports."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ import ctypes
 import locale
 import os
 import random
+import resource
 import sys
 import warnings
 from dataclasses import dataclass
@@ -18,13 +19,17 @@ import numpy as np
 
 STREAMS = (0, 1, 2)  # stdin, stdout and stderr
 BUILTINS = vars(builtins)
+LIMITS = (
+    resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_DATA, resource.RLIMIT_FSIZE, resource.RLIMIT_NOFILE,
+    resource.RLIMIT_STACK,
+)  # fmt: skip
 _all, _map = all, map  # an environment may replace the builtins
 _MT19937_BYTES = 625 * 4  # 624 words and a position
 
 
 @dataclass(frozen=True, eq=False)
 class ProcessState:
-    """Working directory, environment variables, locale, recursion limit, warning filters, random states, builtins.
+    """Working directory, variables, locale, recursion limit, warning filters, random states, builtins, limits, umask.
 
     Workers look at it after every command, and most commands change nothing. So it is read in the cheapest way: a
     tenth of the time that the public functions take, most of which build a dict of the variables and numpy's state.
@@ -40,6 +45,8 @@ class ProcessState:
     numpy_random: Any
     bit_generator: Any  # of numpy's global generator, which an environment may replace by one of another kind
     words: bytes  # of the bit generator's state; empty for kinds other than numpy's default
+    limits: list[tuple[int, int]]  # of `LIMITS`: soft, which can be put back, and hard
+    umask: int
 
     @classmethod
     def now(cls, names: dict[str, Any] | None = None, before: ProcessState | None = None) -> ProcessState:
@@ -53,11 +60,13 @@ class ProcessState:
             numpy_random = before.numpy_random  # a normal variate that is kept for later would change without the words
         else:
             numpy_random = np.random.get_state(legacy=False)  # noqa: NPY002
+        umask = os.umask(0)  # there is no other way to read it
+        os.umask(umask)
         state = cls(
             BUILTINS.copy() if names is None else names, sys.getrecursionlimit(), folder,
             os.environ._data.copy(),  # type: ignore[attr-defined]
             locale.setlocale(locale.LC_ALL), list(warnings.filters), random.getstate(), numpy_random, bit_generator,
-            words,
+            words, [resource.getrlimit(limit) for limit in LIMITS], umask,
         )  # fmt: skip
         return before if before and state._equals(before) else state
 
@@ -69,6 +78,8 @@ class ProcessState:
             and self.variables == other.variables
             and self.locale == other.locale
             and self.filters == other.filters
+            and self.limits == other.limits
+            and self.umask == other.umask
             and self.random == other.random
             and self.bit_generator is other.bit_generator
             and (self.numpy_random is other.numpy_random or _equal(self.numpy_random, other.numpy_random))
@@ -100,6 +111,11 @@ class ProcessState:
         if now.filters != self.filters:
             warnings.resetwarnings()  # so that what was decided by the old filters is forgotten
             warnings.filters[:] = self.filters  # type: ignore[index]
+        for limit, (soft, _), (soft_now, hard_now) in zip(LIMITS, self.limits, now.limits, strict=True):
+            if soft_now != soft:
+                with contextlib.suppress(ValueError):  # the hard limit is lower
+                    resource.setrlimit(limit, (soft, hard_now))
+        os.umask(self.umask)
         if now.random != self.random:
             random.setstate(self.random)
         is_another = now.bit_generator is not self.bit_generator

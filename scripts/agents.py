@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from agents.agent import Agent, PolicyAgent
 from agents.evaluation import spread
-from agents.policies.base import check_vllm
+from agents.policies.base import check_vllm, no_truncation
 from agents.policies.names import check_chat_template, check_peft, check_quantization, find_parts
 from agents.scripted import ConstantAgent, ExpertAgent, RandomAgent
 from algorithms.checkpoint import checkpoint_folder, checkpoints, load_state
@@ -27,7 +27,7 @@ from algorithms.needs import Needs, check_environment, check_expert
 from envs.core import Expert, Manifest, Need, TaskSet, UnknownNameError
 from envs.facts import differences
 from envs.pool import EnvPool
-from scripts.common import asked_under
+from scripts.common import is_group_set_by_user
 from scripts.run_folder import override_key
 
 if TYPE_CHECKING:  # torch takes seconds to import, and only policies need it
@@ -53,9 +53,9 @@ logger = logging.getLogger(__name__)
 IN_PLACE = "agents.policies.local.in_place"
 VLLM, VLLM_SERVER = "agents.policies.vllm.VllmPolicy", "agents.policies.vllm_server.VllmServerPolicy"
 TINY = "algorithms.initial_policy.TinyPolicy"
-CHECKED_TASKS = 8  # whose first turn is played to find what the environment provides
-GIVEN = {"task_set", "model", "seed"}  # arguments of an agent that are not settings of its file
-NO_MODEL = ("trainer.pt", "run.json", "checksums.json")  # the files of a checkpoint that are not of its model
+CHECKED_TASKS = 8  # tasks of which the first turn is played, to find what the environment provides
+PASSED_BY_COMMAND = {"task_set", "model", "seed"}  # arguments of an agent that are not settings of its file
+NO_MODEL = ("trainer.pt", "run.json", "checksums.json")  # files of a checkpoint that do not belong to its model
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Model:
 
             found = sources(self.name)
         parts = zip(("base", "adapters"), found, strict=False)
-        return {"name": self.name, **{part: _content(source) for part, source in parts}}
+        return {"name": self.name, **{part: _content_hashes(source) for part, source in parts}}
 
 
 def model_of(config: DictConfig) -> Model | None:
@@ -99,8 +99,8 @@ def model_of(config: DictConfig) -> Model | None:
 def check_agent(config: DictConfig) -> None:
     """Raise if the agent and the model of a configuration do not fit together, or do not exist."""
     target, model = config.agent.get("_target_"), config.model
-    if taken := sorted(GIVEN & config.agent.keys()):
-        raise UnknownNameError("setting of agent", taken[0], config.agent.keys() - GIVEN - {"_target_"})
+    if taken := sorted(PASSED_BY_COMMAND & config.agent.keys()):
+        raise UnknownNameError("setting of agent", taken[0], config.agent.keys() - PASSED_BY_COMMAND - {"_target_"})
     if target == POLICY and not model:
         raise ValueError(
             "this agent needs a model: model=FOLDER, the folder of a Hugging Face model or of a training run; "
@@ -111,7 +111,7 @@ def check_agent(config: DictConfig) -> None:
             f"{WITHOUT_MODEL[target]}, got model={model}; use a model with agent=masked or agent=transcript"
         )
     for group in ("policy", "rollout"):
-        if target in WITHOUT_MODEL and asked_under(group):
+        if target in WITHOUT_MODEL and is_group_set_by_user(group):
             logger.warning("%s: %s has no effect", WITHOUT_MODEL[target], group)
     if not model:
         return
@@ -129,6 +129,9 @@ def check_engine(config: DictConfig) -> None:
             f"agent.player={player.rpartition('.')[2]} samples under a mask, and rollout=vllm_server cannot; "
             "use rollout=local or rollout=vllm, or agent=transcript"
         )
+    sampling = config.agent.get("sampling")
+    if engine == VLLM_SERVER and sampling and (settings := instantiate(sampling).truncation):
+        raise ValueError(no_truncation(settings))
     if engine == VLLM:
         check_vllm()
 
@@ -176,7 +179,7 @@ def check_trained_agent(config: DictConfig) -> None:
         return
     if config.model:
         _check_model(config)
-        if config.policy.get("_target_") == TINY and asked_under("policy"):
+        if config.policy.get("_target_") == TINY and is_group_set_by_user("policy"):
             raise ValueError(
                 f"model={config.model} is the model to train, and policy=tiny creates another one: leave one of them "
                 "out, or use policy=hf, which sets how the model is loaded"
@@ -206,8 +209,8 @@ def check_tasks(needs: Needs, config: DictConfig, task_set: TaskSet, manifest: M
         return
     pool = config.get("pool") or {"workers": 0, "step_timeout": 30.0}  # `scripts.play` has none
     tasks = [task_set.task(manifest.split, task_id) for task_id in spread(manifest.ids, CHECKED_TASKS)]
-    workers = min(pool["workers"], 1)  # where the environments of the run are elsewhere, so are these
-    # One environment for all of them: each may hold much, such as a server that it has started.
+    workers = min(pool["workers"], 1)  # in a worker process if the run's environments are in workers
+    # One environment for all tasks: an environment may need much memory, or start a server.
     with EnvPool(task_set.make, 1, workers, pool["step_timeout"]) as environments:
         check_environment(needs, tasks, environments)
 
@@ -254,14 +257,14 @@ def policy(
 
     assert model is not None, "see check_agent"
     loaded = model.load()
-    prompter = _suited(prompter, task_set)
+    prompter = _adapt(prompter, task_set)
     return player(loaded, prompter, sampling, torch.Generator(loaded.device).manual_seed(seed))
 
 
-def _suited(prompter: Any, task_set: TaskSet) -> Any:
-    """A `Chat` speaks the format of calls that the environment reads, if that is not a form of single actions.
+def _adapt(prompter: Any, task_set: TaskSet) -> Any:
+    """Set the format of tool calls that the environment reads, for a `Chat`.
 
-    If the task set has a `system_prompt`, it takes the place of the default one, which is named for the environment.
+    The `system_prompt` of the task set, if it has one, replaces the default one, which is named after the environment.
     """
     from agents.chat import Chat
     from agents.tool_chat import with_calls
@@ -296,7 +299,7 @@ def endpoint(
     from agents.endpoint import EndpointAgent
 
     return EndpointAgent(
-        name, _suited(prompter, task_set), sampling, base_url=base_url, api_key=api_key, concurrency=concurrency,
+        name, _adapt(prompter, task_set), sampling, base_url=base_url, api_key=api_key, concurrency=concurrency,
         timeout=timeout, max_retries=max_retries, prices=prices, parameters=parameters, system_role=system_role,
     )  # fmt: skip
 
@@ -334,7 +337,7 @@ def _compare_with_training(config: DictConfig, run: Path) -> None:
                            run, what, trained, now, what.replace(".", "/"))  # fmt: skip
 
 
-def _content(source: Path | str) -> dict[str, str]:
+def _content_hashes(source: Path | str) -> dict[str, str]:
     """The hashes of a model's files; for a model of the hub, its revision."""
     if isinstance(source, str):
         from transformers import AutoConfig

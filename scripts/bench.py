@@ -1,6 +1,6 @@
 """Run a benchmark: `python -m scripts.bench NAME [its arguments]`; without a name, list them.
 
-A benchmark is a module of `benchmarks` with `main(argv)`. It prints a table, and ends with one line of JSON.
+A benchmark is a module of `benchmarks` with `main(argv)`. It prints a table, then one line of JSON.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The cells of a sweep: evaluations of one agent on one split, each in a folder of `scripts.evaluate`.
 
-The folder of a cell is named by the facts that `scripts.evaluate` compares when it goes on (`facts_of`): agent, model
-and its files, environment, split, manifest, turn limit, versions. Seeds and the limit are not among them, so a cell can
-be widened.
+The name of a cell's folder ends with a hash of the facts that `scripts.evaluate` compares when it resumes (`facts_of`):
+agent, model and its files, environment, split, manifest, turn limit, versions. Seeds and the limit are not among them,
+so both can be increased later.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ import json
 import multiprocessing
 import os
 import re
-import threading
-import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
@@ -30,12 +28,12 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from agents.evaluation import Evaluation, spread
-from envs.core import TaskSet, UnknownNameError, evaluation_splits
+from envs.core import TaskSet, UnknownNameError, counted, evaluation_splits
 from envs.facts import key_of
 from scripts.agents import POLICY, WITHOUT_MODEL, check_agent, model_of
 from scripts.common import explain, prepare
 from scripts.evaluate import evaluate_in, facts_of
-from scripts.run_folder import locked, quoted
+from scripts.run_folder import end_with_parent, locked, quoted
 
 CELLS, LOG = "cells", "log.txt"
 
@@ -44,14 +42,14 @@ CELLS, LOG = "cells", "log.txt"
 class Cell:
     """An evaluation of a sweep, and how it ended."""
 
-    name: str  # for people
-    overrides: list[str]  # of scripts.evaluate
+    name: str  # in messages
+    overrides: list[str]  # for scripts.evaluate
     folder: Path = Path()
     tasks: list[str] = field(default_factory=list)
     seeds: list[int] = field(default_factory=list)
     manifest: tuple[str, str, str] = ("", "", "")  # environment, split, hash
-    error: str = ""  # in one line; empty if there was none
-    _read: int = 0  # bytes of the episodes
+    error: str = ""  # one line; empty without an error
+    _read: int = 0  # bytes read so far of the file of episodes
     _ended: int = 0
 
     @property
@@ -60,7 +58,7 @@ class Cell:
         return len(self.tasks) * len(self.seeds)
 
     def ended(self) -> int:
-        """The number of episodes so far; reads what was written since the last call."""
+        """The number of finished episodes. Reads only what was written since the last call."""
         file = self.folder / "episodes.jsonl"
         if file.is_file() and (size := file.stat().st_size) != self._read:
             begin = self._read if size > self._read else 0
@@ -72,31 +70,35 @@ class Cell:
         return min(self._ended, self.total)
 
     def is_complete(self) -> bool:
-        """Whether the evaluation of these tasks and seeds was written, and says something about the agent."""
+        """Whether the evaluation of these tasks and seeds was written, and is a measure of the agent.
+
+        It is not if episodes lacked a file, a package or a service: they are played again.
+        """
         try:
             record = json.loads((self.folder / "evaluation.json").read_bytes())
             evaluation = Evaluation.from_json(record["evaluation"])
             same = sorted(record["tasks"]) == sorted(self.tasks) and sorted(record["seeds"]) == sorted(self.seeds)
+            lacking = record["lacking"]
         except (OSError, ValueError, KeyError, TypeError):  # missing or damaged
             return False
-        return same and not evaluation.is_broken
+        return same and not lacking and not evaluation.is_broken
 
 
 # -- which cells ------------------------------------------------------------------------------------------------------
 def plan_cells(cfg: DictConfig, folder: Path) -> list[Cell]:
     """The cells of a sweep: agents × environments × splits × models.
 
-    Raises for a wrong configuration. An environment that cannot be made is the error of its cells.
+    Raises for a wrong configuration. If an environment cannot be created, its cells get the error.
     """
     cells: list[Cell] = []
     known: set[str] = set()
     for env in cfg.envs:
-        made: dict[str, TaskSet | str] = {}  # by their settings; a text is the error
+        made: dict[str, TaskSet | str] = {}  # by the settings of the environment; a text is an error
         for agent in cfg.agents:
             more = _entry("agent", agent)[1:]
             for overrides, one, name in _composed(cfg, [*_entry("env", env), *_entry("agent", agent)]):
                 settings = OmegaConf.to_yaml(one.env)
-                task_set = made.setdefault(settings, made.get(settings) or _made(one))
+                task_set = made.setdefault(settings, made.get(settings) or _task_set_of(one))
                 title = f"{_entry('env', env)[0].removeprefix('env=')} {name}"
                 if isinstance(task_set, str):
                     cells.append(Cell(title, overrides, error=task_set))
@@ -149,8 +151,8 @@ def _composed(cfg: DictConfig, overrides: list[str]) -> Iterator[tuple[list[str]
         yield [*overrides, *([] if model is None else [f"model={quoted(model)}"])], with_model, agent
 
 
-def _made(one: DictConfig) -> TaskSet | str:
-    """The task set of an evaluation, or the error that it cannot be made for."""
+def _task_set_of(one: DictConfig) -> TaskSet | str:
+    """The task set of an evaluation; if it cannot be created, the error as a text."""
     try:
         made: TaskSet = instantiate(one.env)
     except Exception as error:
@@ -198,7 +200,7 @@ def _cell(
 
 # -- playing them -----------------------------------------------------------------------------------------------------
 def launch(cells: Sequence[Cell], folder: Path) -> None:
-    """Play the cells through the launcher of Hydra that was chosen, and set the errors of those that failed."""
+    """Play the cells with Hydra's launcher, and set `error` of those that failed."""
     asked = [str(o) for o in HydraConfig.get().overrides.hydra]
     chosen = [o for o in asked if o.startswith(("hydra/launcher=", "hydra.launcher.", "hydra.searchpath="))]
     with_dir = [*chosen, "hydra/hydra_logging=quiet", f"hydra.sweep.dir={quoted(folder)}"]
@@ -213,30 +215,24 @@ def launch(cells: Sequence[Cell], folder: Path) -> None:
 
 
 def play(cfg: DictConfig) -> str:
-    """Play the missing episodes of a cell, in the folder of the job. Returns its error in a line; empty if it has none.
+    """Play the missing episodes of a cell in the folder of the job. Returns the error in one line, or an empty text.
 
-    What it prints goes to log.txt in the folder.
+    Its output goes to log.txt in the folder.
     """
     run = Path(HydraConfig.get().runtime.output_dir)
     if multiprocessing.parent_process() is not None:
-        threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+        end_with_parent(os.getppid())
     with (run / LOG).open("a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
         try:
             prepare(cfg, "evaluate")
             with locked(run):
-                evaluate_in(cfg, run)
+                lacking = evaluate_in(cfg, run)
         except Exception as error:
             message = explain(error, "evaluate")
             if message is None:
                 traceback.print_exc()
-                return f"{type(error).__name__}: {' '.join(str(error).split())}; see {run / LOG}"
+                first, _, _ = str(error).partition("\n")
+                return f"{type(error).__name__}: {first}; see {run / LOG}"
             print(f"error: {message}")
             return message
-    return ""
-
-
-def _end_with_parent(parent: int) -> None:
-    """End this worker if the sweep was killed: it would hold the lock of its cell."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
+    return f"{counted(lacking, 'episode')} lacked a file, a package or a service" if lacking else ""

@@ -1,7 +1,7 @@
 """Check an environment against the contract: `python -m scripts.check env=NAME`.
 
-The rules of `envs.conformance` run one after the other, and each is printed with its result. For a broken rule, it is
-printed what the rule says, what was found, and where the environment raised. The exit code is 1 if a rule is broken.
+The command runs the rules of `envs.conformance` one after the other, and prints each with its result. For a broken rule
+it prints the rule, what was found, and where the environment raised. The exit code is 1 if a rule is broken.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main(cfg: DictConfig) -> None:
         try:
             check()
         except ConformanceError as error:
-            if isinstance(error.__cause__, NoDataError):  # nothing can be played, so every rule would be broken
+            if isinstance(error.__cause__, NoDataError):  # without data every rule would be broken
                 raise error.__cause__ from error
             broken += 1
             console.print(f"{MARKS['bad']} {number:2} {rule}")
@@ -64,7 +64,7 @@ def rule_texts() -> dict[str, str]:
 
 
 def _place(error: ConformanceError) -> str:
-    """Where an exception was raised that is not one of the rules' own; empty otherwise."""
+    """Where the environment raised the exception; empty if the rule itself raised it."""
     if error.__cause__ is None:
         return ""
     frame = traceback.extract_tb(error.__cause__.__traceback__)[-1]

@@ -1,6 +1,6 @@
-"""All commands by one name: `polyturn train env=alfworld` is `python -m scripts.train env=alfworld`, from any folder.
+"""One program for all commands: `polyturn train env=alfworld` is `python -m scripts.train env=alfworld`.
 
-Modules of the folder where it is called, such as an environment of your own, are found after the installed packages.
+It works in any folder. Modules in the current folder, such as your own environment, are found after installed packages.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Shared by the commands: configuration by Hydra, errors of one line, exit codes.
+"""Code that the commands share: configuration with Hydra, errors of one line, exit codes.
 
 Exit codes: 0 done; 1 a bug, with its traceback; 2 an error that the user can correct, in one line (HYDRA_FULL_ERROR=1
 prints its traceback too); 130 Ctrl-C; 128 + n ended by signal n, for example by a closed terminal or pipe.
@@ -43,22 +43,22 @@ from algorithms.launch import Launch
 from envs import plugin_configurations
 from envs.core import UnknownNameError
 from envs.facts import Facts, differences
-from scripts.run_folder import Command, override_key, quoted, remove_traces
+from scripts.run_folder import PARENT, Command, end_with_parent, override_key, quoted, remove_traces
 from scripts.settings import OUR_PACKAGES, check_added_keys, check_settings, shown
 from scripts.targets import check_targets, settings_of
 
 Job: TypeAlias = Callable[[DictConfig], None]
 FOLDER_SETTINGS = ("env.data", "rollout.folder")
-FOLDERS = ("POLYTURN_CACHE", "POLYTURN_DATA", "HF_HOME")  # environment variables that name one
+FOLDERS = ("POLYTURN_CACHE", "POLYTURN_DATA", "HF_HOME")  # environment variables that contain a folder
 PACKAGES = ("polyturn", "torch", "transformers", "gymnasium", "hydra-core", "textworld", "alfworld")
-_asked: list[str] = []  # the keys that the command line sets, without those that `resume` adds
+_user_keys: list[str] = []  # the keys that the command line sets, without those that `resume` adds
 OWN_RUNS = {  # commands that start runs themselves, and how
     "lab": "give it algos=[…] seeds=[…]",
     "sweep": "give it agents=[…] envs=[…] seeds=[…]",
 }
-LAUNCHERS = {  # Hydra's, that packages of their own bring: how their names begin, and what to install
+LAUNCHERS = {  # beginning of the name of a launcher of Hydra -> the package that contains it
     "joblib": "'polyturn[parallel]'",
-    "submitit": "hydra-submitit-launcher",
+    "submitit": "'polyturn[slurm]'",
 }
 FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
@@ -119,8 +119,8 @@ class Arguments(argparse.ArgumentParser):
         raise ValueError(f"{message}; see --help")
 
 
-def given_path(text: str) -> Path:
-    """A path of a command line. Raises `ArgumentTypeError` for an empty text, which would be the working directory."""
+def path_argument(text: str) -> Path:
+    """The path in an argument. Raises `ArgumentTypeError` for an empty text, which would mean the working directory."""
     if not text:
         raise argparse.ArgumentTypeError("expected a path, got an empty text")
     return Path(text)
@@ -154,13 +154,15 @@ def run(main: Callable[[], None], config_name: str = "") -> None:
 
 
 def _prepare_process() -> None:
-    """Accept text that the encoding lacks, and make the folders in environment variables absolute.
+    """Print characters that the encoding lacks as escapes, end with the parent, and make folders in variables absolute.
 
-    Absolute, because an environment may change the working directory.
+    An environment may change the working directory.
     """
     for stream, errors in ((sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace"), (sys.stdin, "replace")):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=errors)
+    if parent := os.environ.pop(PARENT, ""):  # not for the processes that this one starts
+        end_with_parent(int(parent))
     for name in FOLDERS:
         if folder := os.environ.get(name):
             os.environ[name] = os.path.abspath(os.path.expanduser(folder))
@@ -185,7 +187,7 @@ def _stdout_is_closed() -> bool:
 def _launch(launch: Callable[[], None], name: str) -> None:
     """Call Hydra so that it raises its errors, instead of printing them and exiting."""
     before, arguments = os.environ.get("HYDRA_FULL_ERROR", "0"), sys.argv
-    _asked[:] = [override_key(argument) for argument in arguments[1:] if "=" in argument]
+    _user_keys[:] = [override_key(argument) for argument in arguments[1:] if "=" in argument]
     try:
         if name in OWN_RUNS and {"-m", "--multirun"} & {*arguments}:
             raise ValueError(f"scripts.{name} starts its own runs: {OWN_RUNS[name]} instead of --multirun")
@@ -246,14 +248,14 @@ def _unquoted(text: str) -> str:
     return inner if text[:1] + text[-1:] in ("''", '""') and not Path(text).exists() else text
 
 
-def asked_for(key: str) -> bool:
+def is_set_by_user(key: str) -> bool:
     """Whether the command line sets a key or its group. Overrides that `resume` adds do not count."""
-    return any(key == asked or key.startswith(f"{asked}.") for asked in _asked)
+    return any(key == set_key or key.startswith(f"{set_key}.") for set_key in _user_keys)
 
 
-def asked_under(group: str) -> bool:
+def is_group_set_by_user(group: str) -> bool:
     """Whether the command line chooses from a group or sets a key in it. Overrides that `resume` adds do not count."""
-    return any(asked == group or asked.startswith(f"{group}.") for asked in _asked)
+    return any(set_key == group or set_key.startswith(f"{group}.") for set_key in _user_keys)
 
 
 # -- errors -----------------------------------------------------------------------------------------------------------
@@ -302,7 +304,7 @@ def explain(error: BaseException, config_name: str = "", overrides: Sequence[str
 
 
 def _to_install(error: ImportError) -> str | None:
-    """The package that an import lacks, and how to install it; None if it is not one that polyturn asks for."""
+    """The missing package, and how to install it; None if it is not a dependency of polyturn."""
     causes: list[ImportError] = [error]
     while isinstance(cause := causes[-1].__cause__, ImportError):
         causes.append(cause)
@@ -324,7 +326,7 @@ def _to_install(error: ImportError) -> str | None:
 
 
 def _set_by(path: str) -> str:
-    """The environment variable that a path comes from, in brackets; empty if it comes from none."""
+    """The environment variable that contains the path, in brackets; empty if there is none."""
     for variable in FOLDERS:
         folder = os.environ.get(variable)
         if folder and Path(path).is_relative_to(folder):
@@ -382,7 +384,7 @@ def _unknown_key(key: str, config_name: str, overrides: Sequence[str] | None) ->
             leaf = part
             break
         place, at = place[part], f"{at}{part}."
-    if isinstance(place.get(leaf), dict):  # the key is there; those that it was given are not
+    if isinstance(place.get(leaf), dict):  # the group exists; the keys in the given dict do not
         return ValueError(f"{key}={{…}} cannot add keys; add each by itself: '+{key}.NAME=VALUE'")
     leaves = {name: name.rpartition(".")[2] for name in _keys(config)}
     near = difflib.get_close_matches(leaf, leaves.values(), n=1, cutoff=0.8)
@@ -409,7 +411,7 @@ def _no_option(text: str) -> str:
 def _compose_without(key: str, config_name: str, overrides: Sequence[str] | None) -> dict[str, Any]:
     """The configuration without one override; `overrides` None means the command line.
 
-    If others are wrong too, with the choices from groups only, and at last the defaults.
+    If other overrides are wrong too, it has only the choices from groups; if a choice is wrong, only the defaults.
     """
     args = get_args_parser().parse_args()
     given, name = (args.overrides, args.config_name or config_name) if overrides is None else (overrides, config_name)
@@ -494,7 +496,7 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, str | int]:
-    """What the rounding of torch on a CPU depends on, besides its version. Imports torch."""
+    """Facts of the machine that rounding in torch on a CPU depends on, besides the version. Imports torch."""
     import torch
 
     return {"instructions": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}

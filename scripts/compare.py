@@ -35,12 +35,12 @@ from rich.markup import escape
 
 from agents.statistics import Interval, holm, seed_interval, sign_permutation, two_level_interval
 from envs.files import files_named, write_whole
-from scripts.common import Arguments, Terminal, given_path, run
+from scripts.common import Arguments, Terminal, path_argument, run
 from scripts.curve import SELECTION, is_success, moving_mean, read_metrics, save
 
 SMOOTH = 5  # updates of the moving average
 POINTS = 200  # in a line
-SHARED = 12  # characters at the beginning of all values that a label may repeat
+SHARED = 12  # a label omits the common beginning of all values if it is longer than this, in characters
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast if libyaml is installed
 LEFT_OUT = ("seed", "resume")  # keys that do not matter for grouping
 BUNDLES = ("experiment",)  # groups of the configuration that only set other keys
@@ -74,8 +74,8 @@ class Group:
     runs: list[Run]
 
     @property
-    def begun(self) -> list[Run]:
-        """The runs that have finished an update."""
+    def with_updates(self) -> list[Run]:
+        """The runs that have finished at least one update."""
         return [one for one in self.runs if len(one.steps)]
 
     @property
@@ -90,11 +90,11 @@ def main(argv: list[str] | None = None) -> None:
     """Read the runs, draw the picture, write and print the table."""
     parser = Arguments(prog="python -m scripts.compare", description="Compare training runs.")
     parser.add_argument(
-        "folders", type=given_path, nargs="+", metavar="FOLDER", help="a run, or a folder with runs inside"
+        "folders", type=path_argument, nargs="+", metavar="FOLDER", help="a run, or a folder with runs inside"
     )
-    parser.add_argument("--output", type=given_path, metavar="DIR", help="where to write; default: the first FOLDER")
+    parser.add_argument("--output", type=path_argument, metavar="DIR", help="where to write; default: the first FOLDER")
     args = parser.parse_args(argv)
-    with Console(stderr=True).status("") as status:  # in a terminal alone
+    with Console(stderr=True).status("") as status:  # only in a terminal
         runs, left_out = read_runs(args.folders, lambda doing: status.update(escape(doing)))
     for reason in left_out:
         print(f"left out: {reason}", file=sys.stderr)
@@ -111,11 +111,11 @@ def main(argv: list[str] | None = None) -> None:
     write_whole(target / "compare.md", text)
     console.print(text)
     for group in groups:
-        updates = [len(one.steps) for one in group.begun]
+        updates = [len(one.steps) for one in group.with_updates]
         if len(set(updates)) > 1:
             span = f"{min(updates)} to {max(updates)} updates"
             console.print(f"{group.label}: its runs have {span}; its line ends with the shortest run")
-    if any(group.begun for group in groups):
+    if any(group.with_updates for group in groups):
         draw(groups, target / "compare.png")
         console.print(f"picture: {target / 'compare.png'}")
     else:
@@ -326,7 +326,7 @@ def _shared_length(values: Sequence[str]) -> int:
 # -- the picture ------------------------------------------------------------------------------------------------------
 def draw(groups: Sequence[Group], target: Path) -> None:
     """A panel for each group with finished updates, in rows; panels of the score are below those of success."""
-    shown = [group for group in groups if group.begun]
+    shown = [group for group in groups if group.with_updates]
     columns = min(len(shown), 4 if len(shown) > 6 else 3)
     rows = -(-len(shown) // columns)
     measures = measures_of(shown)
@@ -350,7 +350,7 @@ def _draw_part(
     from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
     panels = part.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
-    curves = [line_of(group.begun, measure) for group in groups]
+    curves = [line_of(group.with_updates, measure) for group in groups]
     for at, (axes, title) in enumerate(zip(panels, titles, strict=False)):
         for other, (steps, values) in enumerate(curves):
             if other != at:
@@ -406,10 +406,10 @@ def table(groups: Sequence[Group]) -> str:
     rows = [f"| | runs | steps | {' | '.join(heads)} | split | before | after |"]
     rows.append(f"|---|---:|---:|{'---:|' * len(heads)}---|---:|---:|")
     for group in groups:
-        begun = group.begun
-        steps = np.mean([one.steps[-1] for one in begun] or [0.0])
+        with_updates = group.with_updates
+        steps = np.mean([one.steps[-1] for one in with_updates] or [0.0])
         trained = [
-            summary([getattr(one, measure)[part].mean() for one in begun], forms[measure])
+            summary([getattr(one, measure)[part].mean() for one in with_updates], forms[measure])
             for measure in measures
             for part in (slice(SMOOTH), slice(-SMOOTH, None))
         ]
@@ -453,7 +453,7 @@ def differences(groups: Sequence[Group]) -> str:
             both, seeds = two_level_interval(matrix), seed_interval(matrix.mean(1).tolist())
             cells = [
                 first.label.replace("|", "\\|"), second.label.replace("|", "\\|"), split, *map(str, matrix.shape),
-                f"{100 * both.mean:+.1f}", _ends(both), _ends(seeds), f"{p:.3f}", f"{adjusted:.3f}",
+                f"{100 * both.mean:+.1f}", _bounds(both), _bounds(seeds), f"{p:.3f}", f"{adjusted:.3f}",
             ]  # fmt: skip
             lines.append(f"| {' | '.join(cells)} |")
     if not lines:
@@ -496,7 +496,7 @@ def _other_tasks(pairs: Sequence[tuple[Run, Run]], split: str) -> str:
     return ""
 
 
-def _ends(interval: Interval) -> str:
+def _bounds(interval: Interval) -> str:
     if interval.low is None or interval.high is None:
         return "–"
     return f"{100 * interval.low:+.1f} … {100 * interval.high:+.1f}"

@@ -21,7 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-ROOM = 2e9  # bytes that a run needs on disk: checkpoints, episodes, games
+DISK_NEEDED = 2e9  # bytes that a run needs on disk: checkpoints, episodes, games
 EXTRAS = ("alfworld", "hf", "openai", "scienceworld", "serve", "textworld_express", "tools")  # the extras in `all`
 MARKS = {"ok": "✓", "note": "·", "bad": "✗"}
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"  # if this is a checkout
@@ -29,7 +29,7 @@ INSTALL = f"pip install -e '{PROJECT.parent}[all]'" if PROJECT.is_file() else "p
 
 
 class Finding(NamedTuple):
-    """One result. `state` is "ok", "note" (something optional is missing) or "bad"."""
+    """The result of one check. `state` is "ok", "note" (something optional is missing) or "bad"."""
 
     state: str
     text: str
@@ -37,7 +37,7 @@ class Finding(NamedTuple):
 
 
 def main() -> None:
-    """Print every finding as it is made. Raises `SystemExit(1)` if one is bad."""
+    """Run the checks, and print each result at once. Raises `SystemExit(1)` if one is bad."""
     if sys.argv[1:]:
         from scripts.method import main as report_method
 
@@ -66,7 +66,7 @@ def report(title: str, findings: Iterable[Finding]) -> int:
 
 
 def packages() -> Iterator[Finding]:
-    """Python, every package that the project and the extras of `all` require, and vLLM, which is in neither."""
+    """Check Python, the packages that the project and the extras of `all` require, and vLLM, which is in neither."""
     yield Finding("ok", f"python {platform.python_version()}")
     try:
         from packaging.requirements import Requirement
@@ -105,7 +105,7 @@ def _requirements() -> list[str]:
 
 
 def machine() -> Iterator[Finding]:
-    """Cores, and the device that policies will use."""
+    """Check the cores, and the device that policies will use."""
     cores = len(os.sched_getaffinity(0))
     yield Finding("ok", f"{cores} core{'' if cores == 1 else 's'}, {platform.system()} {platform.machine()}")
     try:
@@ -121,7 +121,7 @@ def machine() -> Iterator[Finding]:
 
 
 def data() -> Iterator[Finding]:
-    """Official games, embedded games, warm starts, and environments of other packages that cannot be loaded."""
+    """Check official games, embedded games, warm starts, and the environments of other packages."""
     from envs import plugin_configurations, plugin_errors
     from envs.alfworld.game import GAME_FILE
     from envs.alfworld.generate import GENERATOR_VERSION
@@ -150,7 +150,7 @@ def data() -> Iterator[Finding]:
 
 
 def _bfcl() -> Finding:
-    """The tasks of BFCL, whose package no extra can name: its own requirements pin other versions of many packages."""
+    """Check the tasks of BFCL. No extra contains its package, because it pins other versions of many packages."""
     from envs.tools.bfcl import INSTALL as INSTALL_BFCL
     from envs.tools.bfcl import VERSION
 
@@ -164,7 +164,7 @@ def _bfcl() -> Finding:
 
 
 def disk() -> Iterator[Finding]:
-    """Whether results and caches can be written."""
+    """Check whether results and caches can be written."""
     from envs.core import cache_root
 
     for what, folder, remedy in [
@@ -180,7 +180,8 @@ def disk() -> Iterator[Finding]:
             continue
         free = shutil.disk_usage(there).free
         text = f"{what}: {folder}, {free / 1e9:.1f} GB free"
-        yield Finding("ok", text) if free >= ROOM else Finding("bad", f"{text}, {ROOM / 1e9:g} are needed", remedy)
+        needed = f"{text}, {DISK_NEEDED / 1e9:g} are needed"
+        yield Finding("ok", text) if free >= DISK_NEEDED else Finding("bad", needed, remedy)
 
 
 if __name__ == "__main__":

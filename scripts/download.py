@@ -19,18 +19,18 @@ from envs.search import download as search
 from envs.sokoban import download as boxoban
 from envs.textcraft import download as textcraft
 from envs.webshop import download as webshop
-from scripts.common import Arguments, given_path, run
+from scripts.common import Arguments, path_argument, run
 
 
 def main() -> None:
-    """Read the command line and download what it names."""
+    """Read the command line, and download the data."""
     parser = Arguments(prog="python -m scripts.download", description="Download published data.")
     commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     shared = Arguments(add_help=False)
     shared.add_argument(
-        "--data", type=given_path, metavar="DIR", help="where to put it (default: where environments look)"
+        "--data", type=path_argument, metavar="DIR", help="where to put it (default: where environments look)"
     )
-    shared.add_argument("--from", dest="mirror", type=given_path, metavar="DIR", help="a folder that has the files")
+    shared.add_argument("--from", dest="mirror", type=path_argument, metavar="DIR", help="a folder that has the files")
 
     what = "the official games of ALFWorld: 37 MB, unpacked 340 MB"
     command = commands.add_parser("alfworld", parents=[shared], help=what, description=what)
@@ -92,7 +92,7 @@ def _install(args: Namespace, data: Path) -> None:
 
 @contextmanager
 def _without_empty_folders(data: Path) -> Iterator[None]:
-    """After an error, remove the empty folders that were made for data that did not come."""
+    """After an error, remove the empty folders that were created for the data."""
     before = _folders(data)
     try:
         yield

@@ -3,8 +3,8 @@
 Every task of the split is played exactly once for each seed. The run folder gets run.json (the configuration, the hash
 of the manifest, the versions), episodes.jsonl and usage.jsonl (written during the run), and at the end evaluation.json,
 .md and .png.
-`resume=RUN_DIR` plays the missing episodes, and those that ended because a file was missing or a service did not
-answer. Seeds can be added; other settings of the episodes must not change.
+`resume=RUN_DIR` plays the missing episodes, and those that ended because a file or a package was missing or a service
+did not answer. Seeds can be added; other settings of the episodes must not change.
 `model=FOLDER` evaluates a model or a training run; the default agent is `agent=masked`.
 """
 
@@ -51,10 +51,13 @@ def main(cfg: DictConfig) -> None:
         evaluate_in(cfg, run)
 
 
-def evaluate_in(cfg: DictConfig, run: Path) -> None:
-    """Play the missing episodes of the evaluation in the folder `run`, and write its results."""
+def evaluate_in(cfg: DictConfig, run: Path) -> int:
+    """Play the missing episodes of the evaluation in the folder `run`, and write its results.
+
+    Returns how many episodes lacked a file, a package or a service: the next start plays them again.
+    """
     check_agent(cfg)
-    asked = Command.of_this_process("evaluate")
+    this_command = Command.of_this_process("evaluate")
     console = Terminal(soft_wrap=True)
     task_set: TaskSet = instantiate(cfg.env)
     console.print(task_set.describe())
@@ -73,14 +76,14 @@ def evaluate_in(cfg: DictConfig, run: Path) -> None:
         write_whole(run / "run.json", json.dumps(facts, indent=2) + "\n")
     else:
         compare_machines(before, facts, console)
-    asked.keep(run, cfg)  # seeds may have been added
+    this_command.save(run, cfg)  # seeds may have been added
     file = run / "episodes.jsonl"
     wanted = {(job.task.id, job.seed) for job in jobs}
-    played = [episode for episode in _drop_lacking(file, console) if episode_key(episode) in wanted]
+    played = [episode for episode in _drop_unplayable(file, console) if episode_key(episode) in wanted]
     if played:
         console.print(f"{len(played)} of {len(jobs)} episodes were played before")
     agent = make_agent(cfg.agent, task_set, model, _policy_seed(jobs, played) if model else cfg.seeds[0])
-    spent = Spending(run / "usage.jsonl", getattr(agent, "usage", None))
+    spent = UsageLog(run / "usage.jsonl", getattr(agent, "usage", None))
     ended = list(played)
     with (
         EnvPool(
@@ -109,12 +112,14 @@ def evaluate_in(cfg: DictConfig, run: Path) -> None:
         console.print(
             f"errors ended {counted(len(errors), 'episode')}; the first was: {printable(error_line(errors[0]))}"
         )
+    lacking = sum(map(lacks_data, ended))
     results = {
         "run": facts,
         "environment": task_set.describe(),
         "evaluation": evaluation.to_json(),
         "seeds": list(cfg.seeds),
         "tasks": outcomes_by_task(ended),
+        "lacking": lacking,
         "sampled_tokens": sum(len(turn.completion_ids) for episode in ended for turn in episode.turns),
         "usage": spent.total(),
     }
@@ -122,6 +127,7 @@ def evaluate_in(cfg: DictConfig, run: Path) -> None:
     check_environment(ended)
     if evaluation.stops.get(StopReason.REFUSED, 0) == evaluation.success.n:
         raise ValueError(f"the endpoint refused all {counted(evaluation.success.n, 'episode')}, so there is no result")
+    return lacking
 
 
 # -- the facts of an evaluation ---------------------------------------------------------------------------------------
@@ -135,9 +141,9 @@ LEFT_OUT = (  # settings that may change when an evaluation is resumed
 
 
 def facts_of(cfg: DictConfig, agent: str, task_set: TaskSet, model: Model | None) -> Facts:
-    """A description of the evaluation, without the machine. All its episodes have these facts.
+    """A description of the evaluation that holds for all its episodes; it does not contain the machine.
 
-    `agent` is the choice of the group agent. The split of the configuration must be set.
+    `agent` is the option chosen from the group `agent`. The configuration must have a split.
     """
     manifest = task_set.manifest(cfg.split)
     configured = without(plain(cfg), LEFT_OUT)
@@ -179,14 +185,14 @@ def _read_whole_lines(file: Path) -> list[Episode]:
     return list(read_episodes(file))
 
 
-def _drop_lacking(file: Path, console: Console) -> list[Episode]:
-    """The episodes of an earlier start, except those that a missing file ended: these are removed from the file."""
+def _drop_unplayable(file: Path, console: Console) -> list[Episode]:
+    """The episodes of an earlier start. Those that lacked a file, a package or a service are removed from the file."""
     episodes = _read_whole_lines(file)
     kept = [episode for episode in episodes if not lacks_data(episode)]
     if len(kept) < len(episodes):
         console.print(
-            f"playing {counted(len(episodes) - len(kept), 'episode')} again that ended because a file was missing "
-            "or a service did not answer"
+            f"playing {counted(len(episodes) - len(kept), 'episode')} again that ended because a file or a "
+            "package was missing or a service did not answer"
         )
         lines = zip(file.read_bytes().splitlines(keepends=True), episodes, strict=True)
         write_whole(file, b"".join(line for line, episode in lines if not lacks_data(episode)))
@@ -194,30 +200,31 @@ def _drop_lacking(file: Path, console: Console) -> list[Episode]:
 
 
 def _policy_seed(jobs: Sequence[Job], played: Sequence[Episode]) -> int:
-    """The seed of a policy's generator. An evaluation that goes on must not draw the numbers of its first start again:
-    with them, a seed that is added would repeat the attempts of the first.
+    """The seed of a policy's generator, which differs for each start of an evaluation.
+
+    With the numbers of the first start, a seed that was added later would repeat the attempts of the first seed.
     """
     known = {episode_key(episode) for episode in played}
     first = next((job.seed for job in jobs if (job.task.id, job.seed) not in known), jobs[0].seed)
     return int(np.random.SeedSequence([first, len(played)]).generate_state(1)[0]) if played else first
 
 
-# -- what it took -----------------------------------------------------------------------------------------------------
-class Spending:
+# -- time, tokens and cost --------------------------------------------------------------------------------------------
+class UsageLog:
     """Seconds, tokens and cost of an evaluation, over all its starts.
 
     The file has a line for each episode with the sums of its start so far, so little is lost if the process is killed.
     """
 
     def __init__(self, file: Path, of_endpoint: Usage | None) -> None:
-        """`of_endpoint` counts what an endpoint answered; None if tokens are those of the turns."""
+        """`of_endpoint` has the counts of an endpoint; None: count the tokens of the turns."""
         self.file, self.counted = file, of_endpoint or Usage()
         self._counts_turns = of_endpoint is None
         self._start = 1 + max((line["start"] for line in self._lines()), default=0)
         self._begun = time.monotonic()
 
     def add(self, episode: Episode) -> None:
-        """Count an episode, whose turns have their prompts."""
+        """Count an episode. Its turns must still contain their prompts."""
         if self._counts_turns:
             for turn in episode.turns:
                 if turn.completion_ids:
@@ -236,7 +243,7 @@ class Spending:
         return {"starts": len(last), **sums, "cost": math.fsum(costs) if costs else None}
 
     def _lines(self) -> list[dict[str, Any]]:
-        """The whole lines. One that a kill has cut is removed from the file."""
+        """The complete lines. An incomplete last line, left by a kill, is removed from the file."""
         if not self.file.exists():
             return []
         content = self.file.read_bytes()
@@ -247,7 +254,7 @@ class Spending:
 
 
 def describe_usage(usage: Mapping[str, Any]) -> str:
-    """One line for a person: time, tokens, cost."""
+    """Time, tokens and cost in one line."""
     starts = f" in {usage['starts']} starts" if usage["starts"] > 1 else ""
     prompt, sampled = f"{usage['prompt_tokens']:,} prompt tokens", f"{usage['completion_tokens']:,} sampled tokens"
     tokens = f", {usage['requests']:,} requests, {prompt}, {sampled}" if usage["requests"] else ""

@@ -1,10 +1,14 @@
 """Compare methods from one warm start: `python -m scripts.lab +experiment=lab_alfworld algos=[grpo,gigpo] seeds=[0,1]`.
 
 Each run is its own process, `python -m scripts.train … algo=gigpo seed=1 hydra.run.dir=DIR/gigpo/1`, with its output in
-DIR/logs. At the end, DIR has report.md, report.json and the pictures (`scripts.lab_report`).
+DIR/logs. It ends if the laboratory is killed. At the end, DIR has report.md, report.json and the pictures
+(`scripts.lab_report`).
 
 `resume=DIR` continues: finished runs are kept, interrupted runs resume from their last checkpoint, and methods and
 seeds can be added. If a run fails, the others continue, and the report shows the failure.
+
+`lab.join=[FILE]` adds finished runs of another folder or machine, from its runs.json, to the report. They are not run
+again.
 
 With `lab.rates=[3e-4,1e-3]` every method is trained with each of these learning rates, and evaluated only on tasks that
 are held out from training (tuning.md, tuning.json).
@@ -35,8 +39,8 @@ import conf
 from agents.evaluation import Evaluation
 from envs.core import UnknownNameError
 from scripts.common import Terminal, command
-from scripts.lab_report import Ending, Variant, write_report, write_tuning
-from scripts.run_folder import Command, locked, override_key, quoted, resume_command
+from scripts.lab_report import NOT_RUN, Ending, LabRun, Variant, read_runs, write_report, write_tuning
+from scripts.run_folder import PARENT, Command, locked, override_key, quoted, resume_command
 from scripts.settings import check_settings
 
 OWN = ("algos", "seeds", "lab")  # settings that scripts.train does not have
@@ -76,11 +80,11 @@ class Job:
             return subprocess.Popen(
                 [sys.executable, "-m", "scripts.train", *arguments],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                env={"OMP_NUM_THREADS": threads, **os.environ}, start_new_session=True,
+                env={"OMP_NUM_THREADS": threads, **os.environ, PARENT: str(os.getpid())}, start_new_session=True,
             )  # fmt: skip
 
     def ending(self, code: int) -> Ending:
-        """How the process ended that returned `code`."""
+        """How the run ended, from the exit code of its process."""
         if self.is_finished and code == 0:
             return Ending.of_finished()
         if code < 0:
@@ -102,16 +106,19 @@ def main(cfg: DictConfig) -> None:
 
 
 def _run(cfg: DictConfig, folder: Path) -> None:
-    asked = Command.of_this_process("lab")
-    jobs = list(_jobs(cfg, folder, asked))
+    this_command = Command.of_this_process("lab")
+    jobs = list(_jobs(cfg, folder, this_command))
     console = Terminal(soft_wrap=True)
     finished = [job for job in jobs if job.is_finished]
-    console.print(f"{len(jobs)} runs in {folder}: {len(finished)} are finished already")
     endings = {job.variant: Ending.of_finished() for job in finished}
+    joined = _joined([Path(path) for path in cfg.lab.join], [job for job in jobs if job not in finished])
+    endings |= {variant: run.ending for variant, run in joined.items()}
+    from_files = f", {len(joined)} more are in the files of lab.join" if joined else ""
+    console.print(f"{len(jobs)} runs in {folder}: {len(finished)} are finished already{from_files}")
     missing = [job for job in jobs if job.variant not in endings]
     if missing and cfg.lab.processes:
         instantiate(cfg.env).manifest(cfg.split)  # without tasks every run would fail
-    asked.keep(folder, cfg)
+    this_command.save(folder, cfg)
     try:
         if cfg.lab.processes:
             with closing(_run_all(missing, cfg.lab.processes)) as ended:
@@ -120,11 +127,14 @@ def _run(cfg: DictConfig, folder: Path) -> None:
                     what = f"finished, {seconds:.0f} s" if ending.finished else f"{ending}; see {job.log}"
                     console.print(f"{len(endings)}/{len(jobs)} {job.variant}: {what}")
     finally:
-        folders = {job.variant: job.folder for job in jobs}
+        runs = [
+            joined.get(job.variant) or LabRun.read(job.variant, job.folder, endings.get(job.variant, NOT_RUN))
+            for job in jobs
+        ]
         if cfg.lab.rates:
-            text = write_tuning(folder, folders, endings)
+            text = write_tuning(folder, runs)
         else:
-            text = write_report(folder, folders, endings, asked, cfg.lab.baseline, cfg.lab.seconds)
+            text = write_report(folder, runs, this_command, cfg.lab.baseline, cfg.lab.seconds)
         if len(endings) < len(jobs):
             console.print(f"{len(jobs) - len(endings)} runs are missing; resume with: {resume_command('lab', folder)}")
     console.print(text)
@@ -134,16 +144,16 @@ def _run(cfg: DictConfig, folder: Path) -> None:
 
 
 # -- the runs ---------------------------------------------------------------------------------------------------------
-def _jobs(cfg: DictConfig, folder: Path, asked: Command) -> Iterator[Job]:
+def _jobs(cfg: DictConfig, folder: Path, this_command: Command) -> Iterator[Job]:
     """A run for each method, rate and seed. Raises if the configuration of a method is wrong, before any run starts."""
-    keys = {override_key(override) for override in asked.overrides}
+    keys = {override_key(override) for override in this_command.overrides}
     for key, own in SET.items():
         if key in keys:
             raise ValueError(f"scripts.lab sets {key} for each run: use {own}=[…] instead")
     if cfg.lab.rates and not cfg.eval.selection_tasks:
         raise ValueError("lab.rates needs tasks that are held out from training, but eval.selection_tasks is 0")
-    shared = [o for o in asked.overrides if override_key(o).partition(".")[0] not in OWN]
-    tuned = tuned_settings(HydraConfig.get().runtime.choices["env"], asked.config_dirs)
+    shared = [o for o in this_command.overrides if override_key(o).partition(".")[0] not in OWN]
+    tuned = tuned_settings(HydraConfig.get().runtime.choices["env"], this_command.config_dirs)
     methods = {algo: [f"algo={algo}", *tuned.get(algo, []), *shared] for algo in cfg.algos}
     for overrides in methods.values():
         check_settings(hydra.compose("config", overrides), "config")  # as scripts.train does
@@ -159,8 +169,26 @@ def _jobs(cfg: DictConfig, folder: Path, asked: Command) -> Iterator[Job]:
                     folder / variant.path,
                     folder / "logs" / f"{'-'.join(variant.path.parts)}.txt",
                     (*overrides, *tried, f"seed={seed}"),
-                    (*asked.config_dirs,),
+                    (*this_command.config_dirs,),
                 )
+
+
+def _joined(paths: Sequence[Path], jobs: Sequence[Job]) -> dict[Variant, LabRun]:
+    """The finished runs in files of `scripts.lab_report.write_runs` that are those of `jobs`.
+
+    Raises `ValueError` if a run of a job had other settings.
+    """
+    wanted = {job.variant: job for job in jobs}
+    joined: dict[Variant, LabRun] = {}
+    for path in paths:
+        for run in read_runs(path):
+            job = wanted.get(run.variant)
+            if job is None or not run.ending.finished:
+                continue
+            if different := sorted({*run.overrides} ^ {*job.overrides}):
+                raise ValueError(f"lab.join: {run.variant} in {path} had other settings than here: {different}")
+            joined[run.variant] = run
+    return joined
 
 
 def tuned_settings(env: str, config_dirs: Sequence[str]) -> dict[str, list[str]]:

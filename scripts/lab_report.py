@@ -2,6 +2,7 @@
 
     DIR/report.md       tables in Markdown
     DIR/report.json     the same numbers, and those of every run
+    DIR/runs.json       the outcome of every task at every evaluation, for `lab.join`
     DIR/curves.png      success over environment steps, seconds of training and sampled tokens
     DIR/differences.png each method's difference to the baseline, with its intervals
 
@@ -35,6 +36,8 @@ AXES = {"env_steps": "environment steps", "seconds": "seconds of training", "tok
 FORMS = {"success": "{:.1%}", "score": "{:.3f}"}
 POINTS = 100  # in a line
 DAGGER = "†"
+RUNS = "runs.json"
+FACTS = ("environment", "manifests", "training", "versions", "machine")  # of runs that are compared
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,7 @@ class LabRun:
     evaluations: list[Evaluated]  # the first is before any update
     warm_start: str | None  # hash of its initial weights
     facts: dict[str, Any]  # its description, see `scripts.train`
+    overrides: list[str]  # of scripts.train
 
     @classmethod
     def read(cls, variant: Variant, folder: Path, ending: Ending) -> LabRun:
@@ -108,14 +112,15 @@ class LabRun:
         try:
             costs = _costs(folder / "metrics.jsonl")
             facts = json.loads((start / RUN).read_bytes())
+            overrides = Command.of_run(folder, "train").overrides
         except (OSError, ValueError):
-            return cls(variant, ending, [], None, {})
+            return cls(variant, ending, [], None, {}, [])
         evaluations = []
         for path in sorted((folder / "evaluations").glob("update-*.json")):
             update = int(path.stem.removeprefix("update-"))
             if update in costs:  # otherwise the run was killed before it wrote its metrics
                 evaluations.append(Evaluated(update, costs[update], json.loads(path.read_bytes())["tasks"]))
-        return cls(variant, ending, evaluations, hash_files(start.glob("*.safetensors")), facts)
+        return cls(variant, ending, evaluations, hash_files(start.glob("*.safetensors")), facts, overrides)
 
     def after(self, axis: str, cost: float) -> tuple[Evaluated, Evaluated, float]:
         """The evaluations before and after a cost, and its position between them, from 0 to 1."""
@@ -168,17 +173,67 @@ class Method:
         return np.array(rows)
 
 
+# -- the runs in one file ---------------------------------------------------------------------------------------------
+def write_runs(path: Path, runs: Sequence[LabRun]) -> None:
+    """Write the runs that were evaluated, with the outcome of every task. Raises `ValueError` if their tasks differ."""
+    evaluated = [run for run in runs if run.evaluations]
+    tasks = {split: list(of) for run in evaluated[:1] for split, of in run.evaluations[0].tasks.items()}
+    record = {"tasks": tasks, "runs": [_run_to_json(run, tasks) for run in evaluated]}
+    write_whole(path, json.dumps(record) + "\n")
+
+
+def _run_to_json(run: LabRun, tasks: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    def outcomes(evaluated: Evaluated) -> dict[str, dict[str, list[float]]]:
+        if {split: set(of) for split, of in evaluated.tasks.items()} != {s: set(of) for s, of in tasks.items()}:
+            raise ValueError(
+                f"{run.variant} was evaluated on other tasks than the first run, so they cannot be compared"
+            )
+        return {
+            split: {measure: [float(evaluated.tasks[split][task][measure]) for task in of] for measure in FORMS}
+            for split, of in tasks.items()
+        }
+
+    return {
+        "algo": run.variant.algo,
+        "seed": run.variant.seed,
+        "overrides": run.overrides,
+        "ending": asdict(run.ending),
+        "warm_start": run.warm_start,
+        "facts": {name: run.facts[name] for name in FACTS if name in run.facts},
+        "evaluations": [{"update": e.update, "cost": e.cost, "outcomes": outcomes(e)} for e in run.evaluations],
+    }
+
+
+def read_runs(path: Path) -> list[LabRun]:
+    """The runs of a file of `write_runs`, or of the folder that contains it. Raises `ValueError` for another file."""
+    path = path / RUNS if path.is_dir() else path
+    try:
+        record = json.loads(path.read_bytes())
+        return [_run_from_json(run, record["tasks"]) for run in record["runs"]]
+    except FileNotFoundError:
+        raise ValueError(f"lab.join: {path} does not exist; scripts.lab writes {RUNS} beside its report.md") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"lab.join: {path} is not a {RUNS} of scripts.lab ({type(error).__name__}: {error})") from None
+
+
+def _run_from_json(run: Mapping[str, Any], tasks: Mapping[str, Sequence[str]]) -> LabRun:
+    def outcomes(record: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, dict[str, dict[str, float]]]:
+        return {
+            split: {
+                task: dict(zip(FORMS, values, strict=True))
+                for task, *values in zip(of, *(record[split][measure] for measure in FORMS), strict=True)
+            }
+            for split, of in tasks.items()
+        }
+
+    evaluations = [Evaluated(e["update"], e["cost"], outcomes(e["outcomes"])) for e in run["evaluations"]]
+    variant = Variant(run["algo"], run["seed"])
+    return LabRun(variant, Ending(**run["ending"]), evaluations, run["warm_start"], run["facts"], run["overrides"])
+
+
 # -- the report -------------------------------------------------------------------------------------------------------
-def write_report(
-    folder: Path,
-    folders: Mapping[Variant, Path],
-    endings: Mapping[Variant, Ending],
-    command: Command,
-    baseline: str,
-    seconds: float | None,
-) -> str:
-    """Read the runs, write the files of the report, and return its text."""
-    runs = [LabRun.read(variant, path, endings.get(variant, NOT_RUN)) for variant, path in folders.items()]
+def write_report(folder: Path, runs: Sequence[LabRun], command: Command, baseline: str, seconds: float | None) -> str:
+    """Write the files of the report, and return its text."""
     record = summarise(runs, baseline, seconds)
     record = {"command": command_line(command), **record}
     if record["tasks"]:
@@ -188,6 +243,7 @@ def write_report(
     text = markdown(record)
     write_whole(folder / "report.md", text)
     write_whole(folder / "report.json", json.dumps(record, indent=1) + "\n")
+    write_runs(folder / RUNS, runs)
     return text
 
 
@@ -309,7 +365,7 @@ def _run_record(run: LabRun, keys: Sequence[tuple[str, str]]) -> dict[str, Any]:
 def _shared_facts(runs: Sequence[LabRun]) -> dict[str, Any]:
     """The facts of the runs; a list of values if they differ."""
     facts: dict[str, Any] = {}
-    for name in ("environment", "manifests", "training", "versions", "machine"):
+    for name in FACTS:
         values = [run.facts[name] for run in runs if name in run.facts]
         distinct = [value for at, value in enumerate(values) if value not in values[:at]]
         facts[name] = distinct[0] if len(distinct) == 1 else distinct
@@ -547,9 +603,8 @@ def differences_chart(record: Mapping[str, Any]) -> Figure:
 
 
 # -- learning rates ---------------------------------------------------------------------------------------------------
-def write_tuning(folder: Path, folders: Mapping[Variant, Path], endings: Mapping[Variant, Ending]) -> str:
+def write_tuning(folder: Path, runs: Sequence[LabRun]) -> str:
     """Write the table of learning rates, by success on the tasks that are held out from training. Returns its text."""
-    runs = [LabRun.read(variant, path, endings.get(variant, NOT_RUN)) for variant, path in folders.items()]
     algos = dict.fromkeys(run.variant.algo for run in runs)
     rates = sorted({run.variant.rate for run in runs if run.variant.rate is not None})
     lines = [f"| | warm start | {' | '.join(f'{rate:g}' for rate in rates)} | best |"]

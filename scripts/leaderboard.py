@@ -21,14 +21,14 @@ from envs.files import files_named, write_whole
 from scripts.compare import labels_of_settings
 
 NAMES = ("leaderboard.json", "leaderboard.md", "leaderboard.html")
-OF_TASKS = ("split", "max_turns")  # settings in the facts that are not of the agent
+OF_TASKS = ("split", "max_turns")  # settings in the facts that do not belong to the agent
 
 
 @dataclass(frozen=True)
-class Read:
-    """An evaluation as it is in its folder."""
+class StoredEvaluation:
+    """An evaluation that was read from its folder."""
 
-    folder: str  # below that of the sweep
+    folder: str  # relative to the folder of the sweep
     record: dict[str, Any]
 
     @property
@@ -38,7 +38,7 @@ class Read:
 
     @property
     def agent(self) -> dict[str, Any]:
-        """The settings of the agent: two cells with the same ones are of one agent."""
+        """The settings of the agent. Cells with equal settings have the same agent."""
         config = {key: value for key, value in self.facts["config"].items() if key not in OF_TASKS}
         model = self.facts["model"] or {}
         name = Path(str(model.get("name", ""))).name
@@ -48,7 +48,7 @@ class Read:
 
     @property
     def tasks(self) -> dict[str, Any]:
-        """The settings of the environment: two cells with the same ones have the same tasks."""
+        """The settings of the environment. Cells with equal settings have the same tasks."""
         names = ("env", "split", "max_turns", "manifest_sha256")
         return {name: self.facts[name] for name in names} | dict(_leaves({"environment": self.facts["environment"]}))
 
@@ -62,8 +62,8 @@ def _leaves(value: Mapping[str, Any], parent: str = "") -> Iterator[tuple[str, A
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------
-def read_cells(folder: Path) -> tuple[list[Read], list[str]]:
-    """The evaluations below a folder, and for each that cannot be read the reason."""
+def read_cells(folder: Path) -> tuple[list[StoredEvaluation], list[str]]:
+    """The evaluations in a folder and its subfolders, and the reason for each one that cannot be read."""
     found, left_out = [], []
     for run in [path.parent for path in files_named(folder, "run.json")]:
         where = run.relative_to(folder).as_posix()
@@ -72,7 +72,10 @@ def read_cells(folder: Path) -> tuple[list[Read], list[str]]:
             Evaluation.from_json(record["evaluation"])
             if "tasks" not in record:
                 raise ValueError("it has no outcomes by task, so it is of an older version")
-            found.append(Read(where, record))
+            if record.get("lacking"):
+                left_out.append(f"{where}: {record['lacking']} of its episodes lacked a file, a package or a service")
+                continue
+            found.append(StoredEvaluation(where, record))
         except FileNotFoundError:
             left_out.append(f"{where}: it is not complete")
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -80,10 +83,10 @@ def read_cells(folder: Path) -> tuple[list[Read], list[str]]:
     return found, left_out
 
 
-def joined(found: Sequence[Read], asked: Collection[tuple[str, str, str]] = ()) -> list[Cell]:
-    """The cells of a leaderboard, with names for agents and environments.
+def named_cells(found: Sequence[StoredEvaluation], planned: Collection[tuple[str, str, str]] = ()) -> list[Cell]:
+    """The cells of a leaderboard, each with a name for its agent and its environment.
 
-    Raises `ValueError` if one split of an environment has several manifests, unless all of them are in `asked`
+    Raises `ValueError` if one split of an environment has several manifests, unless all of them are in `planned`
     (environment, split, hash).
     """
     manifests: dict[tuple[str, str], dict[str, list[str]]] = {}
@@ -91,7 +94,7 @@ def joined(found: Sequence[Read], asked: Collection[tuple[str, str, str]] = ()) 
         of = manifests.setdefault((one.facts["env"], one.facts["split"]), {})
         of.setdefault(one.facts["manifest_sha256"], []).append(one.folder)
     for (env, split), of in manifests.items():
-        if len(of) > 1 and any((env, split, manifest) not in asked for manifest in of):
+        if len(of) > 1 and any((env, split, manifest) not in planned for manifest in of):
             cells = "; ".join(f"{manifest[:12]} in {', '.join(folders)}" for manifest, folders in sorted(of.items()))
             raise ValueError(
                 f"cells of {env} {split} have different manifests, so their tasks are not the same: {cells}; remove "
@@ -128,7 +131,7 @@ def _names(settings: Sequence[dict[str, Any]], choices: Sequence[str]) -> list[s
     return [names[distinct.index(one)] for one in settings]
 
 
-def _environments(found: Sequence[Read]) -> list[str]:
+def _environments(found: Sequence[StoredEvaluation]) -> list[str]:
     names = _names([one.tasks for one in found], ["env", "split"])
     return [name.removeprefix("polyturn/") for name in names]
 
@@ -145,7 +148,7 @@ def write_leaderboard(folder: Path, cells: Sequence[Cell], left_out: Sequence[st
 
 # -- in words ---------------------------------------------------------------------------------------------------------
 def conclusions(table: Mapping[str, Any], measure: str) -> list[str]:
-    """Which agents can be told apart, which cannot, and what difference so many tasks can show."""
+    """Which agents differ significantly, which do not, and which difference this number of tasks can show."""
     pairs = table["pairs"][measure]
     told = [pair for pair in pairs if pair["told_apart"]]
     lines = [

@@ -67,7 +67,7 @@ class LiveReporter:
             self.on_closed()
 
     def mute(self) -> None:
-        """The terminal is gone: write nothing more to it."""
+        """Print nothing more, because the terminal was closed."""
         self.console.quiet = True
         self.live.stop()
 

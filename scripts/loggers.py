@@ -1,8 +1,8 @@
 """Loggers: services and files for metrics beside metrics.jsonl, `logger=[tensorboard]`, `logger=[wandb,trackio]`.
 
-metrics.jsonl stays the record of a run. By default, nothing leaves the machine: wandb is offline unless WANDB_MODE is
-set, trackio writes to its folder, tensorboard to RUN/tensorboard. A logger that fails is
-named once, and the run goes on without it. A resumed run goes on in the same run of the service.
+metrics.jsonl is always written, too. By default, nothing leaves the machine: wandb is offline unless WANDB_MODE is set,
+trackio writes to its folder, tensorboard to RUN/tensorboard. If a logger raises, the run prints a warning and continues
+without it. A resumed run continues the same run of the service.
 
 Other packages add loggers by an entry point of the group `polyturn.loggers`, whose object makes a `RunLogger`:
 
@@ -38,17 +38,17 @@ class RunLogger(Protocol):
     """Receives what one run logs."""
 
     def start(self, run: Path, name: str, update: int, facts: Facts) -> None:
-        """Begin the run `name`, or go on with it after `update` updates.
+        """Start the run `name`, or continue it after `update` updates.
 
-        `facts` describe the run: configuration, manifests with their hashes, versions. Updates after `update` that were
-        logged before are logged again.
+        `facts` describe the run: configuration, manifests with their hashes, versions. Updates after `update` may have
+        been logged before; they are logged again.
         """
 
     def log(self, update: int, metrics: Mapping[str, float], episodes: Mapping[str, str]) -> None:
         """Log the metrics of an update or an evaluation, and a text of an episode for each evaluated split."""
 
     def finish(self) -> None:
-        """Write what is left."""
+        """Flush and close."""
 
 
 class TensorboardLogger:
@@ -134,7 +134,7 @@ def make_loggers(names: Sequence[str]) -> Loggers:
 
 
 class Loggers:
-    """The loggers of a run. One that raises is named once and not called again."""
+    """The loggers of a run. After an exception in a logger, there is one warning, and it is not called again."""
 
     def __init__(self, made: Mapping[str, RunLogger]) -> None:
         self.active = dict(made)
@@ -160,7 +160,7 @@ class Loggers:
         self._each(lambda one: one.log(update, metrics, episodes))
 
     def close(self) -> None:
-        """Finish all of them."""
+        """Finish all loggers."""
         self._each(lambda one: one.finish())
 
     def _each(self, call: Callable[[RunLogger], None]) -> None:
@@ -192,5 +192,5 @@ def flat(facts: Mapping[str, Any], parent: str = "") -> dict[str, Any]:
 
 
 def _in_html(text: str) -> str:
-    """The text of an environment or a model stays text."""
+    """Escape the text of an environment or a model, so that TensorBoard shows it literally."""
     return f"<pre>{html.escape(text)}</pre>"

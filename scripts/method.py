@@ -1,8 +1,8 @@
 """Report what a method needs and whether an environment has it: `python -m scripts.doctor algo=NAME env=NAME`.
 
-All settings of `scripts.train` are understood. Every requirement is checked on its own, so all that is missing is
-reported at once. Random play of a few tasks shows what else decides between methods: whether rewards come before the
-end, and whether attempts meet the same states.
+It accepts all settings of `scripts.train`. Each requirement is checked separately, so one report names everything that
+is missing. Random play of a few tasks shows two more facts for the choice of a method: whether there are rewards before
+the last turn, and whether several attempts reach the same states.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main(cfg: DictConfig) -> None:
     choices = HydraConfig.get().runtime.choices
     print(task_set.describe())
     bad = report(f"algo={choices['algo']} with agent={choices['agent']}", requirements(cfg, task_set, manifest))
-    bad += report("the environment, as random play sees it", character(cfg, task_set, manifest))
+    bad += report("the environment, as random play sees it", task_properties(cfg, task_set, manifest))
     if bad:
         print(f"\n{counted(bad, 'problem')}: the method cannot be trained like this")
         raise SystemExit(1)
@@ -48,7 +48,7 @@ def main(cfg: DictConfig) -> None:
 
 
 def requirements(cfg: DictConfig, task_set: TaskSet, manifest: Manifest) -> Iterator[Finding]:
-    """The parts of the method, and for everything that they need whether it is there."""
+    """Check the parts of the method, and whether the environment provides what they need."""
     method = Method.of(cfg)
     signals = ", ".join(method.signals) or "none"
     yield Finding("ok", f"signals: {signals}; filters: {', '.join(method.filters) or 'none'}")
@@ -65,7 +65,7 @@ def requirements(cfg: DictConfig, task_set: TaskSet, manifest: Manifest) -> Iter
     for need, place in needs.items():
         yield from _checked(_of_tasks({need: place}, cfg, task_set, manifest), f"{place} needs {need}: they are there")
     if not needs:
-        yield Finding("ok", "it needs nothing of the environment but its rewards")
+        yield Finding("ok", "the method needs nothing from the environment except its rewards")
 
 
 def _of_tasks(needs: Needs, cfg: DictConfig, task_set: TaskSet, manifest: Manifest) -> Callable[[], None]:
@@ -81,8 +81,8 @@ def _checked(check: Callable[[], Any], text: str) -> Iterator[Finding]:
         yield Finding("ok", text)
 
 
-def character(cfg: DictConfig, task_set: TaskSet, manifest: Manifest) -> Iterator[Finding]:
-    """What decides between methods, from a few attempts at a few tasks."""
+def task_properties(cfg: DictConfig, task_set: TaskSet, manifest: Manifest) -> Iterator[Finding]:
+    """Properties of the tasks that matter for the choice of a method, from a few attempts at a few tasks."""
     tasks = [task_set.task(manifest.split, task) for task in spread(manifest.ids, TASKS)]
     jobs = [Job(task, group, task.seed) for group, task in enumerate(tasks)]
     episodes: list[Episode] = []
@@ -102,7 +102,7 @@ def character(cfg: DictConfig, task_set: TaskSet, manifest: Manifest) -> Iterato
     yield Finding("ok", f"success {_share(e.success for e in played)} of random play ({how})")
     rewarded = _share(any(turn.reward for turn in e.turns[:-1]) for e in played)
     yield Finding("ok", f"rewards before the last turn in {rewarded} of the attempts")
-    yield Finding("ok", f"{_share(_shared_states(played))} of the states are met by several attempts at a task")
+    yield Finding("ok", f"several attempts at a task reach {_share(_shared_states(played))} of its states")
     for there, text in (
         (bool(info.get("admissible")), "a list of admissible actions"),
         (restores, "snapshots"),
@@ -114,7 +114,7 @@ def character(cfg: DictConfig, task_set: TaskSet, manifest: Manifest) -> Iterato
 
 
 def _shared_states(episodes: Sequence[Episode]) -> Iterator[bool]:
-    """For each state of each task: whether more than one attempt met it, the first state left out."""
+    """For each state of each task except the first: whether more than one attempt reached it."""
     for group in {episode.group for episode in episodes}:
         met = Counter(key for e in episodes if e.group == group for key in {turn.state_key for turn in e.turns[1:]})
         yield from (count > 1 for count in met.values())

@@ -1,7 +1,7 @@
 """Plan a run on several GPUs: `python -m scripts.plan model=Qwen/Qwen2.5-7B-Instruct gpus=8`.
 
 It prints the memory of a GPU by part, bytes and seconds of an update, and the fastest way to use the GPUs, by the
-formulas of `algorithms.plan`. Nothing is downloaded or started. All settings of `scripts.train` are understood.
+formulas of `algorithms.plan`. It downloads and starts nothing, and accepts all settings of `scripts.train`.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from envs.files import read_json_lines
 from scripts.common import Terminal, command
 
 LINE = 120  # characters
-RANK = 32  # of the adapters in the table, if none are trained
-MEASURED = (  # keys that an update of a run must have
+RANK = 32  # of the adapters in the table, if the plan has no adapters
+MEASURED = (  # metrics that a measured run must have
     "rollout/episodes", "rollout/turns", "tokens/sampled", "tokens/trained", "tokens/prefix_breaks", "time/rollout_s",
     "perf/trained_tokens_per_s",
 )  # fmt: skip
@@ -50,7 +50,7 @@ MEASURED = (  # keys that an update of a run must have
 
 @command("plan")
 def main(cfg: DictConfig) -> None:
-    """Print the plan. Raises `ValueError` if the model fits nowhere, after the table of its memory."""
+    """Print the plan. If the model does not fit, raises `ValueError` after the table of memory."""
     if cfg.gpu not in GPUS:
         raise UnknownNameError("gpu", cfg.gpu, GPUS)
     shape = given_shape(cfg.shape) if cfg.shape is not None else shape_of(cfg.model)
@@ -69,9 +69,9 @@ def main(cfg: DictConfig) -> None:
         console.print(line)
 
 
-# -- what is planned --------------------------------------------------------------------------------------------------
+# -- model, work, hardware --------------------------------------------------------------------------------------------
 def shape_of(model: str | None) -> Shape:
-    """The shape of a model: of a folder, of a training run's newest checkpoint, or of a published model's name."""
+    """The shape of a model, from its folder, the newest checkpoint of a training run, or a published model's name."""
     if not model:
         raise ValueError(
             "scripts.plan needs a model: model=FOLDER, a name such as Qwen/Qwen2.5-7B-Instruct, or shape={…}"
@@ -138,9 +138,9 @@ def rates_of(cfg: DictConfig) -> Rates:
     )  # fmt: skip
 
 
-# -- what was measured ------------------------------------------------------------------------------------------------
+# -- measured figures -------------------------------------------------------------------------------------------------
 def with_measured(planner: Planner, cfg: DictConfig) -> tuple[Planner, list[str]]:
-    """The plan with the figures of a run and of a benchmark in place of those that are assumed, and what they are."""
+    """The plan with measured figures of a run and a benchmark instead of assumed ones, and a description of these."""
     sources: list[str] = []
     if cfg.measured:
         run = Path(cfg.measured).expanduser()
@@ -163,7 +163,7 @@ def with_measured(planner: Planner, cfg: DictConfig) -> tuple[Planner, list[str]
 
 
 def read_updates(run: Path) -> list[dict[str, float]]:
-    """The lines of a run's updates, without the first one, which warms up, if there are others."""
+    """The metrics of a run's updates. The first update includes warm-up; it is left out if there are others."""
     lines = read_json_lines(run / "metrics.jsonl")
     updates = [line for line in lines if all(key in line for key in MEASURED)]
     if not updates:
@@ -185,7 +185,7 @@ def read_object(file: Path) -> dict[str, Any]:
 
 
 def measured_work(assumed: Work, lines: Sequence[dict[str, float]], epochs: int) -> Work:
-    """What a run played in an update: turns, ids, and how many turns a training sequence had."""
+    """The measured work of an update: turns, ids, and turns in a training sequence."""
     episodes, turns = median(lines, "rollout/episodes"), median(lines, "rollout/turns")
     sequences = episodes + median(lines, "tokens/prefix_breaks")
     sampled = median(lines, "tokens/sampled") / (episodes * turns)
@@ -224,7 +224,7 @@ def benchmark_rates(file: Path, planner: Planner) -> dict[str, float]:
     checkpointed = planner.training.checkpointing
 
     def of(*names: str) -> list[float]:
-        """The figure of each model that has it, the largest model last."""
+        """The figure of every model that has one, the largest model last."""
         found = (reduce(lambda part, name: part.get(name, {}) if isinstance(part, dict) else {}, names, part)
                  for part in figures.values())  # fmt: skip
         return [value for value in found if isinstance(value, float | int)]
@@ -237,7 +237,7 @@ def benchmark_rates(file: Path, planner: Planner) -> dict[str, float]:
     return {name: values[-1] for name, values in found.items() if values}
 
 
-# -- what is printed --------------------------------------------------------------------------------------------------
+# -- output -----------------------------------------------------------------------------------------------------------
 def heading(planner: Planner, cfg: DictConfig, sources: Sequence[str]) -> list[str]:
     """The model, the GPUs, the work, and what is assumed."""
     gpu, work, rates, training = planner.gpu, planner.work, planner.rates, planner.training
@@ -283,7 +283,7 @@ def _gb(value: float) -> str:
 
 
 def exchange_lines(planner: Planner) -> list[str]:
-    """Bytes of weights and caches, and what is sent in a transfer and in a pass."""
+    """Bytes of weights and caches, and bytes sent in a transfer of weights and in a pass."""
     total, rates, context = planner.shape.parameters, planner.rates, planner.work.context
     seconds = transfer_seconds(total, min(planner.gpu.link, rates.network), rates.sync_seconds)
     shards, replicas = (pass_bytes(planner.training, total, planner.gpus, sharded) / GIGA for sharded in (True, False))
@@ -306,7 +306,7 @@ def best(schedules: Iterable[Schedule]) -> list[Schedule]:
 
 
 def name_of(schedule: Schedule) -> str:
-    """As in `parallel=…`."""
+    """The option of the group `parallel`."""
     return "shards" if schedule.sharded else "replicas" if schedule.trainers > 1 else "none"
 
 

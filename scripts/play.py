@@ -72,19 +72,19 @@ class StopPlaying(Exception):  # noqa: N818 - no error
     """The user wants to stop."""
 
 
-class TakeBack(Exception):  # noqa: N818 - no error
+class UndoTurn(Exception):  # noqa: N818 - no error
     """The user wants to take back the last turn."""
 
 
 def ask(view: View, console: Console) -> str:
-    """The action that the user enters. Raises `StopPlaying` and `TakeBack`."""
+    """The action that the user enters. Raises `StopPlaying` and `UndoTurn`."""
     actions: list[str] = view.info["admissible"] or []
     while True:
         match entered := _read("[bold green]>[/] ", console):
             case ":q" | ":quit":
                 raise StopPlaying
             case ":undo" | ":u":
-                raise TakeBack
+                raise UndoTurn
             case "?" | ":help" | "":
                 console.print(HELP, style="dim")
             case _ if entered.isdecimal() and entered not in actions and actions:
@@ -139,8 +139,8 @@ def play(env: gym.Env[str, str], task: Task, seed: int, agent: Agent, console: C
             decision = agent.act([View(0, episode, observation, info)])[0]
         except StopPlaying:
             break
-        except TakeBack:
-            observation, info = _take_back(env, episode, past, observation, info, console)
+        except UndoTurn:
+            observation, info = _undo_turn(env, episode, past, observation, info, console)
             continue
         if decision.status is None:
             episode.stop_reason, episode.error = decision.stop_reason, decision.error
@@ -174,7 +174,7 @@ def _snapshot(env: gym.Env[str, str]) -> Any:
         return None
 
 
-def _take_back(
+def _undo_turn(
     env: gym.Env[str, str],
     episode: Episode,
     past: list[tuple[Any, str, Info]],

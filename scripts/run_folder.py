@@ -15,6 +15,8 @@ import os
 import re
 import shlex
 import shutil
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -37,6 +39,7 @@ MAY_CHANGE = {  # command -> settings and groups of settings that the command wh
     "evaluate": ("seeds", "limit", "pool"),
     "lab": ("algos", "seeds", "lab", "trainer", "eval", "pool", "rollout"),
 }
+PARENT = "POLYTURN_PARENT"  # environment variable: the process without which a command ends
 FOLDER = "folder"  # of the run, in the store that connects the ranks
 _made: list[Path] = []  # the folders that were created for this run or sweep
 
@@ -47,13 +50,16 @@ class RunInUseError(ValueError):
 
 # -- one folder for each run, one process for each folder --------------------------------------------------------------
 class NewFolder(Callback):
-    """Hydra's default names contain the time in seconds: if a name is taken, the run gets it with -2 at its end."""
+    """Makes the folders of runs and sweeps. If Hydra's default name exists, it appends -2, -3, ….
+
+    Hydra's default names contain the time in seconds, so runs that start together would share one folder.
+    """
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Make the folder of a run, unless `hydra.run.dir` or the folder of an evaluation sweep was set.
 
-        The ranks of a run under torchrun have one folder: the first makes it. If torchrun starts them again, it is the
-        folder that they had.
+        Under torchrun all ranks use one folder, which the first rank makes. After a restart by torchrun, they use the
+        same folder again.
         """
         HydraConfig.instance().set_config(config)  # the name is computed from it
         launch = Launch.of_environment()
@@ -62,7 +68,7 @@ class NewFolder(Callback):
             return
         from algorithms.parallel import ranks_store  # torch takes seconds to import
 
-        store, note = ranks_store(), _note_of_folder()
+        store, note = ranks_store(), _restart_file()
         if launch.rank == 0:
             if launch.restarts and note.is_file():
                 with read_write(config.hydra):
@@ -78,12 +84,12 @@ class NewFolder(Callback):
                 config.hydra.run.dir = store.get(FOLDER).decode()
 
     def _make_folder(self, config: DictConfig) -> None:
-        asked = Path(config.hydra.run.dir)
-        if _is_asked_for("hydra.run.dir", config) or _is_asked_for("sweep.dir", config):
-            _made[:] = _absent(asked)
+        configured = Path(config.hydra.run.dir)
+        if _is_set_by_user("hydra.run.dir", config) or _is_set_by_user("sweep.dir", config):
+            _made[:] = _absent(configured)
             return
-        _made[:] = _absent(asked.parent)
-        folder = new_folder(asked)
+        _made[:] = _absent(configured.parent)
+        folder = new_folder(configured)
         _made.append(folder.absolute())
         with read_write(config.hydra):
             config.hydra.run.dir = str(folder)
@@ -91,10 +97,10 @@ class NewFolder(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Make the folder of a sweep, unless `hydra.sweep.dir` was set."""
         HydraConfig.instance().set_config(config)
-        asked = Path(config.hydra.sweep.dir)
-        _made[:] = _absent(asked)
-        if not _is_asked_for("hydra.sweep.dir", config):
-            folder = new_folder(asked)
+        configured = Path(config.hydra.sweep.dir)
+        _made[:] = _absent(configured)
+        if not _is_set_by_user("hydra.sweep.dir", config):
+            folder = new_folder(configured)
             with read_write(config.hydra):
                 config.hydra.sweep.dir = str(folder)
                 config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(folder)}")  # of each job
@@ -106,14 +112,14 @@ def is_restarted() -> bool:
     return launch is not None and launch.restarts > 0
 
 
-def forget_folder() -> None:
-    """The run of this torchrun has ended: it will not be started again."""
+def remove_restart_file() -> None:
+    """Remove the file with the folder's name, because the run has ended and torchrun will not restart it."""
     if Launch.of_environment() is not None:
-        _note_of_folder().unlink(missing_ok=True)
+        _restart_file().unlink(missing_ok=True)
 
 
-def _note_of_folder() -> Path:
-    """The file that keeps the folder of a run while its torchrun lives, which is the parent of this process."""
+def _restart_file() -> Path:
+    """The file that contains the run's folder, for restarts by torchrun, the parent of this process."""
     name = f"{os.environ.get('TORCHELASTIC_RUN_ID', 'none')}-{os.getppid()}"
     return cache_root() / "torchrun" / name
 
@@ -145,7 +151,7 @@ def override_key(override: str) -> str:
     return override.lstrip("+~").partition("=")[0]
 
 
-def _is_asked_for(key: str, config: DictConfig) -> bool:
+def _is_set_by_user(key: str, config: DictConfig) -> bool:
     given = (*config.hydra.overrides.hydra, *config.hydra.overrides.task)
     return any(str(override).startswith(f"{key}=") for override in given)
 
@@ -181,7 +187,7 @@ def new_folder(name: Path) -> Path:
 
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
-    """Lock the folder of a run for this process, and clear half-written files of killed processes.
+    """Lock the folder of a run for this process, and remove incomplete files of killed processes.
 
     Raises `RunInUseError` if another process holds the lock.
     """
@@ -198,6 +204,17 @@ def locked(run: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def end_with_parent(parent: int) -> None:
+    """End this process when its parent, the process `parent`, has ended: it would hold the lock of its folder."""
+
+    def wait() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 # -- the command of a run ---------------------------------------------------------------------------------------------
@@ -248,8 +265,8 @@ class Command:
                     f"which needs a new run. Only {', '.join(MAY_CHANGE[self.name])} may change"
                 )
 
-    def keep(self, run: Path, config: DictConfig) -> None:
-        """Write it and the composed configuration into the folder of the run, unless they are already there."""
+    def save(self, run: Path, config: DictConfig) -> None:
+        """Write the command and the composed configuration into the run's folder, unless they are already there."""
         content = json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
         overrides = OmegaConf.to_yaml(OmegaConf.create(self.overrides))
         if _has(run / COMMAND, content) and _has(run / ".hydra" / "overrides.yaml", overrides):

@@ -4,10 +4,10 @@
     python -m scripts.serve mcp env=alfworld
     python -m scripts.serve mcp --http env=search env.train_tasks=100
 
-The retriever answers `POST /retrieve` in the formats of Search-R1, verl and verl-agent, so that their users only change
-a URL. It needs the extra `serve`. `mcp` offers an environment to clients of the Model Context Protocol: over stdin and
-stdout to the program that starts it, or over HTTP. It needs the extra `tools`. Both listen on this machine alone unless
---host says otherwise.
+`retriever` answers `POST /retrieve` in the formats of Search-R1, verl and verl-agent, so their users only change a URL.
+It needs the extra `serve`. `mcp` offers an environment to clients of the Model Context Protocol, over HTTP, or over
+stdin and stdout to the program that starts it. It needs the extra `tools`. Without --host, both accept connections from
+this machine only.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from omegaconf import DictConfig
 
 from envs.core import TaskSet
 from envs.search.retrieval import RETRIEVERS, RetrieverSpec, open_retriever
-from scripts.common import Arguments, command, given_path, run
+from scripts.common import Arguments, command, path_argument, run
 
 if TYPE_CHECKING:
     from envs.mcp.server import ServerLimits
@@ -34,23 +34,23 @@ LOOPBACK = "127.0.0.1"
 
 
 def main() -> None:
-    """Read the command line and serve what it names until it is interrupted."""
+    """Read the command line, and serve until it is interrupted."""
     parser = Arguments(prog="python -m scripts.serve", description="Serve parts of the suite to other programs.")
     commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     what = "passages of a corpus: POST /retrieve, as the servers of Search-R1 and verl-agent"
     retriever = commands.add_parser("retriever", help=what, description=what)
     retriever.add_argument(
-        "--corpus", type=given_path, metavar="FILE", help="a JSONL file of {title, text}; else --people"
+        "--corpus", type=path_argument, metavar="FILE", help="a JSONL file of {title, text}; else --people"
     )
     retriever.add_argument("--people", type=int, default=480, help="size of the generated world (%(default)s)")
     local = [name for name in RETRIEVERS if name != "remote"]
-    retriever.add_argument("--retriever", choices=local, default="bm25", help="which one (%(default)s)")
-    retriever.add_argument("--model", help="of dense and hybrid: a folder or a name of sentence-transformers")
+    retriever.add_argument("--retriever", choices=local, default="bm25", help="kind of retrieval (%(default)s)")
+    retriever.add_argument("--model", help="for dense and hybrid: a folder or a name of sentence-transformers")
     retriever.add_argument("--host", default=LOOPBACK, help="address to listen on (%(default)s)")
     retriever.add_argument("--port", type=int, default=8000, help="(%(default)s)")
-    retriever.add_argument("--topk", type=int, default=3, help="passages where a request names none (%(default)s)")
+    retriever.add_argument("--topk", type=int, default=3, help="passages if a request has no topk (%(default)s)")
     retriever.add_argument(
-        "--most-topk", type=int, default=100, help="largest number that a request may name (%(default)s)"
+        "--most-topk", type=int, default=100, help="largest topk that a request may have (%(default)s)"
     )
     retriever.add_argument("--deadline", type=float, default=60.0, help="seconds for a request (%(default)s)")
     _add_mcp(commands)
@@ -96,7 +96,7 @@ def serve_retriever(args: Namespace) -> None:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A socket that is bound, so that a port in use is an error before anything is loaded. Raises `OSError`."""
+    """A bound socket. It is made before anything is loaded, so a port in use raises `OSError` at once."""
     if not 0 <= port <= 65_535:
         raise ValueError(f"--port must be from 0 to 65535, got {port}")
     try:

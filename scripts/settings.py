@@ -4,6 +4,9 @@ The whole configuration is checked before torch is imported (`check_settings`), 
 A name in `SETTINGS` is the end of a setting's key (`eval.limit`), or the function or class of a `_target_` and one of
 its parameters (`gigpo.mode`). The form with a `_target_` has precedence; of the others, the longest that matches.
 Arguments of a `_target_` outside of polyturn, and keys that are not listed, are not checked.
+
+OmegaConf's structured configurations and pydantic were not used: both want a class for every group and every
+`_target_`, which repeats the signatures; the first has neither ranges nor choices, and neither suggests a value.
 """
 
 from __future__ import annotations
@@ -49,13 +52,13 @@ OPTIONAL = ("trainer.env_steps",)  # keys of these groups that may be absent
 
 # -- kinds of settings ------------------------------------------------------------------------------------------------
 class Kind(Protocol):
-    """The values that a setting accepts. Its text completes the sentence "KEY must be …"."""
+    """The values that a setting accepts. `str(kind)` completes the sentence "KEY must be …"."""
 
     def accepts(self, value: Any) -> bool:
         """Whether `value` is accepted."""
 
     def suggestion(self, value: Any) -> str:
-        """The accepted value that was probably meant, as it is written on the command line; or an empty text."""
+        """The accepted value that the user probably meant, in the syntax of the command line; or an empty text."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +183,7 @@ class ListOf:
         return all(map(self.item.accepts, value)) and not (self.distinct and len(set(value)) < len(value))
 
     def suggestion(self, value: Any) -> str:
-        """Parts that are separated by blanks become items, and items of the wrong type are written as texts."""
+        """Split the text at blanks into items, and put quotes around items of the wrong type."""
         items = value.split() if isinstance(value, str) else value if isinstance(value, ListConfig) else [value]
         if not self.fewest <= len(items) <= self.most:
             return ""
@@ -195,7 +198,7 @@ class ListOf:
 
 
 def _item(value: Any) -> str:
-    """An accepted item of a list, as it is written on the command line."""
+    """An accepted item of a list, in the syntax of the command line."""
     plain = not isinstance(value, str) or re.fullmatch(r"[\w./:@%+-]+", value)
     return str(value) if plain else f"\"'{value}'\""
 
@@ -275,6 +278,7 @@ SETTINGS: dict[str, Kind] = {
     "parallel.offload": FLAG,
     "lab.rates": _or_null(ListOf(RATE, fewest=1)),
     "lab.seconds": _or_null(POSITIVE),
+    "lab.join": ListOf(TEXT),
     "lab.processes": Integer(0, 1_000),
     # plan
     "gpus": Integer(1, 100_000),
@@ -442,6 +446,9 @@ SETTINGS: dict[str, Kind] = {
     "sampling.temperature": TEMPERATURE,
     "sampling.max_tokens": Integer(1, 10_000_000),
     "sampling.stop": ListOf(TEXT),
+    "sampling.top_p": Number(0, 1, above=True),
+    "sampling.top_k": Integer(0, 10_000_000),
+    "sampling.min_p": Number(0, 1),
     "player.normalization": _words("word", "token", "sum"),
     # endpoints: agent=openai, rollout=vllm_server, judges
     "name": TEXT,
@@ -683,7 +690,7 @@ def check_added_keys(config: DictConfig, command: str) -> None:
 
 
 def shown(value: Any) -> str:
-    """A value as it is written on the command line, with quotes around texts; long values are shortened."""
+    """A value in the syntax of the command line, with quotes around texts; long values are shortened."""
     if isinstance(value, (DictConfig, ListConfig)):
         value = OmegaConf.to_container(value)
     text = {"None": "null", "True": "true", "False": "false"}.get(str(value), repr(value))

@@ -27,10 +27,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from envs.core import counted
 from scripts.cells import Cell, launch, plan_cells
 from scripts.common import Terminal, command
-from scripts.leaderboard import NAMES, joined, read_cells, write_leaderboard
+from scripts.leaderboard import NAMES, named_cells, read_cells, write_leaderboard
 from scripts.run_folder import Command, in_shell, locked, override_key
 
-POLL_S = 0.5  # between two looks at the episodes
+POLL_S = 0.5  # seconds between readings of the files of episodes
 
 
 @command("sweep")
@@ -59,7 +59,7 @@ def _run(cfg: DictConfig, folder: Path) -> None:
                 launch(missing, folder)
     except BaseException:
         kept = sum(cell.ended() for cell in cells)
-        console.print(f"kept {counted(kept, 'episode')}; go on with: {_same_command(folder)}")
+        console.print(f"kept {counted(kept, 'episode')}; continue with: {_same_command(folder)}")
         raise
     for cell in missing:
         if not cell.error and not cell.is_complete():
@@ -80,8 +80,8 @@ def _run(cfg: DictConfig, folder: Path) -> None:
         first = f"; the first: {left_out[0]}" if left_out else ""
         help_text = "" if cells else "; to play some: agents=[expert,random] envs=[alfworld]"
         raise ValueError(f"{reason}, so there is no leaderboard{first}{help_text}")
-    asked = {cell.manifest for cell in cells}
-    console.print(write_leaderboard(folder, joined(found, asked), left_out))
+    planned = {cell.manifest for cell in cells}
+    console.print(write_leaderboard(folder, named_cells(found, planned), left_out))
     console.print(f"in {in_shell(folder)}: {', '.join(NAMES)}; see episodes with: python -m scripts.view CELL")
     if failed:
         names = ", ".join(cell.name for cell in failed)
@@ -92,13 +92,14 @@ def _run(cfg: DictConfig, folder: Path) -> None:
 
 
 def _same_command(folder: Path) -> str:
-    """The shell command that goes on in the folder."""
-    asked = Command.of_this_process("sweep")
+    """The shell command that continues the sweep in the folder."""
+    this_command = Command.of_this_process("sweep")
     hydra = [
         str(o) for o in HydraConfig.get().overrides.hydra if str(o).startswith(("hydra/launcher=", "hydra.launcher."))
     ]
-    given = [o for o in asked.overrides if override_key(o) != "sweep.dir"]
-    words = ["python", "-m", "scripts.sweep", *(f"--config-dir={path}" for path in asked.config_dirs), *given, *hydra]
+    given = [o for o in this_command.overrides if override_key(o) != "sweep.dir"]
+    folders = [f"--config-dir={path}" for path in this_command.config_dirs]
+    words = ["python", "-m", "scripts.sweep", *folders, *given, *hydra]
     return f"{shlex.join(words)} sweep.dir={in_shell(folder)}"
 
 

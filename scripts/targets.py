@@ -1,8 +1,8 @@
 """Check each `_target_` of a configuration and its settings by reading the source of the target.
 
-The modules are not imported, because many of them import torch and transformers, which takes seconds, and a wrong name
-should be reported at once. If the source does not show this (a name that is created when its module is imported, a base
-class from elsewhere), nothing is refused here: Hydra reports the mistake when it creates the part.
+Modules are not imported: many of them import torch and transformers, which takes seconds, and a wrong name should be
+reported at once. Some names are not in the source, such as names created at import or base classes of other packages.
+These are accepted here, and Hydra reports a mistake when it creates the part.
 """
 
 from __future__ import annotations

@@ -51,11 +51,11 @@ from envs.facts import Facts, differences, environment_facts, in_words, without
 from envs.files import read_json_lines, remove_whole, write_whole
 from envs.pool import EnvPool
 from scripts.agents import check_tasks, check_trained_agent, checkpoint_of
-from scripts.common import Terminal, asked_for, command, compare_machines, machine, plain, versions
+from scripts.common import Terminal, command, compare_machines, is_set_by_user, machine, plain, versions
 from scripts.curve import PICTURES, SELECTION, draw_pictures, is_success
 from scripts.live import LiveReporter
 from scripts.loggers import make_loggers
-from scripts.run_folder import COMMAND, MAY_CHANGE, Command, forget_folder, is_restarted, locked, resume_command
+from scripts.run_folder import COMMAND, MAY_CHANGE, Command, is_restarted, locked, remove_restart_file, resume_command
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import, and mistakes are reported before that
     from torch import Generator
@@ -93,7 +93,7 @@ def main(cfg: DictConfig) -> None:
     with parallel.running(), ExitStack() as open_until_end:
         parallel.first(lambda: open_until_end.enter_context(locked(run)))
         _run(cfg, run, parallel)
-        parallel.first(forget_folder)
+        parallel.first(remove_restart_file)
 
 
 def _run(cfg: DictConfig, run: Path, parallel: Parallel) -> None:
@@ -102,7 +102,7 @@ def _run(cfg: DictConfig, run: Path, parallel: Parallel) -> None:
     Mistakes are reported before torch is imported, as far as possible: the import takes seconds.
     """
     check_trained_agent(cfg)
-    asked = Command.of_this_process("train")
+    this_command = Command.of_this_process("train")
     saved = parallel.first(partial(checkpoints, run))
     if cfg.resume is None and saved and not is_restarted():
         raise ValueError(
@@ -140,7 +140,7 @@ def _run(cfg: DictConfig, run: Path, parallel: Parallel) -> None:
     if before is not None:
         compare_machines(before, facts, console)
     if not saved:
-        parallel.first(lambda: (_clear(run), asked.keep(run, cfg)))
+        parallel.first(lambda: (_clear(run), this_command.save(run, cfg)))
     import torch
     from transformers.utils.logging import disable_progress_bar
 
@@ -166,10 +166,10 @@ def _run(cfg: DictConfig, run: Path, parallel: Parallel) -> None:
         agent = parts.agent(policy, torch.Generator(policy.device).manual_seed(cfg.seed))
         evaluator = _Evaluator(cfg, task_set, training, selection, agent, pool, reporter, parallel)
 
-        def evaluate_and_keep() -> tuple[Metrics, float | None]:
+        def evaluate_and_save() -> tuple[Metrics, float | None]:
             metrics, score = evaluator()
             loggers.sample(evaluator.episodes)
-            parallel.first(lambda: report.keep(trainer.update, evaluator))
+            parallel.first(lambda: report.save(trainer.update, evaluator))
             return metrics, score
 
         context = SignalContext(
@@ -179,24 +179,24 @@ def _run(cfg: DictConfig, run: Path, parallel: Parallel) -> None:
         signals = make_signals(parts.signals, context)  # before the learner divides the model that they copy
         trainer = Trainer(
             run, task_set, training, pool, agent, signals, parts.estimator,
-            Learner(trained.model, parts.learner, parallel, teacher), parts.config, cfg.seed, evaluate_and_keep,
+            Learner(trained.model, parts.learner, parallel, teacher), parts.config, cfg.seed, evaluate_and_save,
             reporter, facts, parts.replay,
         )  # fmt: skip
         if saved:
             trainer.resume()
-            parallel.first(lambda: report.take_back(trainer.update))
+            parallel.first(lambda: report.remove_after_update(trainer.update))
             console.print(f"resuming after {counted(trainer.update, 'update')}")
-        parallel.first(lambda: asked.keep(run, cfg))  # with the changed settings, now that the run has started
+        parallel.first(lambda: this_command.save(run, cfg))  # with the changed settings, now that the run has started
         loggers.start(run, trainer.update, facts)
         with _stop_on_signals(trainer, reporter):
             trainer.train()
         if trainer.is_done and parallel.first(lambda: report.evaluations(trainer.update) is None):
-            evaluate_and_keep()  # for the report: these weights were not evaluated with these settings
+            evaluate_and_save()  # for the report: no evaluation of these weights has these settings
     parallel.first(lambda: _conclude(run, trainer, report, parts, console))
 
 
 def _conclude(run: Path, trainer: Trainer, report: _Report, parts: Parts, console: Terminal) -> None:
-    """Write the report of a run that has ended, or say how to resume it."""
+    """Write the report of a run that has ended, or print how to resume it."""
     if not trainer.is_done:
         draw_pictures(run, report.title)
         share = parts.config.progress(trainer.update, trainer.env_steps)
@@ -316,7 +316,7 @@ def _choose_splits(cfg: DictConfig, task_set: TaskSet) -> None:
 
 
 def _clear(run: Path) -> None:
-    """Remove the files of a run that died before its first checkpoint."""
+    """Remove the files of a run that ended before its first checkpoint."""
     owned = [run / name for name in ("metrics.jsonl", "episodes", "evaluations")]
     if any(path.exists() for path in owned) and not (run / COMMAND).is_file():
         raise ValueError(f"{run} contains files that are not of a training run; choose another hydra.run.dir")
@@ -330,7 +330,7 @@ LEFT_OUT = (  # settings that do not change the results
     "resume", "env.data", "logger",
     *(f"algo.signals.judge.model.{key}" for key in ("concurrency", "timeout", "max_retries", "prices")),
 )  # fmt: skip
-MAY_DIFFER = ("versions.", "agents_code", "environment.code")  # facts about installed code
+MAY_DIFFER = ("versions.", "agents_code", "environment.code")  # facts about installed code, which may change on resume
 
 
 def _facts(cfg: DictConfig, task_set: TaskSet, training: Manifest) -> Facts:
@@ -354,7 +354,7 @@ def _compare(before: Facts, now: Facts, console: Terminal) -> None:
     refused, allowed = [], []
     for name, change in differences(*both).items():
         key = name.removeprefix("config.")
-        may = name.startswith(MAY_DIFFER) or (key.partition(".")[0] in MAY_CHANGE["train"] and asked_for(key))
+        may = name.startswith(MAY_DIFFER) or (key.partition(".")[0] in MAY_CHANGE["train"] and is_set_by_user(key))
         (allowed if may else refused).append(f"{key} {change}")
     if refused:
         raise ValueError(
@@ -403,8 +403,8 @@ def _start(
 class _Evaluator:
     """Evaluates the current weights on every split of `eval.splits`, and on the tasks that rank the checkpoints.
 
-    Keeps the last evaluations of the splits and the outcomes of their tasks. If the training split is evaluated, it is
-    without the tasks that rank checkpoints.
+    Keeps the last evaluations of the splits and the outcomes of their tasks. An evaluation of the training split leaves
+    out the tasks that rank checkpoints.
     """
 
     def __init__(
@@ -481,18 +481,18 @@ class _Evaluator:
 def _stop_on_signals(trainer: Trainer, reporter: LiveReporter) -> Iterator[None]:
     """The first Ctrl-C, SIGTERM or closed terminal ends the run after this update; a second one ends it at once.
 
-    torchrun passes signals on to its processes, which may get them from the terminal or the scheduler as well: within
-    `SAME_SIGNAL` seconds, these are one.
+    torchrun passes signals on to its processes, which may also get them from the terminal or the scheduler. Signals
+    within `SAME_SIGNAL` seconds count as one.
     """
-    asked = 0.0  # when the first signal came
+    first_signal = 0.0  # when the first signal came
 
     def stop(number: int, _: FrameType | None) -> None:
-        nonlocal asked
+        nonlocal first_signal
         if trainer.stopping:
-            if trainer.parallel.ranks > 1 and time.monotonic() - asked < SAME_SIGNAL:
+            if trainer.parallel.ranks > 1 and time.monotonic() - first_signal < SAME_SIGNAL:
                 return
             raise KeyboardInterrupt
-        trainer.stopping, asked = True, time.monotonic()
+        trainer.stopping, first_signal = True, time.monotonic()
         if number == signal.SIGHUP:
             reporter.mute()
         reporter.say("finishing this update, then saving and stopping; press Ctrl-C again to stop now without saving")
@@ -508,7 +508,7 @@ def _stop_on_signals(trainer: Trainer, reporter: LiveReporter) -> Iterator[None]
 
 # -- the report of a run ----------------------------------------------------------------------------------------------
 class _Report:
-    """The report of a run, written from the files in its folder, at any time after the last update.
+    """The report of a run, written from the files in its folder after the last update.
 
     RUN/evaluations/update-000010.json      an evaluation, with its settings and the outcome of every task
     RUN/evaluations/update-000010.SPLIT.jsonl.gz    its episodes
@@ -521,33 +521,33 @@ class _Report:
         self.cfg, self.run, self.task_set, self.selection = cfg, run, task_set, selection
         self.settings = OmegaConf.to_container(cfg.eval)
 
-    def _kept(self, update: int) -> Path:
+    def _evaluation_file(self, update: int) -> Path:
         return self.run / "evaluations" / f"update-{update:06d}.json"
 
-    def keep(self, update: int, evaluator: _Evaluator) -> None:
+    def save(self, update: int, evaluator: _Evaluator) -> None:
         """Write the evaluations after an update, the outcome of each task by split, and the episodes."""
-        folder, keep = self._kept(update).parent, self.cfg.trainer.record_keep
+        folder, keep = self._evaluation_file(update).parent, self.cfg.trainer.record_keep
         for split, episodes in evaluator.episodes.items():
             file = folder / f"update-{update:06d}.{split}{SUFFIX}"
             write_record(file, Record(episodes, split=split, update=update))
             keep_newest(folder, f"update-*.{split}{SUFFIX}", keep)
         rows = {split: evaluation.to_json() for split, evaluation in evaluator.evaluations.items()}
         record = {"settings": self.settings, "evaluations": rows, "tasks": evaluator.outcomes}
-        write_whole(self._kept(update), json.dumps(record, indent=1) + "\n")
+        write_whole(self._evaluation_file(update), json.dumps(record, indent=1) + "\n")
 
     def evaluations(self, update: int) -> dict[str, Evaluation] | None:
         """The evaluations after an update; None if there are none, or if their settings were different."""
         try:
-            kept = json.loads(self._kept(update).read_bytes())
+            kept = json.loads(self._evaluation_file(update).read_bytes())
             if kept["settings"] == self.settings:
                 return {split: Evaluation.from_json(row) for split, row in kept["evaluations"].items()}
         except (FileNotFoundError, ValueError, KeyError, TypeError):  # missing or damaged
             pass
         return None
 
-    def take_back(self, update: int) -> None:
+    def remove_after_update(self, update: int) -> None:
         """Remove the evaluations of later updates."""
-        remove_after(update, self._kept(0).parent)
+        remove_after(update, self._evaluation_file(0).parent)
 
     def is_complete(self, newest: Path, config: TrainerConfig) -> bool:
         """Whether the run has ended with the checkpoint `newest`, and its report is written."""

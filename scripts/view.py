@@ -1,8 +1,8 @@
 """Look at runs: in the terminal, or as a page: `python -m scripts.view RUN… [--html FILE | --serve]`.
 
-In the terminal it lists episodes, `--episode N` shows one turn by turn, and `--group N` the attempts at one task beside
-each other. A training run has a file of episodes for some of its updates and for each evaluation; the last batch is
-shown, or those that `--update` and `--split` choose.
+In the terminal it lists episodes; `--episode N` shows one turn by turn, and `--group N` shows the attempts at one task
+side by side. A training run has a file of episodes for each evaluation and for some of its updates. `--update` and
+`--split` choose one; the default is the last batch.
 
 `--html FILE` writes a page of all runs: curves, episodes, where each advantage comes from, groups, two runs side by
 side, trees, the leaderboard. It is one file, which needs no network. `--serve` shows the same page at an address of
@@ -25,7 +25,7 @@ from agents.episode import Episode, ParseStatus, Turn
 from agents.record import read_record
 from envs.core import UnknownNameError
 from envs.files import files_named, write_whole
-from scripts.common import Arguments, Terminal, given_path, printable, run
+from scripts.common import Arguments, Terminal, path_argument, printable, run
 from scripts.page import html, pack
 from scripts.page.collect import MOST, collect, record_files
 from scripts.page.server import PORT, serve
@@ -35,19 +35,19 @@ def main(argv: list[str] | None = None) -> None:
     """List the selected episodes, show one or a group, or make the page."""
     parser = Arguments(prog="python -m scripts.view", description="Look at runs.")
     parser.add_argument(
-        "paths", type=given_path, nargs="+", metavar="RUN", help="the folder of a run, or a file of episodes"
+        "paths", type=path_argument, nargs="+", metavar="RUN", help="the folder of a run, or a file of episodes"
     )
     parser.add_argument("--episode", type=int, metavar="N", help="show this one, turn by turn")
-    parser.add_argument("--group", type=int, metavar="N", help="show the attempts of this group beside each other")
+    parser.add_argument("--group", type=int, metavar="N", help="show the attempts of this group side by side")
     parser.add_argument("--failed", action="store_true", help="list only those that did not solve their task")
     parser.add_argument("--task", default="", metavar="TEXT", help="list only those with this text in their task's id")
-    parser.add_argument("--update", type=int, metavar="N", help="of the batch or the evaluation after this update")
-    parser.add_argument("--split", metavar="NAME", help="of the evaluation on this split; train: of a batch")
-    parser.add_argument("--html", type=given_path, metavar="FILE", help="write a page of all runs")
+    parser.add_argument("--update", type=int, metavar="N", help="show the batch or the evaluation after this update")
+    parser.add_argument("--split", metavar="NAME", help="show the evaluation on this split; train: a training batch")
+    parser.add_argument("--html", type=path_argument, metavar="FILE", help="write a page of all runs")
     parser.add_argument(
         "--serve", type=int, nargs="?", const=PORT, metavar="PORT", help=f"show the page at 127.0.0.1 (port {PORT})"
     )
-    parser.add_argument("--most", type=int, default=MOST, metavar="N", help=f"episodes on a page ({MOST}), the newest")
+    parser.add_argument("--most", type=int, default=MOST, metavar="N", help=f"most episodes on a page, newest ({MOST})")
     args = parser.parse_args(argv)
     console = Terminal()
     if args.html is not None or args.serve is not None:
@@ -108,7 +108,7 @@ def find_file(path: Path, update: int | None = None, split: str | None = None) -
     """The file of episodes for a path, and a description of the choice.
 
     In the folder of a run it is the last batch, or the last file of the `update` and the `split`. Raises
-    `FileNotFoundError`, and `ValueError` if no file is of them.
+    `FileNotFoundError`, and `ValueError` if there is no such file.
     """
     if not path.is_dir():
         if not path.exists():
@@ -140,7 +140,7 @@ def _split_of(file: Path) -> str:
 
 # -- the list ---------------------------------------------------------------------------------------------------------
 def show_list(episodes: dict[int, Episode], total: int, console: Console) -> None:
-    """One line per episode."""
+    """Print one line per episode."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column("#", justify="right", style="cyan")
     table.add_column("task", overflow="fold", ratio=1)
@@ -168,7 +168,7 @@ def _style(episode: Episode) -> str:
 
 # -- a group -----------------------------------------------------------------------------------------------------------
 def show_group(episodes: dict[int, Episode], console: Console) -> None:
-    """The attempts at one task beside each other: a row for each turn, with states that several visit numbered."""
+    """Print the attempts at one task side by side, a row for each turn. States of several attempts have a number."""
     first = next(iter(episodes.values()))
     show_goal(first, console)
     visits = Counter(key for e in episodes.values() for key in {turn.state_key for turn in e.turns})
@@ -195,7 +195,7 @@ def _cell(turn: Turn, anchors: dict[str, int]) -> Text:
 
 # -- one episode ------------------------------------------------------------------------------------------------------
 def show_episode(episode: Episode, console: Console) -> None:
-    """Goal, turns, ending."""
+    """Print the goal, the turns and the result."""
     show_goal(episode, console)
     for number, turn in enumerate(episode.turns, start=1):
         show_turn(number, turn, console)
@@ -207,7 +207,7 @@ def show_episode(episode: Episode, console: Console) -> None:
 
 
 def show_goal(episode: Episode, console: Console) -> None:
-    """The task, and its goal."""
+    """Print the task and its goal."""
     console.print(Text(f"{episode.task.env} {episode.task.split} {printable(episode.task.id)}", style="dim"))
     console.print(Panel(Text(printable(episode.goal)), title="goal", title_align="left", border_style="cyan"))
 
@@ -221,7 +221,7 @@ def result(episode: Episode) -> Text:
 
 
 def show_turn(number: int, turn: Turn, console: Console) -> None:
-    """Observation, action, and a line of numbers."""
+    """Print the observation, the action, and a line of numbers."""
     facts = [f"turn {number}", f"reward {turn.reward:g}"]
     if turn.turn_reward is not None:
         facts.append(f"turn reward {turn.turn_reward:g}")

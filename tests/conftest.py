@@ -38,7 +38,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """With POLYTURN_NO_SKIP=1 a run in which a test was skipped has failed: what it needs was to be installed."""
+    """With POLYTURN_NO_SKIP=1 a skipped test fails the run, since all optional packages should be installed."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if os.environ.get("POLYTURN_NO_SKIP") and reporter and reporter.stats.get("skipped"):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

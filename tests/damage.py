@@ -17,18 +17,18 @@ def flip(path: Path) -> None:
 
 
 def cut(path: Path) -> None:
-    """Lose the second half."""
+    """Remove the second half."""
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
 
 
 def empty(path: Path) -> None:
-    """Lose all content."""
+    """Remove all content."""
     path.write_bytes(b"")
 
 
 def delete(path: Path) -> None:
-    """Lose the file."""
+    """Delete the file."""
     path.unlink()
 
 

@@ -1,4 +1,4 @@
-"""What tests need that start an engine of another package."""
+"""Skip conditions for tests that start an engine of another package."""
 
 import shutil
 from importlib.util import find_spec

@@ -20,7 +20,7 @@ Stock = TypeVar("Stock")  # what recordings are replayed on
 
 
 class Recorder:
-    """Compares, and keeps what differs as texts."""
+    """Compares values, and collects the differences as texts."""
 
     def __init__(self) -> None:
         self.cases = self.compared = 0
@@ -40,7 +40,7 @@ class Recorder:
 
 
 def _apart(got: Any, expected: Any) -> str:
-    """Both, from a little before the place where their texts part."""
+    """Both texts, from shortly before their first difference."""
     texts = repr(got), repr(expected)
     pairs = enumerate(zip(*texts, strict=False))
     start = max(0, next((i for i, (a, b) in pairs if a != b), min(map(len, texts))) - 40)

@@ -1,4 +1,4 @@
-"""The documentation: its links lead somewhere, its examples run, and its lists are complete."""
+"""The documentation: its links have targets, its examples run, and its lists are complete."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def anchors(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_link_leads_somewhere(page: Path) -> None:
+def test_every_link_has_a_target(page: Path) -> None:
     for link in links(page):
         path, _, anchor = link.partition("#")
         target = (page.parent / path).resolve() if path else page

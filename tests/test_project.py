@@ -1,4 +1,4 @@
-"""Promises of the project about itself: its README, its layers, the size of its configuration."""
+"""Rules of the project: its README, the direction of imports, the size of its configuration."""
 
 import ast
 import re

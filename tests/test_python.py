@@ -17,7 +17,7 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs" / "python.md").rea
 
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)), ids=["evaluate", "play", "train"])
-def test_a_script_of_the_page_runs_as_it_stands(
+def test_a_script_of_the_page_runs_unchanged(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = [line for line in BLOCKS[number].splitlines() if line]
@@ -38,7 +38,7 @@ def test_a_script_of_the_page_runs_as_it_stands(
         assert run.evaluation["updates"] == 3
 
 
-def test_errors_name_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_name_the_available_choices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tasks = pt.make_tasks("key_corridor")
     with pytest.raises(ValueError, match="unknown env 'key_corridr'; did you mean 'key_corridor'"):
         pt.make_tasks("key_corridr")

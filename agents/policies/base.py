@@ -6,7 +6,7 @@ policy has produced.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from importlib.util import find_spec
@@ -46,7 +46,7 @@ class Completion:
     ids: list[int]  # [C]
     logprobs: list[float]  # [C]
     end: End
-    nodes: list[Node] = field(default_factory=list)  # [C] the mask's node of each id; empty without a mask
+    nodes: list[Node] = field(default_factory=list)  # [C] what was allowed at each id; empty if all ids were
 
     @property
     def finished(self) -> bool:
@@ -94,11 +94,28 @@ class Writing:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample: `temperature` 0 is greedy, `max_tokens` is per completion, a text in `stop` ends it."""
+    """How to sample: `temperature` 0 is greedy, `max_tokens` is per completion, a text in `stop` ends it.
+
+    The distribution may be truncated, after the temperature and after a mask: `min_p` keeps the ids with at least that
+    share of the largest probability (0: all), `top_k` so many of the likeliest (0: all), `top_p` the fewest of the
+    likeliest that have that probability together (1: all). They act in this order, that of vLLM, each on what the one
+    before it kept; among equal ids the lower one is kept. Greedy sampling ignores them.
+
+    Log-probabilities are those of the kept ids, renormalised. The kept ids stay with the turn (`Completion.nodes`), as
+    a mask's do, and training normalises over the same ids. If they were chosen again with other weights, a sampled id
+    could be left out, and the ratio to the policy that sampled would compare distributions over different ids
+    (DeepSeek-V3.2, arXiv 2512.02556, section 3.1, "Keep Sampling Mask").
+
+    Sources: top-p, Holtzman et al., arXiv 1904.09751; top-k, Fan et al., arXiv 1805.04833; min-p, Nguyen et al.,
+    arXiv 2407.01082.
+    """
 
     temperature: float = 1.0
     max_tokens: int = 24
     stop: Sequence[str] = ()
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str) or not all(self.stop):
@@ -107,6 +124,20 @@ class Sampling:
             raise ValueError(f"temperature must be at least 0, got {self.temperature}")
         if self.max_tokens < 1:
             raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be above 0 and at most 1 (all ids), got {self.top_p}")
+        if self.top_k < 0 or self.top_k != int(self.top_k):
+            raise ValueError(f"top_k must be a number of ids, or 0 for all, got {self.top_k}")
+        if not 0 <= self.min_p <= 1:
+            raise ValueError(f"min_p must lie between 0 (all ids) and 1, got {self.min_p}")
+
+    @property
+    def truncation(self) -> dict[str, float]:
+        """The settings that leave out ids, under vLLM's names; empty if all ids can be sampled."""
+        off = {"top_p": 1.0, "top_k": 0, "min_p": 0.0}
+        if not self.temperature:
+            return {}
+        return {name: getattr(self, name) for name, value in off.items() if getattr(self, name) != value}
 
 
 @dataclass
@@ -145,6 +176,12 @@ def token_limits(requests: Sequence[Request], sampling: Sampling, context_length
                 f"session {request.session} has {len(request.prompt_ids)}"
             )
     return [min(sampling.max_tokens, context_length - len(request.prompt_ids)) for request in requests]
+
+
+def no_truncation(settings: Iterable[str]) -> str:
+    """The message for an engine that cannot say which ids these settings kept."""
+    names = " and ".join(f"agent.sampling.{name}" for name in settings)
+    return f"{names}: rollout=vllm_server does not say which ids are kept; use rollout=local or rollout=vllm"
 
 
 def check_vllm() -> None:

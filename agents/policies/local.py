@@ -35,6 +35,7 @@ from agents.policies.models import (
     sample,
     stop_ids,
     token_logprobs,
+    truncated,
 )
 from agents.policies.sharded import whole
 from agents.prompts import ACT
@@ -172,11 +173,18 @@ class LocalPolicy:
             logits = forward(running, starts, fresh)  # [n, V]
             if any(rows[number].node for number in running):
                 logits = masked_logits(logits, [rows[number].node for number in running])
+            kept = truncated(logits, sampling) if sampling.truncation else []
+            if kept:
+                logits = masked_logits(logits, kept)
             sampled, logprobs = sample(logits, sampling.temperature, generator)
-            for number, token, logprob in zip(running, sampled.tolist(), logprobs.tolist(), strict=True):
+            for place, (number, token, logprob) in enumerate(
+                zip(running, sampled.tolist(), logprobs.tolist(), strict=True)
+            ):
                 row = rows[number]
                 row.read = len(row.prompt) + len(row.ids)
                 self._take(row, token, logprob, sampling)
+                if kept:
+                    row.nodes[len(row.ids) - 1 :] = [kept[place]]
                 self._take_forced(row, sampling)
             forward = self._forward
         for row, session in zip(rows, sessions, strict=True):

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from agents.chat_templates import answer_end_id
+from agents.masking import Kept
 from agents.policies.sharded import in_model
 
 if TYPE_CHECKING:
     from agents.masking import Node
+    from agents.policies.base import Sampling
 
 # Names in configurations of the number of ids that a model can read; GPT-2's n_positions is an alias of the first.
 CONTEXT_NAMES = ("max_position_embeddings", "max_seq_len", "max_sequence_length", "seq_length", "context_length")
@@ -108,6 +110,25 @@ def masked_logits(logits: Tensor, nodes: Sequence[Node | None]) -> Tensor:
     places = np.repeat(np.arange(len(nodes)), [len(ids) for ids in children]), np.concatenate(children)
     allowed[tuple(map(torch.from_numpy, places))] = True
     return logits.masked_fill(~allowed.to(logits.device), -torch.inf)
+
+
+def truncated(logits: Tensor, sampling: Sampling) -> list[Kept]:
+    """The ids that truncated `sampling` keeps of each row of `logits` [B, V], of which masked ids have -inf.
+
+    All three truncations keep a beginning of the ids in the order of their probabilities.
+    """
+    logprobs, ids = (logits / sampling.temperature).log_softmax(-1).sort(dim=-1, descending=True, stable=True)
+    probabilities = logprobs.exp()
+    keep = (logprobs > -torch.inf) & (probabilities >= sampling.min_p * probabilities[:, :1])
+    if sampling.top_k:
+        keep[:, sampling.top_k :] = False
+    if sampling.top_p < 1:
+        probabilities = probabilities * keep
+        before = probabilities.cumsum(-1) - probabilities  # of the likelier ids
+        keep &= before < sampling.top_p * probabilities.sum(-1, keepdim=True)
+        keep[:, 0] = True
+    counts = keep.sum(-1).cpu().numpy()
+    return [Kept(row) for row in np.split(ids[keep].cpu().numpy(), counts.cumsum()[:-1])]
 
 
 def sample(logits: Tensor, temperature: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:

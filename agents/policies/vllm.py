@@ -14,7 +14,7 @@ import copy
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -22,14 +22,14 @@ import torch
 from torch import Tensor
 
 from agents.masking import Mask, Node
-from agents.policies.base import Completion, End, Request, Sampling, Writing, check_vllm, token_limits
+from agents.policies.base import Completion, End, Request, Sampling, Writing, check_vllm, no_truncation, token_limits
 from agents.policies.local import LocalPolicy
 from agents.policies.lora import merged_weights
-from agents.policies.models import masked_logits, next_token_logits, token_logprobs
+from agents.policies.models import masked_logits, next_token_logits, token_logprobs, truncated
 from agents.policies.pretrained import DTYPES
 from envs.core import UnknownNameError
 
-MASK = "polyturn_mask"  # the extra argument of a request that names its `MaskedWriting`
+MASK = "polyturn_mask"  # the extra argument of a request that names its `EngineWriting`
 MASKS = "agents.policies.vllm_masks:MaskProcessor"
 WORKER = "agents.policies.vllm_worker.TrainedWeights"
 CPU_SETTINGS = {
@@ -57,8 +57,22 @@ class Answer:
     prompt_logprobs: list[float]  # [P - 1]; empty if they were not requested
 
 
-class MaskedWriting(Writing):
-    """A completion that the engine writes under a mask."""
+@dataclass(kw_only=True)
+class EngineWriting(Writing):
+    """A completion that the engine writes under a mask, with truncated `sampling`, or both."""
+
+    sampling: Sampling
+    kept: dict[int, Node] = field(default_factory=dict)  # by the number of ids before it
+
+    def allowed(self, ids: list[int], logits: Tensor) -> Tensor:
+        """`logits` [V] after `ids`, with -inf for what is masked or left out."""
+        if self.mask is not None:
+            logits = masked_logits(logits[None], [self.next_node(ids)])[0]
+        if self.sampling.truncation:
+            (kept,) = truncated(logits[None], self.sampling)
+            self.kept[len(ids)] = kept
+            logits = masked_logits(logits[None], [kept])[0]
+        return logits
 
     def take_all(self, ids: Sequence[int]) -> None:
         """The ids of a whole completion so far, of which some were taken before."""
@@ -94,7 +108,8 @@ class _ProbeMask(Mask):
         return node.follow(ids[-1])
 
 
-WRITING: dict[int, MaskedWriting] = {}  # what the engine is writing under masks, by the number that a request names
+# What the engine is writing under masks or with truncation, by the number that a request names.
+WRITING: dict[int, EngineWriting] = {}
 
 
 class Engine(ABC):
@@ -118,6 +133,8 @@ class Engine(ABC):
         """Continue every request; see `Policy.generate`. Raises `ValueError` for a prompt that leaves no room."""
         if not requests:
             return []
+        if sampling.truncation and not self.takes_masks:
+            raise ValueError(no_truncation(sampling.truncation))
         limits = token_limits(requests, sampling, self.context_length)
         seeds = torch.randint(2**62, (len(requests),), generator=generator, device=generator.device).tolist()
         settings = {
@@ -130,22 +147,27 @@ class Engine(ABC):
         }
         each = [{**settings, "max_tokens": limit, "seed": seed} for limit, seed in zip(limits, seeds, strict=True)]
         for number, (request, limit) in enumerate(zip(requests, limits, strict=True)):
+            if request.mask is None and not sampling.truncation:
+                continue
+            room = self.context_length - len(request.prompt_ids)
+            WRITING[number] = EngineWriting(request.mask, limit, room, self.trained.stop_ids, sampling=sampling)
+            each[number]["extra_args"] = {MASK: number}
             if request.mask is not None:
-                room = self.context_length - len(request.prompt_ids)
-                WRITING[number] = MaskedWriting(request.mask, limit, room, self.trained.stop_ids)
-                each[number] |= {"stop": [], "max_tokens": room, "extra_args": {MASK: number}}
+                each[number] |= {"stop": [], "max_tokens": room}
         try:
             answers = self._ask([list(request.prompt_ids) for request in requests], each)
             return [self._completion(answer, WRITING.get(number)) for number, answer in enumerate(answers)]
         finally:
             WRITING.clear()
 
-    def _completion(self, answer: Answer, writing: MaskedWriting | None) -> Completion:
-        if writing is None:
-            return Completion(answer.ids, answer.logprobs, self._end(answer))
-        writing = MaskedWriting(writing.mask, writing.limit, writing.room, writing.stop_ids)
-        writing.take_all(answer.ids)
-        return Completion(writing.ids, answer.logprobs[: len(writing.ids)], writing.end or End.LENGTH, writing.nodes)
+    def _completion(self, answer: Answer, writing: EngineWriting | None) -> Completion:
+        if writing is None or writing.mask is None:
+            nodes = [writing.kept[place] for place in range(len(answer.ids))] if writing else []
+            return Completion(answer.ids, answer.logprobs, self._end(answer), nodes)
+        taken = replace(writing, ids=[], nodes=[], end=None)
+        taken.take_all(answer.ids)
+        nodes = [writing.kept.get(place, node) for place, node in enumerate(taken.nodes)]
+        return Completion(taken.ids, answer.logprobs[: len(taken.ids)], taken.end or End.LENGTH, nodes)
 
     def _end(self, answer: Answer) -> End:
         if answer.ids[-1] in self.trained.stop_ids:

@@ -1,6 +1,6 @@
-"""Masks inside vLLM: the logits processor by which `rollout=vllm` samples for a `MaskedAgent`.
+"""Masks and truncation inside vLLM: the logits processor by which `rollout=vllm` samples only what is allowed.
 
-A request names its `MaskedWriting` by a number (`extra_args`), which is looked up in this process: vLLM computes here
+A request names its `EngineWriting` by a number (`extra_args`), which is looked up in this process: vLLM computes here
 too. Rests on the interface of vLLM 0.32's first model runner.
 """
 
@@ -12,12 +12,11 @@ from typing import Any
 from torch import Tensor
 from vllm.v1.sample.logits_processor import AdapterLogitsProcessor
 
-from agents.policies.models import masked_logits
 from agents.policies.vllm import MASK, WRITING
 
 
 class MaskProcessor(AdapterLogitsProcessor):  # type: ignore[misc]
-    """Leaves each masked request what its node allows; the other requests stay as they are."""
+    """Leaves each request that has a writing what is allowed; the other requests stay as they are."""
 
     def is_argmax_invariant(self) -> bool:
         """It changes what greedy sampling takes."""
@@ -30,11 +29,6 @@ class MaskProcessor(AdapterLogitsProcessor):  # type: ignore[misc]
             return None
         if number not in WRITING:
             raise ValueError(
-                "masks are known in one process alone: leave tensor_parallel_size at 1, or use rollout=local"
+                "what is allowed is known in one process alone: leave tensor_parallel_size at 1, or use rollout=local"
             )
-        writing = WRITING[number]
-
-        def mask(ids: list[int], logits: Tensor) -> Tensor:
-            return masked_logits(logits[None], [writing.next_node(ids)])[0]
-
-        return mask
+        return WRITING[number].allowed

@@ -1,4 +1,4 @@
-"""CAPO: compare tokens; the tokens of wrong turns get less than the outcome of their episode.
+"""CAPO: a token gets the outcome of its episode, reduced in wrong turns, and is compared with all tokens of the task.
 
     A_t = (r_t - mean(r)) / (std(r) + epsilon)    over all sampled tokens of the attempts at a task, std with ddof 1
     r_t = outcome_weight · R + process_weight · p,   p: signal `prm` of the token's turn, 0 or -1

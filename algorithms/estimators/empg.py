@@ -1,4 +1,4 @@
-"""EMPG: learn more from turns that the policy was sure of, and reward turns that lead to such turns.
+"""EMPG: larger advantages for turns of low entropy, and a bonus for turns that lead to turns of low entropy.
 
     A'_t = A · g(h_t) + clarity_weight · f(h_{t+1}),  less the mean of A' over all turns of the batch
     g(h) = exp(-scale · h) / mean(exp(-scale · h)),  f(h) = exp(-clarity_scale · h)

@@ -30,7 +30,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from algorithms.estimators.groups import paid
+from algorithms.estimators.groups import reward_name
 from algorithms.estimators.steps import step
 from algorithms.estimators.timeline import Timeline, last_tokens, token_rewards, tokens, turns, whiten
 from algorithms.turn_table import Estimate, TurnTable
@@ -56,7 +56,7 @@ def turn_gae(
     delta = table.total_rewards() + gamma * line.following(values, next_values(table)) - values
     advantages = line.accumulate(delta, gamma * lam)
     value = "value" if anchor == "turn" else "value_at_end"
-    step("delta", f"{paid(table)} + gamma * next({value}, {_after(table)}) - {value}", delta, gamma=gamma)
+    step("delta", f"{reward_name(table)} + gamma * next({value}, {_after(table)}) - {value}", delta, gamma=gamma)
     step("raw", "delta + gamma * lam * next(raw)", advantages, gamma=gamma, lam=lam)
     estimate = Estimate(advantages, advantages + values)
     if whiten_turns:

@@ -20,7 +20,7 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def compares_attempts(estimator: Method) -> Method:
-    """Declare that an estimator compares attempts at a task, so it learns nothing from groups of one attempt."""
+    """Declare that an estimator compares attempts at a task, so groups of one attempt have no gradient."""
     vars(estimator)["compares_attempts"] = True
     return estimator
 
@@ -130,10 +130,10 @@ def _name_result(named: Naming, values: NDArray[np.float64], epsilon: float | No
 
 def episode_returns(table: TurnTable) -> NDArray[np.float64]:
     """[N] `table.episode_rewards()`, named R in the steps."""
-    return step("R", f"sum({paid(table)})", table.episode_rewards(), over="episode")
+    return step("R", f"sum({reward_name(table)})", table.episode_rewards(), over="episode")
 
 
-def paid(table: TurnTable) -> str:
+def reward_name(table: TurnTable) -> str:
     """The name of `table.total_rewards()` in the steps."""
     if "token_reward" not in table.token_signals:
         return "reward"
@@ -174,11 +174,11 @@ def counted_rows(table: TurnTable, statistics: str) -> NDArray[np.bool_]:
     """
     if statistics not in STATISTICS:
         raise UnknownNameError("statistics", statistics, STATISTICS)
-    return table.opens if statistics == "episodes" else np.ones(len(table), dtype=np.bool_)
+    return table.is_first if statistics == "episodes" else np.ones(len(table), dtype=np.bool_)
 
 
 def counted_name(statistics: str) -> str:
-    """What the steps call `counted_rows`."""
+    """The name of `counted_rows` in the steps."""
     return "first" if statistics == "episodes" else ""
 
 

@@ -1,4 +1,4 @@
-"""GTPO and GRPO-S: reward successes more where the policy was unsure, punish failures more where it was sure.
+"""GTPO and GRPO-S: more reward at high entropy in a success, more penalty at low entropy in a failure.
 
     gtpo     r_it = outcome_weight + entropy_weight · n_t H_it / sum_k H_kt               in a success
              r_it = -outcome_weight - entropy_weight · n_t (1 / H_it) / sum_k (1 / H_kt)  in a failure
@@ -59,16 +59,16 @@ def grpo_s(
     entropy = np.maximum(sums / np.maximum(sizes, 1), lowest_entropy)
     won = episode_returns(table) > threshold
     kind = group_numbers(table) * 2 + won
-    alike, first = _without_gaps(kind), table.opens
+    alike, first = _without_gaps(kind), table.is_first
     of_attempt = _shaped(won[first], entropy[first], alike[first], outcome_weight, entropy_weight)
-    shaped = of_attempt[_numbers_of_opens(table)]
+    shaped = of_attempt[_first_row_numbers(table)]
     return _compared(shaped, kind, compare, epsilon, first)
 
 
-def _numbers_of_opens(table: TurnTable) -> NDArray[np.int64]:
+def _first_row_numbers(table: TurnTable) -> NDArray[np.int64]:
     """[N] the place of the episode's first row among all first rows."""
-    places = np.empty(table.opens.sum(), dtype=np.int64)
-    places[table.episode_number[table.opens]] = np.arange(len(places))
+    places = np.empty(table.is_first.sum(), dtype=np.int64)
+    places[table.episode_number[table.is_first]] = np.arange(len(places))
     numbers: NDArray[np.int64] = places[table.episode_number]
     return numbers
 

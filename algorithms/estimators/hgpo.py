@@ -1,4 +1,4 @@
-"""HGPO: compare turns in the same state, with more weight the longer their histories agree.
+"""HGPO: compare turns in the same state; the longer their histories agree, the larger is the weight.
 
     A_i   = sum over k of w_k · a_k,  w_k = (k + 1)^alpha / (sum of them + epsilon)
     a_k   = F(G_i - c·[invalid_i])   over the turns of the same task whose last k states are equal, k = 1 … history + 1

@@ -1,4 +1,4 @@
-"""HICRA: learn more from the tokens with which a policy plans.
+"""HICRA: larger advantages for planning tokens.
 
     A'_t = A + alpha |A|  at planning tokens,   A'_t = A  elsewhere
 

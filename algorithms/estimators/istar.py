@@ -1,4 +1,4 @@
-"""iStar (OPRL): compare attempts by their outcome, and turns by the implicit reward of a process reward model.
+"""iStar (OPRL): compare attempts by their outcomes, and turns by implicit rewards of a process reward model.
 
     A_i = episode_weight · F(R_i - c·[invalid_i]) + step_weight · F(s_i),  s: signal `prm`
     F(x) = n / (n - 1) · (x - mean)         `mode="rloo"`, the authors' choice
@@ -66,11 +66,12 @@ def istar(
     scores, steps = episode_scores(table, invalid_penalty), step_rewards(table, scale_steps)
     if merged:
         values = step("merged", "score + step_weight * s", scores + step_weight * steps, step_weight=step_weight)
-        return _compare(table, values, table.opens, mode, epsilon, Naming("advantage", "merged", counted="first"))
-    counted = table.opens if baseline == "first_turns" else np.ones(len(table), dtype=np.bool_)
+        return _compare(table, values, table.is_first, mode, epsilon, Naming("advantage", "merged", counted="first"))
+    counted = table.is_first if baseline == "first_turns" else np.ones(len(table), dtype=np.bool_)
     first_only = baseline == "first_turns"
     named = Naming("of_step", "s", counted="first" if first_only else "")
-    episode_part = _compare(table, scores, table.opens, mode, epsilon, Naming("of_episode", "score", counted="first"))
+    episode_named = Naming("of_episode", "score", counted="first")
+    episode_part = _compare(table, scores, table.is_first, mode, epsilon, episode_named)
     step_part = _compare(table, steps, counted, mode, epsilon, named, keep_single=first_only)
     both = episode_weight * episode_part + step_weight * step_part
     formula = "episode_weight * of_episode + step_weight * of_step"

@@ -1,4 +1,4 @@
-"""LUFFY's advantages: demonstrations are compared with the policy's own attempts, and do not change what these get.
+"""LUFFY's advantages: demonstrations are compared with the policy's own attempts, without changing their advantages.
 
     A_i = (R_i - mean(R)) / (std(R) + epsilon)     mean and std (ddof 1) over the policy's own attempts at the task
 
@@ -34,9 +34,9 @@ def luffy(
     if compare_with not in COMPARED_WITH:
         raise UnknownNameError("compare_with", compare_with, COMPARED_WITH)
     scores, groups = episode_returns(table), group_numbers(table)
-    own = table.opens & (~table.signal("demonstration").astype(np.bool_) | (compare_with == "all"))
+    own = table.is_first & (~table.signal("demonstration").astype(np.bool_) | (compare_with == "all"))
     without = np.bincount(groups, weights=own) == 0
-    counted = step("counted", "", own | (table.opens & without[groups]), meaning="first turns that are compared with")
+    counted = step("counted", "", own | (table.is_first & without[groups]), meaning="first turns in mean and std")
     differences = relative_values(
         scores, groups, counted=counted, divide_by_std=False, epsilon=epsilon, keep_single=True,
         named=Naming("difference", "R", counted="counted"),

@@ -84,6 +84,6 @@ def compared_parts(table: TurnTable, epsilon: float) -> Parts:
     combined = step("R_both", "R + R_turns", outcomes + table.episode_sums(paid))
     return Parts(
         turn,
-        z(outcomes, groups, table.opens, Naming("z_outcome", "R", counted="first")),
-        z(combined, groups, table.opens, Naming("z_both", "R_both", counted="first")),
+        z(outcomes, groups, table.is_first, Naming("z_outcome", "R", counted="first")),
+        z(combined, groups, table.is_first, Naming("z_both", "R_both", counted="first")),
     )

@@ -27,6 +27,6 @@ def nft(table: TurnTable) -> NDArray[np.float64]:
         "possible either",
     )
     return relative_values(
-        scores, group_numbers(table), counted=table.opens, divide_by_std=False, epsilon=1.0, keep_single=False,
+        scores, group_numbers(table), counted=table.is_first, divide_by_std=False, epsilon=1.0, keep_single=False,
         named=Naming("advantage", "R", counted="first"),
     )  # fmt: skip

@@ -40,7 +40,7 @@ def otb(table: TurnTable, *, zero_tail: bool = True, epsilon: float = 1e-8) -> N
     _, key = np.unique(group * (place.max(initial=0) + 1) + place, return_inverse=True)
     weight = step("W", "w + before(W)", _up_to(table, size))
     baseline = np.bincount(key, returns * weight) / (np.bincount(key, weight) + epsilon)
-    attempts = np.bincount(group_numbers(table), table.opens)[group]
+    attempts = np.bincount(group_numbers(table), table.is_first)[group]
     alone = np.bincount(key)[key] == 1
     without = (attempts == 1) | (alone & zero_tail)
     step("place", "", key, meaning="the tokens at the same place of the attempts at a task")

@@ -1,4 +1,4 @@
-"""Other baselines for the outcome of an attempt than the mean of its group.
+"""Baselines for the outcome of an attempt, instead of the mean of its group.
 
     opo         A_i = R_i - sum_j n_j R_j / sum_j n_j             n: tokens of the attempt
     maxrl       A_i = (R_i - mean(R)) / (mean(R) + epsilon)       for rewards of 0 or more
@@ -59,7 +59,7 @@ def maxrl(table: TurnTable, *, epsilon: float = 1e-6) -> NDArray[np.float64]:
             f"episode {table.episode[low[0]]} has the return {scores[low[0]]:g}, and MaxRL divides by the mean return "
             "of a task: returns must be 0 or more"
         )
-    means = np.bincount(groups, weights=scores * table.opens) / np.maximum(_sizes(table, groups), 1)
+    means = np.bincount(groups, weights=scores * table.is_first) / np.maximum(_sizes(table, groups), 1)
     advantages: NDArray[np.float64] = _differences(table, keep_single=False) / (means + epsilon)[groups]
     return step("advantage", "difference / (R_mean + epsilon)", advantages, epsilon=epsilon)
 
@@ -67,17 +67,17 @@ def maxrl(table: TurnTable, *, epsilon: float = 1e-6) -> NDArray[np.float64]:
 @compares_attempts
 def gpg(table: TurnTable) -> NDArray[np.float64]:
     """One advantage per turn, [N]."""
-    solved = np.count_nonzero(episode_returns(table)[table.opens])
-    advantages: NDArray[np.float64] = _differences(table, keep_single=True) * table.opens.sum() / max(solved, 1)
+    solved = np.count_nonzero(episode_returns(table)[table.is_first])
+    advantages: NDArray[np.float64] = _differences(table, keep_single=True) * table.is_first.sum() / max(solved, 1)
     formula = "difference * episodes / max(not_zero, 1)"
-    return step("advantage", formula, advantages, episodes=table.opens.sum(), not_zero=solved)
+    return step("advantage", formula, advantages, episodes=table.is_first.sum(), not_zero=solved)
 
 
 @compares_attempts
 def pass_at_k(table: TurnTable, *, normalize_by_std: bool = True, epsilon: float = 1e-6) -> NDArray[np.float64]:
     """One advantage per turn, [N]: 0 but for the best attempt of each group. If several are best, it is 0 for all."""
     scores, groups = episode_returns(table), group_numbers(table)
-    rows = np.flatnonzero(table.opens)
+    rows = np.flatnonzero(table.is_first)
     rows = rows[np.lexsort((table.episode[rows], scores[rows], groups[rows]))]  # by group, the best last
     same = groups[rows][1:] == groups[rows][:-1]
     last = np.append(~same, True)[: len(rows)]  # of its group
@@ -90,7 +90,7 @@ def pass_at_k(table: TurnTable, *, normalize_by_std: bool = True, epsilon: float
     lead_of = step("lead", "highest(R) - second(R)", gain[groups], over="task", counted="first")
     if not normalize_by_std:
         return step("advantage", "where(is_best, lead, 0)", np.where(is_best, lead_of, 0.0))
-    deviations = _differences(table, keep_single=False) * table.opens
+    deviations = _differences(table, keep_single=False) * table.is_first
     squares = np.bincount(groups, weights=deviations**2)
     std = np.sqrt(squares / np.maximum(_sizes(table, groups) - 1, 1))[groups]
     step("R_std", "where(n() > 1, std(R), 0)", std, over="task", counted="first")
@@ -100,7 +100,7 @@ def pass_at_k(table: TurnTable, *, normalize_by_std: bool = True, epsilon: float
 
 def _sizes(table: TurnTable, groups: NDArray[np.int64]) -> NDArray[np.float64]:
     """[G] episodes in each group."""
-    return np.bincount(groups, weights=table.opens).astype(np.float64)
+    return np.bincount(groups, weights=table.is_first).astype(np.float64)
 
 
 def _equal(table: TurnTable) -> NDArray[np.bool_]:
@@ -113,6 +113,6 @@ def _equal(table: TurnTable) -> NDArray[np.bool_]:
 def _differences(table: TurnTable, *, keep_single: bool) -> NDArray[np.float64]:
     """[N] the score of the row's episode minus the mean of its group."""
     return relative_values(
-        table.episode_rewards(), group_numbers(table), counted=table.opens, divide_by_std=False, epsilon=1.0,
+        table.episode_rewards(), group_numbers(table), counted=table.is_first, divide_by_std=False, epsilon=1.0,
         keep_single=keep_single, named=Naming("difference", "R", counted="first"),
     )  # fmt: skip

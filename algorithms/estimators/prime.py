@@ -31,9 +31,9 @@ def prime(table: TurnTable, *, prm_weight: float = 5.0, outcome_weight: float = 
     count = np.bincount(rows, minlength=len(table))
     sums = table.episode_sums(np.bincount(rows, weights=rewards, minlength=len(table)))
     means = sums / np.maximum(table.episode_sums(count), 1)  # [N] over the tokens of the episode
-    attempts = np.bincount(groups, weights=table.opens)[groups]  # [N]
+    attempts = np.bincount(groups, weights=table.is_first)[groups]  # [N]
     others = np.maximum(attempts - 1, 1)
-    baseline = np.bincount(groups, weights=means * table.opens)[groups] / others
+    baseline = np.bincount(groups, weights=means * table.is_first)[groups] / others
     dense = rewards * (attempts / others)[rows] - np.where(attempts > 1, baseline, 0.0)[rows]
     step("prm_of_turn", "tokens_sum(prm)", np.bincount(rows, weights=rewards, minlength=len(table)))
     step("prm_mean", "sum(prm_of_turn) / max(sum(tokens), 1)", means, over="episode")
@@ -42,7 +42,7 @@ def prime(table: TurnTable, *, prm_weight: float = 5.0, outcome_weight: float = 
     step("baseline", formula, np.where(attempts > 1, baseline, 0.0), over="task", counted="first")
     step("dense", "prm * attempts / max(attempts - 1, 1) - baseline", dense)
     named = Naming("outcome", "R", counted="first")
-    outcome = leave_one_out(episode_returns(table), groups, table.opens, keep_single=True, named=named)
+    outcome = leave_one_out(episode_returns(table), groups, table.is_first, keep_single=True, named=named)
     returns = line.accumulate(prm_weight * dense + outcome_weight * outcome[rows] * line.last(), 1.0)
     formula = "prm_weight * dense + where(end, outcome_weight * outcome, 0) + next(G)"
     step("G", formula, returns, prm_weight=prm_weight, outcome_weight=outcome_weight)

@@ -43,7 +43,7 @@ def pure(
 
     def of_others(of_episodes: NDArray[np.float64]) -> NDArray[np.float64]:
         """[N] the sum over the other attempts at the task; `of_episodes` has one number per episode."""
-        others: NDArray[np.float64] = np.bincount(groups, weights=of_episodes * table.opens)[groups] - of_episodes
+        others: NDArray[np.float64] = np.bincount(groups, weights=of_episodes * table.is_first)[groups] - of_episodes
         return others
 
     weighted = min_form_rewards(table, temperature)
@@ -65,7 +65,7 @@ def pure(
         expected = step("b", "(p_task - p_mean) / max(attempts - 1, 1)", others / np.maximum(rivals, 1))
     process = step("process", "p - b + next(process)", turns(table).accumulate(weighted - expected, 1.0))
     named = Naming("outcome", "R", counted="first")
-    outcome = leave_one_out(episode_returns(table), groups, table.opens, keep_single=True, named=named)
+    outcome = leave_one_out(episode_returns(table), groups, table.is_first, keep_single=True, named=named)
     both = process + outcome_weight * outcome
     return step("advantage", "process + outcome_weight * outcome", both, outcome_weight=outcome_weight)
 

@@ -1,4 +1,4 @@
-"""ResRL: GRPO's advantages, with little weight for successes and for what failures share with them.
+"""ResRL: GRPO's advantages, with small weights for successes and for tokens of failures that resemble successes.
 
     A_t = positive_weight · A     in episodes with a return above 0
     A_t = weight_t · A            in all others,   weight: token signal `residual_weight`

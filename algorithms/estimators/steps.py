@@ -1,11 +1,11 @@
-"""The steps of a computation, so that a person can check an advantage by hand.
+"""Record the steps of an estimator, so that a person can check an advantage by hand.
 
     with explained() as steps:
         advantages = estimator(table)
 
-Estimators name what they compute with `step`, in order; the last one is the advantage. A step has a value for each turn
-or each token, and a formula over the names of earlier steps, its constants, and the columns below. Outside of
-`explained` nothing is stored, and results are the same.
+Estimators call `step` for each intermediate result, in order; the last one is the advantage. A step has a value for
+each turn or each token, and a formula over earlier steps, its constants, and the columns below. Outside of `explained`
+nothing is stored. The advantages are the same.
 
     columns of turns     reward, invalid, tokens (sampled tokens of the turn), and the table's signals
     columns of tokens    logprob, last (whether it is the last token of its turn), the token signals; columns of turns
@@ -58,7 +58,7 @@ class Step:
 
 
 class Naming(NamedTuple):
-    """How a comparison of values is called in the steps."""
+    """The names of a comparison in the steps."""
 
     result: str  # the name of the compared values
     of: str  # the name of the values
@@ -92,7 +92,7 @@ def explained() -> Iterator[list[Step]]:
 
 
 def explaining() -> bool:
-    """Whether steps are collected: for values that are computed for them alone."""
+    """Whether steps are collected. Values that only steps need are computed only then."""
     return _steps.get() is not None
 
 

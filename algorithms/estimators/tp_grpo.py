@@ -1,4 +1,4 @@
-"""TP-GRPO: compare thoughts, runs of turns on which a judge has the same verdict, beside whole attempts.
+"""TP-GRPO: compare thoughts (runs of turns with the same verdict of a judge), and whole attempts.
 
     A_t = z(R) + thought_weight · (1 - adapt · q) · z(p)     p: signal `prm` of the thought of turn t
     z(x) = (x - mean(x)) / (std(x) + epsilon)                over the attempts, or the thoughts, at the task
@@ -27,7 +27,7 @@ def tp_grpo(
 ) -> NDArray[np.float64]:
     """One advantage per turn, [N]. Needs the signal `prm`. Statistics are over episodes and thoughts."""
     returns, groups, verdict = episode_returns(table), group_numbers(table), table.signal("prm").astype(np.float64)
-    first = table.opens
+    first = table.is_first
     outcome = relative_values(
         returns, groups, counted=first, divide_by_std=True, epsilon=epsilon, keep_single=False,
         named=Naming("outcome", "R", counted="first"),

@@ -51,7 +51,7 @@ def tree_grpo(
         values: NDArray[np.float64], numbers: NDArray[np.int64], keep_single: bool, named: Naming
     ) -> NDArray[np.float64]:
         return relative_values(
-            values, numbers, counted=table.opens, divide_by_std=True, epsilon=epsilon, keep_single=keep_single,
+            values, numbers, counted=table.is_first, divide_by_std=True, epsilon=epsilon, keep_single=keep_single,
             named=named._replace(counted="first"),
         )  # fmt: skip
 

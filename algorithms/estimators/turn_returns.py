@@ -1,4 +1,4 @@
-"""Compare what turns earned from there on, instead of whole attempts.
+"""Compare the returns of turns (rewards from the turn on) instead of the returns of whole attempts.
 
     step_grpo   A_t = (G_t - mean(G)) / (std(G) + epsilon)   over all turns of the attempts at a task, or of the batch
     turn_rloo   A_t = G_t - sum of the other attempts' G_t / (n - 1)
@@ -52,7 +52,7 @@ def turn_rloo(table: TurnTable, *, gamma: float = 1.0, invalid_penalty: float = 
     """One advantage per turn, [N]."""
     values, groups, number = step_values(table, gamma, invalid_penalty), group_numbers(table), turns(table).position()
     _, place = np.unique(groups * (number.max(initial=0) + 1) + number, return_inverse=True)
-    attempts = np.bincount(groups, weights=table.opens)[groups]
+    attempts = np.bincount(groups, weights=table.is_first)[groups]
     sums, size = np.bincount(place, values)[place], np.bincount(place, np.abs(values))[place]
     step("place", "", place, meaning="the turns with the same number, of the attempts at a task")
     step("attempts", "n()", attempts, over="task", counted="first")

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from algorithms.estimators import timeline
-from algorithms.estimators.groups import paid
+from algorithms.estimators.groups import reward_name
 from algorithms.estimators.steps import step
 from algorithms.turn_table import TurnTable
 
@@ -27,7 +27,11 @@ from algorithms.turn_table import TurnTable
 def vineppo(table: TurnTable, *, whiten: bool = False) -> NDArray[np.float64]:
     """One advantage per turn, [N]. Needs the signal `mc_value`, and with `whiten` the count of tokens."""
     advantages = timeline.segment_differences(
-        timeline.turns(table), table.total_rewards(), table.signal("mc_value"), reward=paid(table), value="mc_value"
+        timeline.turns(table),
+        table.total_rewards(),
+        table.signal("mc_value"),
+        reward=reward_name(table),
+        value="mc_value",
     )
     if not whiten:
         return step("advantage", "zero(difference)", np.nan_to_num(advantages))

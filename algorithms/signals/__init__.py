@@ -1,1 +1,1 @@
-"""Signals: measurements of the turns of a batch, made before an estimator assigns credit."""
+"""Signals: measurements of the turns and tokens of a batch, made before an estimator assigns credit."""

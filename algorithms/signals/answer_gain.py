@@ -1,4 +1,4 @@
-"""Measure how sure the policy is of the right answer before each turn. IGPO computes the reward of a turn from this.
+"""Measure the log-probability of the right answer before each turn. IGPO computes the reward of a turn from it.
 
 The prompt of each turn is extended by `thought` and the right answer in the agent's form, and the policy computes how
 likely that answer is. TRACE (arXiv 2607.13988, after its abstract) asks the frozen initial policy instead (`model`):
@@ -53,9 +53,10 @@ class AnswerGain(UntrainedSignal):
         self, context: SignalContext, *, action: str = f"answer[{PLACE}]", thought: str | None = None,
         model: str = "policy",
     ) -> None:  # fmt: skip
-        """`action` is the form of an answer in the environment, `thought` the text before it: None means IGPO's
-        sentence if the model has a chat template, otherwise no text. `model` is whose belief is measured, that of the
-        "policy" or of the weights at the start of the run, "first". Raises `ValueError`.
+        """`action` is the form of an answer in the environment, and `thought` the text before it.
+
+        `thought=None` means IGPO's sentence if the model has a chat template, otherwise no text. `model` is the model
+        that is measured: "policy", or "first", the weights at the start of the run. Raises `ValueError`.
         """
         if model not in MODELS:
             raise UnknownNameError("model", model, MODELS)
@@ -77,14 +78,14 @@ class AnswerGain(UntrainedSignal):
         self.before, self.after = form.split(PLACE)
 
     def measure(self, rollouts: RolloutBatch) -> Measurement:
-        """Raises `ValueError` naming the environment where no episode has answers."""
+        """Raises `ValueError` naming the environment if no episode has right answers."""
         from algorithms.batches import map_samples, sampled_logprobs
 
         context = self.context
         if not any(episode.answers for episode in rollouts.episodes):
             env = rollouts.episodes[0].task.env
             raise ValueError(f"{env} has no right answers: this method needs info['answers'], as in env=search")
-        asked, rows = self._ask(rollouts, context.agent.policy)
+        asked, rows = self._answer_samples(rollouts, context.agent.policy)
 
         def logprobs(batch: Batch) -> Tensor:
             return sampled_logprobs(self.first or context.model, batch, 1.0, context.dtype)[0]
@@ -117,7 +118,7 @@ class AnswerGain(UntrainedSignal):
 
             load_whole_state(self.first, state["first"])
 
-    def _ask(self, rollouts: RolloutBatch, policy: Policy) -> tuple[list[Sample], NDArray[np.int64]]:
+    def _answer_samples(self, rollouts: RolloutBatch, policy: Policy) -> tuple[list[Sample], NDArray[np.int64]]:
         """A sequence for each turn and answer, with the answer's ids as "sampled" ids, and the row of its turn."""
         asked, rows = [], []
         row = 0

@@ -89,11 +89,11 @@ class Signal(Protocol):
     gives: Sequence[str] | None  # names of the signals of turns that it measures
     gives_tokens: Sequence[str] | None  # and of tokens; None: unknown before it has measured
     learns_returns: bool  # whether it learns from the returns of an `Estimate`
-    by_first_rank: bool  # whether the first rank alone measures, since it plays episodes or asks a service
+    by_first_rank: bool  # whether only rank 0 measures, because the signal plays episodes or calls a service
 
     @classmethod
     def check(cls, settings: Mapping[str, Any]) -> None:
-        """Raise if something in the signal's `settings` cannot be reached. Called once, before the signal is made."""
+        """Raise if a service in the signal's `settings` cannot be reached. Called once, before the signal is made."""
 
     def measure(self, rollouts: RolloutBatch) -> Measurement:
         """Measure a batch. Its table has the columns of all signals that are listed earlier."""
@@ -109,7 +109,7 @@ class Signal(Protocol):
 
 
 class SignalBase:
-    """Defaults of most signals: no needs from the environment, and nothing that could be unreachable."""
+    """Defaults of most signals: they need nothing from the environment and no service."""
 
     needs: frozenset[Need] = frozenset()
     gives: Sequence[str] | None = None

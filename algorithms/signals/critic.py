@@ -102,12 +102,12 @@ class Critic(SignalBase):
         return values
 
     def measure(self, rollouts: RolloutBatch) -> Measurement:
-        values = self._read(rollouts.samples)
+        values = self._all_values(rollouts.samples)
         by_turn = first_tokens(rollouts.table, values)
         after, metrics = self._next_values(rollouts), {"signal/value": float(by_turn.mean())}
         return Measurement({"value": by_turn, "next_value": after}, {"value": values}, metrics)
 
-    def _read(self, samples: Sequence[Sample]) -> NDArray[np.float64]:
+    def _all_values(self, samples: Sequence[Sample]) -> NDArray[np.float64]:
         context = self.context
         return map_samples(samples, context.micro_batch_tokens, context.device, self._values, context.parallel)
 
@@ -130,7 +130,7 @@ class Critic(SignalBase):
                     prompts[-1].extend(prompt[-1:], [0.0])  # the value before this id does not depend on the id
                     rows.append(row)
         values = np.zeros(len(rollouts.table))
-        values[rows] = self._read(prompts)
+        values[rows] = self._all_values(prompts)
         return values
 
     def learn(self, rollouts: RolloutBatch, estimate: NDArray[np.float64] | Estimate) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Measure how unsure the policy was: the entropy of the distributions that tokens were sampled from."""
+"""Measure the entropy of the distributions that tokens were sampled from."""
 
 from __future__ import annotations
 

@@ -107,9 +107,9 @@ class ImplicitPRM(SignalBase):
         self.steps = FiniteSteps("process reward model")
 
     def measure(self, rollouts: RolloutBatch) -> Measurement:
-        reference = self._read(self.first or self.context.model, rollouts)
+        reference = self._logprobs(self.first or self.context.model, rollouts)
         metrics = self._learn(rollouts, reference) if self.update == "before" else {}
-        tokens = self.beta * (self._read(self.model, rollouts) - reference)
+        tokens = self.beta * (self._logprobs(self.model, rollouts) - reference)
         sums = turn_sums(rollouts.table, tokens)
         won = rollouts.success() > 0
         if won.any() and not won.all():
@@ -121,7 +121,7 @@ class ImplicitPRM(SignalBase):
         """Learn from the batch that was measured last, unless this was done before measuring it."""
         return self._learn(rollouts, self._reference) if self.update == "after" else {}
 
-    def _read(self, model: Any, rollouts: RolloutBatch) -> NDArray[np.float64]:
+    def _logprobs(self, model: Any, rollouts: RolloutBatch) -> NDArray[np.float64]:
         def compute(batch: Batch) -> Tensor:
             return sampled_logprobs(model, batch, 1.0, self.context.dtype)[0]
 
@@ -136,7 +136,7 @@ class ImplicitPRM(SignalBase):
         A step that is not finite is skipped and counted in `signal/prm_skipped_steps`.
         """
         table, context, samples = rollouts.table, self.context, rollouts.samples
-        tokens = self.beta * (self._read(self.model, rollouts) - reference)
+        tokens = self.beta * (self._logprobs(self.model, rollouts) - reference)
         place = first_not_finite(tokens)
         if place is not None:
             self.steps.skip(f"the reward of a token is {tokens[place]}", turn_of(samples, table, place))

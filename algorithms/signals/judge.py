@@ -39,7 +39,7 @@ class Model(Protocol):
     usage: Usage
 
     def check(self) -> None:
-        """Raise if the model would not answer."""
+        """Raise if the model cannot answer."""
 
     def answers(self, prompts: Sequence[str], sampling: Sampling, seed: int) -> list[str | None]:
         """The answer to each prompt, or None if it was cut off or the prompt was too long."""
@@ -161,7 +161,7 @@ class Judge(UntrainedSignal):
             readable = [turns for text in critiques if (turns := wrong_turns(text, len(episode.turns))) is not None]
             malformed += self.critiques - len(readable)
             unread += not readable
-            shares.append(voted(readable, len(episode.turns), self.vote))
+            shares.append(combine_votes(readable, len(episode.turns), self.vote))
         share = np.concatenate(shares)
         metrics = {
             "signal/judge_wrong": float(share.mean()),
@@ -200,7 +200,7 @@ def wrong_turns(text: str | None, count: int) -> set[int] | None:
     return {number - 1 for number in lists[-1]}
 
 
-def voted(critiques: Sequence[set[int]], count: int, vote: str) -> NDArray[np.float64]:
+def combine_votes(critiques: Sequence[set[int]], count: int, vote: str) -> NDArray[np.float64]:
     """[count] how wrong each turn is, from 0 to 1, given the turns that each critique names; 0 without critiques."""
     votes = np.zeros(count)
     for named in critiques:

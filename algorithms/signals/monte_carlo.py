@@ -1,4 +1,4 @@
-"""Estimate the value of a state by playing on from it: the mean return of fresh attempts with the current policy.
+"""Estimate the value of a state as the mean return of new attempts from it with the current policy.
 
 VinePPO: Kazemnejad et al., arXiv 2410.01679; SPO: Guo et al., arXiv 2505.23564. Both play 9 attempts from each state.
 """
@@ -19,7 +19,7 @@ from envs.core import Need
 
 
 class MonteCarlo(UntrainedSignal):
-    """Signals `mc_value`, for turns, and for tokens at the first token of the turn.
+    """Signals `mc_value`, for turns and for tokens (there at the first token of a turn).
 
     Attempts start from the snapshot before the turn. The run's own agent plays them under the turn limit of training,
     and their return is counted from the snapshot on. Attempts ended by a fault of the environment are left out. The

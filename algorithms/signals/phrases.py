@@ -1,4 +1,4 @@
-"""Find the tokens of phrases with which a policy plans, such as "let me check" (HICRA's strategic grams)."""
+"""Find the tokens of planning phrases, such as "let me check" (HICRA's strategic grams)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measure which tokens of failures differ from all that successes at the same task have in common (ResRL).
+"""Measure how much the tokens of failures differ from those of successes at the same task (ResRL).
 
     x = state of the layer before the last one that predicts the token, with mean 0 and variance 1 over its E numbers
     d = |(x - m) - V Vᵀ (x - m)|² / E      m: mean of x over the tokens of successes,  V: their `rank` main directions
@@ -31,25 +31,25 @@ FEWEST = 4  # tokens of successes
 SMALL = 1e-6
 
 
-class Common(NamedTuple):
-    """What the states of successes have in common."""
+class SuccessSubspace(NamedTuple):
+    """The affine subspace of the states of successes: their mean and their main directions."""
 
     mean: Tensor  # [E]
     directions: Tensor  # [E, rank]
 
 
-def common_states(states: Tensor, rank: int) -> Common | None:
+def success_subspace(states: Tensor, rank: int) -> SuccessSubspace | None:
     """The mean and main directions of the `states` [K, E] of successes; None for too few, or any that is not finite."""
     rank = min(rank, len(states) - 1, states.shape[-1])
     if len(states) < FEWEST or rank < 1 or not states.isfinite().all():
         return None
     scaled = _scaled(states)
     mean = scaled.mean(0)
-    return Common(mean, torch.linalg.svd(scaled - mean, full_matrices=False).Vh[:rank].T)
+    return SuccessSubspace(mean, torch.linalg.svd(scaled - mean, full_matrices=False).Vh[:rank].T)
 
 
-def residuals(states: Tensor, common: Common) -> Tensor:
-    """[…] the part d of `states` […, E] that lies outside of what is common; see the module."""
+def residuals(states: Tensor, common: SuccessSubspace) -> Tensor:
+    """[…] the squared distance d of `states` […, E] from the subspace, divided by E; see the module."""
     difference = _scaled(states) - common.mean
     rest = difference - (difference @ common.directions) @ common.directions.T
     return rest.square().mean(-1)
@@ -121,7 +121,7 @@ class Residual(UntrainedSignal):
             metrics={"signal/residual_weight": mean, "signal/residual_tasks": float(tasks)},
         )
 
-    def _common(self, samples: Sequence[Sample]) -> Common | None:
+    def _common(self, samples: Sequence[Sample]) -> SuccessSubspace | None:
         counts = [sum(sample.mask) for sample in samples]
         total = sum(counts)
         wanted = np.zeros(total, dtype=np.bool_)
@@ -131,9 +131,9 @@ class Residual(UntrainedSignal):
         for numbers, batch in self._batches(samples):
             states = self._states(batch)[batch.mask]
             chosen.append(states[torch.from_numpy(np.concatenate([parts[i] for i in numbers])).to(states.device)])
-        return common_states(torch.cat(chosen), self.rank)
+        return success_subspace(torch.cat(chosen), self.rank)
 
-    def _residuals(self, samples: Sequence[Sample], common: Common) -> NDArray[np.float64]:
+    def _residuals(self, samples: Sequence[Sample], common: SuccessSubspace) -> NDArray[np.float64]:
         context = self.context
 
         def compute(batch: Batch) -> Tensor:

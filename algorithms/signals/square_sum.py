@@ -1,4 +1,4 @@
-"""Measure how concentrated the policy was at each token: the sum of squared probabilities of all words."""
+"""Measure the sum of the squared probabilities of all words at each token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Number the nodes and trees of attempts that branch off from each other."""
+"""Number the nodes and trees of attempts that share their first turns."""
 
 from __future__ import annotations
 

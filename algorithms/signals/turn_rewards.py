@@ -1,4 +1,4 @@
-"""Read the environment's rewards for single turns, and which turns brought a tool's result."""
+"""Read the environment's rewards for single turns, and which turns returned a tool's result."""
 
 from __future__ import annotations
 

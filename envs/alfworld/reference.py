@@ -11,11 +11,22 @@ import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 # TextWorld environments that no engine uses any more, kept for reuse. Each holds a copy of the planner's library, 34 MB
 # that cannot be freed safely.
 _idle: list[Any] = []
+
+
+INSTALL = "pip install 'polyturn[alfworld]'"
+
+
+def check_installed() -> None:
+    """Raises `ModuleNotFoundError`, which says what to install, without TextWorld or ALFWorld. Imports neither."""
+    for package in ("textworld", "alfworld"):
+        if find_spec(package) is None:
+            raise ModuleNotFoundError(f"env.engine=textworld needs the package {package}: {INSTALL}")
 
 
 class ReferenceEngine:
@@ -27,9 +38,7 @@ class ReferenceEngine:
             import textworld
             from alfworld.agents.environment.alfred_tw_env import AlfredDemangler, AlfredInfos
         except ImportError as error:
-            raise ModuleNotFoundError(
-                f"TextWorld needs two more packages to play ALFWorld ({error}): pip install polyturn[alfworld]"
-            ) from error
+            raise ModuleNotFoundError(f"TextWorld needs more packages to play ALFWorld ({error}): {INSTALL}") from error
         with _translating():
             if _idle:
                 self._game = _idle.pop()

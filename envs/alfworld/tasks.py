@@ -29,6 +29,7 @@ from envs.alfworld.expert import Expert
 from envs.alfworld.game import DOWNLOAD, EMBEDDED, GAME_FILE, GAMES, TASK_TYPES, GameFileError
 from envs.alfworld.game import GamesNotFoundError as GamesNotFoundError
 from envs.alfworld.generate import GENERATOR_VERSION, HELD_OUT_FLOOR_PLANS, TRAIN_FLOOR_PLANS, generate_game
+from envs.alfworld.reference import check_installed
 from envs.checksums import verify_if_noted
 from envs.core import Manifest, Task, UnknownNameError, cache_root, counted, data_root, hash_tasks
 from envs.files import made_once, remove_whole, write_whole
@@ -89,14 +90,16 @@ class ALFWorldTasks:
         `games` is one of `SOURCES`. "auto" uses official games if there are any, of any split, otherwise embedded ones.
         So a split never switches between the two because another split is missing. `data` is the folder above
         `alfworld/json_2.1.1` (None: `envs.core.data_root()`), `engine` one of `ENGINES`; the last three are the sizes
-        of the embedded splits. Raises `UnknownNameError`, `ValueError`, and `GamesNotFoundError` if the folder `data`
-        does not exist.
+        of the embedded splits. Raises `UnknownNameError`, `ValueError`, `GamesNotFoundError` if the folder `data`
+        does not exist, and `ModuleNotFoundError` without the packages of the engine.
         """
         sizes = {"train": embedded_train, "valid_seen": embedded_valid_seen, "valid_unseen": embedded_valid_unseen}
         if games not in SOURCES:
             raise UnknownNameError("source of games", games, SOURCES)
         if engine not in ENGINES:
             raise UnknownNameError("engine", engine, ENGINES)
+        if engine == "textworld":
+            check_installed()
         if max_turns < 1 or min(sizes.values()) < 1:
             raise ValueError(f"max_turns and the sizes of splits must be at least 1, got {max_turns} and {sizes}")
         if data is not None and not Path(data).expanduser().is_dir():

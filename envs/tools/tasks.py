@@ -78,6 +78,8 @@ class EmbeddedSet(QuestionSet):
     eval_splits = ("valid",)
 
     def __init__(self, sizes: Sizes) -> None:
+        """Raises `ImportError`, which says what to install, without the sandbox of the tool `python`."""
+        import_module("envs.tools.sandbox")  # otherwise every reset would raise it
         self._sizes = sizes
         self._drawn: dict[str, dict[str, dict[str, Any]]] = {}
 

@@ -3,8 +3,8 @@
     index.html     the frame; *.css and *.js of this folder are put into it, in the order of STYLES and SCRIPTS
     uplot.*        uPlot 1.6.32 (MIT, uplot.LICENSE.txt), which draws the curves
 
-What agents and environments wrote is data: base64 of compressed JSON, which the scripts put into the page as text,
-never as HTML. A content security policy allows these scripts and styles by their hashes, and nothing else.
+Texts of agents and environments are data: compressed JSON in base64. The scripts insert them as text, never as HTML. A
+content security policy allows only these scripts and styles, by their hashes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def pack(data: dict[str, Any]) -> str:
 
 
 def html(packed: str, stamp: str = "") -> str:
-    """The page with its data. With the data's `stamp` it asks the server that it comes from for newer ones."""
+    """The page with its data. With a `stamp` (the version of the data), it asks its server for newer data."""
     style = "\n".join(_read(name) for name in STYLES)
     script = "\n".join(f"// {name}\n{_read(name)}" for name in SCRIPTS)
     server = "'self'" if stamp else "'none'"

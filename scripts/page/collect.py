@@ -1,6 +1,6 @@
 """Collect what the page shows: runs and their curves, differences of their settings, episodes, a leaderboard.
 
-What cannot be read is named in `gaps`, and everything else is shown.
+Files that cannot be read are listed in `gaps`; everything else is shown.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _run(folder: Path, gaps: list[str]) -> Row:
 
 
 def _curves(lines: Iterable[Row], folder: Path, gaps: list[str]) -> Row:
-    """[updates, values] of each metric. Numbers that are not finite are left out, and named."""
+    """[updates, values] of each metric. Numbers that are not finite are left out, and listed in `gaps`."""
     curves: dict[str, list[list[Any]]] = {}
     odd: dict[str, int] = {}
     for line in lines:
@@ -119,7 +119,7 @@ def _line(error: Exception) -> str:
 
 
 def _name(runs: list[Row]) -> None:
-    """Give each run a label that tells it from the others."""
+    """Give each run a label that no other run has."""
     settings = [{**one["choices"], **one["settings"]} for one in runs]
     keys = [json.dumps(one, sort_keys=True, default=str) for one in settings]
     distinct = list(dict.fromkeys(keys))
@@ -173,7 +173,7 @@ class _Strings:
 def _episodes(
     listed: Sequence[tuple[int | None, Path]], most: int, strings: _Strings, folders: Sequence[Path], gaps: list[str]
 ) -> tuple[list[Row], list[Row]]:
-    """The newest records with `most` episodes in all, and those episodes."""
+    """The newest records, with at most `most` episodes in total, and these episodes."""
     records: list[Row] = []
     episodes: list[Row] = []
     left_out = 0
@@ -229,7 +229,7 @@ def _turn(turn: Turn, strings: _Strings, tokens: _Tokens | None) -> Row:
 
 
 class _Tokens:
-    """The texts of sampled ids, with the tokenizer of a run's checkpoints; nothing without one."""
+    """The texts of sampled ids, by the tokenizer of a run's checkpoints; empty without a tokenizer."""
 
     def __init__(self, run: Path, gaps: list[str]) -> None:
         self.run, self.gaps = run, gaps

@@ -21,7 +21,7 @@ WATCHED = ("metrics.jsonl", "episodes.jsonl", "evaluation.json", "leaderboard.js
 
 
 def serve(collect: Callable[[], dict[str, Any]], paths: Sequence[Path], port: int, console: Console) -> None:
-    """Answer until Ctrl-C. Raises `OSError` for a port that is taken."""
+    """Serve until Ctrl-C. Raises `OSError` for a port in use."""
     server = server_of(collect, paths, port)
     console.print(f"http://127.0.0.1:{server.server_port}/ (Ctrl-C ends it)", soft_wrap=True)
     try:
@@ -33,13 +33,14 @@ def serve(collect: Callable[[], dict[str, Any]], paths: Sequence[Path], port: in
 
 
 def server_of(collect: Callable[[], dict[str, Any]], paths: Sequence[Path], port: int) -> ThreadingHTTPServer:
-    """The server, which has not begun to answer. Port 0 takes a free one."""
+    """The server, bound to its port but not serving yet. Port 0 means any free port."""
     live = _Live(collect, paths)
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             address = urlsplit(self.path)
-            # Another site could send a browser here by a name of its own; only the names of this machine are answered.
+            # Another site could make a browser send requests here under its own host name (DNS rebinding), so the
+            # server accepts only the names of this machine.
             if self.headers.get("Host", "").rpartition(":")[0] not in ("127.0.0.1", "localhost"):
                 self.send_error(HTTPStatus.FORBIDDEN)
             elif address.path == "/":
@@ -75,7 +76,7 @@ def server_of(collect: Callable[[], dict[str, Any]], paths: Sequence[Path], port
 
 
 class _Live:
-    """The data, collected again when a file of the runs has changed."""
+    """The data of the page, collected again after a file of the runs has changed."""
 
     def __init__(self, collect: Callable[[], dict[str, Any]], paths: Sequence[Path]) -> None:
         self.collect, self.paths = collect, paths
@@ -83,7 +84,7 @@ class _Live:
         self._kept = ("", "")
 
     def packed(self) -> tuple[str, str]:
-        """A stamp that changes with the files, and the data as text."""
+        """A stamp that changes whenever the files change, and the data as text."""
         with self._lock:
             stamp = self._stamp()
             if stamp != self._kept[0]:
@@ -101,5 +102,5 @@ class _Live:
             try:
                 seen.append((file.stat().st_mtime_ns, file.stat().st_size))
             except FileNotFoundError:
-                continue  # it was replaced just now
+                continue  # the file was replaced after it was listed
         return f"{len(seen)}-{sum(size for _, size in seen)}-{max((time for time, _ in seen), default=0)}"

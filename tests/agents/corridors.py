@@ -87,5 +87,5 @@ class Corridors:
 
 
 def corridor(length: int = 3, **payload: Any) -> Task:
-    """A task of its own."""
+    """A task with its own id."""
     return Task(f"corridor-{length}-{payload}", "test/Corridor-v0", payload={"length": length, **payload})

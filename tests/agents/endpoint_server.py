@@ -13,7 +13,7 @@ USAGE = {"prompt_tokens": 100, "completion_tokens": 7, "total_tokens": 107}
 
 
 def answered(text: Any, finish: str | None = "stop", usage: Any = USAGE, **fields: Any) -> Reply:
-    """An answer; `fields` are further ones of its message."""
+    """An answer; `fields` are added to its message."""
     message = {"role": "assistant", "content": text, **fields}
     choice = {"index": 0, "message": message, "finish_reason": finish}
     return (
@@ -26,7 +26,7 @@ def answered(text: Any, finish: str | None = "stop", usage: Any = USAGE, **field
 
 
 def refused(message: str, status: int = 400, **fields: Any) -> Reply:
-    """An error as OpenAI writes it; `fields` are further ones, such as `code` and `param`."""
+    """An error in OpenAI's format; `fields` such as `code` and `param` are added."""
     return status, {}, json.dumps({"error": {"message": message, "type": "invalid_request_error", **fields}})
 
 

@@ -66,7 +66,7 @@ SEEN = ["You are in a room.", "You see a door.", "You see a mug <|3.", "The end.
 
 
 def bytes_tokenizer(template: str | None) -> PreTrainedTokenizerFast:
-    """Every byte is a token, and so are the marks of a conversation."""
+    """A tokenizer whose tokens are single bytes and the control tokens of a conversation."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     inner = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -95,7 +95,7 @@ def play(prompter: Chat, tokenizer, answers=ANSWERS, stop: bool = True) -> Episo
 
 
 def rendered(prompter: Chat, tokenizer, turns: int) -> str:
-    """What the template itself makes of the conversation before the answer number `turns`."""
+    """The template's own text of the conversation before answer number `turns`."""
     messages = [{"role": "system", "content": prompter.system}]
     for seen, answer in zip(SEEN[:turns], ANSWERS[:turns], strict=True):
         messages += [{"role": "user", "content": seen}, {"role": "assistant", "content": answer}]
@@ -152,7 +152,7 @@ def test_every_prompt_is_what_the_template_makes_of_the_conversation(
 
 
 @pytest.mark.parametrize("parser", [Line(), Tagged()])
-def test_what_a_model_writes_before_its_answers_is_no_part_of_the_action(parser) -> None:
+def test_text_that_a_template_adds_before_answers_is_not_part_of_the_action(parser) -> None:
     tokenizer, prompter = bytes_tokenizer(CHANNELS), chat(parser=parser)
     prompter.prompt_ids(tokenizer, [], SEEN[0], INFO)
     text = tokenizer.decode(prompter.action_ids(tokenizer, "look")[:-1])
@@ -215,7 +215,7 @@ def test_stripped_reasoning_gives_several_exact_samples(template: str) -> None:
         assert sample.turn == [-1] * len(turn.prompt_ids) + [row] * len(turn.completion_ids)
 
 
-def test_stripped_answers_are_the_sampled_ids_not_new_ones() -> None:
+def test_answers_without_reasoning_keep_the_sampled_ids() -> None:
     """A model may spell an answer otherwise than its tokenizer would; history shows what it sampled."""
     tokenizer, prompter = bytes_tokenizer(STRIPPING), chat(keep_reasoning=False)
     tokenizer.add_tokens(["look"])
@@ -234,7 +234,7 @@ def test_an_answer_that_was_cut_off_is_ended_by_the_next_prompt(keep_reasoning: 
     assert tokenizer.decode(episode.turns[1].prompt_ids).count("loo<|im_end|>\n<|im_start|>user") == 1
 
 
-def test_reasoning_without_end_is_no_action() -> None:
+def test_unfinished_reasoning_is_not_an_action() -> None:
     tokenizer, prompter = bytes_tokenizer(PREFILLED), chat(parser=Line())
     prompter.prompt_ids(tokenizer, [], SEEN[0], INFO)
     assert prompter.parse("let me see\nlook") is None
@@ -246,7 +246,7 @@ def test_reasoning_without_end_is_no_action() -> None:
 
 # -- history ----------------------------------------------------------------------------------------------------------
 def prompt_of(prompter: Chat, count: int, template: str = CHATML) -> tuple[str, int]:
-    """What the model sees after `count` turns, and how many tokens that is."""
+    """The prompt after `count` turns, and its number of tokens."""
     tokenizer = bytes_tokenizer(template)
     turns = [
         Turn(f"observation {i}", f"action {i}", 0.0, "", completion_ids=tokenizer.encode(f"answer {i}<|im_end|>"))
@@ -285,7 +285,7 @@ def test_a_budget_shows_fewer_turns_rather_than_none() -> None:
 
 
 class Endless:
-    """A policy with room for any prompt, which says the same thing again and again."""
+    """A policy without a context limit that always gives the same answer."""
 
     context_length = 10_000
 
@@ -362,7 +362,7 @@ def test_templates_that_write_the_date_write_the_same_one_every_day() -> None:
 @pytest.mark.parametrize("opening", ["", "<think>"])
 @pytest.mark.parametrize("stop", [True, False])
 @pytest.mark.parametrize("messages", [True, False])
-def test_a_verbatim_conversation_has_every_text_as_it_is(messages: bool, stop: bool, opening: str) -> None:
+def test_a_verbatim_conversation_does_not_change_any_text(messages: bool, stop: bool, opening: str) -> None:
     tokenizer, prompter = bytes_tokenizer(CHATML), Verbatim(messages, opening)
     episode = play(prompter, tokenizer, stop=stop)
     ids = prompter.prompt_ids(tokenizer, episode.turns, SEEN[3], INFO)

@@ -71,7 +71,7 @@ def test_the_conversation_is_sent_and_the_action_parsed(serve) -> None:
         (answered("go \ud800"), ParseStatus.ILLEGAL, "go \ufffd"),
     ],
 )
-def test_a_reply_has_a_status(serve, reply: Reply, status: ParseStatus, action: str) -> None:
+def test_a_reply_is_ok_malformed_or_truncated(serve, reply: Reply, status: ParseStatus, action: str) -> None:
     (decision,) = agent_of(serve(lambda _: reply).url).act([view()])
     assert (decision.status, decision.action) == (status, action)
 
@@ -85,7 +85,7 @@ def test_a_reply_has_a_status(serve, reply: Reply, status: ParseStatus, action: 
     ],
 )
 @pytest.mark.parametrize("content", [None, "", "I switch it."])
-def test_a_tool_call_is_handed_to_the_parser_and_stays_in_the_history(serve, content, fields: dict) -> None:
+def test_a_tool_call_is_parsed_and_kept_in_the_history(serve, content, fields: dict) -> None:
     server = serve(lambda _: answered(content, "tool_calls", **fields))
     agent, first = agent_of(server.url, Json()), view()
     first.info = {"goal": "", "admissible": ["on"]}
@@ -149,6 +149,19 @@ def test_further_parameters_are_sent_and_override_sampling(serve, parameters: di
     assert {name: sent[name] for name in sent.keys() - {"model", "messages"}} == expected
 
 
+def test_truncation_is_sent_unless_sampling_is_greedy(serve) -> None:
+    server = serve(lambda _: answered("go left"))
+    for temperature in (1.0, 0.0):
+        agent = agent_of(server.url)
+        agent.sampling = Sampling(temperature, 50, top_p=0.9, min_p=0.1)
+        agent.act([view()])
+    sent = [{name: asked[name] for name in asked.keys() - {"model", "messages"}} for asked in server.asked]
+    assert sent == [
+        {"temperature": 1.0, "max_tokens": 50, "top_p": 0.9, "min_p": 0.1},
+        {"temperature": 0.0, "max_tokens": 50},
+    ]
+
+
 def test_a_model_with_another_name_of_the_limit_gets_it_with_one_warning(serve, caplog) -> None:
     def reply(request: dict) -> Reply:
         if "max_tokens" in request:
@@ -179,7 +192,7 @@ def test_the_system_prompt_has_the_role_that_the_model_knows(serve, role: str | 
     assert [message["content"] for message in messages] == (texts if role else ["\n\n".join(texts)])
 
 
-def test_requests_run_side_by_side_and_come_back_in_order(serve) -> None:
+def test_requests_run_in_parallel_and_are_returned_in_order(serve) -> None:
     together = threading.Barrier(4, timeout=10)
 
     def reply(request: dict) -> Reply:
@@ -194,7 +207,7 @@ def test_requests_run_side_by_side_and_come_back_in_order(serve) -> None:
 
 
 # -- what fails -------------------------------------------------------------------------------------------------------
-def test_a_busy_server_gets_another_request(serve) -> None:
+def test_a_request_to_a_busy_server_is_retried(serve) -> None:
     replies = iter([(429, {"Retry-After": "0.01"}, "{}"), (503, {}, "{}"), answered("go left")])
     server = serve(lambda _: next(replies))
     (decision,) = agent_of(server.url, max_retries=2).act([view()])
@@ -281,7 +294,7 @@ def test_a_server_that_failed_once_is_not_a_refusal(serve) -> None:
     assert (decision.action, decision.status) == ("go left", ParseStatus.OK)
 
 
-def test_a_slow_and_a_dead_endpoint_raise(serve) -> None:
+def test_an_endpoint_that_is_slow_or_not_reachable_raises(serve) -> None:
     release = threading.Event()
 
     def stall(_) -> Reply:
@@ -316,7 +329,7 @@ def test_a_time_out_of_one_conversation_ends_that_one_alone(serve) -> None:
     assert "APITimeoutError" in second.error
 
 
-def test_an_evaluation_keeps_the_episodes_that_ended_before_the_endpoint_died(serve) -> None:
+def test_an_evaluation_keeps_the_episodes_that_ended_before_the_endpoint_failed(serve) -> None:
     answers = iter(range(10_000))
 
     def reply(_) -> Reply:

@@ -17,7 +17,7 @@ from envs.tau_bench.users import GREETING
 
 
 class Recorder:
-    """Stands for an endpoint; refuses a conversation of five messages."""
+    """A fake endpoint that refuses a conversation of five messages."""
 
     def __init__(self, name: str, **options: Any) -> None:
         self.name, self.options = name, options
@@ -30,7 +30,7 @@ class Recorder:
 asked: list[Any] = []
 
 
-def test_to_the_user_the_agent_is_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_roles_are_swapped_in_the_prompt_of_a_simulated_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endpoint_user, "Endpoint", Recorder)
     user = pickle.loads(pickle.dumps(EndpointUser("model", base_url="http://x", temperature=0.5)))
     assert user.name == "endpoint model"

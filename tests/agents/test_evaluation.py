@@ -22,6 +22,7 @@ from agents.evaluation import (
     spread,
     summarise,
 )
+from agents.rollout import lacks_data
 from agents.scripted import ExpertAgent, RandomAgent
 from agents.statistics import effective_trials, wilson
 from envs.core import StopReason, Task
@@ -42,6 +43,21 @@ def play(agent, size: int = 4, **options):
     with EnvPool(Corridors().make, size) as pool:
         result = evaluate(agent, Corridors(), "valid", pool, on_episode=ended.append, **options)
     return result, ended
+
+
+@pytest.mark.parametrize(
+    ("error", "lacks"),
+    [
+        ("ImportError: no module 'x'; pip install 'polyturn[tools]'", True),
+        ("ModuleNotFoundError: env=x needs the package y: pip install y", True),
+        ("envs.services.ServiceError: http://x did not answer", True),
+        ("ModuleNotFoundError: No module named 'x'", False),  # a bug of the environment
+        ("ValueError: pip install it", False),
+    ],
+)
+def test_an_episode_without_a_file_a_package_or_a_service_is_played_again(error: str, lacks: bool) -> None:
+    traceback = f'Traceback (most recent call last):\n  File "env.py", line 1, in reset\n{error}\n'
+    assert lacks_data(episode("a", success=False, error=traceback)) == lacks
 
 
 def test_every_task_of_the_manifest_is_played_once_for_each_seed() -> None:
@@ -159,7 +175,7 @@ def test_means_are_over_episodes_and_invalid_is_over_turns() -> None:
 def test_the_interval_of_the_mean_score_is_over_tasks() -> None:
     scores = [0.0, 0.5, 0.5, 1.0]
     once = summarise([episode(name, score=score) for name, score in zip("abcd", scores, strict=True)])
-    low, high = wilson(0.5, 0.25 / (np.var(scores, ddof=1) / 4))
+    low, high = wilson(0.5, 0.25 / (np.var(scores, ddof=1) / 4), 3.182446)  # Student's quantile
     assert once.score_interval == pytest.approx((low, high))
     assert f"Mean score 0.500 (95 % interval {low:.3f} – {high:.3f})" in once.to_markdown()
     assert once.metrics("eval")["eval/score_high"] == once.score_interval[1]
@@ -171,7 +187,7 @@ def test_the_interval_of_the_mean_score_is_over_tasks() -> None:
 
 
 @given(st.lists(st.integers(0, 100), min_size=2, max_size=40).filter(lambda scores: len(set(scores)) > 1))
-def test_the_interval_of_the_mean_score_holds_it_and_stays_in_range(scores: list[int]) -> None:
+def test_the_interval_of_the_mean_score_contains_the_mean_and_stays_in_range(scores: list[int]) -> None:
     result = summarise([episode(str(task), score=score / 100) for task, score in enumerate(scores)])
     assert result.score_interval is not None
     low, high = result.score_interval
@@ -233,7 +249,7 @@ def test_wilson_agrees_with_published_values(successes, n, low, high) -> None:
 
 
 @given(st.integers(1, 300).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_wilson_holds_the_rate_and_stays_in_range(count) -> None:
+def test_the_wilson_interval_contains_the_rate_and_stays_in_range(count) -> None:
     p = count[0] / count[1]
     low, high = wilson(p, count[1])
     assert 0.0 <= low <= p <= high <= 1.0
@@ -251,7 +267,7 @@ def test_a_task_played_once_counts_as_one_trial_and_a_repeated_answer_too() -> N
     assert effective_trials([(3, 3)] * 5) == 5
 
 
-def test_intervals_hold_the_truth_where_tasks_differ_and_seeds_repeat() -> None:
+def test_intervals_cover_the_true_value_if_tasks_differ_and_seeds_repeat() -> None:
     """95 % intervals of the success on all tasks, from 60 tasks × 4 seeds: naive ones would miss far too often."""
     rng, hits, runs = np.random.default_rng(0), 0, 400
     for _ in range(runs):
@@ -263,7 +279,7 @@ def test_intervals_hold_the_truth_where_tasks_differ_and_seeds_repeat() -> None:
 
 
 # -- what is written --------------------------------------------------------------------------------------------------
-def test_metrics_json_and_table_say_the_same() -> None:
+def test_metrics_json_and_table_have_the_same_numbers() -> None:
     result = summarise([episode("a", kind="pick"), episode("b", False, kind="heat"), episode("c", kind="heat")])
     metrics = result.metrics("eval/alfworld/valid_seen")
     assert metrics["eval/alfworld/valid_seen/success"] == pytest.approx(2 / 3)

@@ -46,7 +46,7 @@ def test_a_folder_of_an_unsupported_model_is_refused_when_it_loads(tmp_path) -> 
     one_line(refused.value)
 
 
-def test_memory_that_runs_out_is_no_kind_of_model(monkeypatch) -> None:
+def test_running_out_of_memory_is_not_reported_as_an_unsupported_model(monkeypatch) -> None:
     policy = random_policy()
 
     def full(*_: Any, **__: Any) -> Any:
@@ -89,7 +89,9 @@ def test_a_limit_of_the_configuration_is_that_of_the_policy(tmp_path) -> None:
         ("qwen3", {"use_sliding_window": False, "sliding_window": 40}, 256),
     ],
 )
-def test_the_context_is_found_whatever_it_is_called(family: str, settings: dict[str, Any], expected: int) -> None:
+def test_the_context_length_is_found_under_each_of_its_names(
+    family: str, settings: dict[str, Any], expected: int
+) -> None:
     assert context_length(tiny_model(family, **settings).config) == expected
 
 

@@ -1,4 +1,4 @@
-"""Leaderboards of evaluations made by hand: what is compared, what is refused, and what is said of it."""
+"""Leaderboards of evaluations made by hand: comparisons, refusals and conclusions."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def cell(
     )  # fmt: skip
 
 
-def test_agents_far_apart_are_told_apart_and_equal_ones_are_not() -> None:
+def test_different_agents_differ_significantly_and_equal_ones_do_not() -> None:
     cells = [
         cell("good", [1.0] * 18 + [0.0] * 2),
         cell("same", [1.0] * 17 + [0.0, 0.0, 1.0]),
@@ -69,7 +69,7 @@ def test_several_attempts_are_one_task() -> None:
     assert thrice["environments"][0]["agents"][0]["pass_hat_k"]["3"]["mean"] == 0.6
 
 
-def test_over_all_environments_count_alike_and_their_splits_too() -> None:
+def test_environments_have_equal_weight_and_so_have_their_splits() -> None:
     cells = [
         *(cell(agent, [high] * 4, split="x") for agent, high in (("a", 1.0), ("b", 0.0))),
         *(cell(agent, [0.0] * 40, split="y") for agent in "ab"),

@@ -55,7 +55,7 @@ def test_prompts_that_are_too_many_for_one_pass_are_read_in_several(monkeypatch)
     assert len({tuple(done.ids) for done in whole}) > 1  # else their order could not be seen
 
 
-def test_a_prompt_that_changes_its_past_is_read_again() -> None:
+def test_a_prompt_with_a_changed_history_is_read_again() -> None:
     policy, generator = random_policy(), torch.Generator().manual_seed(0)
     policy.generate([Request(1, [0, 5, 6, 7, 8])], Sampling(1.0, 4), generator)
     prompt = [0, 5, 9, 9, 9, 9, 9, 9]

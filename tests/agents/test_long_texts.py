@@ -1,4 +1,4 @@
-"""What a policy writes is read in linear time."""
+"""The texts of policies are parsed in linear time."""
 
 import json
 import re
@@ -91,7 +91,7 @@ def test_objects_are_those_that_begin_at_any_brace(text: str) -> None:
     assert list(json_objects(text)) == list(_one_by_one(text))
 
 
-def test_what_python_refuses_to_read_is_no_object() -> None:
+def test_text_that_is_not_valid_json_is_not_an_object() -> None:
     assert list(json_objects('{"a":' + "9" * 5000 + '} {"a":' * 3 + "1} " + '{"b": 2}')) == [{"a": 1}, {"b": 2}]
     assert list(json_objects('{"a":' * 100_000)) == []
     assert Json().parse(json.dumps({"arguments": "9" * 5000})) is None

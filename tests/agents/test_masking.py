@@ -1,4 +1,4 @@
-"""An agent that can write nothing but an admissible action, and the numbers that training needs of it."""
+"""An agent that can write only admissible actions, and its log-probabilities for training."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def sample_of(at: State, ids: list[int], nodes: list[Node]) -> Sample:
 
 
 def trained_logprobs(at: State, samples: list[Sample], temperature: float = 1.0) -> list[torch.Tensor]:
-    """What training says of each completion: [C] for each sample."""
+    """The log-probabilities in training of each completion: [C] for each sample."""
     batch = make_batch(samples, torch.device("cpu"))
     said, _ = sampled_logprobs(at.policy.model, batch, temperature, torch.float32)
     return [row[mask].detach() for row, mask in zip(said, batch.mask, strict=True)]
@@ -242,7 +242,7 @@ def masked_agent(policy: LocalPolicy, max_tokens: int = 12) -> MaskedAgent:
     return MaskedAgent(policy, Transcript(), Sampling(1.0, max_tokens), torch.Generator().manual_seed(0))
 
 
-def test_an_agent_plays_admissible_actions_alone() -> None:
+def test_an_agent_plays_only_admissible_actions() -> None:
     jobs = [Job(corridor(4), seed=i) for i in range(12)]
     with EnvPool(Corridors().make, 5) as pool:
         episodes = rollout(masked_agent(random_policy(), max_tokens=1), pool, jobs)
@@ -323,7 +323,7 @@ def test_a_slot_and_an_action_that_it_may_hold_are_one_path() -> None:
         assert len(form.mask(actions).path(ids)) == len(ids)
 
 
-def test_stop_strings_cut_no_action() -> None:
+def test_stop_strings_do_not_truncate_actions() -> None:
     at = state("transcript", WHOLE)
     (done,) = at.policy.generate(
         [Request(0, at.prompt, at.mask)],
@@ -333,7 +333,7 @@ def test_stop_strings_cut_no_action() -> None:
     assert at.policy.tokenizer.decode(done.text_ids) in WHOLE
 
 
-def test_reasoning_is_free_and_an_action_begins_where_it_would_be_read() -> None:
+def test_the_mask_applies_to_the_action_and_not_to_the_reasoning() -> None:
     prompter, policy = FORMS["tagged"]
     form = ActionForm(prompter, policy.tokenizer)
     mask = form.mask(ACTIONS)

@@ -1,4 +1,4 @@
-"""A tenth of the tasks misbehaves, in all ways that there are; the others give what they give without them."""
+"""A tenth of the tasks misbehaves in every way; the results of the others do not change."""
 
 import builtins
 import contextlib
@@ -8,6 +8,7 @@ import locale
 import multiprocessing
 import os
 import random
+import resource
 import signal
 import stat
 import sys
@@ -79,13 +80,22 @@ CHANGES: dict[str, Callable[[], Any]] = {  # of what all environments of a proce
     "numpy's generator": lambda: np.random.set_bit_generator(np.random.PCG64(1)),
     "builtins": lambda: setattr(builtins, "len", lambda _: 1 / 0),
     "descriptors": lambda: os.closerange(0, 3),
+    "limits": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.getrlimit(resource.RLIMIT_FSIZE)[1])),
+    "rights of files": lambda: os.umask(0o777),
 }
+
+
+def umask() -> int:
+    now = os.umask(0)
+    os.umask(now)
+    return now
 
 
 def surroundings() -> list[Any]:
     return [
         os.getcwd(), dict(os.environ), locale.setlocale(locale.LC_ALL), sys.getrecursionlimit(),
         list(warnings.filters), builtins.len, [os.fstat(stream).st_ino for stream in range(3)],
+        resource.getrlimit(resource.RLIMIT_FSIZE), umask(),
     ]  # fmt: skip
 
 
@@ -114,7 +124,7 @@ def write_to_sockets(data: bytes) -> None:
 
 
 class Staying:
-    """Cannot be deleted in a minute."""
+    """An object whose deletion takes a minute."""
 
     def __del__(self) -> None:
         time.sleep(60)
@@ -227,7 +237,7 @@ def refuse(constant: str) -> None:
 
 
 @pytest.mark.parametrize("kinds", [NONSENSE, ODD], ids=["nonsense", "odd"])
-def test_what_an_environment_says_ends_its_own_episode_at_most(tmp_path: Path, kinds: dict[str, Any]) -> None:
+def test_invalid_values_of_an_environment_end_only_its_own_episode(tmp_path: Path, kinds: dict[str, Any]) -> None:
     size = 10 * len(kinds)
     good, bad = play([], size), play(list(kinds), size, file=tmp_path / "episodes.jsonl")
     assert innocent(bad) == innocent(good)
@@ -262,7 +272,7 @@ OF_PROCESSES = {
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_tenth_of_the_tasks_changes_nothing_for_the_others(
+def test_failures_of_a_tenth_of_the_tasks_do_not_change_the_results_of_the_others(
     tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever it does; only what ends or changes a whole process cannot be had without workers."""
@@ -279,7 +289,7 @@ def test_a_tenth_of_the_tasks_changes_nothing_for_the_others(
 
 
 class Fickle(Doors):
-    """Says something else in each process, so that it cannot be brought back."""
+    """Gives another text in each process, so it cannot be restored by replaying its actions."""
 
     def say(self) -> str:
         return f"{super().say()} This is process {os.getpid()}."
@@ -288,7 +298,7 @@ class Fickle(Doors):
 gym.register("Fickle-v0", f"{__name__}:Fickle")
 
 
-def test_what_cannot_be_brought_back_is_played_again_from_its_beginning() -> None:
+def test_an_episode_that_cannot_be_restored_is_played_again_from_its_beginning() -> None:
     task_set = GymTasks(f"{__name__}:Fickle-v0", {"kinds": ["exit the process"]}, valid_tasks=8)
     ended: list[Episode] = []
     agent = RandomAgent(0)
@@ -305,7 +315,7 @@ def test_what_cannot_be_brought_back_is_played_again_from_its_beginning() -> Non
     assert {id(episode) for episode in ended} == {id(episode) for episode in episodes}
 
 
-def test_nothing_is_played_again_for_ever() -> None:
+def test_an_episode_is_replayed_a_limited_number_of_times() -> None:
     """All tasks end their process: none of them is tried more than a few times."""
     task_set = GymTasks(f"{__name__}:Always-v0", valid_tasks=4)
     with EnvPool(task_set.make, 4, workers=1) as pool:

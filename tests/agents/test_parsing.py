@@ -29,7 +29,7 @@ from agents.parsing import Json, Line, Parser, Tagged, answer_part
         (Json(), "", None),
     ],
 )
-def test_an_action_is_read_or_it_is_none(parser: Parser, text: str, action: str | None) -> None:
+def test_parsing_gives_an_action_or_none(parser: Parser, text: str, action: str | None) -> None:
     assert parser.parse(text) == action
 
 
@@ -50,5 +50,5 @@ def test_a_written_action_is_parsed_back(parser: Parser) -> None:
         ("a", True, None),
     ],
 )
-def test_the_answer_is_what_follows_the_reasoning(text: str, prefilled: bool, answer: str | None) -> None:
+def test_the_answer_is_the_text_after_the_reasoning(text: str, prefilled: bool, answer: str | None) -> None:
     assert answer_part(text, prefilled) == answer

@@ -103,7 +103,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def trained_adapters(folder: Path) -> LocalPolicy:
-    """A policy whose adapters say something."""
+    """A policy whose adapters change the logits."""
     pytest.importorskip("peft")
     policy = Pretrained(lora=Lora(rank=4)).load(folder)
     generator = torch.Generator().manual_seed(0)

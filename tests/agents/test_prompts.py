@@ -56,7 +56,7 @@ def test_gigpo_prompt_holds_the_last_two_turns() -> None:
         ("<action></action>", None),
     ],
 )
-def test_the_action_stands_in_its_tags(text: str, action: str | None) -> None:
+def test_the_action_is_the_text_in_its_tags(text: str, action: str | None) -> None:
     assert Template("gigpo_alfworld").parse(text) == action
 
 

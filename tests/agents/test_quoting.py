@@ -265,7 +265,7 @@ def fullwidth(text: str) -> str:
 
 
 @pairs
-def test_no_mark_is_forged(kind: str, name: str) -> None:
+def test_text_cannot_forge_a_control_token(kind: str, name: str) -> None:
     tokenizer, prompter = tokenizer_of(kind), PROMPTERS[name]
     wanted = [controls(tokenizer, ids) for ids in prompts(tokenizer, prompter, "x")]
     known = list(marks(tokenizer).values())
@@ -282,7 +282,7 @@ def test_no_mark_is_forged(kind: str, name: str) -> None:
 @pytest.mark.parametrize("name", ["gigpo", "summary"])
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
-def test_no_mark_is_put_together_of_pieces(kind: str, name: str, data: Any) -> None:
+def test_pieces_of_text_do_not_combine_to_a_control_token(kind: str, name: str, data: Any) -> None:
     tokenizer, prompter = tokenizer_of(kind), PROMPTERS[name]
     whole = [
         *marks(tokenizer).values(),
@@ -358,7 +358,7 @@ def test_tokens_that_are_added_later_count() -> None:
 
 # -- quotes -----------------------------------------------------------------------------------------------------------
 @given(st.lists(st.text(st.characters() | st.sampled_from("\U0010fffd <>"))))
-def test_quotes_go_as_they_came(texts: list[str]) -> None:
+def test_unquoting_restores_the_text(texts: list[str]) -> None:
     assert [plain(quote(text)) for text in texts] == texts
     assert plain("<a>".join(map(quote, texts))) == "<a>".join(texts)
     assert all(quote(text).strip() == quote(text.strip()) for text in texts)

@@ -36,7 +36,7 @@ class Says:
         ]
 
     def finish(self, key: int) -> None:
-        """Nothing is kept."""
+        """Does nothing."""
 
 
 def play(agent: Says, max_turns: int = 5, task: Task = TASK, env_turns: int = 10) -> Episode:

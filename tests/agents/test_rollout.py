@@ -41,7 +41,7 @@ def test_every_job_is_played_once_and_in_order() -> None:
     assert all(e.stop_reason is StopReason.SUCCESS and e.success and e.score == 1.0 for e in episodes)
 
 
-def test_a_turn_holds_what_was_seen_before_and_earned_after() -> None:
+def test_a_turn_has_the_observation_before_and_the_reward_after_its_action() -> None:
     (episode,) = play(ExpertAgent(CorridorExpert), [Job(corridor(3))])
     assert [t.observation for t in episode.turns] == [
         "You are in room 1 of 3. Open the door 1.", "You are in room 2.", "You are in room 3.",
@@ -95,7 +95,7 @@ def test_a_fault_ends_its_own_episode_only() -> None:
     assert (len(episodes[1].turns), len(episodes[3].turns)) == (0, 1)
 
 
-def test_all_faulty_resets_still_end() -> None:
+def test_a_rollout_ends_if_all_resets_fail() -> None:
     episodes = play(ExpertAgent(CorridorExpert), [Job(corridor(2, fault="reset"))] * 5)
     assert [e.stop_reason for e in episodes] == [StopReason.ENV_ERROR] * 5
 
@@ -106,7 +106,7 @@ def test_an_episode_that_takes_too_long_is_ended() -> None:
 
 
 class Walker:
-    """Knows the way, and looks at nothing but where it is."""
+    """Plays the solution from the current position."""
 
     def act(self, views: Sequence[View]) -> list[Decision]:
         return [Decision("open door 1" if view.observation == self.last_room(view) else "go right") for view in views]
@@ -118,7 +118,7 @@ class Walker:
 
 
 class Clock:
-    """The pool's clock: it stands still but for what is added to it."""
+    """A fake clock for the pool: tests advance it."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -154,7 +154,7 @@ class Slow(Corridor):
 
 
 class SlowWalker(Walker):
-    """Takes its time."""
+    """A walker that is slow."""
 
     def act(self, views: Sequence[View]) -> list[Decision]:
         Slow.clock.now += 1000
@@ -270,7 +270,7 @@ def test_keeping_starts_without_snapshots_names_the_environment() -> None:
         assert all(e.success for e in rollout(Walker(), pool, JOBS))  # no snapshot is requested
 
 
-def test_starts_are_not_written(tmp_path: Path) -> None:
+def test_start_states_are_not_written_to_files(tmp_path: Path) -> None:
     episodes = begin_in_the_middle(0)
     write_episodes(tmp_path / "episodes.jsonl", episodes)
     first = json.loads((tmp_path / "episodes.jsonl").read_text().splitlines()[0])

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def command(name: str, *arguments: str) -> str:
-    """What `python -m scripts.<name>` says; it must succeed."""
+    """The output of `python -m scripts.<name>`, which must succeed."""
     done = subprocess.run(
         [sys.executable, "-m", f"scripts.{name}", *arguments],
         cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"},

@@ -80,7 +80,7 @@ def test_the_same_seed_draws_the_same_resamples() -> None:
         two_level_interval(values[0])
 
 
-def test_pairing_cancels_what_both_methods_share() -> None:
+def test_pairing_cancels_the_common_difficulty_of_tasks() -> None:
     rng = np.random.default_rng(0)
     shared = rng.random((5, 1)) + rng.random((1, 100))
     a, b = shared + 0.05 + 0.001 * rng.random((5, 100)), shared
@@ -91,7 +91,7 @@ def test_pairing_cancels_what_both_methods_share() -> None:
 
 
 @pytest.mark.parametrize(("seeds_sd", "tasks_sd", "least"), [(0.2, 0.8, 0.95), (0.0, 1.0, 0.95), (0.6, 0.5, 0.85)])
-def test_how_often_the_interval_holds_the_truth(seeds_sd: float, tasks_sd: float, least: float) -> None:
+def test_the_coverage_of_the_interval(seeds_sd: float, tasks_sd: float, least: float) -> None:
     """Two methods on a population of seeds and tasks, with the logits of success drawn by seed, task and both."""
     rng = np.random.default_rng(1)
 
@@ -144,7 +144,7 @@ def test_equal_values_and_a_single_task_give_no_interval(values: list[float]) ->
         bootstrap_interval(np.array([]))
 
 
-def test_groups_count_alike_whatever_their_number_of_tasks() -> None:
+def test_groups_have_equal_weight_whatever_their_number_of_tasks() -> None:
     groups = [np.array([0.0, 1.0] * 200), np.array([1.0, 1.0, 0.0, 1.0] * 5)]
     interval = stratified_interval(groups, [0.5, 0.5])
     assert interval.mean == pytest.approx(0.625)
@@ -168,10 +168,28 @@ def test_the_paired_interval_is_never_wider_where_outcomes_are_positively_correl
 
 @pytest.mark.parametrize("tasks", [20, 100, 500])
 @pytest.mark.parametrize("attempts", [1, 3])
-def test_intervals_of_a_difference_hold_the_truth(tasks: int, attempts: int) -> None:
+def test_intervals_of_a_difference_cover_the_true_value(tasks: int, attempts: int) -> None:
     """`python -m benchmarks.coverage` has all kinds, with more repeats: 95 ± 1.5 %. Here two standard errors more."""
     held = coverage(WORLDS["even"], tasks, attempts, "difference", repeats=400, resamples=1000)
     assert 0.915 <= held["expanded"] <= 0.985
+
+
+@pytest.mark.parametrize("tasks", [20, 100, 500])
+@pytest.mark.parametrize("kind", ["one agent", "score", "pass^k", "pass@k"])
+def test_other_intervals_hold_the_truth(kind: str, tasks: int) -> None:
+    held = coverage(WORLDS["even"], tasks, 3, kind, repeats=300, resamples=300)
+    assert 0.915 <= held["wilson" if "wilson" in held else "expanded"] <= 0.985
+
+
+@pytest.mark.parametrize("tasks", [20, 100])
+def test_ranks_hold_the_truth(tasks: int) -> None:
+    assert coverage(WORLDS["even"], tasks, 3, "rank", repeats=300, resamples=300)["expanded"] >= 0.935
+
+
+@pytest.mark.parametrize("tasks", [20, 100])
+def test_intervals_over_environments_hold_the_truth(tasks: int) -> None:
+    held = coverage(WORLDS["even"], tasks, 3, "over environments", repeats=300, resamples=400)
+    assert 0.915 <= held["expanded"] <= 0.99  # the percentiles are those of the smallest environment
 
 
 # -- ranks ------------------------------------------------------------------------------------------------------------
@@ -219,7 +237,7 @@ def test_holm_agrees_with_statsmodels() -> None:
     assert holm([]) == []
 
 
-def test_tests_find_5_percent_of_nothing_and_80_percent_of_what_is_detectable() -> None:
+def test_tests_have_5_percent_false_positives_and_80_percent_power() -> None:
     found = errors_and_power(100, 3, repeats=200, resamples=1000)
     assert found["no difference"] <= 0.09
     assert 0.7 <= found["detectable difference"] <= 0.9
@@ -246,7 +264,7 @@ def test_pass_at_k_and_pass_hat_k_are_the_shares_of_all_choices_of_k_attempts() 
         pass_at_k(2, 1, 3)
 
 
-def test_they_are_unbiased() -> None:
+def test_pass_at_k_and_pass_hat_k_are_unbiased() -> None:
     rng = np.random.default_rng(0)
     solved = rng.binomial(5, 0.4, 20_000)
     assert np.mean([pass_at_k(5, int(c), 3) for c in solved]) == pytest.approx(1 - 0.6**3, abs=0.01)

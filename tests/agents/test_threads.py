@@ -13,7 +13,7 @@ NAMES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
 
 def run(code: str, **environment: str) -> tuple[str, str]:
-    """What a new process says on stdout and stderr."""
+    """The stdout and stderr of a new process."""
     clean = {name: value for name, value in os.environ.items() if name not in NAMES}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env={**clean, **environment}, capture_output=True, text=True, check=True
@@ -28,7 +28,7 @@ def test_every_package_sets_the_wait_policy_before_torch_is_imported(package: st
 
 
 @pytest.mark.parametrize("own", [{"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "1000"}])
-def test_settings_of_the_user_stay(own: dict[str, str]) -> None:
+def test_the_users_own_setting_is_not_changed(own: dict[str, str]) -> None:
     output, _ = run(
         f"import algorithms, os; print({{n: os.environ[n] for n in {NAMES} if n in os.environ}} == {own})", **own
     )

@@ -66,13 +66,13 @@ def test_what_actions_name_is_the_same_token_wherever_it_stands() -> None:
 
 
 @given(st.text())
-def test_any_text_comes_back_as_it_was(text: str) -> None:
+def test_decoding_restores_any_text(text: str) -> None:
     ids = TOKENIZER.encode(text)
     assert TOKENIZER.decode(ids, clean_up_tokenization_spaces=False) == text
     assert max(ids, default=0) < len(TOKENIZER)
 
 
-def test_of_many_words_the_rarest_have_no_token(monkeypatch, caplog) -> None:
+def test_the_rarest_words_have_no_token_if_there_are_too_many(monkeypatch, caplog) -> None:
     monkeypatch.setattr(tiny, "MOST_WORDS", 50)
     texts = ["You are in room 1."] * 30 + [f"x{i:03d}y" for i in range(500)]
     tokenizer = build_tokenizer(texts)
@@ -93,7 +93,7 @@ def shared_words() -> tuple[SharedWords, torch.nn.Parameter, Tensor, Tensor]:
     return SharedWords(tokenizer, weight, seed=1), weight, before, torch.tensor(ids)
 
 
-def test_tokens_that_share_a_word_begin_alike() -> None:
+def test_tokens_with_a_common_word_start_with_similar_embeddings() -> None:
     _, weight, before, ids = shared_words()
     alike = torch.nn.functional.cosine_similarity(weight[ids][:, None], weight[ids][None], dim=-1).detach()
     laptop_1, laptop_2, laptop, mug_1, mug, the = range(6)
@@ -105,7 +105,7 @@ def test_tokens_that_share_a_word_begin_alike() -> None:
     assert float(weight.detach().std()) == pytest.approx(float(before.std()), rel=0.05)
 
 
-def test_a_step_for_a_token_is_one_for_those_that_share_a_word() -> None:
+def test_an_update_of_a_token_also_updates_tokens_with_a_common_word() -> None:
     words, weight, _, ids = shared_words()
     before = weight.detach().clone()
     optimizer = torch.optim.SGD([weight], lr=0.5)

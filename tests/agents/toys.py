@@ -1,4 +1,4 @@
-"""Small policies for tests: a random transformer for the corridor, and one that wanders."""
+"""Small policies for tests: a random transformer for the corridor, and a policy that acts at random."""
 
 from __future__ import annotations
 

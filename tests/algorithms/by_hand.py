@@ -1,4 +1,4 @@
-"""Compute the steps of a record again, from nothing but the record: see `algorithms.estimators.steps`."""
+"""Compute the steps of a record again, only from the record: see `algorithms.estimators.steps`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Three updates of a learner, and of the signals that train, in as many ways as there are kinds of batches.
+"""Three updates of a learner, and of the signals that learn, for every kind of batch.
 
     torchrun --standalone --nproc-per-node 2 -m tests.algorithms.rank_cases OUT    # by two ranks, both kinds
     from tests.algorithms.rank_cases import CASES, run                             # in this process
@@ -27,7 +27,7 @@ from agents.prompts import Transcript
 from agents.rollout import Job, rollout
 from algorithms.correction import Correction
 from algorithms.estimators.gae import turn_gae
-from algorithms.learner import Learner, Seen
+from algorithms.learner import Learner, TokenStats
 from algorithms.losses import clip_cov_loss, gspo_loss
 from algorithms.parallel import Parallel, Replicas, Shards
 from algorithms.replay import Replay
@@ -68,10 +68,10 @@ def learned(
         add_adapters(policy.model, Lora(rank=2), "corridor")
     learner = Learner(policy.model, learner_config(**{"micro_batch_tokens": 300, **changes}), parallel)
     advantages = np.random.default_rng(0).normal(size=len(batch.table))
-    rng, metrics, seen = np.random.default_rng(1), {}, Seen()
+    rng, metrics, token_stats = np.random.default_rng(1), {}, TokenStats()
     for update in range(UPDATES):
-        kept = seen if update == UPDATES - 1 else None
-        learns = learner.update(batch.samples, batch.table, advantages, rng, 2e-3, seen=kept)
+        kept = token_stats if update == UPDATES - 1 else None
+        learns = learner.update(batch.samples, batch.table, advantages, rng, 2e-3, token_stats=kept)
         metrics |= {f"{update}/{name}": value for name, value in learns.items()}
     if learner.objective.kl_coef:
         metrics["kl"] = float(learner.reference_kl(batch.samples).sum())
@@ -81,7 +81,7 @@ def learned(
         "merged": dict(merged_weights(policy.model)),
         "optimizer": learner.optimizer_state(),
         "metrics": metrics,
-        "record": {name: torch.from_numpy(c) for name, c in seen.columns(batch.samples, None, parallel).items()},
+        "record": {name: torch.from_numpy(c) for name, c in token_stats.columns(batch.samples, None, parallel).items()},
         "tied": policy.model.lm_head.weight is policy.model.get_input_embeddings().weight,
     }
 

@@ -33,14 +33,14 @@ def tables(draw: st.DrawFn) -> TurnTable:
 
 @st.composite
 def measured_tables(draw: st.DrawFn) -> TurnTable:
-    """The same with up to 4 tokens a turn and every signal that an estimator asks for.
+    """The same with up to 4 tokens a turn and every signal that an estimator reads.
 
     In some, two neighbouring attempts at a task share their first turn: one node, which was played and paid once.
     """
     table = draw(tables())
     n, rng = len(table), np.random.default_rng(draw(st.integers(0, 2**16)))
     tree = table.group * 100 + table.episode // 2
-    node = np.where(table.opens & draw(st.booleans()), tree, 1000 + np.arange(n))
+    node = np.where(table.is_first & draw(st.booleans()), tree, 1000 + np.arange(n))
     _, first, number = np.unique(node, return_index=True, return_inverse=True)
     played = first[number]  # [n] the row whose turn it is
     table = replace(table, reward=table.reward[played], state=table.state[played], valid=table.valid[played])
@@ -50,7 +50,7 @@ def measured_tables(draw: st.DrawFn) -> TurnTable:
     m = int(tokens.sum())
     own = np.concatenate([starts[row] + np.arange(tokens[row]) for row in played])  # [m] the tokens of `played`
     segments = np.where(rng.random(m) < 0.5, rng.normal(size=m), np.nan)
-    segments[starts[table.opens]] = rng.normal(size=int(table.opens.sum()))
+    segments[starts[table.is_first]] = rng.normal(size=int(table.is_first.sum()))
     return replace(
         table,
         tokens=tokens,
@@ -101,6 +101,6 @@ def take(table: TurnTable, rows: NDArray[np.int64]) -> TurnTable:
 
 
 def with_scores(table: TurnTable, scores: NDArray[np.float64]) -> TurnTable:
-    """The table with `scores` [episodes] paid on the last turn of each episode, and nothing before."""
+    """The table with `scores` [episodes] as the reward of each episode's last turn, and 0 before."""
     last = np.append(np.diff(table.episode) != 0, True)
     return replace(table, reward=np.where(last, scores[table.episode], 0.0))

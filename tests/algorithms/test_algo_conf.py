@@ -87,7 +87,7 @@ def test_every_parameter_of_an_estimator_stands_in_its_file_with_its_default(nam
         assert estimator.keywords[key] == defaults[key], key
 
 
-def test_numbers_that_are_compared_with_rewards_fit_a_success_of_1() -> None:
+def test_parameters_in_units_of_reward_fit_a_success_of_1() -> None:
     """verl-agent's penalty of 0.1 belongs to a success of 10."""
     penalties = {name: composed(name).estimator.keywords.get("invalid_penalty", 0.0) for name in NAMES}
     published = {"empg", "gigpo", "grpo", "gspo", "hgpo", "istar", "reinforce_pp_baseline", "rloo"}

@@ -27,7 +27,7 @@ from tests.algorithms.test_trainer import learner_config, make_trainer, success,
 
 
 class Changing(Corridor):
-    """The actions that are possible are not always as many."""
+    """An environment whose number of admissible actions changes."""
 
     def _extra(self, **more):
         extra = super()._extra(**more)

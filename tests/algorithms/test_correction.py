@@ -36,7 +36,7 @@ def corrected(ratios: Any = RATIOS, table: TurnTable = TABLE, **settings: Any) -
         ({"level": "episode", "high": 9, "normalize": True}, np.array([2, 2, 2, 0.1, 0.1]) / 1.05),
     ],
 )
-def test_weights(settings: dict[str, Any], weights: list[float]) -> None:
+def test_weights_of_each_level(settings: dict[str, Any], weights: list[float]) -> None:
     result = corrected(**settings)
     np.testing.assert_allclose(result.weights, weights)
     assert result.kept.all()
@@ -61,7 +61,7 @@ def test_a_token_that_the_model_would_never_say_rejects_its_episode() -> None:
     assert corrected(np.array([1.0, 1.0, 1e-5, 1.0, 1.0]), lowest_ratio=1e-4).kept.tolist() == [False] * 3 + [True] * 2
 
 
-def test_metrics() -> None:
+def test_metrics_of_a_correction() -> None:
     metrics = corrected(reject={"token_k1": 3.0}).metrics
     assert metrics["mismatch/bounded"] == pytest.approx(1 / 5)
     assert metrics["mismatch/rejected"] == pytest.approx(2 / 5)
@@ -70,7 +70,7 @@ def test_metrics() -> None:
 
 
 @given(st.lists(st.floats(-700, 0), min_size=5, max_size=5), st.lists(st.floats(-700, 0), min_size=5, max_size=5))
-def test_it_is_finite_for_all_log_probabilities(trained: list[float], engine: list[float]) -> None:
+def test_a_correction_is_finite_for_all_log_probabilities(trained: list[float], engine: list[float]) -> None:
     for level in ("token", "turn", "episode", "episode_mean"):
         correction = Correction(level, normalize=True, reject={"episode_sum_k3": 1.0, "turn_max_k2": 1.0})
         result = correction(np.array(trained), np.array(engine), TABLE)

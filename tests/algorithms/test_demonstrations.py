@@ -1,4 +1,4 @@
-"""Demonstrations in a batch: which rows they are, what they are kept out of, and the gradient that they give."""
+"""Demonstrations in a batch: their rows, the statistics that leave them out, and their gradient."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def pool():
 
 
 def make(run: Path, pool: EnvPool, updates: int = 1, estimator: Any = luffy, **changes: Any) -> Trainer:
-    """Two attempts and a demonstration at each of three tasks; the policy solves next to nothing."""
+    """Two attempts and a demonstration at each of three tasks; the policy solves almost none."""
     settings = {"groups": 3, "group_size": 2, "demonstrations": 1, "loss": luffy_loss, "minibatches": 1}
     return make_trainer(run, pool, random_policy(), updates, estimator, **{**settings, **changes})
 

@@ -129,7 +129,7 @@ def arrays(answer: Any) -> list[NDArray[np.float64]]:
 
 
 def rounded(table: TurnTable) -> TurnTable:
-    """Rewards without differences so small that an epsilon is felt."""
+    """Rewards rounded so that no difference is as small as an epsilon."""
     return replace(table, reward=table.reward.round(1))
 
 
@@ -137,7 +137,7 @@ def rounded(table: TurnTable) -> TurnTable:
 @each
 @settings(max_examples=25)
 @given(table=measured_tables())
-def test_answers_are_finite_and_one_per_turn_or_token(name: str, table: TurnTable) -> None:
+def test_advantages_are_finite_and_one_per_turn_or_token(name: str, table: TurnTable) -> None:
     for answer in arrays(ESTIMATORS[name](table)):
         assert answer.shape in {(len(table),), (len(table.token_rows),)}
         assert answer.dtype == np.float64
@@ -147,7 +147,7 @@ def test_answers_are_finite_and_one_per_turn_or_token(name: str, table: TurnTabl
 @each
 @settings(max_examples=25)
 @given(table=measured_tables(), data=st.data())
-def test_permuted_rows_permute_the_answer(name: str, table: TurnTable, data: Any) -> None:
+def test_permuted_rows_permute_the_advantages(name: str, table: TurnTable, data: Any) -> None:
     table = rounded(table)
     rows = np.array(data.draw(st.permutations(range(len(table)))))
     before, after = arrays(ESTIMATORS[name](table)), arrays(ESTIMATORS[name](take(table, rows)))
@@ -157,7 +157,7 @@ def test_permuted_rows_permute_the_answer(name: str, table: TurnTable, data: Any
 
 
 @each
-def test_an_empty_table_has_an_empty_answer(name: str) -> None:
+def test_an_empty_table_has_no_advantages(name: str) -> None:
     nothing = np.zeros(0)
     table = make_table(nothing, nothing, nothing, nothing, tokens=np.zeros(0, dtype=np.int64))
     signals, token_signals = dict.fromkeys(SIGNALS, nothing), dict.fromkeys(TOKEN_SIGNALS, nothing)
@@ -214,7 +214,7 @@ def test_unnormalised_advantages_scale_with_the_rewards(estimator: Estimator, ta
 
 
 @given(seed=st.integers(0, 1000), observations=st.integers(0, 3), padding=st.integers(0, 3))
-def test_padding_and_longer_observations_leave_no_trace(seed: int, observations: int, padding: int) -> None:
+def test_padding_and_longer_observations_do_not_change_advantages(seed: int, observations: int, padding: int) -> None:
     """Columns without a policy token, whatever they hold, make the same table, and so the same answers."""
     rng = np.random.default_rng(seed)
     mask = rng.random((3, 5)) < 0.7
@@ -334,14 +334,14 @@ def test_opo_weighs_attempts_by_their_tokens() -> None:
     assert opo(scored(3, group=[7])).tolist() == [3]
 
 
-def test_maxrl_gives_rare_successes_more() -> None:
+def test_maxrl_gives_rare_successes_larger_advantages() -> None:
     assert maxrl(scored(1, 0, 0, 0)).tolist() == pytest.approx([3, -1, -1, -1], rel=1e-5)
     assert maxrl(scored(1, 1, 1, 0)).tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, -1], rel=1e-5)
     with pytest.raises(ValueError, match="episode 1 has the return -1, and MaxRL divides by the mean return"):
         maxrl(scored(0, -1))
 
 
-def test_gpg_makes_up_for_episodes_without_a_score() -> None:
+def test_gpg_scales_for_episodes_with_a_score_of_0() -> None:
     assert gpg(scored(1, 0, 0, 0, group=[0, 0, 1, 1])).tolist() == [2, -2, 0, 0]
 
 
@@ -439,7 +439,7 @@ def test_nft_refuses_other_rewards_than_1_and_0(score: float) -> None:
         nft(single_turns([0, 0], [0.0, score]))
 
 
-def test_raft_learns_from_what_was_rewarded() -> None:
+def test_raft_learns_from_episodes_with_a_positive_return() -> None:
     assert raft(single_turns([0, 0, 0], [2.0, 0.0, -1.0])).tolist() == [2, 0, 0]
 
 
@@ -459,21 +459,21 @@ def test_hgpo_weighs_longer_common_histories_more() -> None:
     np.testing.assert_allclose(advantages[::2], [2, -2, 0, 0], atol=1e-9)
 
 
-def test_rounding_sets_equal_returns_apart_in_float32_only() -> None:
+def test_rounding_separates_equal_returns_only_in_float32() -> None:
     """Seven attempts that earn the same in the same state; of 7.35 the mean of seven is another number in float32."""
     table = make_table(np.zeros(7), np.arange(7), np.zeros(7), np.full(7, 7.35), state=["a"] * 7)
     assert np.all(hgpo(table) == 0.0)
     assert np.abs(hgpo(table, precision="float32")).min() > 0.1
 
 
-def test_hgpo_compares_only_what_is_there() -> None:
+def test_hgpo_averages_only_existing_comparisons() -> None:
     alone = make_table([0, 0], [0, 1], [0, 0], [1.0, 3.0])  # in states of their own
     assert hgpo(alone, mode="mean_norm").tolist() == [0, 0]
     np.testing.assert_allclose(hgpo(alone, mode="mean_norm", base_group=True), [-1, 1], rtol=1e-5)
 
 
 def igpo_table(beliefs: list[float], outcomes: tuple[float, float], **changes: Any) -> TurnTable:
-    """Two attempts of three turns; the first has the given beliefs, the second none that moves."""
+    """Two attempts of three turns; the first has the given answer log-probabilities, the second constant ones."""
     return make_table(
         np.zeros(6),
         np.repeat([0, 1], 3),
@@ -484,7 +484,7 @@ def igpo_table(beliefs: list[float], outcomes: tuple[float, float], **changes: A
     )
 
 
-def test_igpo_gains_add_up_to_the_change_of_belief() -> None:
+def test_igpo_gains_add_up_to_the_change_of_the_answers_probability() -> None:
     table = igpo_table([-3.0, -2.5, -0.5], (1.0, 0.0))
     assert answer_gains(table, "log_prob_diff")[:2].tolist() == [0.5, 2.0]
     assert np.nansum(answer_gains(table, "prob_diff")[:3]) == pytest.approx(np.exp(-0.5) - np.exp(-3.0))
@@ -526,7 +526,7 @@ def test_prime_takes_means_over_tokens_from_every_token() -> None:
     assert outcome.returns.tolist() == [2, 2, -2]
 
 
-def test_mt_grpo_pays_each_result_to_the_turns_before_it() -> None:
+def test_mt_grpo_credits_each_result_to_the_turns_before_it() -> None:
     """Both attempts call a tool twice, after turns 0 and 2, and answer in turn 3; only the turn rewards differ."""
     table = make_table(
         np.zeros(8),
@@ -565,14 +565,14 @@ def test_step_grpo_compares_the_returns_of_all_turns_of_a_task() -> None:
     np.testing.assert_allclose(batch, values - values.mean())
 
 
-def test_turn_rloo_counts_an_attempt_that_has_ended_as_nothing() -> None:
+def test_turn_rloo_counts_an_attempt_that_has_ended_as_0() -> None:
     table = make_table([0] * 4, [0, 0, 1, 2], [0, 1, 0, 0], [0.25, 1.0, 0.5, 0.0])
     assert turn_rloo(table).tolist() == [1.25 - 0.25, 1.0, 0.5 - 0.625, -0.875]
     assert turn_rloo(make_table([0, 0], [0, 0], [0, 1], [0.25, 1.0])).tolist() == [1.25, 1.0]
 
 
 @given(measured_tables())
-def test_the_baseline_of_a_turn_does_not_depend_on_what_its_own_attempt_does_later(table: TurnTable) -> None:
+def test_the_baseline_of_a_turn_does_not_depend_on_later_turns_of_its_attempt(table: TurnTable) -> None:
     """If an attempt had stopped after a turn, the baselines of its turns up to there were the same."""
     last = np.append(np.diff(table.episode) != 0, True)
     cut = np.flatnonzero(~(last & (table.turn > 0) & (table.episode == table.episode[0])))
@@ -613,7 +613,7 @@ def test_fine_grained_rewards_are_added_to_those_of_the_environment() -> None:
     assert fine_grained_gae(table, turn_weight=2.0, lam=1.0).returns.tolist() == [2.5, 1.5, 1.5]
 
 
-def test_gtpo_shares_rewards_out_by_entropy() -> None:
+def test_gtpo_distributes_rewards_by_entropy() -> None:
     """Two successes and two failures; the second tokens of two of them have nothing to compare with."""
     entropy = {"entropy": np.array([3.0, 1.0, 1.0, 0.5, 0.25, 2.0])}
     table = single_turns([0] * 4, [1.0, 1.0, 0.0, 0.0], tokens=np.array([2, 1, 1, 2]), token_signals=entropy)
@@ -716,7 +716,7 @@ def test_a_cut_off_episode_bootstraps_from_the_next_value() -> None:
 
 
 @given(measured_tables(), st.floats(0, 1))
-def test_poad_backs_actions_up_as_a_critic_of_actions_would(table: TurnTable, gamma: float) -> None:
+def test_poads_token_backups_add_up_to_the_backup_of_the_action(table: TurnTable, gamma: float) -> None:
     """With lam 1 an action's first token has the advantage of the action; NTPO's is discounted by its length."""
     table = replace(table, token_signals={"value": table.token_signals["value"]})
     assert table.tokens is not None
@@ -746,13 +746,13 @@ def test_bi_level_turns_without_a_reward() -> None:
 
 # -- Monte Carlo and trees --------------------------------------------------------------------------------------------
 @given(measured_tables())
-def test_value_differences_add_up_to_what_was_earned(table: TurnTable) -> None:
+def test_value_differences_add_up_to_the_return(table: TurnTable) -> None:
     """The differences of an episode's segments are its rewards less the value it started from."""
-    earned = table.episode_rewards()[table.opens]
+    earned = table.episode_rewards()[table.is_first]
     values = table.signals["mc_value"]
-    known = np.isfinite(values[table.opens])
-    sums = table.episode_sums(np.where(np.isfinite(values), vineppo(table), 0.0))[table.opens]
-    np.testing.assert_allclose(sums[known], (earned - values[table.opens])[known], atol=1e-9)
+    known = np.isfinite(values[table.is_first])
+    sums = table.episode_sums(np.where(np.isfinite(values), vineppo(table), 0.0))[table.is_first]
+    np.testing.assert_allclose(sums[known], (earned - values[table.is_first])[known], atol=1e-9)
 
 
 def test_the_turns_of_a_segment_share_its_difference() -> None:
@@ -828,7 +828,7 @@ def test_spo_tree_refuses_a_shared_turn_with_two_rewards() -> None:
             np.testing.assert_allclose(spo_tree(table), spo_tree(alike), atol=1e-6)
 
 
-def test_spo_tree_whitens_over_each_turn_once_and_leaves_out_those_that_changed_nothing() -> None:
+def test_spo_tree_whitens_over_each_turn_once_and_leaves_out_those_with_advantage_0() -> None:
     table = replace(tree_of_attempts([7, 1, 7, 2, 9, 3]), tokens=np.array([2, 1, 2, 1, 1, 3]))
     plain, white = spo_tree(table, shared_turns="each"), spo_tree(table, whiten=True) * np.array([2, 1, 2, 1, 1, 1])
     assert (plain[5], white[5]) == (0.0, 0.0)
@@ -842,7 +842,7 @@ def test_spo_tree_whitens_over_each_turn_once_and_leaves_out_those_that_changed_
     np.testing.assert_allclose(masked[:5], expected[:5], rtol=1e-6)
 
 
-def test_tree_grpo_composes_or_adds() -> None:
+def test_tree_grpo_composes_or_adds_the_two_comparisons() -> None:
     table = single_turns([0] * 4, [1.0, 0.0, 1.0, 1.0], signals={"tree": np.array([0, 0, 1, 1])})
     across = grpo(table, invalid_penalty=0.0)
     unit = np.sqrt(0.5)

@@ -62,7 +62,7 @@ def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
 
 
 def is_odd(family: str) -> bool:
-    """Two cases of a test are shared out among the families."""
+    """Whether a family gets the second of two cases of a test."""
     return list(FAMILIES).index(family) % 2 == 1
 
 

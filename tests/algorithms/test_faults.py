@@ -59,7 +59,7 @@ def test_an_attempt_left_alone_by_faults_is_left_out(fault: StopReason) -> None:
 
 # -- in a run ---------------------------------------------------------------------------------------------------------
 class Flaky(Corridor):
-    """Breaks at its second action, if its task says so."""
+    """Raises at its second action, if its task says so."""
 
     def __init__(self, breaks: bool) -> None:
         super().__init__(8)
@@ -77,7 +77,7 @@ def flaky_pool(*breaking: int, size: int = 16) -> EnvPool:
 
 
 class Seen(UntrainedSignal):
-    """Keeps the batches that it measures and learns from."""
+    """A signal that stores the batches that it measures and learns from."""
 
     def __init__(self, context: Any) -> None:
         self.batches: list[RolloutBatch] = []
@@ -111,13 +111,13 @@ def broken() -> Iterator[EnvPool]:
         yield pool
 
 
-def test_an_update_learns_from_what_no_fault_ended(
+def test_an_update_leaves_out_episodes_that_a_fault_ended(
     tmp_path: Path, broken: EnvPool, caplog: pytest.LogCaptureFixture
 ) -> None:
     trainer, tables = flaky_trainer(tmp_path, broken)
     trainer.train()
-    assert np.unique(tables[0].group[tables[0].opens], return_counts=True)[0].tolist() == [0, 3]
-    assert np.bincount(tables[0].group[tables[0].opens]).tolist() == [3, 0, 0, 4]
+    assert np.unique(tables[0].group[tables[0].is_first], return_counts=True)[0].tolist() == [0, 3]
+    assert np.bincount(tables[0].group[tables[0].is_first]).tolist() == [3, 0, 0, 4]
     batches = trainer.signals["seen"].batches
     assert len(batches) == 2
     for batch in batches:
@@ -174,7 +174,7 @@ def test_a_fault_among_successes_makes_no_group_that_differs(tmp_path: Path, mon
     assert np.bincount([e.group for e in done.episodes]).tolist() == [0, 0, 4, 4]  # the last try, as it is
 
 
-def test_no_tree_grows_from_what_a_fault_ended() -> None:
+def test_trees_are_not_expanded_from_episodes_that_a_fault_ended() -> None:
     with flaky_pool(0) as pool:
 
         def play(jobs: list[Job]) -> list[Episode]:

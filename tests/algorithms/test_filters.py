@@ -116,7 +116,7 @@ played = st.lists(
 
 
 @given(played, st.sampled_from(sorted(FILTERS)), st.randoms(use_true_random=False))
-def test_filters_drop_nothing_in_silence_and_do_not_depend_on_the_order(
+def test_filters_count_what_they_drop_and_do_not_depend_on_the_order(
     episodes: list[Episode], name: str, random: Any
 ) -> None:
     uses = FILTERS[name](episodes)
@@ -177,7 +177,7 @@ def test_episodes_that_are_only_compared_count_in_statistics_and_not_in_the_loss
     assert metrics["tokens/trained"] == sum(len(e.sample.ids) for e in learned if e.advantages.any())
 
 
-def test_what_is_learned_equals_an_update_on_the_rest(tmp_path: Path, pool: EnvPool) -> None:
+def test_an_update_with_filters_equals_an_update_on_the_remaining_episodes(tmp_path: Path, pool: EnvPool) -> None:
     """With advantages that do not depend on the batch, the loss and its divisor know only what is learned."""
     weights = {}
     for name, use in (("compared", COMPARE), ("dropped", DROP)):

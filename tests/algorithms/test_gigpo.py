@@ -37,7 +37,7 @@ def test_equal_attempts_give_exactly_zero(rewards: list[float], attempts: int, m
 
 
 @given(tables(), st.floats(0, 1), st.sampled_from(MODES))
-def test_states_visited_once_leave_the_episode_part(table: TurnTable, gamma: float, mode: str) -> None:
+def test_states_visited_once_have_only_the_episode_advantage(table: TurnTable, gamma: float, mode: str) -> None:
     table = replace(table, state=np.array([f"state {i}" for i in range(len(table))], dtype=object))
     advantages = gigpo(table, mode=mode, gamma=gamma, invalid_penalty=0.1)
     np.testing.assert_array_equal(
@@ -46,7 +46,7 @@ def test_states_visited_once_leave_the_episode_part(table: TurnTable, gamma: flo
 
 
 @given(tables(), st.data(), st.sampled_from(MODES), st.sampled_from(["turns", "episodes"]))
-def test_permuted_rows_permute_the_answer(table: TurnTable, data: Any, mode: str, statistics: str) -> None:
+def test_permuted_rows_permute_the_advantages(table: TurnTable, data: Any, mode: str, statistics: str) -> None:
     table = replace(table, reward=table.reward.round(1))
     rows = np.array(data.draw(st.permutations(range(len(table)))))
     before = gigpo(table, mode=mode, statistics=statistics)
@@ -68,7 +68,7 @@ def test_comparisons_of_turns_ignore_a_constant_added_to_every_return(table: Tur
 
 
 @given(tables(), st.floats(0.5, 20))
-def test_scale_passes_through_mean_norm(table: TurnTable, scale: float) -> None:
+def test_mean_norm_keeps_the_scale(table: TurnTable, scale: float) -> None:
     scaled = replace(table, reward=scale * table.reward)
     before = gigpo(table, mode="mean_norm", invalid_penalty=0.0)
     after = gigpo(scaled, mode="mean_norm", invalid_penalty=0.0)

@@ -15,7 +15,7 @@ FILES = sorted(FOLDER.glob("*.json"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_recorded_answers(path: Path) -> None:
+def test_recorded_results_are_reproduced(path: Path) -> None:
     differences = replay_file(json.loads(path.read_text()))
     assert differences
     assert not [one for one in differences if not one.matches]

@@ -33,7 +33,7 @@ def test_a_group_of_one_keeps_its_raw_score(score: float, by_std: bool, statisti
 
 
 @given(tables(), st.data(), st.booleans(), STATISTICS)
-def test_permuted_rows_permute_the_answer(table: TurnTable, data: Any, by_std: bool, statistics: str) -> None:
+def test_permuted_rows_permute_the_advantages(table: TurnTable, data: Any, by_std: bool, statistics: str) -> None:
     rows = np.array(data.draw(st.permutations(range(len(table)))))
     before = grpo(table, normalize_by_std=by_std, statistics=statistics)
     after = grpo(take(table, rows), normalize_by_std=by_std, statistics=statistics)
@@ -84,7 +84,7 @@ def test_long_episodes_weigh_more_over_turns_than_over_episodes() -> None:
     assert advantages.tolist() == [4, -4, -4.5, -4]
 
 
-def test_no_rows_no_advantages() -> None:
+def test_an_empty_table_has_no_advantages() -> None:
     assert grpo(single_turns(np.zeros(0, dtype=np.int64), [])).shape == (0,)
 
 

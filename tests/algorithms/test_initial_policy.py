@@ -48,7 +48,7 @@ def make(phases: Phases, config: TinyPolicy = SMALL, seed: int = 0, tasks: TaskS
         return tiny_policy(config, task_set, training, Transcript(), pool, seed, phases, {})
 
 
-def test_runs_of_other_seeds_start_alike_where_the_start_has_its_own(
+def test_runs_with_different_seeds_share_a_warm_start_with_its_own_seed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("POLYTURN_CACHE", str(tmp_path))
@@ -58,7 +58,7 @@ def test_runs_of_other_seeds_start_alike_where_the_start_has_its_own(
 
 
 class Watched(Corridors):
-    """Knows which tasks it was asked for."""
+    """A task set that records which tasks were requested."""
 
     def __init__(self) -> None:
         self.asked: set[str] = set()
@@ -68,7 +68,7 @@ class Watched(Corridors):
         return super().task(split, task_id)
 
 
-def test_tasks_that_are_held_out_are_not_cloned_and_make_another_start(
+def test_held_out_tasks_are_not_cloned_and_change_the_warm_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("POLYTURN_CACHE", str(tmp_path))
@@ -80,7 +80,7 @@ def test_tasks_that_are_held_out_are_not_cloned_and_make_another_start(
     assert folder != make(Phases(), tasks=Watched())[1]
 
 
-def test_two_at_once_clone_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_runs_that_start_together_make_one_warm_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLYTURN_CACHE", str(tmp_path))
     both = Phases(), Phases()
     with ThreadPoolExecutor() as threads:
@@ -199,7 +199,7 @@ def test_the_first_token_of_an_action_is_its_verb_with_a_name(tmp_path: Path, mo
 
 
 class Storyteller(Corridor):
-    """Tells a long story of words of its own at the first step."""
+    """An environment whose first step returns a long text with new words."""
 
     def _act(self, action: str) -> tuple[str, float, bool, Info]:
         observation, *rest = super()._act(action)

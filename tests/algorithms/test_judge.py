@@ -15,7 +15,7 @@ from agents.policies.base import Sampling
 from algorithms.checkpoint import checkpoints
 from algorithms.estimators.capo import capo
 from algorithms.signals.base import RolloutBatch, SignalContext
-from algorithms.signals.judge import Judge, LocalModel, voted, wrong_turns
+from algorithms.signals.judge import Judge, LocalModel, combine_votes, wrong_turns
 from envs.pool import EnvPool
 from tests.agents.corridors import Corridors
 from tests.agents.endpoint_server import Reply, Server, answered, refused
@@ -70,7 +70,7 @@ def in_turn(*texts: str) -> Callable[[dict], Reply]:
         ('{"right": [1]}', None),
     ],
 )
-def test_a_critique_is_read_or_it_is_not(text: str | None, turns: set[int] | None) -> None:
+def test_readable_and_unreadable_critiques(text: str | None, turns: set[int] | None) -> None:
     assert wrong_turns(text, 3) == turns
 
 
@@ -78,9 +78,9 @@ def test_a_critique_is_read_or_it_is_not(text: str | None, turns: set[int] | Non
     ("vote", "expected"),
     [("majority", [1, 0, 0, 1]), ("intersection", [0, 0, 0, 1]), ("average", [0.75, 0.5, 0, 1])],
 )
-def test_votes(vote: str, expected: list[float]) -> None:
-    np.testing.assert_array_equal(voted([{0, 1, 3}, {0, 3}, {0, 3}, {1, 3}], 4, vote), expected)
-    np.testing.assert_array_equal(voted([], 4, vote), np.zeros(4))
+def test_votes_of_critiques(vote: str, expected: list[float]) -> None:
+    np.testing.assert_array_equal(combine_votes([{0, 1, 3}, {0, 3}, {0, 3}, {1, 3}], 4, vote), expected)
+    np.testing.assert_array_equal(combine_votes([], 4, vote), np.zeros(4))
 
 
 def test_a_judge_reads_whole_episodes_and_its_critiques_vote(context: SignalContext, serve) -> None:
@@ -122,7 +122,7 @@ def test_without_a_critique_that_can_be_read_no_turn_is_wrong(context: SignalCon
     assert (measured.metrics["signal/judge_malformed"], measured.metrics["signal/judge_unread"]) == (2.0, 1.0)
 
 
-def test_an_endpoint_that_dies_ends_the_run_which_can_be_resumed(tmp_path: Path, pool: EnvPool, serve) -> None:
+def test_an_endpoint_that_fails_ends_the_run_which_can_be_resumed(tmp_path: Path, pool: EnvPool, serve) -> None:
     def answer(request: dict) -> Reply:
         return answered('{"wrong": [1]}') if alive else (500, {}, json.dumps({"error": {"message": "out of order"}}))
 

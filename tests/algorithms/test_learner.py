@@ -81,7 +81,7 @@ def test_micro_batches_change_nothing(aggregation: str) -> None:
 @pytest.mark.parametrize(
     "loss", [partial(kl_cov_loss, share=0.2), partial(clip_cov_loss, share=0.2, lowest=-1e9, highest=1e9)]
 )
-def test_what_a_loss_picks_does_not_depend_on_micro_batches(loss: Any) -> None:
+def test_the_tokens_that_a_loss_selects_do_not_depend_on_micro_batches(loss: Any) -> None:
     """It picks among all ids of a minibatch, also those of samples without an advantage."""
     after = []
     for tokens in (100_000, 1):
@@ -183,7 +183,7 @@ def test_good_actions_become_likelier_and_bad_ones_less() -> None:
     assert np.corrcoef(gains, advantages)[0, 1] > 0.8
 
 
-def test_without_advantage_and_without_kl_nothing_moves() -> None:
+def test_without_advantages_and_kl_the_weights_do_not_change() -> None:
     policy, fresh = random_policy(), random_policy()
     batch, table, advantages = samples()
     metrics = Learner(policy.model, learner_config()).update(
@@ -194,7 +194,7 @@ def test_without_advantage_and_without_kl_nothing_moves() -> None:
         assert torch.equal(weight, fresh.model.state_dict()[name])
 
 
-def test_kl_pulls_back_to_the_reference() -> None:
+def test_kl_moves_the_policy_towards_the_reference() -> None:
     """After the policy was moved away, updates without advantage but with KL bring it nearer again."""
     policy = random_policy()
     batch, table, advantages = samples()
@@ -217,7 +217,7 @@ def test_bfloat16_is_refused_where_it_would_be_emulated(monkeypatch) -> None:
 
 # -- what an update minimises ----------------------------------------------------------------------------------------
 def logits_of(model, sample: Sample) -> torch.Tensor:
-    """[C, V] what each sampled id was drawn from."""
+    """[C, V] the logits of the distributions that the ids were sampled from."""
     places = torch.tensor([j - 1 for j, on in enumerate(sample.mask) if on])
     return model(torch.tensor([sample.ids])).logits[0, places]
 
@@ -229,7 +229,7 @@ def logprobs_of(model, sample: Sample) -> torch.Tensor:
 
 
 def off_policy(batch: list[Sample], size: float = 0.5) -> None:
-    """As if another engine had sampled, whose log-probabilities are not quite the same."""
+    """Samples with slightly different log-probabilities, like those of another engine."""
     rng = np.random.default_rng(5)
     for sample in batch:
         sample.logprobs = [
@@ -238,7 +238,7 @@ def off_policy(batch: list[Sample], size: float = 0.5) -> None:
 
 
 def moved(model) -> None:
-    """Weights that have come away from where they began."""
+    """A policy whose weights differ from the initial ones."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -276,7 +276,7 @@ def assert_the_update_is(expected: Term, advantages=None, prepare=off_policy, **
     return metrics
 
 
-def test_the_losses_are_the_objective() -> None:
+def test_the_logged_losses_are_the_objective() -> None:
     successes = np.array([0.75, -0.25] * 5)  # of one success in four
 
     def nft(logprobs, sampler, _, advantages):
@@ -575,7 +575,7 @@ def test_means_over_sequences_are_refused_where_some_are_turns_and_others_are_no
 
 @pytest.mark.parametrize("aggregation", ["token-mean", "turn-mean", "trajectory-mean", "seq-mean-token-sum-norm"])
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: getattr(loss, "keywords", {}).get("unit", "token"))
-def test_no_loss_depends_on_where_a_prompt_breaks(loss: Any, aggregation: str) -> None:
+def test_no_loss_depends_on_how_turns_are_cut_into_samples(loss: Any, aggregation: str) -> None:
     """Nor on the size of micro-batches, which hold a single sample here."""
     weights = []
     for which in ([], [1, 3], [0, 1, 2, 3, 4]):

@@ -117,7 +117,7 @@ def test_dual_clip_bounds_the_loss_of_bad_actions_only() -> None:
 @pytest.mark.parametrize(("padding", "advantage"), [(float("nan"), 0.0), (float("-inf"), 1.0), (0.0, float("nan"))])
 @pytest.mark.parametrize("loss", [*TOKEN_LOSSES, gspo_loss, topr_loss, gmpo_loss, vespo_loss, opsm_loss, *MARKED])
 @pytest.mark.parametrize("aggregation", AGGREGATIONS[:3])
-def test_what_the_mask_hides_reaches_neither_loss_nor_gradient(
+def test_masked_tokens_are_in_neither_loss_nor_gradient(
     loss: Any, padding: float, advantage: float, aggregation: str
 ) -> None:
     options: Any = {"eps_low": 0.2, "eps_high": 0.2} if loss is gspo_loss else {}
@@ -186,7 +186,7 @@ def test_entropy_of_known_distributions() -> None:
 
 
 def gradient(loss: Any, advantages: Tensor, logprobs: Any, old: Any = None, **options: Any) -> Tensor:
-    """Of the summed loss by the log-probabilities, on-policy where `old` is not given."""
+    """The gradient of the summed loss by the log-probabilities; on-policy without `old`."""
     new = tensor(logprobs).requires_grad_()
     mask = torch.ones(new.shape, dtype=torch.bool)
     by_rows(loss, new, tensor(old or logprobs), advantages, mask, **options)[0].sum().backward()
@@ -261,7 +261,7 @@ def test_the_value_loss_is_that_of_the_worse_of_value_and_clipped_value() -> Non
     assert value_loss(values, old, returns, clip=None).tolist() == [0.5, 0.5, 2.0]
 
 
-def test_the_probability_mask_leaves_sure_tokens_out() -> None:
+def test_the_probability_mask_leaves_out_tokens_of_high_probability() -> None:
     mask = torch.tensor([[True, True, False]])
     assert probability_mask(tensor([[0.95, 0.85, 0.1]]).log(), mask).tolist() == [[False, True, False]]
 

@@ -22,7 +22,7 @@ def examples_of(learner: Learner) -> list[Example]:
     return learner.examples(batch, table, advantages)
 
 
-def test_what_is_counted_is_exact() -> None:
+def test_weights_gradients_and_moments_are_counted_exactly() -> None:
     policy = random_policy()
     learner = Learner(policy.model, learner_config(kl_coef=0.1))
     learner._gradients([Portion(examples_of(learner), learner.objective)])
@@ -64,7 +64,7 @@ def test_activations_are_right_to_a_factor_of_two() -> None:
     assert kept_for_backward(checkpointed) < estimate_memory(model, checkpointed, 1)["activations"] < whole
 
 
-def test_a_person_reads_the_parts_and_the_sum() -> None:
+def test_the_line_has_the_parts_and_the_sum() -> None:
     text = describe_memory(random_policy().model, learner_config(), episodes=7)
     for part in ("weights", "gradients", "optimizer", "activations", "cache", "together", "7 episodes"):
         assert part in text

@@ -150,7 +150,7 @@ def test_workers_change_no_value_and_a_seed_fixes_all() -> None:
 
 
 class Torn(Corridor):
-    """Cannot go back to its first room."""
+    """A corridor whose first state cannot be restored."""
 
     def _load(self, saved: Any) -> None:
         if saved[0] == 0:

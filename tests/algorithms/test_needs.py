@@ -130,7 +130,7 @@ def test_a_judge_that_cannot_be_reached_raises_at_once(name: str) -> None:
 
 
 class Unspoken(UntrainedSignal):
-    """A signal that does not say what it gives."""
+    """A signal that does not declare its columns."""
 
     def __init__(self, context: SignalContext) -> None:
         self.context = context
@@ -155,7 +155,7 @@ def test_a_signal_need_not_declare_its_columns() -> None:
 
 # -- the environment --------------------------------------------------------------------------------------------------
 class Mute(Corridor):
-    """Tells nothing but text, and takes no snapshots."""
+    """A corridor without admissible actions and without snapshots."""
 
     def _extra(self, **more: Any) -> Info:
         return {**super()._extra(**more), "admissible": None}

@@ -1,4 +1,4 @@
-"""Two processes learn what one learns, and the passes are shared out evenly."""
+"""Two processes compute the same update as one, and the passes are distributed evenly."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_one_process_makes_all_passes_in_their_order() -> None:
     assert not ONE_PROCESS.any(False)
 
 
-def test_the_place_among_the_ranks_is_read_from_the_variables_of_torchrun() -> None:
+def test_the_rank_is_read_from_the_variables_of_torchrun() -> None:
     assert Launch.of_environment({"RANK": "0"}) is None
     variables = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
     assert Launch.of_environment(variables) == Launch(3, 8, 1, 0)
@@ -116,7 +116,7 @@ def test_the_place_among_the_ranks_is_read_from_the_variables_of_torchrun() -> N
         (Parallel, None, 2, (2, 4), "parallel=none would make each of them a run of its own"),
     ],
 )
-def test_what_cannot_be_shared_out_is_refused(
+def test_batches_that_cannot_be_distributed_are_refused(
     kind: Any, settings: dict[str, Any] | None, ranks: int | None, batch: tuple[int, int], message: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip

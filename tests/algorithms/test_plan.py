@@ -73,7 +73,7 @@ def test_adapters_are_counted() -> None:
     assert shape.adapters(4) == sum(t.numel() for t in model.parameters() if t.requires_grad)
 
 
-def test_what_cannot_be_planned_is_named() -> None:
+def test_models_that_cannot_be_planned_are_named() -> None:
     with pytest.raises(ValueError, match=r"'gpt2' cannot be planned: its config\.json has no hidden_size"):
         Shape.of_config({"model_type": "gpt2", "n_embd": 768})
     experts = dict.fromkeys(("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"), 8)
@@ -147,7 +147,7 @@ def test_the_row_of_32b_has_the_printed_digits() -> None:
     assert [round(row.apart(40, 24)), round(row.apart(318, 194))] == [1215, 152]
 
 
-def test_few_episodes_in_an_engine_are_faster_each_so_in_turns_is_less_slow_than_in_that_table() -> None:
+def test_the_decode_step_depends_on_the_number_of_episodes_in_an_engine() -> None:
     """64 engines have 8 of the 512 episodes each, not 163, so a step reads fewer caches."""
     work = Work(512, 20, 20, 200, 150, sequence_turns=20, env_seconds=0.05)
     planner = Planner(SHAPES["Qwen2.5-7B"], work, Training(), H100, 64)
@@ -158,7 +158,7 @@ def test_few_episodes_in_an_engine_are_faster_each_so_in_turns_is_less_slow_than
     assert turns.update < 60
 
 
-def test_more_gpus_for_training_are_found_than_the_ratio_of_the_seconds_has() -> None:
+def test_the_fastest_split_of_gpus_between_sampling_and_training_is_found() -> None:
     work = Work(512, 20, 20, 200, 150, sequence_turns=20, env_seconds=0.05)
     found = Planner(SHAPES["Qwen2.5-7B"], work, Training(), H100, 8).fitting()
     best = min((s for s in found if not s.in_turns), key=lambda s: s.update)
@@ -223,7 +223,7 @@ def test_what_limits_an_update_is_named() -> None:
     assert schedules(rates=tight)[0].batch < 128 / 8
 
 
-def test_nothing_fits_is_told_with_the_largest_part_and_what_would_fit() -> None:
+def test_the_error_if_nothing_fits_names_the_largest_part_and_what_would_fit() -> None:
     with pytest.raises(ValueError, match=r"largest part is optimizer, 60\.9 GB; what would fit: gpus=4") as raised:
         Planner(SHAPES["Qwen2.5-7B"], SMALL, Training(reference=False), H100, 1).check(None)
     assert "gpu=b200" in str(raised.value)
@@ -244,7 +244,7 @@ def test_engines_of_gpus_that_do_not_divide_heads_or_gpus_are_refused() -> None:
 
 
 # -- figures that were measured ---------------------------------------------------------------------------------------
-def test_what_a_plan_predicts_is_what_its_measurement_gives_back() -> None:
+def test_a_plan_from_its_own_predicted_measurements_is_the_same() -> None:
     planner = Planner(
         SHAPES["Qwen2.5-7B"], SMALL, Training(epochs=2, minibatches=4), H100, 8, Rates(mfu=0.41, decode=0.53)
     )

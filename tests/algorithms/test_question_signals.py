@@ -1,4 +1,4 @@
-"""Answers and turn rewards of the environment become columns; the belief is the model's probability."""
+"""Answers and turn rewards of the environment become columns; `answer_logprob` is the model's log-probability."""
 
 from __future__ import annotations
 
@@ -168,7 +168,9 @@ def chat(parser: Any, **options: Any) -> Chat:
     ],
     ids=["transcript", "tags", "json", "opened", "opened with a line"],
 )
-def test_the_belief_is_that_of_a_naive_computation(pool: EnvPool, prompter: Any, before: str, after: str) -> None:
+def test_the_answer_log_probability_equals_a_naive_computation(
+    pool: EnvPool, prompter: Any, before: str, after: str
+) -> None:
     context = context_of(pool, prompter, context=2048)
     episodes = play(context)
     episodes[1].answers = ["dark green", "zwölf"]  # of several tokens, and of bytes; the likeliest counts
@@ -193,7 +195,7 @@ def test_the_belief_is_that_of_a_naive_computation(pool: EnvPool, prompter: Any,
 
 
 @pytest.mark.parametrize("gain", ["log_prob_diff", "prob_diff"])
-def test_gains_add_up_to_the_last_belief_minus_the_first(pool: EnvPool, gain: str) -> None:
+def test_gains_add_up_to_the_last_probability_minus_the_first(pool: EnvPool, gain: str) -> None:
     context = context_of(pool)
     rollouts = RolloutBatch.of(play(context))
     table = rollouts.measured(AnswerGain(context).measure(rollouts)).table
@@ -206,7 +208,7 @@ def test_gains_add_up_to_the_last_belief_minus_the_first(pool: EnvPool, gain: st
         assert gains[rows[:-1]].sum() == pytest.approx(values[rows[-1]] - values[rows[0]], abs=1e-12)
 
 
-def test_beliefs_do_not_depend_on_the_batch_and_have_no_gradient(pool: EnvPool) -> None:
+def test_answer_log_probabilities_do_not_depend_on_the_batch_and_have_no_gradient(pool: EnvPool) -> None:
     context = context_of(pool)
     episodes = play(context)
     together = AnswerGain(context).measure(RolloutBatch.of(episodes)).signals["answer_logprob"]
@@ -217,7 +219,7 @@ def test_beliefs_do_not_depend_on_the_batch_and_have_no_gradient(pool: EnvPool) 
     assert all(weight.grad is None for weight in context.model.parameters())
 
 
-def test_the_belief_of_the_first_weights_stays_when_the_policy_moves_and_over_a_resume(pool: EnvPool) -> None:
+def test_answer_log_probabilities_of_the_first_weights_do_not_change_with_the_policy_or_a_resume(pool: EnvPool) -> None:
     context = context_of(pool)
     rollouts = RolloutBatch.of(play(context))
     first, policy = AnswerGain(context, model="first"), AnswerGain(context)

@@ -1,4 +1,4 @@
-"""The record of a batch: an explanation that adds up for every method, files that are whole, prompts made again."""
+"""The record of a batch: correct steps for every method, complete files, prompts computed again."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class Counter(UntrainedSignal):
 
 
 def noise(table) -> np.ndarray:
-    """Advantages that differ, whatever was played."""
+    """Advantages that differ, independent of the episodes."""
     return np.random.default_rng(len(table)).normal(size=len(table))
 
 
@@ -63,7 +63,7 @@ def trainer_of(run: Path, pool: EnvPool, updates: int, scores: list[float], **ch
 
 
 def memory(trainer: Trainer) -> dict[str, Any]:
-    """All that a run goes on from, beside the weights."""
+    """The whole state that a run resumes from, except the weights."""
     moments = trainer.learner.optimizer.state_dict()["state"]
     return {
         "update": trainer.update,
@@ -92,7 +92,7 @@ def test_a_checkpoint_restores_the_whole_state(tmp_path: Path, pool: EnvPool) ->
         assert torch.equal(weight, fresh.learner.model.state_dict()[name]), name
 
 
-def test_a_worse_evaluation_after_a_resume_does_not_take_the_best_checkpoint(tmp_path: Path, pool: EnvPool) -> None:
+def test_a_worse_evaluation_after_a_resume_does_not_replace_the_best_checkpoint(tmp_path: Path, pool: EnvPool) -> None:
     trainer_of(tmp_path / "run", pool, 2, [0.1, 0.7, 0.4]).train()
     resumed = trainer_of(tmp_path / "run", pool, 4, [0.5, 0.6])
     resumed.resume()
@@ -133,7 +133,7 @@ def test_the_rate_of_every_update_is_that_of_the_schedule_and_is_used(tmp_path: 
     assert used == pytest.approx([rate for rate in wanted for _ in range(2)])  # two minibatches
 
 
-def test_a_run_draws_from_its_own_generators_alone(tmp_path: Path, pool: EnvPool) -> None:
+def test_a_run_uses_only_its_own_generators(tmp_path: Path, pool: EnvPool) -> None:
     """Whatever else in the process draws from the global generators moves nothing, and is not moved."""
     logs = []
     for seed in (1, 2):

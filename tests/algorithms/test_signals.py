@@ -25,7 +25,7 @@ from algorithms.signals.critic import Critic
 from algorithms.signals.entropy import Entropy, TokenEntropy
 from algorithms.signals.implicit_prm import ImplicitPRM, outcome_loss, pairwise_loss
 from algorithms.signals.phrases import Phrases, planning_tokens
-from algorithms.signals.residual import Residual, common_states, residual_weights
+from algorithms.signals.residual import Residual, residual_weights, success_subspace
 from algorithms.signals.square_sum import SquareSum
 from algorithms.turn_table import Estimate
 from envs.core import StopReason
@@ -52,7 +52,7 @@ def pool():
 
 
 def won_by_half(episodes: list[Episode]) -> list[Episode]:
-    """Outcomes to learn from: an untrained policy has none."""
+    """Episodes of which half are marked as solved, since an untrained policy solves none."""
     for number, episode in enumerate(episodes):
         episode.success = number // 2 % 2 == 0
         episode.turns[-1].reward = float(episode.success)
@@ -163,8 +163,8 @@ def test_residual_weights_are_low_where_failures_resemble_successes(pool: EnvPoo
 
 def test_residual_weights_of_equal_distances_are_the_middle() -> None:
     assert residual_weights(np.full(5, 0.3)).tolist() == [0.55] * 5
-    assert common_states(torch.zeros(3, 8), 2) is None
-    assert common_states(torch.full((9, 8), np.nan), 2) is None
+    assert success_subspace(torch.zeros(3, 8), 2) is None
+    assert success_subspace(torch.full((9, 8), np.nan), 2) is None
     assert residual_weights(np.zeros(0)).shape == (0,)
     with pytest.raises(ValueError, match=r"low < high, got 0\.8 and 0\.2"):
         Residual(None, low=0.8, high=0.2)  # type: ignore[arg-type]

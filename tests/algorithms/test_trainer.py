@@ -1,4 +1,4 @@
-"""The whole loop on a small environment: it learns, it resumes bit for bit, and it leaves nothing half-written."""
+"""The whole loop on a small environment: it learns, resumes bit for bit, and leaves no incomplete files."""
 
 import json
 import shutil
@@ -127,7 +127,7 @@ def test_cloning_teaches_the_corridor(pool: EnvPool) -> None:
     assert success(warm_policy(pool, steps=120), pool) > 0.9
 
 
-def test_reinforcement_learning_solves_what_random_play_began(tmp_path: Path, pool: EnvPool) -> None:
+def test_reinforcement_learning_improves_a_clone_of_random_play(tmp_path: Path, pool: EnvPool) -> None:
     policy = warm_policy(pool, steps=120, task_set=Untaught(), episodes=300)
     before = success(policy, pool)
     rates = {"learning_rate": 1e-3, "final_learning_rate": 5e-4}  # at twice that, some starts of GiGPO collapse
@@ -296,7 +296,7 @@ def test_a_best_update_that_is_due_anyway_is_saved_once_and_only_then_are_others
 
 
 @pytest.mark.parametrize("resumes", [False, True])
-def test_a_run_that_died_before_its_first_checkpoint_starts_afresh(tmp_path: Path, pool: EnvPool, resumes) -> None:
+def test_a_run_that_ended_before_its_first_checkpoint_starts_again(tmp_path: Path, pool: EnvPool, resumes) -> None:
     def trainer() -> Trainer:
         return make_trainer(tmp_path / "run", pool, random_policy(), 1, checkpoint_every=1, groups=2, group_size=2)
 
@@ -377,14 +377,14 @@ def test_tasks_that_are_held_out_are_never_drawn(tmp_path: Path, pool: EnvPool) 
     assert not set(drawn) & set(held_out.ids)
 
 
-def test_the_batch_is_written_with_advantages_as_view_shows_it(tmp_path: Path, pool: EnvPool) -> None:
+def test_the_recorded_batch_has_the_advantages_that_view_shows(tmp_path: Path, pool: EnvPool) -> None:
     make_trainer(tmp_path / "run", pool, warm_policy(pool), 2, partial(gigpo, invalid_penalty=0.0)).train()
     episodes = read_record(tmp_path / "run/episodes/update-000002.jsonl.gz").episodes
     assert len(episodes) == 16
     assert all(isinstance(turn.advantage, float) for e in episodes for turn in e.turns)
 
 
-def test_the_record_has_what_was_computed_of_each_token(tmp_path: Path, pool: EnvPool) -> None:
+def test_the_record_has_the_statistics_of_each_token(tmp_path: Path, pool: EnvPool) -> None:
     make_trainer(tmp_path / "run", pool, warm_policy(pool), 3, record_every=1, record_keep=2, minibatches=2).train()
     files = sorted((tmp_path / "run/episodes").iterdir())
     assert [file.name for file in files] == ["update-000002.jsonl.gz", "update-000003.jsonl.gz"]

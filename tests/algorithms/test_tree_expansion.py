@@ -60,9 +60,9 @@ def test_every_job_is_an_episode_and_every_tree_has_as_many(pool: EnvPool) -> No
     assert [e.group for e in episodes] == [0] * 10 + [1] * 10
     assert [e.task.payload["length"] for e in episodes] == [4] * 10 + [5] * 10
     table = columns(episodes, pool).table
-    trees = table.signal("tree")[table.opens]
+    trees = table.signal("tree")[table.is_first]
     np.testing.assert_array_equal(np.unique(trees, return_counts=True), ([0, 1, 2, 3], [5] * 4))
-    np.testing.assert_array_equal(table.group[table.opens] * 2 <= trees, True)
+    np.testing.assert_array_equal(table.group[table.is_first] * 2 <= trees, True)
 
 
 def test_a_branch_continues_after_an_inner_turn_of_its_tree() -> None:
@@ -132,7 +132,7 @@ def test_a_shared_turn_counts_once_or_in_each_row(pool: EnvPool) -> None:
 
 
 class Toll(Corridor):
-    """Pays for every action by its length, so that attempts differ, whatever a policy writes."""
+    """An environment that rewards every action by its length, so returns differ for any policy."""
 
     def _act(self, action: str) -> tuple[str, float, bool, Info]:
         observation, reward, over, extra = super()._act(action)
@@ -171,7 +171,7 @@ def test_a_run_resumes_bit_for_bit(tmp_path: Path, toll: EnvPool, name: str) -> 
     assert without_times(tmp_path / "parts/metrics.jsonl") == without_times(tmp_path / "whole/metrics.jsonl")
 
 
-def test_a_tree_is_written_whole_and_its_tokens_are_counted_once(tmp_path: Path, pool: EnvPool) -> None:
+def test_a_recorded_tree_is_complete_and_its_tokens_are_counted_once(tmp_path: Path, pool: EnvPool) -> None:
     made = composed("tree_grpo")
     trainer = make_trainer(
         tmp_path, pool, random_policy(), 1, made.estimator, made.signals, Wanderer,

@@ -54,13 +54,13 @@ def test_only_the_status_ok_is_valid() -> None:
 def test_no_episodes_make_an_empty_table() -> None:
     table = TurnTable.from_episodes([])
     assert len(table) == 0
-    assert table.episode_rewards().shape == table.discounted_returns(0.9).shape == table.opens.shape == (0,)
+    assert table.episode_rewards().shape == table.discounted_returns(0.9).shape == table.is_first.shape == (0,)
 
 
 def test_returns_of_the_example() -> None:
     assert EXAMPLE.episode_rewards().tolist() == [0, 0, 10, 10]
     assert EXAMPLE.discounted_returns(0.5).tolist() == [0, 0, 5, 10]
-    assert EXAMPLE.opens.tolist() == [True, False, True, False]
+    assert EXAMPLE.is_first.tolist() == [True, False, True, False]
 
 
 @given(tables(), st.sampled_from([0.0, 0.5, 0.95, 1.0]))
@@ -77,7 +77,7 @@ def test_the_order_of_the_rows_does_not_matter(table: TurnTable, data: Any) -> N
     rows = np.array(data.draw(st.permutations(range(len(table)))))
     mixed = take(table, rows)
     assert mixed.order.tolist() == np.argsort(rows).tolist()
-    np.testing.assert_array_equal(mixed.opens, table.opens[rows])
+    np.testing.assert_array_equal(mixed.is_first, table.is_first[rows])
     np.testing.assert_array_equal(mixed.episode_rewards(), table.episode_rewards()[rows])
     np.testing.assert_array_equal(mixed.discounted_returns(0.9), table.discounted_returns(0.9)[rows])
 

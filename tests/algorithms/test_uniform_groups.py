@@ -51,7 +51,7 @@ def test_returns_that_differ_are_not_equal(pair: tuple[float, float]) -> None:
     assert drop_uniform([attempt(0, reward) for reward in pair]).tolist() == [2, 2]
 
 
-def test_sizes_are_those_of_what_was_added_up() -> None:
+def test_the_tolerance_of_sums_is_that_of_their_addends() -> None:
     values, groups = np.array([0.0, 0.1 + 0.2 - 0.3]), np.zeros(2, dtype=np.int64)
     assert uniform_groups(values, groups).tolist() == [False]
     assert uniform_groups(values, groups, np.array([0.0, 0.6])).tolist() == [True]
@@ -59,7 +59,7 @@ def test_sizes_are_those_of_what_was_added_up() -> None:
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("scale", [1.0, 1e9])
-def test_rounding_is_no_advantage(estimator: partial, scale: float) -> None:
+def test_rounding_errors_do_not_become_advantages(estimator: partial, scale: float) -> None:
     """However small epsilon is beside the rewards."""
     paid = ([0.0, 0.3], [0.0, 0.1 + 0.2], [0.0, 0.3])
     episodes = [attempt(0, *(scale * reward for reward in rewards)) for rewards in paid]

@@ -1,4 +1,4 @@
-"""What becomes a target when another action was played than the expert wanted."""
+"""The targets of a turn in which another action than the expert's was played."""
 
 import re
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ SAMPLE = Sample(
 )
 
 
-def test_played_as_wanted_is_its_own_target() -> None:
+def test_an_expert_action_that_was_played_is_its_own_target() -> None:
     lesson = make_lesson(SAMPLE, [[3, 4, 1], [5, 1]], 0.5)
     assert lesson.targets == lesson.ids == SAMPLE.ids
     assert lesson.weights == [0.5, 0.5, 1.0, 1.0, 1.0, 0.5, 1.0, 1.0]
@@ -71,7 +71,7 @@ def test_adjacent_turns_are_distinguished() -> None:
 
 
 class GoesRight:
-    """A teacher with one idea."""
+    """A teacher that always walks right."""
 
     def act(self, views: Sequence[View]) -> list[Decision]:
         return [Decision("go right") for _ in views]
@@ -99,7 +99,7 @@ def test_noise_is_refused() -> None:
     assert 0.05 < np.mean(refused) < 0.15
 
 
-def test_there_is_no_noise_where_nothing_is_refused() -> None:
+def test_there_is_no_noise_if_every_action_is_admissible() -> None:
     assert {action for action, _ in demonstrate(0.9, [["go right", "go left"]])} == {"go right"}
     assert {action for action, _ in demonstrate(0.9, [[]])} == {"go right"}
 
@@ -171,7 +171,7 @@ def test_a_masked_policy_clones_its_expert() -> None:
 
 
 class Forced(Corridors):
-    """With nothing to choose."""
+    """An environment with a single admissible action."""
 
     def make(self) -> Any:
         return OneWay(self.max_turns)
@@ -222,7 +222,7 @@ def cloned(observation_weight: float, observation_share: float) -> tuple[dict[st
     return {name: p.detach() for name, p in model.named_parameters()}, sum(asked)
 
 
-def test_what_is_observed_is_a_target_by_its_share() -> None:
+def test_observed_ids_are_targets_by_the_configured_share() -> None:
     nothing, few = cloned(observation_weight=0.5, observation_share=0.0)
     unweighted, _ = cloned(observation_weight=0.0, observation_share=1.0)
     everything, all_of_them = cloned(observation_weight=0.5, observation_share=1.0)
@@ -262,7 +262,7 @@ def test_a_model_with_adapters_clones_with_these_alone(tmp_path: Path) -> None:
 
 
 class LongCorridor(Corridor):
-    """The second room of corridors of 4 has a long story."""
+    """In corridors of length 4, the second room has a long text."""
 
     def _act(self, action: str) -> tuple[str, float, bool, Info]:
         said, *rest = super()._act(action)

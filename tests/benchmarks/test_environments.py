@@ -1,4 +1,4 @@
-"""The benchmark of environments, as small as it goes."""
+"""The benchmark of environments, in its smallest size."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def test_a_part_that_fails_is_reported_and_the_others_continue(tmp_path: Path, c
 
 
 class Counting:
-    """A policy that counts what it is asked for."""
+    """A policy that counts its requests."""
 
     def __init__(self, policy: LocalPolicy) -> None:
         self.policy, self.prompts = policy, 0

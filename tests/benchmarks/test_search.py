@@ -1,4 +1,4 @@
-"""The benchmark of search, as small as it goes. The load of a server is in `tests.scripts.test_serve`."""
+"""The benchmark of search, in its smallest size. The load of a server is in `tests.scripts.test_serve`."""
 
 from __future__ import annotations
 

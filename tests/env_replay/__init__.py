@@ -1,4 +1,4 @@
-"""Recordings of the reference implementations of environments; and their replay.
+"""Recordings of the reference implementations of environments, and their replay.
 
     python -m tests.env_replay DIR      # every *.json in DIR and in its subfolders
 

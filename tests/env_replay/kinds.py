@@ -1,4 +1,4 @@
-"""What a recording of an environment is, and how it is recognised."""
+"""The kinds of recordings of environments, and how they are recognised."""
 
 from __future__ import annotations
 

@@ -179,7 +179,7 @@ class Answers:
         return [played(Decision(action, status), left)]
 
     def finish(self, key: int) -> None:
-        """Nothing is kept."""
+        """Does nothing."""
 
 
 KINDS = [

@@ -108,7 +108,7 @@ def _episode(env: ScienceWorldEnv, episode: dict[str, Any], recorder: Recorder) 
 
 
 def _compare(where: str, jvm: Jvm, ours: dict[str, Any], step: Mapping[str, Any], recorder: Recorder) -> None:
-    """Compare what a step gave and what can be seen after it."""
+    """Compare the result of a step and the state after it."""
     marks = {key for key in step if key.endswith("varies")}
     valid = jvm.texts("getValidActionObjectCombinations")
     ours |= {

@@ -107,7 +107,7 @@ def _begin(sets: _Sets, split: str, number: int, oracle: bool = False) -> tuple[
 
 
 def _call(recorder: Recorder, env: TauBenchEnv, where: str, call: Mapping[str, Any]) -> None:
-    """Play a call and compare everything that the recording has of it."""
+    """Play a call and compare every field of the recording."""
     if call["name"] == RESPOND:
         observation, reward, done, _, info = env.step(call["kwargs"]["content"])
     else:

@@ -136,7 +136,7 @@ class Puppet(TextEnv):
 
 
 class Database(Puppet):
-    """Bound to its thread, as SQLite is."""
+    """An environment that works only in the thread that created it, like an SQLite connection."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -156,7 +156,7 @@ class Fickle(Puppet):
 
 
 class Dying:
-    """Makes puppets in workers that die while they start, as often as there are lines in a file."""
+    """Creates puppets in workers that end while they start, as often as a file has lines."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -176,14 +176,14 @@ class Dying:
 
 
 class Unsaved(Puppet):
-    """Has a state that nobody can take out of it."""
+    """An environment without snapshots."""
 
     def _save(self) -> Any:
         return TextEnv._save(self)
 
 
 class ThirdParty(gym.Env[str, str]):
-    """Keeps the contract, and has no method of `TextEnv` beside."""
+    """An environment that follows the contract without inheriting from `TextEnv`."""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, Info]:
         return "a", dict.fromkeys(INFO_KEYS) | {"goal": "g", "score": 0.0, "success": False, "state_key": "a"}

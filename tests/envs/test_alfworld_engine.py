@@ -21,6 +21,7 @@ from envs.alfworld.engine import NOTHING_HAPPENS, Engine
 from envs.alfworld.env import ALFWorldEnv
 from envs.alfworld.game import GAME_FILE, TASK_TYPES, Game, GameFileError, load_game, load_games, parse_game
 from envs.alfworld.reference import ReferenceEngine
+from envs.alfworld.tasks import ALFWorldTasks
 from envs.core import StopReason, Task, UnknownNameError
 
 SPEC = importlib.util.find_spec("alfworld")
@@ -212,7 +213,7 @@ take apple 1 from fridge 1
 
 
 @pytest.mark.parametrize("player", ["native", "textworld"])
-def test_house_reads_as_written(player: str, tmp_path: Path) -> None:
+def test_the_transcript_of_the_house(player: str, tmp_path: Path) -> None:
     path = write(tmp_path, house())
     if player == "textworld":
         pytest.importorskip("textworld", reason="needs polyturn[alfworld]")
@@ -402,7 +403,7 @@ def test_admissible_commands_are_the_callers_to_change() -> None:
     ],
     ids=lambda command: ascii(command[:20]),
 )
-def test_nothing_happens(command: str) -> None:
+def test_a_command_without_effect_answers_nothing_happens(command: str) -> None:
     engine = Engine(parse_game("house", house()))
     before = engine.snapshot()
     assert engine.step(command) == (NOTHING_HAPPENS, 0.0, False)
@@ -491,7 +492,7 @@ def test_unknown_rules_are_left_to_textworld(key: str, old: str, new: str) -> No
 
 @pytest.fixture
 def forgetful(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a new process: no game has been read."""
+    """Clear the cache of games, as in a new process."""
     monkeypatch.setattr(game_module, "_read_games", {})
 
 
@@ -667,5 +668,7 @@ def test_textworld_engine_gives_what_the_native_one_gives(tmp_path: Path) -> Non
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "textworld", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install polyturn\[alfworld\]"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'polyturn\[alfworld\]'"):
         ReferenceEngine("game.tw-pddl")
+    with pytest.raises(ModuleNotFoundError, match=r"textworld: pip install 'polyturn\[alfworld\]'"):
+        ALFWorldTasks(engine="textworld")

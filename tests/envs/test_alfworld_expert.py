@@ -27,7 +27,7 @@ NEEDS_DATA = pytest.mark.skipif(
 
 
 class Blindfold(dict[str, object]):
-    """An info that must not be looked at."""
+    """An info that raises when it is read."""
 
     def _peek(self, *_: object) -> NoReturn:
         raise AssertionError("the expert looked into info")
@@ -56,7 +56,7 @@ class Player:
         return observation
 
     def finish(self, turns: int = 50) -> None:
-        """Let the expert play to the end, and see that it never insists on what was refused."""
+        """Let the expert play to the end, and check that it never repeats a refused action."""
         for _ in range(turns):
             if self.over:
                 return
@@ -178,7 +178,7 @@ def test_solves_generated_games(task_type: str, tmp_path: Path) -> None:
 
 @settings(max_examples=60)
 @given(seed=st.integers(0, 10_000), others=st.integers(0, 60), salt=st.integers())
-def test_never_insists_and_never_fails(
+def test_the_expert_never_repeats_a_refused_action(
     tmp_path_factory: pytest.TempPathFactory, seed: int, others: int, salt: int
 ) -> None:
     """From any history the expert goes on for as long as it is asked, without repeating a refused action."""
@@ -232,7 +232,7 @@ def introduce(receptacles: str, task: str) -> str:
 
 
 def after(receptacles: str, task: str, *turns: tuple[str, str]) -> str:
-    """What the expert does after these turns."""
+    """The expert's action after these turns."""
     expert = Expert()
     expert.reset(introduce(receptacles, task), {})
     for action, observation in turns:
@@ -336,7 +336,7 @@ def test_uses_a_lamp_that_it_has_seen() -> None:
     assert after(room, task, desk, taken, dresser) == "use desklamp 1"
 
 
-def test_leaves_alone_what_cannot_be_taken() -> None:
+def test_the_expert_does_not_try_to_take_fixed_objects() -> None:
     refused = ("take mug 1 from desk 1", REFUSED)
     assert after(ROOM, "put a mug in shelf.", AT_DESK, refused) != "take mug 1 from desk 1"
     # A refusal says nothing where something else was missing: here the player was not there.

@@ -202,7 +202,7 @@ def test_a_changed_game_changes_the_manifest(tmp_path: Path, monkeypatch: pytest
     assert len(read_manifest(folder, "train").ids) == 1
 
 
-def test_files_of_just_now_are_not_trusted(tmp_path: Path) -> None:
+def test_a_file_that_was_just_changed_is_hashed_again(tmp_path: Path) -> None:
     """Two changes within one tick of the file system's clock look like one."""
     folder = put_official("train", range(2), tmp_path / "data")
     read_manifest(folder, "train")
@@ -221,7 +221,7 @@ def test_embedded_games_are_the_same_everywhere() -> None:
     assert [len(made.manifest(split).ids) for split in made.splits] == [50, 140, 134]
 
 
-def test_unseen_rooms_are_not_seen(shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unseen_rooms_are_not_in_training(shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLYTURN_CACHE", str(shared_cache))
     made = ALFWorldTasks(embedded_train=100)
     plans = {s: {int(i.partition("/")[0].rpartition("-")[2]) for i in made.manifest(s).ids} for s in made.splits}

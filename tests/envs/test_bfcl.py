@@ -26,7 +26,7 @@ def ground_truth(task: BfclTask) -> list[list[list[str]]]:
     return [[list(calls)] if calls else [] for calls in task.ground_truth]
 
 
-def test_the_ground_truth_of_all_tasks_is_right_and_silence_is_not() -> None:
+def test_the_ground_truth_of_all_tasks_is_right_and_no_calls_are_wrong() -> None:
     assert [sum(check(task, ground_truth(task)).valid for task in read_tasks(name).values()) for name in SETS] == [
         200
     ] * 4
@@ -117,13 +117,13 @@ def test_an_argument_may_have_any_name() -> None:
         "round_number(5, -1000000000)", "square_root(precision=10000000, number=2)",
     ],
 )  # fmt: skip
-def test_no_call_takes_minutes(call: str) -> None:
+def test_calls_with_large_arguments_are_limited(call: str) -> None:
     task = read_tasks("base")["multi_turn_base_28"]
     assert "MathAPI" in task.classes
     assert Simulators(task).call_text(call).startswith("Error during execution: ")
 
 
-def test_copies_of_copies_are_not_walked() -> None:
+def test_recursive_copies_are_not_compared_without_limit() -> None:
     simulators = Simulators(read_tasks("base")[REPORT])
     calls = ["mkdir('a0')"]
     for level in range(40):
@@ -179,7 +179,7 @@ def played_side_by_side(chosen: Sequence[BfclTask]) -> list[Any]:
     return [(found, repr(one.state())) for found, one in zip(results, simulators, strict=True)]
 
 
-def test_episodes_side_by_side_are_as_alone() -> None:
+def test_parallel_episodes_do_not_influence_each_other() -> None:
     chosen = [task for name in SETS for task in list(read_tasks(name).values())[::17]]
     alone = [played_side_by_side([task])[0] for task in chosen]
     assert played_side_by_side([*chosen, *chosen]) == alone * 2

@@ -67,7 +67,7 @@ class TestConformance(TextEnvConformance):
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_the_ground_truth_solves_all_tasks_and_silence_none(name: str) -> None:
+def test_the_ground_truth_solves_all_tasks_and_no_calls_solve_none(name: str) -> None:
     env = make("tags")
     for task in read_tasks(name).values():
         env.reset(options={"task": task_of(task.id)})
@@ -166,7 +166,7 @@ def test_functions_are_added_before_a_turn_of_their_own() -> None:
     assert early.format.results_in(observation) == ['{"error": "sort: nothing: No such file or directory"}']
 
 
-def test_arguments_and_states_are_apart() -> None:
+def test_arguments_and_states_do_not_share_objects() -> None:
     task = next(task for task in read_tasks("base").values() if "TwitterAPI" in task.classes)
     env, _ = begin(task.id)
     tags = ["#a"]
@@ -181,7 +181,7 @@ def test_arguments_and_states_are_apart() -> None:
     assert step(env, action)[3]["state_key"] == key
 
 
-def test_episodes_side_by_side_are_as_alone() -> None:
+def test_parallel_episodes_do_not_influence_each_other() -> None:
     tasks = [task for name in SETS for task in list(read_tasks(name).values())[::40]]
 
     def play(envs: list[ToolsEnv]) -> list[list[Any]]:

@@ -74,7 +74,7 @@ ENDLESS.append(ENDLESS)
         ({"state_key": Level.TWO}, "data:2"),
     ],
 )
-def test_what_has_a_plain_meaning_is_taken_at_that(given: Info, expected: Any) -> None:
+def test_convertible_values_become_plain_values(given: Info, expected: Any) -> None:
     (key,) = given
     value = checked_info(given)[key]
     assert value == expected
@@ -108,12 +108,12 @@ def test_what_has_a_plain_meaning_is_taken_at_that(given: Info, expected: Any) -
         ([("goal", "g")], "info is .* expected a dict"),
     ],
 )
-def test_what_has_none_is_an_error_that_names_the_key(given: Any, words: str) -> None:
+def test_other_values_are_an_error_that_names_the_key(given: Any, words: str) -> None:
     with pytest.raises((TypeError, ValueError), match=words):
         checked_info(given)
 
 
-def test_keys_of_no_contract_are_as_they_were() -> None:
+def test_unknown_keys_of_info_are_not_changed() -> None:
     junk = object()
     given = OrderedDict[Any, Any]({1: junk, "stop_reason": "bored", "goal": None, "state_key": None, "answers": None})
     assert checked_info(given) == {1: junk, "stop_reason": "bored", "answers": None}

@@ -33,7 +33,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 # -- the checksums themselves -----------------------------------------------------------------------------------------
-def test_every_damage_to_every_file_is_noticed_by_name(tmp_path: Path) -> None:
+def test_damage_to_any_file_is_detected_and_named(tmp_path: Path) -> None:
     folder = tmp_path / "kept"
     (folder / "below").mkdir(parents=True)
     for name, content in {"a.bin": bytes(range(256)), "b.json": b"{}", "below/c": b"c" * 5000}.items():

@@ -95,7 +95,7 @@ class SpeaksBeyondItsSpace(Treasure):
 
 
 class WithInfo(Treasure):
-    """Adds to what every step says."""
+    """Adds entries to the info of every step."""
 
     more: ClassVar[Info]
 

@@ -35,7 +35,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Counter(TextEnv):
-    """Ends when it hears `end`; a task that is not there cannot begin."""
+    """Ends at the action `end`; a task that is not there cannot begin."""
 
     def _begin(self, task: Task | None, seed: int | None) -> tuple[str, Info]:
         if task is not None and task.id == "broken":
@@ -145,7 +145,7 @@ def test_any_string_is_free_text(text: str) -> None:
     assert text in FreeText()
 
 
-def test_nothing_else_is_free_text() -> None:
+def test_only_strings_are_free_text() -> None:
     for thing in (None, 1, b"bytes", ["list"], np.array("text")):
         assert thing not in FreeText()
 
@@ -294,7 +294,7 @@ def test_a_broken_entry_point_warns_and_its_environment_raises(tmp_path: Path, c
     assert "RuntimeWarning" in warned
 
 
-def test_of_costly_environments_only_a_few_are_made() -> None:
+def test_only_a_few_costly_environments_are_created() -> None:
     assert at_a_time(SimpleNamespace(most_environments=8), 128) == 8
     assert at_a_time(SimpleNamespace(most_environments=8), 4) == 4
     assert at_a_time(SimpleNamespace(), 128) == 128

@@ -53,7 +53,7 @@ def replay(path: Path, tmp_path: Path, data: Any = None) -> int:
 
 
 @pytest.mark.parametrize("path", recordings())
-def test_recordings_are_equalled(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_recordings_are_reproduced(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert replay(path, tmp_path) == 0, capsys.readouterr().out
 
 

@@ -127,7 +127,7 @@ def write_file(folder: Path) -> None:
 
 
 def run_and_kill(call: int, name: str, work: Callable[[Path], None], folder: Path) -> bool:
-    """Whether the process died before it was done."""
+    """Whether the process was killed before it finished."""
     process = SPAWN.Process(target=killed_at, args=(call, name, work, folder))
     process.start()
     process.join()
@@ -203,7 +203,7 @@ def write_slowly(folder: Path, content: str) -> None:
             time.sleep(0.02)
 
 
-def test_two_that_replace_one_folder_leave_that_of_one(tmp_path: Path) -> None:
+def test_two_simultaneous_replacements_leave_one_complete_folder(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     both = [SPAWN.Process(target=write_slowly, args=(folder, content)) for content in "xy"]
     for process in both:
@@ -281,9 +281,7 @@ def test_json_lines_are_read_and_a_bad_one_is_named(tmp_path: Path) -> None:
             read_json_lines(path)
 
 
-def test_files_are_found_below_a_folder_that_changes_and_half_written_ones_are_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_complete_files_are_found_in_a_folder_that_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for run in ("b", "a/inner", ".c.partial", "gone"):
         (tmp_path / run).mkdir(parents=True)
         write_whole(tmp_path / run / "run.json", "{}")

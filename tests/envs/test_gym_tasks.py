@@ -60,7 +60,7 @@ gym.register("Dice-v0", f"{__name__}:Dice")
 
 
 def played(script: list[Any], **kwargs: Any) -> tuple[TextAdapter, list[Any]]:
-    """An adapter around a script, and all that came when it was played to its end."""
+    """An adapter around a script, and the results of all its steps."""
     env = TextAdapter(Script(script, **kwargs), max_turns=10)
     env.reset()
     return env, [env.step("x") for _ in script]
@@ -108,7 +108,9 @@ def test_info_of_the_environment_is_passed_on() -> None:
         (0, False, False, {"success": True}, (True, False, True, 1.0, StopReason.SUCCESS)),
     ],
 )
-def test_endings(reward: float, terminated: bool, truncated: bool, info: dict[str, Any], expected: Any) -> None:
+def test_terminations_and_truncations(
+    reward: float, terminated: bool, truncated: bool, info: dict[str, Any], expected: Any
+) -> None:
     env, [(_, got_reward, *flags, got)] = played([("Then.", reward, terminated, truncated, info)])
     assert (*flags, got["success"], got["score"], got["stop_reason"]) == expected
     assert got_reward == reward

@@ -23,7 +23,7 @@ class TestKeyCorridorTasks(TaskSetConformance):
         return KeyCorridorTasks()
 
 
-def test_the_one_reward_is_for_unlocking_the_door() -> None:
+def test_only_unlocking_the_door_has_a_reward() -> None:
     env = KeyCorridorEnv()
     observation, info = env.reset(options={"task": TASK})
     assert observation == "Find the key and unlock the door. You are in room 3. You can go to room 1, room 4."

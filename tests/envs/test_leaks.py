@@ -39,7 +39,7 @@ TASK_SETS: dict[str, Callable[[], TaskSet]] = {
 
 
 class Open(NamedTuple):
-    """What this process has open."""
+    """The files, threads and processes that this process has open."""
 
     descriptors: int
     threads: int
@@ -65,7 +65,7 @@ def check_nothing_stays_open(play: Callable[[], None]) -> None:
 
 
 def wait_until_stable() -> Open:
-    """What is open when what ends in the background has ended."""
+    """Everything that is open after background cleanup has finished."""
     last, same = Open.now(), 0
     while same < 4:
         time.sleep(0.05)

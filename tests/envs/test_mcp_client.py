@@ -125,7 +125,7 @@ def test_many_threads_share_a_session(server: McpServer) -> None:
 
 # -- servers that break rules -----------------------------------------------------------------------------------------
 @pytest.mark.parametrize("mode", ["rubbish", "flood", "ask"])
-def test_what_is_no_answer_is_passed_over(mode: str) -> None:
+def test_messages_that_are_not_answers_are_ignored(mode: str) -> None:
     assert result_of(mode) == Result("hello", False, pytest.approx(0, abs=1e9))
 
 
@@ -268,7 +268,7 @@ def pids_in(path: Path) -> list[int]:
     raise AssertionError("the server did not start")
 
 
-def test_close_ends_a_server_that_does_not_want_to_and_what_it_started(tmp_path: Path) -> None:
+def test_close_ends_a_server_that_ignores_signals_and_its_children(tmp_path: Path) -> None:
     limits = SessionLimits(start=60.0, close=0.1)
     session = McpSession(McpServer(command=raw("stubborn", str(tmp_path / "pids"))), limits)
     pids = pids_in(tmp_path / "pids")

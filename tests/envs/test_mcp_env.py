@@ -308,7 +308,7 @@ def test_a_server_of_others_is_played_with_defaults() -> None:
         assert env.reset(options={"task": task})[0] == observation
 
 
-def test_a_reset_without_a_seed_is_described() -> None:
+def test_the_description_of_a_reset_without_a_seed() -> None:
     served = tasks_of(command=[*FOREIGN, "--without-seed"])
     assert "its tool reset takes no seed" in served.describe()
     with closing(served.make()) as env:

@@ -1,4 +1,4 @@
-"""The pool: outcomes do not depend on workers, nobody waits for ever, and one environment's end is its own."""
+"""The pool: results do not depend on workers, every wait has a limit, and failures stay in their environment."""
 
 import multiprocessing
 import os
@@ -95,7 +95,7 @@ def test_an_error_has_its_traceback_and_stays_in_its_slot(workers: int) -> None:
 
 @WORKERS
 @pytest.mark.parametrize("hang", ["sleep", "spin", "wait"])
-def test_a_step_past_its_deadline_is_given_up_alone(workers: int, hang: str) -> None:
+def test_a_step_after_its_deadline_fails_alone(workers: int, hang: str) -> None:
     with EnvPool(Puppet, size=4, workers=workers, step_timeout=1) as pool:
         pool.reset(tasks(4))
         outcomes = pool.step({0: "a", 1: "a", 2: hang, 3: "a"})
@@ -210,7 +210,7 @@ def test_an_environment_keeps_its_thread_while_others_are_late(workers: int) -> 
 
 
 @HERE_AND_THERE
-def test_what_is_bound_to_a_thread_goes_on_beside_an_environment_that_is_late(workers: int) -> None:
+def test_an_environment_bound_to_a_thread_continues_beside_a_late_one(workers: int) -> None:
     with EnvPool(Database, size=3, workers=workers, step_timeout=0.5) as pool:
         pool.reset(tasks(3))
         assert pool.step({0: "a", 1: "sleep", 2: "a"})[1].error is not None
@@ -229,9 +229,7 @@ def test_alarms_work_in_workers_and_reach_no_other_environment() -> None:
 
 
 @HERE_AND_THERE
-def test_an_environment_that_catches_its_time_up_is_late_all_the_same(
-    workers: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_environment_that_catches_the_timeout_is_still_late(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(envs.pool_worker, "GRACE_SECONDS", 0.5)
     with EnvPool(Puppet, size=2, workers=workers, step_timeout=1) as pool:
         pool.reset(tasks(2))
@@ -344,7 +342,7 @@ def test_an_environment_that_ends_the_process_later_fails_and_not_the_running_on
         assert len({outcome.observation for outcome in pool.step(dict.fromkeys(range(3), "pid")).values()}) == 1
 
 
-def test_a_child_that_keeps_the_pipe_of_its_worker_open_hides_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_end_of_a_worker_is_detected_if_a_child_keeps_its_pipe_open(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(envs.pool, "CHECK_SECONDS", 0.1)
     with EnvPool(Puppet, size=2, workers=1, step_timeout=5) as pool:
         pool.reset(tasks(2))
@@ -354,7 +352,7 @@ def test_a_child_that_keeps_the_pipe_of_its_worker_open_hides_no_end(monkeypatch
 
 
 @HERE_AND_THERE
-def test_a_child_of_an_environment_answers_nobody(workers: int) -> None:
+def test_a_forked_child_of_an_environment_does_not_answer_the_pool(workers: int) -> None:
     with EnvPool(Puppet, size=2, workers=workers) as pool:
         pool.reset(tasks(2))
         for heard in (["fork"], ["fork", "b"], ["fork", "b", "c"]):
@@ -362,7 +360,7 @@ def test_a_child_of_an_environment_answers_nobody(workers: int) -> None:
             assert all(outcome.observation.startswith(f"{heard} ") for outcome in outcomes.values())
 
 
-def test_an_answer_to_nothing_is_not_taken_for_one_to_what_was_asked() -> None:
+def test_an_unexpected_answer_is_not_taken_for_the_result_of_a_request() -> None:
     with EnvPool(Puppet, size=1, workers=1) as pool:
         pool.reset(tasks(1))
         worker = pool._workers[0]
@@ -405,7 +403,7 @@ def test_a_worker_that_is_lost_again_and_again_loses_one_environment_each_time()
         assert "EpisodeOverError" in str(pool.step({3: "a"})[3].error)
 
 
-def test_a_worker_that_ends_while_nobody_plays_takes_no_environment_along() -> None:
+def test_a_worker_that_ends_while_idle_loses_no_environment() -> None:
     with EnvPool(Puppet, size=3, workers=1) as pool:
         pool.reset(tasks(3))
         state = pool.snapshot([0])[0].snapshot
@@ -418,7 +416,7 @@ def test_a_worker_that_ends_while_nobody_plays_takes_no_environment_along() -> N
         assert pool.step({0: "a"})[0].observation.startswith("['a']")
 
 
-def test_what_cannot_be_played_again_is_lost_and_says_so() -> None:
+def test_an_episode_that_cannot_be_replayed_ends_with_an_error() -> None:
     with EnvPool(Fickle, size=3, workers=1) as pool:
         pool.reset(tasks(3))
         pool.step({0: "a", 1: "a"})
@@ -439,7 +437,7 @@ def test_what_cannot_be_played_again_is_lost_and_says_so() -> None:
         assert (outcomes[1].error, outcomes[2].error) == (None, None)
 
 
-def test_a_worker_may_die_while_it_starts(tmp_path: Path) -> None:
+def test_a_worker_may_end_while_it_starts(tmp_path: Path) -> None:
     file = tmp_path / "deaths"
     file.write_text("\n")
     with EnvPool(Dying(file), size=2, workers=1) as pool:
@@ -461,7 +459,7 @@ def test_a_worker_may_die_while_it_starts(tmp_path: Path) -> None:
         EnvPool(Dying(file), size=2, workers=1)
 
 
-def test_what_cannot_be_sent_is_an_error_of_its_environment() -> None:
+def test_results_that_cannot_be_pickled_are_an_error_of_their_environment() -> None:
     with EnvPool(Puppet, size=2, workers=1) as pool:
         outcomes = pool.reset({0: task(0, junk=lambda: 0), 1: task(1)})
         assert outcomes[0].error is not None
@@ -474,7 +472,7 @@ def test_what_cannot_be_sent_is_an_error_of_its_environment() -> None:
         assert outcomes[1].error is None
 
 
-def test_unusable_arguments_are_refused_in_words() -> None:
+def test_unusable_arguments_are_refused_with_a_message() -> None:
     with pytest.raises(TypeError, match="cannot be pickled"):
         EnvPool(lambda: Puppet(), size=2, workers=1)
     with pytest.raises(ValueError, match="size=0"):

@@ -68,7 +68,7 @@ def lake(*rows: str, seed: int = 0) -> dict[str, Task]:
     return {"task": Task("a", frozen_lake.ENV_ID, seed=seed, payload={"map": list(rows)})}
 
 
-def test_the_goal_gives_one_and_a_hole_ends_the_episode() -> None:
+def test_the_goal_has_the_reward_1_and_a_hole_ends_the_episode() -> None:
     env = FrozenLakeEnv(slippery=False)
     observation, info = env.reset(options=lake("SH", "FG"))
     assert observation == info["state_key"] == "PO\n_G"
@@ -105,7 +105,7 @@ def test_the_expert_takes_the_safer_way() -> None:
     assert solved(safe, "valid") > 0.8
 
 
-def test_a_map_has_a_way_and_wrong_maps_are_errors() -> None:
+def test_generated_maps_have_a_path_and_wrong_maps_are_errors() -> None:
     assert make_map(5, 8, 0.5) == make_map(5, 8, 0.5)
     with pytest.raises(ValueError, match="one S"):
         FrozenLakeEnv().reset(options=lake("SF", "S"))

@@ -55,7 +55,7 @@ def test_a_part_of_the_score_is_no_success() -> None:
     assert (other["success"], other["stop_reason"]) == (False, "failure")
 
 
-def test_a_grader_that_fails_gives_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_grader_that_raises_gives_a_score_of_0(monkeypatch: pytest.MonkeyPatch) -> None:
     tasks = ReasoningGymTasks("leg_counting")
     env = tasks.make()
     env.reset(options={"task": tasks.task("train", "seed-0000000")})
@@ -72,7 +72,7 @@ def test_settings_reach_the_dataset() -> None:
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_runs_the_answer_is_refused(name: str) -> None:
+def test_datasets_that_execute_the_answer_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"env.dataset={name} is refused: "):
         ReasoningGymTasks(name)
 

@@ -208,7 +208,7 @@ def test_no_engine_is_left_when_its_process_is_killed() -> None:
 
 
 @pytest.mark.parametrize("absent", ["java", "package"])
-def test_what_is_missing_is_said_in_a_line(absent: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named_in_one_line(absent: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if absent == "java":
         monkeypatch.setattr(jvm.shutil, "which", lambda _: None)
         expected = "env=scienceworld needs Java 17"

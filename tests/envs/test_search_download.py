@@ -52,7 +52,7 @@ def server() -> Iterator[FileServer]:
 
 
 def get(data: Path, server: FileServer | None = None, mirror: Path | None = None) -> str:
-    """What it said."""
+    """Returns the output."""
     console = Console(file=io.StringIO(), width=200)
     install(data, ["nq"], mirror, address=server.address if server else "http://127.0.0.1:9", console=console)
     assert isinstance(console.file, io.StringIO)
@@ -66,7 +66,7 @@ def mirrored(folder: Path, contents: dict[str, bytes]) -> Path:
     return folder
 
 
-def test_a_set_becomes_one_file_that_can_be_played(server: FileServer, tmp_path: Path) -> None:
+def test_a_downloaded_set_is_one_file_that_can_be_played(server: FileServer, tmp_path: Path) -> None:
     said = get(tmp_path, server)
     assert "nq train: 1 questions" in said
     assert "nq test: 2 questions of the official 3 (incomplete)" in said
@@ -82,7 +82,7 @@ def test_a_set_becomes_one_file_that_can_be_played(server: FileServer, tmp_path:
     assert len(server.asked) == before
 
 
-def test_a_broken_connection_is_taken_up_where_it_broke(server: FileServer, tmp_path: Path) -> None:
+def test_a_download_resumes_after_a_broken_connection(server: FileServer, tmp_path: Path) -> None:
     server.cuts = [20]
     get(tmp_path, server)
     assert server.asked[:2] == [None, "bytes=20-"]
@@ -98,7 +98,7 @@ def test_a_mirror(shape: str, tmp_path: Path) -> None:
     assert (mirror / shape.format("test.jsonl")).is_file()
 
 
-def test_known_hashes_are_held_to(server: FileServer, tmp_path: Path) -> None:
+def test_files_must_have_the_published_hashes(server: FileServer, tmp_path: Path) -> None:
     digest = hashlib.sha256(CONTENTS["test.jsonl"]).hexdigest()
     mirrored(tmp_path / "qa", {SUMS: f"{digest}  nq-test.jsonl\n".encode()})
     server.contents["test.jsonl"] += b" "
@@ -108,7 +108,7 @@ def test_known_hashes_are_held_to(server: FileServer, tmp_path: Path) -> None:
     assert "nq-test.jsonl: verified" in get(tmp_path, server)
 
 
-def test_what_is_no_question_set_does_not_stay(server: FileServer, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_question_set_is_removed(server: FileServer, tmp_path: Path) -> None:
     server.contents["train.jsonl"] = b"no questions"
     with pytest.raises(QuestionsError, match="is no question"):
         get(tmp_path, server)
@@ -131,7 +131,7 @@ def test_a_line_that_is_no_question_is_named(line: bytes, tmp_path: Path) -> Non
         read_questions(tmp_path / "asked.jsonl", "")
 
 
-def test_what_is_no_corpus_does_not_stay(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_corpus_is_removed(tmp_path: Path) -> None:
     mirror = mirrored(tmp_path / "mirror", {f"{CORPUS}.gz": gzip.compress(b'{"question": "a"}\n')})
     with pytest.raises(CorpusError, match="is not a passage"):
         install_corpus(tmp_path, mirror, console=Console(quiet=True))

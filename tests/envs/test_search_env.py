@@ -99,7 +99,7 @@ def test_actions_are_brackets_or_tags(message: str, action: Action) -> None:
     assert polyturn.parse(message) == action
 
 
-def test_nothing_in_a_passage_is_an_answer(folder: Path) -> None:
+def test_answer_tags_in_a_passage_are_not_answers(folder: Path) -> None:
     first, second, third = play(real(folder), "search[Anna]", f"I read: {ROWS[0]['text']}"[:40], "answer[Paris]")
     assert SPOOF in first[0]
     assert not first[2]

@@ -1,4 +1,4 @@
-"""The traps of other projects' protocols. Recordings of their own code are in `test_search_replay`."""
+"""Special cases of other projects' protocols. Recordings of their own code are in `test_search_replay`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PROMPT = search_r1.prompt("Who? ")
 
 
 @given(texts)
-def test_no_text_raises(text: str) -> None:
+def test_no_text_of_a_policy_raises_an_exception(text: str) -> None:
     assert search_r1.parse(search_r1.cut(text)).kind in ("search", "answer", None)
     assert verl_agent.project(text)[0].startswith(("<search>", "<answer>", "")) is True
     assert isinstance(igpo.parse(igpo.OPENING + text).stop, bool)

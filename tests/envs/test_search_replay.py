@@ -29,7 +29,7 @@ def recording(name: str, *values: Any) -> Any:
 
 @with_corpus
 @pytest.mark.parametrize("name", [recording(path.stem) for path in sorted(RECORDINGS.glob("*.json"))])
-def test_recordings_are_equalled(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_recordings_are_reproduced(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / f"{name}.json").symlink_to(RECORDINGS / f"{name}.json")
     assert replay(tmp_path) == 0, capsys.readouterr().out
 

@@ -315,7 +315,9 @@ def test_a_server_that_is_gone_ends_the_run() -> None:
         retriever.search(["q"], 3)
 
 
-def test_a_busy_server_is_asked_again(tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_to_a_busy_server_is_sent_again(
+    tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("envs.search.remote.time.sleep", lambda _: None)
     retriever, replies = local(tmp_path), iter([(500, {}, ""), (503, {}, "")])
     server = serve(lambda request: next(replies, None) or answer(retriever)(request))
@@ -323,7 +325,7 @@ def test_a_busy_server_is_asked_again(tmp_path: Path, serve: Serve, monkeypatch:
     assert len(server.asked) == 3
 
 
-def test_nobody_there_is_an_error_within_the_deadline() -> None:
+def test_a_server_that_is_not_reachable_is_an_error_within_the_deadline() -> None:
     with pytest.raises(ServiceError, match="no reply after 1 attempt in"):
         RemoteRetriever("http://127.0.0.1:9/retrieve", deadline=0.0).search(["q"], 3)
 

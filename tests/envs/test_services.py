@@ -7,7 +7,7 @@ from envs.services import MOST_FAILURES, Service, ServiceError
 
 
 class Deadline(BaseException):
-    """Of the caller, as in a pool."""
+    """The deadline of a caller, as in a pool."""
 
 
 def call(service: Service, error: BaseException | None = None) -> None:

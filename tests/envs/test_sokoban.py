@@ -146,7 +146,7 @@ def test_a_text_that_is_no_room_is_an_error(room: str, message: str) -> None:
         Board(room)
 
 
-def test_what_is_no_task_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_task_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="room as text"):
         SokobanEnv().reset(options={"task": Task("a", ENV_ID)})
     with pytest.raises(UnknownNameError, match="grid_coord"):
@@ -325,7 +325,7 @@ def test_levels_are_copied_from_a_mirror(place: str, tmp_path: Path) -> None:
     assert SokobanTasks(levels="boxoban", data=tmp_path / "data").splits == ("unfiltered_test",)
 
 
-def test_what_is_no_level_is_not_accepted(server: FileServer, tmp_path: Path) -> None:
+def test_an_invalid_level_is_refused(server: FileServer, tmp_path: Path) -> None:
     (tmp_path / "mirror").mkdir()
     for content in (archived("hard/000.txt", level=LEVEL.replace("@", "?")), archived("hard/000.txt", level=""), b"x"):
         (tmp_path / "mirror" / ARCHIVE).write_bytes(content)

@@ -177,7 +177,7 @@ def test_the_oracle_solves_every_published_task() -> None:
 @pytest.mark.parametrize(
     ("domain", "split", "floor"), [("airline", "test", 19), ("retail", "test", 7), ("retail", "train", 5)]
 )
-def test_the_floor_of_ending_at_once(domain: str, split: str, floor: int) -> None:
+def test_the_score_of_an_agent_that_ends_at_once(domain: str, split: str, floor: int) -> None:
     tasks = TauBenchTasks(domain)
     env, solved = tasks.make(), 0
     manifest = tasks.manifest(split)
@@ -299,5 +299,5 @@ def test_tasks_are_read_from_the_repository(tmp_path: Path) -> None:
 
 
 @needs_data
-def test_recordings_are_equalled(capsys: pytest.CaptureFixture[str]) -> None:
+def test_recordings_are_reproduced(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(RECORDINGS), "--data", str(DATA)]) == 0, capsys.readouterr().out

@@ -79,7 +79,7 @@ def test_the_way_to_the_goal_wins() -> None:
     assert text.endswith("[GAME] Congratulations! You reached the goal!")
 
 
-def test_an_observation_is_what_is_new() -> None:
+def test_an_observation_has_only_the_new_messages() -> None:
     (first, info), (second, *_), *_ = play("Mastermind-v0", 42, ["[5 6 1 2]", "[1 2 3 4]"])
     assert first == f"[GAME] {info['goal']}"
     assert second == "[GAME] Submitted [5 6 1 2]. Feedback: 0 black peg(s), 3 white peg(s)."
@@ -88,7 +88,7 @@ def test_an_observation_is_what_is_new() -> None:
     assert board != other
 
 
-def test_an_invalid_move_is_told_and_a_second_one_loses() -> None:
+def test_an_invalid_move_has_a_message_and_a_second_one_loses() -> None:
     _, told, lost = play("Mastermind-v0", 42, ["[5 6]", "what?"])
     assert told[0].startswith("[GAME] You attempted an invalid move. Reason: The guess should contain exactly 4")
     assert told[1:4] == (0.0, False, False)
@@ -134,7 +134,7 @@ def test_the_turn_limit_is_ours_or_that_of_the_game() -> None:
     assert "You used all 20 moves without solving the puzzle." in text
 
 
-def test_seeds_are_other_games() -> None:
+def test_different_seeds_give_different_games() -> None:
     tasks = TextArenaTasks("Sudoku-v0")
     env = tasks.make()
     texts = {

@@ -1,4 +1,4 @@
-"""The rules of TextCraft, its goals and games, and a planner that knows what is shown."""
+"""The rules of TextCraft, its goals and games, and a planner that uses only the observations."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def test_a_tag_takes_any_item_of_it_and_inputs_stand_in_any_order(game: Game) ->
     assert inventory == {"minecraft:stick": 1, "minecraft:coal": 1}
 
 
-def test_what_is_listed_can_be_done(game: Game) -> None:
+def test_all_listed_actions_are_possible(game: Game) -> None:
     moves = Moves(game.tree, ["craft 4 stick using 2 planks", "craft 4 oak planks using 1 oak logs"])
     assert moves.admissible({}) == ["get 1 oak logs", "inventory"]
     listed = moves.admissible({"minecraft:oak_planks": 2, "minecraft:birch_planks": 3, "minecraft:oak_logs": 1})
@@ -318,5 +318,5 @@ def test_files_are_made_from_what_is_published(tmp_path: Path) -> None:
 
 
 @needs_recipes
-def test_recordings_are_equalled(capsys: pytest.CaptureFixture[str]) -> None:
+def test_recordings_are_reproduced(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(RECORDINGS), "--data", str(DATA)]) == 0, capsys.readouterr().out

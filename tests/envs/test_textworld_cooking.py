@@ -70,7 +70,7 @@ def test_the_walkthrough_cooks_the_meal() -> None:
         "x" * 199,
     ],
 )
-def test_what_is_not_of_the_game_does_not_reach_the_interpreter(
+def test_only_commands_of_the_game_reach_the_interpreter(
     action: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -85,7 +85,9 @@ def test_what_is_not_of_the_game_does_not_reach_the_interpreter(
 
 
 @pytest.mark.parametrize("action", ["look\0", "\\", "\\x", "x" + "取" * 190, "examine caf\udce9"])
-def test_what_the_interpreter_cannot_read_is_a_question_mark(action: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_characters_that_the_interpreter_cannot_read_become_question_marks(
+    action: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     tasks = TextWorldCookingTasks(**EASIEST)
     with closing(tasks.make()) as env:
         env.reset(options={"task": tasks.task("train", "seed-0000000")})

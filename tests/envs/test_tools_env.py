@@ -193,7 +193,7 @@ def test_state_keys_of_long_and_of_similar_calls_differ():
     assert len(keys) == 4
 
 
-def test_printing_every_number_finds_none():
+def test_printing_every_number_does_not_reveal_a_needed_value():
     env, *_ = begin()
     for code in ("print(*range(1000), sep='\\n')", "print(*range(1000))", "'324 12 40'"):
         *_, info = env.step(f"python[{code}]")

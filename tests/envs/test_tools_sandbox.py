@@ -149,7 +149,7 @@ def env() -> Iterator[ToolsEnv]:
     made.close()
 
 
-def test_there_are_enough_attacks() -> None:
+def test_the_list_of_attacks_is_long_enough() -> None:
     assert len(ATTACKS) >= 60
 
 
@@ -168,7 +168,7 @@ def test_attack_ends_as_an_observation_and_the_next_call_works(secret: Path, env
 
 
 @pytest.mark.parametrize("code", [*FILES, *IMPORTS, *ATTRIBUTES[:4]], ids=str)
-def test_what_is_not_there_is_an_error(secret: Path, code: str) -> None:
+def test_unavailable_modules_and_names_are_errors(secret: Path, code: str) -> None:
     with pytest.raises(CodeError):
         run_python(code, None, LIMITS)
 
@@ -197,7 +197,7 @@ def test_a_call_that_fails_keeps_what_it_did_before() -> None:
         ("sum(n for n in range(10))", "45"), ("import math; math.sqrt(16)", "4.0"), ("a = b = 3\na, b", "(3, 3)"),
     ],
 )  # fmt: skip
-def test_what_is_shown_is_the_print_and_the_last_value(code: str, text: str) -> None:
+def test_the_output_is_the_printed_text_and_the_last_value(code: str, text: str) -> None:
     assert run_python(code, None, LIMITS).text == text
 
 
@@ -247,7 +247,7 @@ def tables() -> Iterator[Tables]:
 
 
 @pytest.mark.parametrize("query", [*WRITES, *RUN_AWAY], ids=range(len(WRITES) + len(RUN_AWAY)))
-def test_query_that_is_no_reading_or_runs_away_is_an_error(tables: Tables, query: str) -> None:
+def test_query_that_writes_or_does_not_end_is_an_error(tables: Tables, query: str) -> None:
     with pytest.raises(ToolError) as raised:
         tables.query(query)
     assert str(raised.value)
@@ -280,7 +280,7 @@ def test_names_of_tables_are_quoted() -> None:
     tables.close()
 
 
-def test_a_database_is_its_own(tables: Tables) -> None:
+def test_each_environment_has_its_own_database(tables: Tables) -> None:
     other = Tables({"things": ITEMS["items"]})
     with pytest.raises(ToolError, match="no such table: items"):
         other.query("SELECT * FROM items")
@@ -312,6 +312,6 @@ def test_calculator(expression: str, value: str) -> None:
         "\ud800", "lcm(" + ",".join(f"2**4000-{i}" for i in range(30)) + ")", "exp(1000)",
     ],
 )  # fmt: skip
-def test_what_is_no_arithmetic_is_an_error(expression: str) -> None:
+def test_text_that_is_not_arithmetic_is_an_error(expression: str) -> None:
     with pytest.raises(ToolError):
         calculator(expression)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import random
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,12 +36,19 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+def test_without_the_sandbox_no_tasks_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "envs.tools.sandbox", raising=False)
+    monkeypatch.setitem(sys.modules, "pydantic_monty", None)
+    with pytest.raises(ImportError, match=r"the Python tool needs the extra: pip install 'polyturn\[tools\]'"):
+        ToolTasks(**SIZES)
+
+
 def all_tasks(tasks: ToolTasks) -> list[Task]:
     return [tasks.task(split, name) for split in tasks.splits for name in tasks.manifest(split).ids]
 
 
 def solve(tasks: ToolTasks, task: Task) -> tuple[Info, list[str]]:
-    """What `info` says in the end, and the messages of the expert."""
+    """The final `info`, and the messages of the expert."""
     env, expert = tasks.make(), tasks.expert()
     assert expert is not None
     observation, info = env.reset(options={"task": task})

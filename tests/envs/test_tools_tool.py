@@ -232,7 +232,7 @@ def test_deeply_nested_arguments_are_an_error_result():
     assert execute(tool(lambda **_: "ran", {"additionalProperties": True}), Call("f", nested), LIMITS).is_error
 
 
-def test_scenario_says_what_it_cannot_do():
+def test_scenario_refuses_unsupported_actions():
     class Empty(Scenario):
         tools = TOOLS
 

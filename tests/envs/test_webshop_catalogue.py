@@ -134,7 +134,7 @@ def test_files_are_read_once(tmp_path: Path, cache: Path, monkeypatch: pytest.Mo
     assert [path.name for path in cache.iterdir()] == [first.folder.name]  # nothing half-written beside it
 
 
-def test_other_content_is_another_catalogue(tmp_path: Path) -> None:
+def test_a_changed_file_is_a_different_catalogue(tmp_path: Path) -> None:
     folder = write_catalogue(tmp_path)
     hashes = [load_catalogue(folder).content_hash]
     for name in ("items_shuffle", "items_ins_v2", "items_human_ins", "title_nouns"):
@@ -293,7 +293,7 @@ values = st.recursive(
 @pytest.mark.parametrize("chunk", [1, 3, 1 << 20])
 @settings(max_examples=40, deadline=None)
 @given(members=st.dictionaries(st.text(max_size=3), values, max_size=5), indent=st.sampled_from([None, 1]))
-def test_pieces_make_the_whole(
+def test_chunks_of_a_stream_give_the_whole_object(
     tmp_path_factory: pytest.TempPathFactory, chunk: int, members: dict[str, Any], indent: int | None
 ) -> None:
     path = tmp_path_factory.mktemp("json") / "file.json"

@@ -50,7 +50,7 @@ class TestRich(WebShopConformance):
 
 
 def play(env, task, actions):
-    """What reset and the steps came to: (observation, reward, terminated, truncated, info)."""
+    """The results of reset and of the steps: (observation, reward, terminated, truncated, info)."""
     observation, info = env.reset(options={"task": task})
     return [(observation, 0.0, False, False, info), *(env.step(action) for action in actions)]
 

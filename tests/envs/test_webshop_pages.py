@@ -292,7 +292,7 @@ def test_the_way_back_goes_by_the_session_too(shop, goal):
 
 
 # -- buying -----------------------------------------------------------------------------------------------------------
-def test_buying_is_judged(walk):
+def test_a_purchase_is_scored(walk):
     page = walk("search[lamp]", LAMP, "click[large]", "click[red]", "click[buy now]")
     assert page.reward.total == 1.0
     assert walk.clickables == ()

@@ -26,7 +26,7 @@ def replay(*arguments):
 
 @official
 @pytest.mark.parametrize("path", sorted(RECORDINGS.glob("*.json")), ids=lambda path: path.stem)
-def test_recordings_are_equalled(path, tmp_path, capsys):
+def test_recordings_are_reproduced(path, tmp_path, capsys):
     (tmp_path / path.name).symlink_to(path)
     assert replay(tmp_path) == 0, capsys.readouterr().out
 
@@ -98,7 +98,7 @@ def test_a_file_that_is_no_recording_raises(content, message, tmp_path, capsys):
     assert message in capsys.readouterr().out
 
 
-def test_html_is_passed_over_and_a_folder_without_recordings_is_an_error(tmp_path, capsys):
+def test_html_is_skipped_and_a_folder_without_recordings_is_an_error(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         replay(tmp_path)
     assert stopped.value.code == 2

@@ -15,7 +15,7 @@ FOLDER = Path(__file__).parent.parent / "golden_data"
 
 
 class Difference(NamedTuple):
-    """How far one expected field of one case is from what came out."""
+    """The difference between one expected field of a case and the result."""
 
     case: str
     field: str

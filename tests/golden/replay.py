@@ -64,7 +64,7 @@ from algorithms.losses import (
 )
 from algorithms.signals.implicit_prm import outcome_loss, pairwise_loss, turn_rewards
 from algorithms.signals.monte_carlo import fill_ends
-from algorithms.signals.residual import common_states, residual_weights, residuals
+from algorithms.signals.residual import residual_weights, residuals, success_subspace
 from tests.golden.tables import (
     make_table,
     numbered,
@@ -766,7 +766,7 @@ def replay_resrl_weights(inputs: Answers, params: Answers, expected: Answers) ->
     bounds = {"lowest": params["min_weight"], "low": params["q_low"], "high": params["q_high"]}
     for group in range(groups.max() + 1):
         good, bad = (mask & ((groups == group) & (won == side))[:, None] for side in (True, False))
-        common = common_states(states[torch.from_numpy(good)], params["rank"])
+        common = success_subspace(states[torch.from_numpy(good)], params["rank"])
         if common is not None and bad.any():
             distances = residuals(states[torch.from_numpy(bad)], common).double().numpy()
             weights[bad] = residual_weights(distances, **bounds)

@@ -68,7 +68,7 @@ class Runs:
         self.cache = cache
 
     def start(self, main: Callable[[], None], arguments: list[str], log: Path) -> int:
-        """The process id of a command that has begun; what it says goes into `log`."""
+        """Start a command, whose output goes into `log`. Returns its process id."""
         pid = os.fork()
         if pid:
             return pid
@@ -89,7 +89,7 @@ class Runs:
             os._exit(code)
 
     def finish(self, main: Callable[[], None], arguments: list[str], log: Path) -> float:
-        """Run a command to its end, which must be a good one. Returns the seconds it took."""
+        """Run a command, which must succeed. Returns its seconds."""
         begun = time.monotonic()
         code = ended(self.start(main, arguments, log), PATIENCE_S)
         if code != 0:
@@ -120,7 +120,7 @@ def contents(run: Path) -> dict[str, Any]:
 
 
 def content(path: Path, run: Path) -> Any:
-    """What is in a file."""
+    """The content of a file."""
     if path.name == "metrics.jsonl":
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         return [{k: v for k, v in line.items() if not k.startswith(("time/", "perf/"))} for line in lines]
@@ -181,7 +181,7 @@ class Kind:
         self.seconds = seconds
 
     def command(self, run: Path) -> list[str]:
-        """What starts it, or goes on with it."""
+        """The command that starts the run, or resumes it."""
         if (run / COMMAND).exists():
             return [f"resume={run}"]
         return [*self.arguments, f"hydra.run.dir={run}"]
@@ -195,12 +195,12 @@ class Kind:
             (run / name).write_text((run / name).read_text().replace(str(self.whole), str(run)))
 
     def report_seconds(self) -> float:
-        """How long a start takes that has only the report to write."""
+        """The seconds of a start that only writes the report."""
         self.without_report(self.base / "timed")
         return Runs(self.cache).finish(self.main, self.command(self.base / "timed"), self.base / "timed.log")
 
     def trial(self, number: int, rng: random.Random) -> tuple[float, bool, list[str]]:
-        """After how many seconds it was killed, whether it still ran, and what differs when it was gone on with."""
+        """The seconds until the kill, whether the run was still running, and the differences after resuming it."""
         run, log = self.base / f"trial-{number}" / "run", self.base / f"trial-{number}.log"
         runs = Runs(self.base / f"cache-{number}" if self.name == "warm_start" else self.cache)
         run.parent.mkdir()
@@ -221,7 +221,7 @@ class Kind:
 
 
 def changed(status: os.stat_result) -> tuple[int, int, int]:
-    """What changes when a file is written."""
+    """A value that changes whenever a file is written."""
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
@@ -229,7 +229,7 @@ KINDS = ("updates", "best", "warm_start", "report", "evaluation")
 
 
 def main() -> None:
-    """Kill, go on, compare, and say what differs."""
+    """Kill, resume, compare, and print the differences."""
     parser = argparse.ArgumentParser(prog="python -m tests.kills")
     parser.add_argument("--kills", type=int, default=20, help="of each kind")
     parser.add_argument("--kind", choices=KINDS, action="append", help="all of them by default")

@@ -20,7 +20,7 @@ for slow in ("algorithms.learner", "algorithms.initial_policy", "agents.policies
 
 
 class Fork:
-    """What `scripts.lab` uses of `subprocess.Popen`."""
+    """The part of `subprocess.Popen` that `scripts.lab` uses."""
 
     def __init__(self, command: list[str], stdout: IO[bytes], env: dict[str, str], **_: Any) -> None:
         assert command[:3] == [sys.executable, "-m", "scripts.train"]
@@ -50,7 +50,7 @@ class Fork:
 
 
 def _become(output: IO[bytes]) -> None:
-    """Make this process one that was just started."""
+    """Reset the state of this process to that of a new one."""
     os.setsid()
     for number in (signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)

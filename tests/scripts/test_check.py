@@ -70,7 +70,7 @@ def test_a_wrong_environment_is_refused_in_a_line(cli: Cli) -> None:  # noqa: F8
     assert "did you mean 'key_corridor'" in err
 
 
-def test_an_environment_that_is_none_is_refused_in_a_line(cli: Cli) -> None:  # noqa: F811
+def test_a_class_that_is_not_an_environment_is_refused_in_one_line(cli: Cli) -> None:  # noqa: F811
     code, _, err = cli("check", "env=gym", "env.id=CartPole-v1")
     assert (code, err.count("\n")) == (2, 1), err
     assert "expected an environment with text actions" in err

@@ -37,7 +37,7 @@ def test_an_unknown_command_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert capsys.readouterr().err.startswith("error: unknown command 'evalute'; did you mean 'evaluate'?")
 
 
-def test_it_runs_beside_folders_of_the_same_names_and_finds_an_environment_there(tmp_path: Path) -> None:
+def test_it_runs_in_a_folder_with_packages_of_the_same_names_and_finds_an_environment_there(tmp_path: Path) -> None:
     """An environment of one's own stands in the working directory, and so may folders `envs`, `conf` and `scripts`."""
     for name in ("envs", "conf", "scripts", "agents", "algorithms"):
         (tmp_path / name).mkdir()

@@ -94,7 +94,7 @@ def result_of(run: Path) -> dict:
 
 
 # -- evaluate ---------------------------------------------------------------------------------------------------------
-def test_an_evaluation_leaves_its_episodes_facts_table_and_picture(
+def test_an_evaluation_writes_episodes_facts_table_and_picture(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cli = Cli(tmp_path, capsys, monkeypatch, pictures=True)
@@ -121,7 +121,7 @@ def test_resume_cuts_a_half_written_line_and_plays_what_is_missing(cli: Cli) -> 
     assert result_of(cut) == result_of(whole)
 
 
-def test_what_an_evaluation_took_is_kept_over_its_starts(cli: Cli) -> None:
+def test_time_and_tokens_of_an_evaluation_are_summed_over_its_starts(cli: Cli) -> None:
     run = cli.evaluate(f"model={a_policy(cli.folder / 'policy')}", "limit=2")
     first = json.loads((run / "evaluation.json").read_text())
     usage = first["usage"]
@@ -471,7 +471,7 @@ def environment() -> dict[str, str]:
 
 
 def start_long_evaluation(folder: Path, **options) -> subprocess.Popen:
-    """One that has begun to play, and would go on for long."""
+    """An evaluation that has started to play and takes long."""
     seeds = f"seeds={list(range(90))}"
     arguments = [*CORRIDOR[:2], "env=waits", "agent=random", seeds, "hydra.run.dir=run"]
     process = start("evaluate", *arguments, cwd=folder, **options)
@@ -528,7 +528,7 @@ def test_a_closed_stdout_and_a_full_disk(tmp_path: Path) -> None:
 
 
 # -- play -------------------------------------------------------------------------------------------------------------
-def test_a_user_plays_by_number_and_by_name_and_takes_back_a_turn(cli: Cli) -> None:
+def test_a_user_plays_by_number_and_by_name_and_undoes_a_turn(cli: Cli) -> None:
     stdin = "?\n9\n:foo\n2\n:undo\n:undo\ngo right\nopen door 1\n"
     code, out, _ = cli("play", *CORRIDOR, "task=0", stdin=stdin)
     assert code == 0
@@ -558,7 +558,7 @@ def test_play_ends_with_its_input(cli: Cli, stdin: str) -> None:
     assert (code, "not solved (stopped)" in out) == (0, True)
 
 
-def test_an_agent_is_watched(cli: Cli) -> None:
+def test_play_shows_an_agent(cli: Cli) -> None:
     code, out, _ = cli("play", *CORRIDOR, "task=valid-002", "agent=expert", "delay=0")
     assert code == 0
     assert out.count("> go right") == 3

@@ -1,4 +1,4 @@
-"""Comparing training runs: which are read, how they are grouped and named, the table and the picture."""
+"""Comparing training runs: reading, grouping, labels, the table and the picture."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_seeds_are_one_line_and_methods_several(tmp_path: Path, capsys: pytest.C
     assert (tmp_path / "compare.md").read_text() in output
 
 
-def test_what_is_read_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_folders_that_are_read_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A folder may have tens of thousands of files. Only a terminal shows it."""
     for name in ("a", "b"):
         a_run(tmp_path / name, "grpo")
@@ -232,7 +232,7 @@ def test_labels_omit_the_common_beginning_of_long_values(tmp_path: Path) -> None
     assert names_of(tmp_path) == ["model=run-0/checkpoint", "model=run-1/checkpoint"]
 
 
-def test_values_that_read_alike_are_still_two_groups(tmp_path: Path) -> None:
+def test_different_values_with_the_same_text_are_two_groups(tmp_path: Path) -> None:
     a_run(tmp_path / "0", trainer__precision=True)
     a_run(tmp_path / "1", trainer__precision="true")
     a_run(tmp_path / "2", trainer__precision=None)

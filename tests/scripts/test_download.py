@@ -123,14 +123,14 @@ def test_a_later_download_resumes_an_earlier_one(server: FileServer, tmp_path: P
     assert installed(tmp_path) == GAME_FILES
 
 
-def test_a_server_without_ranges_is_read_from_its_beginning(server: FileServer, tmp_path: Path) -> None:
+def test_a_server_without_ranges_is_downloaded_from_the_beginning(server: FileServer, tmp_path: Path) -> None:
     server.ranges = False
     server.cuts = [10_000]
     fetch(tmp_path, archive_of(server))
     assert installed(tmp_path) == GAME_FILES
 
 
-def test_a_busy_server_gets_another_try(server: FileServer, tmp_path: Path) -> None:
+def test_a_request_to_a_busy_server_is_retried(server: FileServer, tmp_path: Path) -> None:
     server.statuses = [503]
     output = fetch(tmp_path, archive_of(server))
     assert "games.zip: stopped at 0 bytes (HTTP Error 503: Service Unavailable); trying again in 1 s" in output
@@ -145,7 +145,7 @@ def test_a_missing_file_is_requested_once(server: FileServer, tmp_path: Path) ->
     assert files_in(tmp_path) == []
 
 
-def test_without_a_connection_nothing_is_waited_for(
+def test_without_a_connection_there_is_no_wait(
     server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("time.sleep", lambda _: pytest.fail("it waited"))
@@ -179,7 +179,7 @@ def test_another_file_is_not_unpacked(server: FileServer, tmp_path: Path, damage
         "json_2.1.1/train/a/b/other.txt",
     ],
 )
-def test_nothing_is_written_but_games_in_their_place(server: FileServer, tmp_path: Path, name: str) -> None:
+def test_only_games_are_extracted_from_the_archive(server: FileServer, tmp_path: Path, name: str) -> None:
     server.content = make_zip({name: b"{}", **GAME_FILES})
     data = tmp_path / "deep" / "data"
     fetch(data, archive_of(server))
@@ -303,7 +303,7 @@ def no_connection(*_: object, **__: object) -> None:
         ([], "no connection"),
     ],
 )
-def test_what_fails_leaves_no_folder(
+def test_a_failed_download_leaves_no_folder(
     arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -55,7 +55,7 @@ def test_an_evaluation_does_not_change_the_sampling_of_training(
     assert agent.sampling == Sampling(1.0, 6)
 
 
-def test_every_evaluation_draws_alike_by_the_seed_of_the_run(pool: EnvPool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_evaluation_uses_the_seed_of_the_run(pool: EnvPool, monkeypatch: pytest.MonkeyPatch) -> None:
     """However much training has drawn before."""
     evaluator = evaluator_of(agent_of(Wanderer, 3), pool, monkeypatch)
     first = evaluator()

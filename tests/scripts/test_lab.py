@@ -15,10 +15,21 @@ from typing import Any
 import matplotlib.image
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from algorithms.checkpoint import checkpoint_folder
 from scripts import lab_report
-from scripts.lab_report import Ending, LabRun, Variant, markdown, summarise, write_report, write_tuning
+from scripts.lab_report import (
+    NOT_RUN,
+    Ending,
+    LabRun,
+    Variant,
+    markdown,
+    read_runs,
+    summarise,
+    write_report,
+    write_tuning,
+)
 from scripts.run_folder import Command
 from tests.scripts.test_commands import Cli
 
@@ -36,6 +47,7 @@ def a_run(folder: Path, solved: list[int], *, seconds: float = 10.0, weights: by
     manifests = {"valid": {"sha256": "ab" * 32, "tasks": 20}}
     facts = {"environment": {}, "manifests": manifests, "training": manifests["valid"], "versions": {}, "machine": {}}
     (start / "run.json").write_text(json.dumps(facts))
+    (folder / "command.json").write_text(json.dumps({"name": "train", "overrides": ["seed=0"], "config_dirs": []}))
     (folder / "evaluations").mkdir()
     lines = []
     for update, count in enumerate(solved):
@@ -109,35 +121,39 @@ def test_differences_between_runs_are_reported(tmp_path: Path) -> None:
 
 
 def test_the_files_of_a_report(tmp_path: Path) -> None:
-    folders = {}
+    runs = []
     for algo, last in (("grpo", 10), ("gigpo", 14), ("a_method_with_a_rather_long_name", 6)):
         for seed in range(3):
             test = {f"t{n}": {"success": n < 2, "score": (n + seed) / 8} for n in range(4)}
-            folders[Variant(algo, seed)] = a_run(tmp_path / algo / str(seed), [8, 9, last + seed], test=test)
-    endings = dict.fromkeys(folders, Ending.of_finished())
-    text = write_report(tmp_path, folders, endings, COMMAND, "grpo", None)
+            runs.append(read(algo, seed, a_run(tmp_path / algo / str(seed), [8, 9, last + seed], test=test)))
+    text = write_report(tmp_path, runs, COMMAND, "grpo", None)
     assert (tmp_path / "report.md").read_text() == text
     assert json.loads((tmp_path / "report.json").read_text())["methods"]["gigpo"]["seeds"] == [0, 1, 2]
     assert "python -m scripts.lab +experiment=lab_key_corridor 'algos=[grpo,gigpo]'" in text
     assert "| method | seeds | warm start | score | test | valid | gain | minus grpo | over seeds only |" in text
-    assert text == write_report(tmp_path, folders, endings, COMMAND, "grpo", None)
+    assert text == write_report(tmp_path, runs, COMMAND, "grpo", None)
+    assert text == write_report(tmp_path, read_runs(tmp_path), COMMAND, "grpo", None)
     for name in ("curves.png", "differences.png"):
         assert matplotlib.image.imread(tmp_path / name).shape[1] > 900
 
 
-def test_a_report_of_nothing(tmp_path: Path) -> None:
-    text = write_report(tmp_path, {Variant("grpo", 0): tmp_path / "grpo/0"}, {}, COMMAND, "grpo", None)
+def test_a_report_without_evaluations(tmp_path: Path) -> None:
+    text = write_report(tmp_path, [read("grpo", 0, tmp_path / "grpo/0", NOT_RUN)], COMMAND, "grpo", None)
     assert "No run has been evaluated yet" in text
     assert "| grpo | 0 | – | – | – | – | – | ended early: not finished yet |" in text
 
 
 def test_rates_are_compared_on_the_tasks_that_rank_checkpoints(tmp_path: Path) -> None:
-    folders = {
-        Variant("grpo", seed, rate): a_run(tmp_path / f"{rate}-{seed}", [20, 1, 1] if rate == 1e-3 else [20, 20])
+    runs = [
+        LabRun.read(
+            Variant("grpo", seed, rate),
+            a_run(tmp_path / f"{rate}-{seed}", [20, 1, 1] if rate == 1e-3 else [20, 20]),
+            Ending.of_finished(),
+        )
         for rate in (1e-4, 1e-3)
         for seed in (0, 1)
-    }
-    text = write_tuning(tmp_path, folders, dict.fromkeys(folders, Ending.of_finished()))
+    ]
+    text = write_tuning(tmp_path, runs)
     assert "| grpo | 0.0% | 0.0% | 100.0% | 0.001 |" in text
     assert json.loads((tmp_path / "tuning.json").read_text())["grpo"]["best"] == 1e-3
 
@@ -230,6 +246,35 @@ def test_a_resumed_laboratory_reports_the_same(whole: tuple[Path, str], cache: P
     assert numbers(folder) == numbers(whole[0])
 
 
+def test_finished_runs_of_another_laboratory_are_joined(whole: tuple[Path, str], tmp_path: Path, cache: Path) -> None:
+    """Without running them again, and only if their settings are the same."""
+    joined = [CONF, *SMALL, "algos=[grpo,gigpo]", f"lab.join=[{whole[0]}]", "lab.processes=0"]
+    process = lab(*joined, f"hydra.run.dir={tmp_path / 'joined'}", cache=cache)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert "4 more are in the files of lab.join" in output
+    assert numbers(tmp_path / "joined") == numbers(whole[0])
+    process = lab(*joined, "trainer.learning_rate=1e-4", f"hydra.run.dir={tmp_path / 'other'}", cache=cache)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 2
+    assert "grpo, seed 0 in" in output
+    assert "had other settings than here: ['trainer.learning_rate=1e-4']" in output
+
+
+def test_the_runs_of_a_laboratory_that_is_killed_end(whole: tuple[Path, str], cache: Path) -> None:
+    """With -9. They would hold the locks of their folders, so that the laboratory could not be resumed."""
+    folder = whole[0].parent / "killed"
+    process = lab(CONF, *SMALL, "trainer.env_steps=5000", "algos=[grpo]", f"hydra.run.dir={folder}", cache=cache)
+    deadline = time.monotonic() + 300
+    while not (folder / "grpo/0/.lock").is_file():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    FileLock(folder / "grpo/0/.lock").acquire(timeout=60).lock.release()
+
+
 def test_a_run_that_diverges_is_shown_and_ends_no_other(whole: tuple[Path, str], cache: Path) -> None:
     """Added to a laboratory that has finished."""
     folder, _ = whole
@@ -259,6 +304,7 @@ def test_a_run_that_diverges_is_shown_and_ends_no_other(whole: tuple[Path, str],
         (["lab.processes=-1"], "lab.processes must be a whole number"),
         (["split=test"], "unknown split"),
         (["--multirun"], "scripts.lab starts its own runs"),
+        (["lab.join=[nowhere]"], "lab.join: nowhere does not exist"),
     ],
 )
 def test_mistakes_raise_before_any_run_starts(

@@ -74,7 +74,7 @@ def test_wandb_is_offline_and_has_one_run(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 class Remembers:
-    """A logger that fails when it is told to."""
+    """A logger that raises on request."""
 
     said: ClassVar[list[Any]] = []
     fails_at: ClassVar[int] = 99

@@ -1,4 +1,4 @@
-"""`scripts.doctor algo=…`: what a method needs, what of it is missing, and what random play shows."""
+"""`scripts.doctor algo=…`: the needs of a method, which of them are missing, and the statistics of random play."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def test_all_that_is_missing_is_reported_at_once_and_nothing_is_written(cli: Cli
     assert list(cli.folder.iterdir()) == []
 
 
-def test_random_play_shows_what_decides_between_methods(cli: Cli) -> None:
+def test_random_play_shows_properties_of_the_tasks(cli: Cli) -> None:
     code, out, err = cli("doctor", "env=key_corridor", "algo=vineppo", "env.rooms=4")
     assert (code, err) == (0, "")
     assert "✓ algo.signals.monte_carlo needs snapshots: they are there" in out
-    shares = [line for line in out.splitlines() if "of the states are met by several attempts" in line]
+    shares = [line for line in out.splitlines() if "several attempts at a task reach" in line]
     assert len(shares) == 1
     assert 0 < int(shares[0].split("%")[0].split()[-1]) < 100  # attempts differ
     assert "ready: python -m scripts.train env=key_corridor algo=vineppo env.rooms=4" in out

@@ -52,7 +52,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def check_stopped(run: Path, code: int, err: str) -> None:
-    """One line on stderr, whole episodes, no results, and nothing half-written."""
+    """Check one line on stderr, complete episodes, no results, and no incomplete files."""
     assert code == 2, err
     assert err.startswith("error: ")
     assert err.count("\n") == 1
@@ -101,7 +101,8 @@ def test_most_games_deleted_are_an_error_in_a_line(cli: Cli) -> None:  # noqa: F
     code, _, err = cli("evaluate", *ALFWORLD, "hydra.run.dir=run")
     assert code == 2, err
     assert err.count("\n") == 1
-    assert f"missing files or services ended 3 of 4 episodes; the first was: the game {games[1]} does not exist" in err
+    assert "missing files, packages or services ended 3 of 4 episodes; " in err
+    assert f"the first was: the game {games[1]} does not exist" in err
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -166,7 +167,7 @@ def test_games_that_are_deleted_end_training_in_a_line(cli: Cli, deleted: str) -
     assert "Traceback" not in err
     assert str(gone[0]) in error
     if deleted == "most of valid_seen":
-        assert f"missing files or services ended 2 of 3 episodes; the first was: the game {gone[0]}" in error
+        assert f"packages or services ended 2 of 3 episodes; the first was: the game {gone[0]}" in error
     assert not list((cli.folder / "run").rglob("*.partial"))
     for path in gone:
         Path(f"{path}.away").rename(path)

@@ -87,7 +87,7 @@ class Shown(NamedTuple):
 
 
 def commands(page: Path) -> Iterator[Shown]:
-    """Those of the fenced blocks of a page, in their order; `NAME="…"` is put in where `$NAME` stands."""
+    """The commands in the fenced blocks of a page, in their order; `NAME="…"` replaces `$NAME`."""
     for language, block in re.findall(r"^ *```(\w*)\n(.*?)^ *```$", page.read_text(), re.DOTALL | re.MULTILINE):
         if language not in ("", "bash", "sh"):
             continue
@@ -188,7 +188,7 @@ def trained(cli: Cli) -> str:
 
 
 def filled(argument: str, cli: Cli) -> str:
-    """An argument with something that is there in the places of RUN_DIR, MODEL, HOST and so on."""
+    """An argument with existing values in place of RUN_DIR, MODEL, HOST and so on."""
     argument = re.sub(r"RUN_DIR/checkpoints/update-\d+", "RUN_DIR", argument)
     argument = re.sub(r"outputs/[\w/]+/\d{4}-[\d_-]+", "RUN_DIR", argument)
     argument = re.sub(r"([=,])examples/", rf"\1{ROOT}/examples/", argument)
@@ -198,7 +198,7 @@ def filled(argument: str, cli: Cli) -> str:
 
 
 def written(cli: Cli) -> set[Path]:
-    """What runs of training have logged."""
+    """The metrics that training runs have logged."""
     return set(cli.folder.glob("outputs/**/metrics.jsonl"))
 
 
@@ -227,7 +227,7 @@ def test_the_commands_of_a_page_run_or_are_refused_in_a_line(cli: Cli, page: Pat
             assert [line["update"] for line in checked_updates(metrics)] == [1], said_so
 
 
-def test_all_pages_are_read() -> None:
+def test_every_page_is_tested() -> None:
     shown = [command for page in PAGES for command in commands(page)]
     assert len(shown) > 50
     names = {"train", "evaluate", "play", "view", "download", "doctor", "bench", "compare", "lab", "sweep"}

@@ -1,4 +1,4 @@
-"""`scripts.plan`: what it prints, the models and GPUs that it takes, and figures that were measured."""
+"""`scripts.plan`: its output, its models and GPUs, and measured figures."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_the_settings_of_a_run_are_read(cli: Cli) -> None:
         ([f"{SHAPE[:-1]}, depth: 3}}"], "unknown key of shape 'depth'"),
     ],
 )
-def test_a_mistake_is_told_in_a_line(cli: Cli, arguments: list[str], message: str) -> None:
+def test_a_mistake_is_an_error_of_one_line(cli: Cli, arguments: list[str], message: str) -> None:
     code, _, err = cli("plan", *arguments)
     assert code == 2
     assert len(err.splitlines()) == 1

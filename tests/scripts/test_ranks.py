@@ -42,7 +42,7 @@ def start(cache: Path, *overrides: str, ranks: int = 2, options: tuple[str, ...]
 
 
 def finish(process: subprocess.Popen[str], code: int | None = 0) -> str:
-    """What it printed."""
+    """Returns the output."""
     out, _ = process.communicate(timeout=240)
     assert code is None or process.returncode == code, out
     return out
@@ -109,7 +109,7 @@ def test_a_killed_rank_is_started_again_and_the_curve_is_that_of_one_rank(cache:
     assert not list((cache / "torchrun").iterdir())
 
 
-def test_any_number_of_ranks_goes_on_with_a_run(cache: Path, one: Path, killed: Path) -> None:
+def test_a_run_is_resumed_by_any_number_of_ranks(cache: Path, one: Path, killed: Path) -> None:
     folder = cache / "resumed"
     shutil.copytree(killed, folder)
     finish(start(cache, f"resume={folder}", "trainer.updates=4", "parallel=shards", ranks=2))

@@ -34,7 +34,7 @@ def compare(before: Facts, now: Facts) -> str:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The keys that the command line of this start sets."""
     keys: list[str] = []
-    monkeypatch.setattr(common, "_asked", keys)
+    monkeypatch.setattr(common, "_user_keys", keys)
     return keys
 
 

@@ -46,7 +46,7 @@ def test_runs_that_begin_within_a_second_get_different_folders(tmp_path: Path, m
     assert found == ["outputs/12-00-00", "outputs/12-00-00-2", "outputs/12-00-00-3"]
 
 
-def test_a_folder_that_was_asked_for_keeps_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_the_user_sets_keeps_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("mine").mkdir()
     config = composed("hydra.run.dir=mine", "hydra.sweep.dir=mine")
@@ -103,7 +103,7 @@ def test_training_is_refused_where_another_process_is(cli: Cli) -> None:  # noqa
     assert [path.name for path in run.iterdir()] == [".lock"]
 
 
-def test_a_starting_run_clears_the_files_of_killed_ones(tmp_path: Path) -> None:
+def test_a_new_run_removes_incomplete_files_of_killed_runs(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "checkpoints"):
         (folder / ".x.00000000-1-00000000.partial").mkdir(parents=True)
     with locked(tmp_path):

@@ -120,14 +120,14 @@ def test_a_large_request_is_answered_in_order(served: Served) -> None:
     assert [found[0]["title"] for found in served.post({"queries": asked})[1]["result"]] == asked
 
 
-def test_nothing_is_lost_or_mixed_up_among_clients_that_misbehave(served: Served) -> None:
+def test_misbehaving_clients_do_not_disturb_the_replies_of_others(served: Served) -> None:
     figures = load_server(served.port, served.retriever, WORDS, clients=12, queries=240, large_body=2_000_000)
     assert figures["wrong"] == figures["lost"] == 0
     assert figures["queries"] == 240
     assert figures["refused"] == figures["misbehaved"]
 
 
-def test_a_client_that_sends_nothing_more_is_let_go(served: Served) -> None:
+def test_the_connection_of_a_silent_client_is_closed(served: Served) -> None:
     with socket.create_connection(("127.0.0.1", served.port), timeout=20) as client:
         client.sendall(b"POST /retrieve HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
         assert b"503" in client.recv(1000).partition(b"\r\n")[0]

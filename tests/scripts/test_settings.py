@@ -84,7 +84,7 @@ def test_every_setting_has_a_kind_that_its_default_is_of(command: str, overrides
 
 
 @pytest.mark.parametrize("command", GROUPS)
-def test_no_number_takes_a_text_a_flag_what_is_not_finite_or_too_much(command: str) -> None:
+def test_numbers_refuse_texts_flags_and_values_out_of_range(command: str) -> None:
     config = composed(command, *(["algo=ppo"] if command == "config" else []))
     numbers = [(k, v, kind) for k, v, kind in settings._settings(config) if type(v) in (int, float)]
     assert numbers
@@ -250,7 +250,7 @@ def test_the_words_of_a_setting_are_those_that_its_code_knows(setting: str, wher
     assert set(kind.words) == set(getattr(importlib.import_module(module), name))
 
 
-def test_no_words_are_left_out_of_that() -> None:
+def test_every_setting_with_choices_is_compared_with_its_code() -> None:
     others = {"policy.dtype"}
     assert {name for name, kind in SETTINGS.items() if isinstance(kind, Word)} - others <= WORDS.keys()
 
@@ -280,6 +280,7 @@ REFUSALS = [
     ("train", "policy=hf model=./nothing", "no model at nothing"),
     ("train", "model=nobody/no-such-model", "the hub cannot provide it"),
     ("train", "agent=masked rollout=vllm_server", "samples under a mask"),
+    ("train", "agent=transcript rollout=vllm_server +agent.sampling.top_k=5", "does not say which ids are kept"),
     ("train", "algo=twosome agent=masked", "which is not that of agent=masked"),
     ("train", "model=x policy.width=8", "no model at x"),
     ("train", "eval.selection_tasks=5000", "cannot be held out"),

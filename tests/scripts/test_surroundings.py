@@ -1,4 +1,4 @@
-"""Commands work wherever they start, whatever exists there, and whatever an environment changes."""
+"""Commands work in any folder, with any files in it, and with environments that change global state."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_folders_with_the_names_of_packages_are_ignored(tmp_path: Path, package:
     assert "not solved (stopped)" in done.stdout
 
 
-def test_a_stdout_that_is_not_utf_8_gets_what_it_can_show(tmp_path: Path) -> None:
+def test_characters_that_stdout_cannot_encode_are_escaped(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "scripts.evaluate", "env=search", "env.embedded_people=48", "agent=random", "limit=2",
          "hydra.run.dir=run"],
@@ -69,7 +69,7 @@ def test_no_home_is_an_error_that_names_what_to_set(monkeypatch: pytest.MonkeyPa
         cache_root()
 
 
-def test_brackets_are_text(cli: Cli) -> None:  # noqa: F811
+def test_brackets_are_printed_literally(cli: Cli) -> None:  # noqa: F811
     """Rich would take them for colours, or raise for an end of what has not begun."""
     screen = io.StringIO()
     console = Terminal(file=screen, width=200, force_terminal=True)

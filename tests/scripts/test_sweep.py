@@ -8,12 +8,15 @@ import signal
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from agents.episode import read_episodes
+from envs.services import ServiceError
 from scripts import sweep
 from scripts.leaderboard import NAMES
+from tests.agents.corridors import Corridor
 from tests.kills.__main__ import Runs
 from tests.scripts.test_commands import CORRIDOR, Cli, a_policy
 
@@ -43,7 +46,7 @@ def files_of(folder: Path) -> list[bytes]:
 
 
 # -- cells ------------------------------------------------------------------------------------------------------------
-def test_a_sweep_leaves_cells_and_a_leaderboard(cli: Cli) -> None:
+def test_a_sweep_writes_cells_and_a_leaderboard(cli: Cli) -> None:
     out, record = swept(
         cli, "agents=[random,expert]", "envs=[corridor]", "splits=[train,valid]", "limit=3", "seeds=[0,1]"
     )
@@ -112,6 +115,27 @@ def test_a_cell_that_fails_is_named_and_the_others_go_on(cli: Cli) -> None:
     assert "LightSwitches-v0 has no scripted expert" in record["left_out"][0]
 
 
+def test_episodes_that_lost_a_service_are_played_again(cli: Cli) -> None:
+    """Until then the cell has failed, and is not on the leaderboard; also where the folder is only read."""
+    corridor = ["agents=[expert,random]", "envs=[corridor]", "limit=3", "pool.size=1"]
+    swept(cli, *corridor, folder="whole")
+    act, lost = Corridor._act, iter([True])
+
+    def lose(*arguments: Any) -> Any:
+        if next(lost, False):
+            raise ServiceError("http://127.0.0.1:1 did not answer")
+        return act(*arguments)
+
+    cli.monkeypatch.setattr(Corridor, "_act", lose)
+    code, _, err = cli("sweep", *CONF, *corridor, "sweep.dir=sweep")
+    assert (code, "1 of 2 cells failed (Corridor-v0 valid expert)" in err) == (2, True), err
+    code, out, _ = cli("sweep", "sweep.dir=sweep")
+    assert (code, "1 of its episodes lacked a file, a package or a service" in out) == (0, True), out
+    out, _ = swept(cli, *corridor)
+    assert "1 complete already" in out
+    assert files_of(cli.folder / "sweep") == files_of(cli.folder / "whole")
+
+
 def test_an_environment_that_cannot_be_made_is_named(cli: Cli) -> None:
     absent = '[gym,"env.id=examples.absent:Absent-v0"]'
     code, out, err = cli("sweep", *CONF, "agents=[random]", f"envs=[{absent},corridor]", "limit=1", "sweep.dir=s")
@@ -140,7 +164,7 @@ def test_a_wrong_sweep_is_refused_before_anything_is_played(cli: Cli, arguments:
 
 
 # -- folders that are joined ------------------------------------------------------------------------------------------
-def test_folders_of_a_multirun_of_evaluate_are_joined(cli: Cli) -> None:
+def test_a_leaderboard_of_the_folders_of_a_multirun(cli: Cli) -> None:
     assert cli("evaluate", *CORRIDOR, "-m", "agent=random,expert", "limit=2", "hydra.sweep.dir=sweep")[0] == 0
     (cli.folder / "sweep" / "broken").mkdir()
     (cli.folder / "sweep" / "broken" / "run.json").write_text("{}")

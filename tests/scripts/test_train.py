@@ -61,7 +61,7 @@ def train(tmp_path: Path, cache: Path, capsys, monkeypatch) -> Callable[..., tup
     return run
 
 
-def test_a_run_leaves_what_the_readme_promises(whole: tuple[Path, str]) -> None:
+def test_a_run_writes_the_files_that_the_readme_lists(whole: tuple[Path, str]) -> None:
     run, output = whole
     for name in ("metrics.jsonl", "evaluation.json", "evaluation.md", "curve.png", ".hydra/config.yaml"):
         assert (run / name).stat().st_size > 0, name
@@ -174,7 +174,7 @@ def test_a_complete_run_continues_with_more_updates(whole, train, tmp_path: Path
     assert (code, f"{run} is complete after 5 updates" in output) == (0, True), output
 
 
-def test_a_run_is_not_resumed_as_another(whole, train) -> None:
+def test_a_run_is_not_resumed_with_other_settings(whole, train) -> None:
     code, output = train(f"resume={whole[0]}", "env.max_turns=9")
     assert (code, "environment.max_turns was 50 and is 9" in output) == (2, True), output
     code, output = train(f"resume={whole[0]}", "trainer.updates=4", "pool.size=64")

@@ -10,7 +10,7 @@ from envs.core import Info, Manifest, Task, TextEnv, hash_tasks
 
 
 class Wait(TextEnv):
-    """There is nothing to do but to wait."""
+    """An environment whose only action is to wait."""
 
     def _begin(self, task: Any, seed: int | None) -> tuple[str, Info]:
         return "Wait.", {"goal": "wait", "admissible": ["wait"]}

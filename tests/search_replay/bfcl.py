@@ -1,4 +1,4 @@
-"""Calls, results, states and verdicts of BFCL's own code, beside what the project makes of the same tasks."""
+"""Calls, results, states and verdicts of BFCL's own code, compared with the project's for the same tasks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The programs around the functions that are replayed: stand-ins of the recordings, loops over batches, accidents."""
+"""The programs around the replayed functions: fake services of the recordings, loops over batches, failures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the project makes of the inputs of a recording, beside what was recorded; one function for each file."""
+"""The project's results for the inputs of a recording, compared with the recorded ones; one function for each file."""
 
 from __future__ import annotations
 

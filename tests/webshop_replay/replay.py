@@ -27,7 +27,7 @@ TOLERANCE = 1e-4  # of the scores of searches
 
 
 class Stock:
-    """What recordings are replayed on: a folder's catalogue, the small one of two, and the shops that stand on it."""
+    """The catalogue of a folder, the small one if there are two, and its shops, for replaying recordings."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
