@@ -7,7 +7,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
@@ -65,7 +65,16 @@ logger = logging.getLogger(__name__)
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 KL_PLACES = ("loss", "reward")
 LARGEST_EXPONENT = 700.0  # exp() of it still fits into a float
-SUMS = ("loss", "kl", "entropy", "clip_fraction", "approx_kl", "tokens", "trained_tokens")  # over the passes of a step
+SUMS = (
+    "loss",
+    "replay_loss",
+    "kl",
+    "entropy",
+    "clip_fraction",
+    "approx_kl",
+    "tokens",
+    "trained_tokens",
+)  # over the passes of a step
 
 
 def check_precision(precision: str, device: torch.device) -> torch.dtype:
@@ -91,7 +100,7 @@ class Objective:
     loss: PolicyLoss
     aggregation: str = "token-mean"
     loss_divisor: float | None = None  # the constant of "seq-mean-token-sum-norm"; None: counted in each minibatch
-    kl_coef: float = 0.0  # weight of KL(policy ‖ reference); 0 keeps no reference
+    kl_coef: float = 0.0  # weight of KL(policy ‖ reference), the initial policy by default; 0 keeps no reference
     kl_estimator: str = "k3"  # see `kl_estimate`
     kl_in: str = "loss"
     entropy_coef: float = 0.0  # weight of the entropy of the sampling distributions
@@ -177,8 +186,24 @@ class Example(NamedTuple):
     unit_means: NDArray[np.float64] | None = None  # [K + 1, ids] see `Units`, and the tokens; for units of many samples
 
 
+class Replayed(NamedTuple):
+    """Examples of earlier updates, which an update learns from beside its batch."""
+
+    examples: Sequence[Example]
+    loss: PolicyLoss | None  # None: the loss of the batch
+    weight: float  # of their mean loss
+
+
+class Portion(NamedTuple):
+    """Examples of an optimiser step that have a mean loss of their own."""
+
+    examples: Sequence[Example]
+    objective: Objective
+    weight: float = 1.0
+
+
 class TokenStats:
-    """Log-probabilities and entropies of the tokens, for the recorded batch. They come from the passes of the update.
+    """What the passes of an update compute of each token, kept for the record: no pass is made for it.
 
     Tokens without a gradient are not computed; their values are NaN.
     """
@@ -222,11 +247,14 @@ class TokenStats:
 class Learner:
     """Trains a policy's model in place with AdamW, after giving the model its `training_dtypes`.
 
-    `reference` is the model that KL is measured against: a frozen copy of the initial model, or None without KL. Of a
-    model with adapters, only these are copied. With several ranks, each makes some of the forward and backward passes.
+    `reference` is the model that KL is measured against: the one that is given, or a frozen copy of the initial model;
+    None without KL. Of a model with adapters, only these are copied. With several ranks, each makes some of the forward
+    and backward passes.
     """
 
-    def __init__(self, model: Any, config: LearnerConfig, parallel: Parallel = ONE_PROCESS) -> None:
+    def __init__(
+        self, model: Any, config: LearnerConfig, parallel: Parallel = ONE_PROCESS, reference: Any = None
+    ) -> None:
         for name in ("epochs", "minibatches", "micro_batch_tokens"):
             if getattr(config, name) < 1:
                 raise ValueError(f"trainer.{name} must be at least 1, got {getattr(config, name)}")
@@ -244,7 +272,10 @@ class Learner:
         self.device = next(model.parameters()).device
         self.dtype = check_precision(config.precision, self.device)
         train_in_float32(model)
-        self.reference = copy_trained(model).requires_grad_(False) if self.objective.kl_coef else None
+        self.has_teacher = reference is not None  # otherwise the reference is the initial policy
+        if self.objective.kl_coef and reference is None:
+            reference = copy_trained(model).requires_grad_(False)
+        self.reference = reference
         for placed in (model, self.reference):
             if placed is not None:
                 parallel.place(placed, self.dtype)
@@ -268,12 +299,14 @@ class Learner:
         self, samples: Sequence[Sample], table: TurnTable, advantages: NDArray[np.float64],
         rng: np.random.Generator, learning_rate: float, corrected: Corrected | None = None,
         counted: NDArray[np.bool_] | None = None, token_stats: TokenStats | None = None,
+        replayed: Replayed | None = None,
     ) -> dict[str, float]:  # fmt: skip
         """Learn from all samples. `advantages` has one value per turn of `table`, [N], or per sampled id, [M].
 
         `corrected` is the batch's `correct`, if the caller has it already. `counted` [M] says which ids are in the
         loss, in its sums and in its divisor; None: all. Samples without such an id are left out. `token_stats` stores
-        what is computed for the tokens.
+        what is computed for the tokens. `replayed` examples are shared out to the steps of each pass; they have neither
+        KL nor an entropy bonus, and only `train/loss`, `train/grad_norm` and `tokens/trained` count them.
 
         Returns the metrics of the update. The first minibatch is evaluated with the weights that sampled it, so there
         the difference of log-probabilities is the mismatch between sampling and training; with a `correction` the
@@ -289,7 +322,7 @@ class Learner:
             group["lr"] = learning_rate
         self.objective.check_layout(batch_layouts(samples, table), "this batch")
         corrected = corrected or self.correct(samples, table)
-        old = engine_logprobs(samples) if corrected is None else corrected.trained
+        old = _old_logprobs(samples, corrected)
         advantages = table.per_token(advantages)
         for name, values in (("an advantage", advantages), ("a log-probability", engine_logprobs(samples) + old)):
             place = first_not_finite(values)
@@ -299,9 +332,12 @@ class Learner:
                 return {"train/skipped_steps": float(due), "tokens/trained": 0.0}
         examples, mismatch = self._examples(samples, table, advantages, old, corrected, counted)
         sums, skipped = defaultdict[str, float](float), 0
-        for number, part in enumerate(self._parts(examples, rng)):
-            in_first_epoch = number < self.config.minibatches  # later, another rank may compute the same sample
-            totals = self._step(self._with_minibatch_values(part, rng), token_stats if in_first_epoch else None)
+        for number, portions in enumerate(self._portions(examples, replayed, rng)):
+            in_first_epoch = number < self.config.minibatches  # another rank may compute it in the next
+            part, *others = (
+                portion._replace(examples=self._with_minibatch_values(portion, rng)) for portion in portions
+            )
+            totals = self._step(part.examples, token_stats if in_first_epoch else None, others)
             if token_stats is not None and number == 0:
                 token_stats.end_first_step()
             if totals is None:
@@ -310,9 +346,21 @@ class Learner:
             if number == 0 and totals["tokens"] and not mismatch:
                 mismatch["mismatch/kl"] = totals["approx_kl"] / totals["tokens"]
                 mismatch["mismatch/max_ratio"] = _exp(totals["max_log_ratio"])
-            for name in ("loss", "kl", "entropy", "clip_fraction", "tokens", "grad_norm", "steps", "trained_tokens"):
+            for name in (
+                "loss",
+                "replay_loss",
+                "kl",
+                "entropy",
+                "clip_fraction",
+                "tokens",
+                "grad_norm",
+                "steps",
+                "trained_tokens",
+            ):
                 sums[name] += totals[name]
         metrics = {"train/skipped_steps": float(skipped)} if skipped else {}
+        if replayed is not None and sums["steps"]:
+            metrics["replay/loss"] = sums["replay_loss"] / sums["steps"]
         if sums["steps"] or not examples:  # without examples there was nothing to learn, and nothing was skipped
             metrics |= {f"train/{name}": sums[name] / max(sums["steps"], 1) for name in ("loss", "grad_norm")}
         if sums["tokens"]:
@@ -320,23 +368,33 @@ class Learner:
             metrics |= {f"train/{name}": sums[name] / sums["tokens"] for name in measured}
         return metrics | mismatch | {"tokens/trained": sums["trained_tokens"]}
 
-    def _parts(self, examples: Sequence[Example], rng: np.random.Generator) -> Iterator[list[Example]]:
-        """The examples of each optimiser step. The examples of one unit of the loss stay together."""
-        bundles: Sequence[Sequence[Example]] = [[example] for example in examples]
-        if self._has_split_episodes(examples):
-            together: dict[int, list[Example]] = defaultdict(list)
-            for example in examples:
-                together[int(example.units[0])].append(example)
-            bundles = list(together.values())
-        for _ in range(self.config.epochs if bundles else 0):
-            for part in np.array_split(rng.permutation(len(bundles)), min(self.config.minibatches, len(bundles))):
-                yield [example for number in part for example in bundles[number]]
+    def examples(
+        self, samples: Sequence[Sample], table: TurnTable, advantages: NDArray[np.float64],
+        corrected: Corrected | None = None, counted: NDArray[np.bool_] | None = None,
+    ) -> list[Example]:  # fmt: skip
+        """What `update` learns from; the arguments are its own."""
+        old = _old_logprobs(samples, corrected)
+        return self._examples(samples, table, table.per_token(advantages), old, corrected, counted)[0]
 
-    def _has_split_episodes(self, examples: Sequence[Example]) -> bool:
-        """Whether the loss is over episodes and some episode has several samples."""
-        if unit_of(self.objective.loss) != "episode":  # a turn is never cut
-            return False
-        return len({int(example.units[0]) for example in examples}) < len(examples)
+    def _portions(
+        self, examples: Sequence[Example], replayed: Replayed | None, rng: np.random.Generator
+    ) -> Iterator[list[Portion]]:
+        """What each step learns from: a part of the batch first, and a part of the replayed examples."""
+        whole = [Portion(examples, self.objective)]
+        if replayed is not None:
+            loss = replayed.loss or self.objective.loss
+            objective = replace(self.objective, loss=loss, kl_coef=0.0, entropy_coef=0.0)
+            whole.append(Portion(replayed.examples, objective, replayed.weight))
+        bundles = [_bundles(portion) for portion in whole]
+        count = len(bundles[0]) or len(bundles[-1])
+        for _ in range(self.config.epochs if count else 0):
+            steps = min(self.config.minibatches, count)
+            shares = [np.array_split(rng.permutation(len(of)), steps) for of in bundles]
+            for parts in zip(*shares, strict=True):
+                yield [
+                    portion._replace(examples=[example for number in part for example in of[number]])
+                    for portion, of, part in zip(whole, bundles, parts, strict=True)
+                ]
 
     def reference_kl(self, samples: Sequence[Sample], corrected: Corrected | None = None) -> NDArray[np.float64]:
         """[M] the estimated KL(policy ‖ reference) at each sampled id, in the order of a `TurnTable`.
@@ -405,15 +463,15 @@ class Learner:
         drops = self.objective.drop_zero_episodes or (counted is not None and not counted.all())
         return [e for e in examples if e.trained.any() or not drops], mismatch
 
-    def _with_minibatch_values(self, examples: Sequence[Example], rng: np.random.Generator) -> list[Example]:
-        """The examples of a minibatch, with the values that depend on the whole minibatch.
+    def _with_minibatch_values(self, portion: Portion, rng: np.random.Generator) -> list[Example]:
+        """The examples of a minibatch, with what the loss has to know of all of them.
 
         These are the marks of a loss over minibatches, and the means of units with several samples. They need another
         forward pass, without gradients.
         """
-        mark, measured = marker(self.objective.loss), unit_measure(self.objective.loss)
-        spans = self._has_split_episodes(examples)
-        if mark is None and not spans:
+        examples, loss = portion.examples, portion.objective.loss
+        mark, measured, spans = marker(loss), unit_measure(loss), _has_split_episodes(portion)
+        if not examples or (mark is None and not spans):
             return list(examples)
         samples = [e.sample for e in examples]
         now, entropies = self._logprobs_and_entropies(samples)
@@ -433,19 +491,26 @@ class Learner:
             examples = [e._replace(unit_means=part.T) for e, part in zip(examples, parts, strict=True)]
         return list(examples)
 
-    def _step(self, examples: Sequence[Example], token_stats: TokenStats | None = None) -> dict[str, float] | None:
-        """One optimiser step; None if it was skipped."""
-        totals = self._gradients(examples, token_stats)
+    def _step(
+        self, examples: Sequence[Example], token_stats: TokenStats | None = None, others: Sequence[Portion] = ()
+    ) -> dict[str, float] | None:
+        """One optimiser step, from a part of the batch and `others`; None if it was skipped."""
+        portions = [Portion(examples, self.objective), *others]
+        totals = self._gradients(portions, token_stats)
 
-        def own_loss(example: Example) -> Tensor:
-            return self._loss([example], 1.0, defaultdict(float))
+        def own_loss(objective: Objective, example: Example) -> Tensor:
+            return self._loss([example], objective, 1.0, defaultdict(float))
 
-        loss_parts: list[LossPart] = [(e.sample.origin, partial(own_loss, e)) for e in self._with_gradient(examples)]
+        loss_parts: list[LossPart] = [
+            (e.sample.origin, partial(own_loss, portion.objective, e))
+            for portion in portions
+            for e in _with_gradient(portion)
+        ]
         clip = self.config.grad_clip
         norm = self.steps.take(self.trained.values(), [self.optimizer], clip, totals["loss"], loss_parts)
         return None if norm is None else {**totals, "grad_norm": norm, "steps": 1.0}
 
-    def _gradients(self, examples: Sequence[Example], token_stats: TokenStats | None = None) -> dict[str, float]:
+    def _gradients(self, portions: Sequence[Portion], token_stats: TokenStats | None = None) -> dict[str, float]:
         """Compute the gradients of all examples; returns the accumulated statistics.
 
         If memory runs out, everything is computed again with micro-batches of half the size, which is logged and kept
@@ -453,12 +518,12 @@ class Learner:
         ranks, since the others wait in the middle of a pass.
         """
         while True:
-            parts = self._micro_batches(examples)
+            parts = [(number, part) for number, of in enumerate(portions) for part in self._micro_batches(of)]
             try:
                 with self._layers_checkpointed():
-                    return self._accumulate(examples, parts, token_stats)
+                    return self._accumulate(portions, parts, token_stats)
             except RuntimeError as error:
-                if not _out_of_memory(error) or max(map(len, parts)) == 1 or self.parallel.ranks > 1:
+                if not _out_of_memory(error) or max(len(p) for _, p in parts) == 1 or self.parallel.ranks > 1:
                     raise
             # Outside of the handler: its traceback keeps the tensors of the failed pass alive.
             self.model.zero_grad(set_to_none=True)
@@ -478,10 +543,10 @@ class Learner:
             for layer in self.checkpointed:
                 layer.training = False
 
-    def _accumulate(
-        self, examples: Sequence[Example], parts: Sequence[Sequence[Example]], token_stats: TokenStats | None = None
-    ) -> dict[str, float]:
-        """Gradients of one pass. The divisor counts all examples, including those that need no pass of their own."""
+    def _divisor(self, examples: Sequence[Example]) -> float:
+        """The divisor of a mean loss. It counts all examples, including those that need no pass of their own."""
+        if self.objective.loss_divisor or not examples:
+            return self.objective.loss_divisor or 1.0
         masks = pad([e.sample.mask for e in examples], self.device).bool()
 
         def spread(values: Sequence[NDArray[Any]]) -> Tensor:
@@ -489,34 +554,42 @@ class Learner:
             return torch.zeros(masks.shape, dtype=flat.dtype, device=self.device).masked_scatter(masks, flat)
 
         trained, units = spread([e.trained for e in examples]), spread([e.unit_tokens for e in examples])
-        divisor = self.objective.loss_divisor or aggregation_divisor(trained, self.objective.aggregation, units)
+        return aggregation_divisor(trained, self.objective.aggregation, units)
+
+    def _accumulate(
+        self,
+        portions: Sequence[Portion],
+        parts: Sequence[tuple[int, Sequence[Example]]],
+        token_stats: TokenStats | None = None,
+    ) -> dict[str, float]:
+        """Gradients of one pass over micro-batches of the portions. All statistics but three are of the first one."""
+        divisors = [self._divisor(portion.examples) for portion in portions]
         totals = dict.fromkeys(SUMS, 0.0) | {"max_log_ratio": 0.0}
-        costs = padded_tokens([[e.sample for e in part] for part in parts])
-        for part, weight in self.parallel.passes(parts, costs):
-            own, kept = (totals, token_stats) if weight else (defaultdict[str, float](float), None)
-            loss = weight * self._loss(part, divisor, own, kept)
+        costs = padded_tokens([[e.sample for e in part] for _, part in parts])
+        for (number, part), weight in self.parallel.passes(parts, costs):
+            counts, objective = bool(weight), portions[number].objective
+            own, kept = (totals, token_stats) if counts and not number else (defaultdict[str, float](float), None)
+            loss = weight * portions[number].weight * self._loss(part, objective, divisors[number], own, kept)
             loss.backward()  # type: ignore[no-untyped-call]
-            own["loss"] += float(loss.detach())
-            own["trained_tokens"] += sum(len(e.sample.ids) for e in part)
+            if counts:
+                totals["loss"] += float(loss.detach())
+                totals["replay_loss"] += float(loss.detach()) if number else 0.0
+                totals["trained_tokens"] += sum(len(e.sample.ids) for e in part)
         self.parallel.sum_gradients(list(self.trained.values()))
         of_all = self.parallel.sum(np.array([totals[name] for name in SUMS]))
         highest = self.parallel.max(np.array([totals["max_log_ratio"]]))
         return dict(zip(SUMS, of_all.tolist(), strict=True)) | {"max_log_ratio": float(highest[0])}
 
-    def _with_gradient(self, examples: Sequence[Example]) -> list[Example]:
-        """Leave out examples without a gradient: all advantages are 0, no KL, no entropy bonus, no selected tokens."""
-        all_count = self.objective.loss_kl_coef or self.objective.entropy_coef
-        return [e for e in examples if all_count or e.advantages.any() or _selects_tokens(e.marks)]
-
-    def _micro_batches(self, examples: Sequence[Example]) -> list[list[Example]]:
-        useful = self._with_gradient(examples)
+    def _micro_batches(self, portion: Portion) -> list[list[Example]]:
+        useful = _with_gradient(portion)
         parts = micro_batches([len(e.sample.ids) for e in useful], self.micro_batch_tokens)
         return [[useful[i] for i in part] for part in parts]
 
     def _loss(
-        self, part: Sequence[Example], divisor: float, totals: dict[str, float], token_stats: TokenStats | None = None
-    ) -> Tensor:
-        objective, batch = self.objective, make_batch([e.sample for e in part], self.device)
+        self, part: Sequence[Example], objective: Objective, divisor: float, totals: dict[str, float],
+        token_stats: TokenStats | None = None,
+    ) -> Tensor:  # fmt: skip
+        batch = make_batch([e.sample for e in part], self.device)
         logprobs, entropies = sampled_logprobs(
             self.model, batch, self.config.temperature, self.dtype, entropy_gradient=objective.entropy_coef != 0
         )
@@ -559,8 +632,36 @@ class Learner:
         return sampled_logprobs(self.reference, batch, self.config.temperature, self.dtype)[0]
 
 
+def _bundles(portion: Portion) -> list[list[Example]]:
+    """The examples that stay in one optimiser step: those of one unit of the loss."""
+    if not _has_split_episodes(portion):
+        return [[example] for example in portion.examples]
+    together: dict[int, list[Example]] = defaultdict(list)
+    for example in portion.examples:
+        together[int(example.units[0])].append(example)
+    return list(together.values())
+
+
+def _has_split_episodes(portion: Portion) -> bool:
+    """Whether the loss is over episodes and some episode has several samples."""
+    if unit_of(portion.objective.loss) != "episode":  # a turn is never cut
+        return False
+    return len({int(example.units[0]) for example in portion.examples}) < len(portion.examples)
+
+
+def _with_gradient(portion: Portion) -> list[Example]:
+    """Leave out examples without a gradient: all advantages are 0, no KL, no entropy bonus, no selected tokens."""
+    all_count = portion.objective.loss_kl_coef or portion.objective.entropy_coef
+    return [e for e in portion.examples if all_count or e.advantages.any() or _selects_tokens(e.marks)]
+
+
+def _old_logprobs(samples: Sequence[Sample], corrected: Corrected | None) -> NDArray[np.float64]:
+    """[M] the log-probabilities that ratios compare with."""
+    return engine_logprobs(samples) if corrected is None else corrected.trained
+
+
 def _selects_tokens(marks: NDArray[Any] | None) -> bool:
-    """Whether the marks of a loss select some of the tokens. Marks that are numbers only scale the advantages."""
+    """Whether a loss picks some of the ids. Marks that are numbers pick none: they only scale the advantages."""
     return marks is not None and marks.dtype == np.bool_ and bool(marks.any())
 
 

@@ -800,6 +800,38 @@ def luffy_loss(
     return torch.where(demonstrated, -advantages * shaped, loss), stats
 
 
+def chord_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    demonstrated: Tensor,
+    *,
+    mu: float = 0.1,
+    eps_low: float = 0.2,
+    eps_high: float = 0.2,
+    token_weight: bool = True,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """CHORD (arXiv 2508.11408, after a third party's description): PPO's clip beside the imitation of an expert.
+
+        L = (1 - mu) clip_loss                  at the policy's own tokens
+        L = -mu A p (1 - p) logprobs            at `demonstrated` ones, p: the token's probability, without a gradient
+
+    The weight p (1 - p) is small where the policy already writes the token, and where it would hardly ever write it;
+    without `token_weight` it is 1. A is 1 for demonstrations (`algorithms.estimators.chord`). In the paper mu falls
+    during training; a loss does not know the number of the update, so here it is constant. See `luffy_loss` for
+    `demonstrated`.
+    """
+    if not 0 <= mu <= 1:
+        raise ValueError(f"algo.loss.mu must lie between 0 and 1, got {mu}")
+    own = mask & ~demonstrated
+    loss, stats = clip_loss(logprobs, old_logprobs, advantages, own, eps_low=eps_low, eps_high=eps_high, dual_clip=None)
+    seen = logprobs.masked_fill(~mask, 0.0)
+    p = seen.detach().exp()
+    imitation = -advantages * seen * (p * (1 - p) if token_weight else 1.0)
+    return torch.where(demonstrated, mu * imitation, (1 - mu) * loss), stats
+
+
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, clip: float | None = 0.5) -> Tensor:
     """The critic's loss per token, [B, T]: half the larger squared error, of the value or of the clipped value.
 

@@ -32,7 +32,8 @@ if TYPE_CHECKING:  # torch takes seconds to import, and mistakes are reported be
     import torch
 
     from agents.policies.local import LocalPolicy
-    from algorithms.learner import LearnerConfig
+    from algorithms.learner import LearnerConfig, PolicyLoss
+    from algorithms.replay import Replay
     from algorithms.trainer import Estimator, TrainerConfig
 
 Needs: TypeAlias = Mapping[Need, str]  # each need, and the part of the configuration that has it
@@ -55,6 +56,7 @@ def check_method(
     group_size: int,
     filters: Mapping[str, Filter],
     demonstrations: int = 0,
+    kl_in_reward: bool = False,
 ) -> Needs:
     """Check what the parts of a method declare, without building them. Returns what they need from the environment.
 
@@ -72,7 +74,7 @@ def check_method(
                 "at least 2"
             )
     made = {name: _declared(make) for name, make in signals.items()}
-    _check_estimator(estimator, made, group_size, demonstrations)
+    _check_estimator(estimator, made, group_size, demonstrations, kl_in_reward)
     if demonstrations and _function(player) is CandidateAgent:
         raise ValueError(
             f"algo.demonstrations={demonstrations}: a demonstration is written as text, and agent.player=candidates "
@@ -91,6 +93,15 @@ def check_aggregation(aggregation: str, loss_divisor: float | None) -> None:
         raise ValueError(
             f"algo.loss_divisor is {loss_divisor} with algo.aggregation={aggregation}; the aggregation "
             "seq-mean-token-sum-norm needs a constant, for example the token limit, and no other uses one"
+        )
+
+
+def check_reference(reference: str | None, kl_coef: float) -> None:
+    """Raises `ValueError` for a reference that nothing is measured against."""
+    if reference is not None and not kl_coef:
+        raise ValueError(
+            f"algo.reference={reference} is the model that KL is measured against, and with algo.kl_coef=0 none is: "
+            "set algo.kl_coef, or leave the reference out"
         )
 
 
@@ -132,6 +143,7 @@ def check_parts(
     config: TrainerConfig,
     pool: EnvPool,
     seed: int,
+    replay: Replay | None = None,
 ) -> Needs:
     """Build all parts of a run around a policy with few weights, and run them on a few made-up turns.
 
@@ -143,9 +155,13 @@ def check_parts(
     from algorithms.learner import Learner
     from algorithms.signals.base import make_signals
 
-    _check_options("algo.loss", learner.objective.loss)
-    if isinstance(learner.objective.loss, partial):
-        _check_options("algo.loss.of", learner.objective.loss.keywords.get("of"))
+    losses = {"algo.loss": learner.objective.loss}
+    if replay is not None and replay.loss is not None:
+        losses["algo.replay.loss"] = replay.loss
+    for place, loss in losses.items():
+        _check_options(place, loss)
+        if isinstance(loss, partial):
+            _check_options(f"{place}.of", loss.keywords.get("of"))
     with torch.random.fork_rng():
         policy = _tiny_policy(seed)
         agent = make_agent(policy, torch.Generator(policy.device))
@@ -162,8 +178,11 @@ def check_parts(
             seed,
         )
         made = make_signals(signals, context)
-    _check_loss(learner, config.demonstrations)
-    _check_estimator(estimator, made, config.group_size, config.demonstrations)
+    for place, loss in losses.items():
+        _check_loss(loss, config.demonstrations if place == "algo.loss" else 0)
+    _check_units(losses)
+    paid = bool(learner.objective.reward_kl_coef)
+    _check_estimator(estimator, made, config.group_size, config.demonstrations, paid)
     return _needs(made, config.tree_expansion, config.demonstrations, agent.needs)
 
 
@@ -192,13 +211,22 @@ def _tiny_policy(seed: int) -> LocalPolicy:
     return LocalPolicy(model.to(find_device()), tokenizer)
 
 
-def _check_loss(learner: LearnerConfig, demonstrations: int) -> None:
+def _check_units(losses: Mapping[str, PolicyLoss]) -> None:
+    """Raises `ValueError` for losses over different units: stored examples know those of the batch's loss."""
+    from algorithms.losses import unit_of
+
+    units = {place: unit_of(loss) or "turn" for place, loss in losses.items()}
+    if len({*units.values()}) > 1:
+        taken = " and ".join(f"{place} takes {unit}s" for place, unit in units.items())
+        raise ValueError(f"replayed turns have the units of algo.loss, but {taken}")
+
+
+def _check_loss(loss: PolicyLoss, demonstrations: int) -> None:
     import torch
 
     from algorithms.losses import Tokens, knows_demonstrations, make_units, marker, unit_measure
 
-    tokens = torch.zeros(2, 3)
-    loss, known = learner.objective.loss, dict[str, Any]()
+    tokens, known = torch.zeros(2, 3), dict[str, Any]()
     if knows_demonstrations(loss):
         known["demonstrated"] = tokens != 0
     elif demonstrations:
@@ -215,7 +243,9 @@ def _check_loss(learner: LearnerConfig, demonstrations: int) -> None:
     loss(tokens, tokens, tokens, tokens == 0, **known)
 
 
-def _check_estimator(estimator: Estimator, signals: Mapping[str, Signal], group_size: int, demonstrations: int) -> None:
+def _check_estimator(
+    estimator: Estimator, signals: Mapping[str, Signal], group_size: int, demonstrations: int, kl_in_reward: bool
+) -> None:
     """Raises `MissingSignalError` if the estimator reads a signal that none of `signals` provides."""
     function = _function(estimator)
     if group_size == 1 and getattr(function, "compares_attempts", False):
@@ -228,7 +258,7 @@ def _check_estimator(estimator: Estimator, signals: Mapping[str, Signal], group_
         return  # this signal does not declare what it provides
     table = _made_up_table(
         [*["demonstration"] * bool(demonstrations), *(name for turns, _ in given for name in turns or ())],
-        [name for _, tokens in given for name in tokens or ()],
+        [*["token_reward"] * kl_in_reward, *(name for _, tokens in given for name in tokens or ())],
         max(group_size, 2),
     )
     with np.errstate(all="ignore"):

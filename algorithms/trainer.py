@@ -1,6 +1,7 @@
 """The training loop: roll out, estimate, learn, log, evaluate, checkpoint.
 
     Task ──► episodes ──► TurnTable ──► estimator ──► advantages ──► loss ──► learner ──► new weights
+                                                          └──► replay ──┘  (algorithms/replay.py)
 
 All randomness of a run comes from one seed, through three streams whose states are saved: the order of tasks (a
 function of seed and epoch), the policy's sampling, and the order of samples in an update. The third stream also chooses
@@ -47,6 +48,7 @@ from algorithms.finite import NotFiniteError
 from algorithms.learner import Learner, TokenStats
 from algorithms.needs import check_dynamic_sampling, check_expert
 from algorithms.recorded import recorded_batch
+from algorithms.replay import Replay
 from algorithms.signals.base import Measurement, RolloutBatch, Signal
 from algorithms.tree_expansion import TreeExpansion
 from algorithms.turn_table import Estimate, TurnTable
@@ -150,6 +152,7 @@ class Trainer:
         evaluate: Callable[[], tuple[Metrics, float | None]],
         reporter: Reporter,
         facts: Facts | None = None,
+        replay: Replay | None = None,
     ) -> None:
         self.facts = facts or {}  # a description of the run, for its checkpoints
         self.run, self.task_set, self.manifest, self.pool = run, task_set, manifest, pool
@@ -158,7 +161,7 @@ class Trainer:
         self.config, self.seed, self.evaluate, self.reporter = config, seed, evaluate, reporter
         self.rng = np.random.default_rng(seed)
         learner.objective.check_layout(frozenset({agent.layout}), "this agent")
-        self.signals, self.parallel = signals, learner.parallel
+        self.signals, self.parallel, self.replay = signals, learner.parallel, replay
         self.keep_starts = config.tree_expansion is not None or any(
             Need.SNAPSHOTS in signal.needs for signal in self.signals.values()
         )
@@ -263,8 +266,13 @@ class Trainer:
             rate = self.learner.config.rate(self.update, self.config.progress(self.update, self.env_steps))
             self.policy.pause()
             counted = np.array(rolled_out.learns)[batch.table.episode[batch.table.token_rows]]
+            replayed = None
+            if self.replay is not None:
+                examples = self.learner.examples(batch.samples, batch.table, advantages, corrected, counted)
+                replayed, counts = self.replay.exchange(self.update, batch.table, examples)
+                measured |= counts
             learned = self.learner.update(
-                batch.samples, batch.table, advantages, self.rng, rate, corrected, counted, token_stats
+                batch.samples, batch.table, advantages, self.rng, rate, corrected, counted, token_stats, replayed
             )
         for name, signal in self.signals.items():
             with _timed(seconds, f"time/{name}_learn_s"):
@@ -433,6 +441,8 @@ class Trainer:
             "sample_order_rng": json.dumps(self.rng.bit_generator.state),
             "signals": {name: signal.state() for name, signal in self.signals.items()},
         }
+        if self.replay is not None:
+            state["replay"] = self.replay.state()
         folder = checkpoint_folder(self.run, self.update)
         model = self.learner.model
         weights = weights_to_save(model) if is_sharded(model) else None
@@ -456,7 +466,7 @@ class Trainer:
         folder = saved[-1]
         state = load_state(folder, *STATE_KEYS)
         load_weights(folder, self.learner.model)
-        if self.learner.reference is not None:
+        if self.learner.reference is not None and not self.learner.has_teacher:
             load_weights(checkpoint_folder(self.run, 0), self.learner.reference)
         try:
             self._set_state(state)
@@ -472,6 +482,8 @@ class Trainer:
         self.rng.bit_generator.state = json.loads(state["sample_order_rng"])
         for name, signal in self.signals.items():
             signal.load_state(state["signals"][name])
+        if self.replay is not None:
+            self.replay.load_state(state["replay"])
         self.update, self.tasks_drawn = int(state["update"]), int(state["tasks_drawn"])
         self.env_steps = int(state["env_steps"])
         self.best = (float(state["best"][0]), int(state["best"][1])) if state["best"] else None

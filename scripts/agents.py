@@ -136,14 +136,20 @@ def check_engine(config: DictConfig) -> None:
         check_vllm()
 
 
+def _model_parts(name: str) -> list[Path | str]:
+    """The parts of a model; none for a training run. Raises `OSError` or `ValueError` if there is no such model."""
+    path = Path(name).expanduser()
+    if not (path / "checkpoints").is_dir():
+        return find_parts(name)
+    if not checkpoints(path):
+        raise FileNotFoundError(f"the run {path} has no checkpoint yet")
+    return []
+
+
 def _check_model(config: DictConfig) -> None:
     """Raise `OSError` or `ValueError` if there is no such model, or if it cannot be used with these settings."""
-    path = Path(config.model).expanduser()
-    if (path / "checkpoints").is_dir():
-        if not checkpoints(path):
-            raise FileNotFoundError(f"the run {path} has no checkpoint yet")
+    if not (parts := _model_parts(config.model)):
         return
-    parts = find_parts(config.model)
     check_quantization(config.policy.get("quantization"))
     if config.policy.get("lora") or len(parts) > 1:
         check_peft()
@@ -167,6 +173,8 @@ def check_trained_agent(config: DictConfig) -> None:
             f"agent={choices['agent']}: leave one of them out, or choose with agent/player=…"
         )
     check_engine(config)
+    if config.algo.reference:
+        _model_parts(config.algo.reference)
     if config.resume:
         return
     if config.model:

@@ -37,7 +37,14 @@ from algorithms.checkpoint import (
     remove_after,
     update_of,
 )
-from algorithms.needs import Needs, check_aggregation, check_dynamic_sampling, check_method, check_parts
+from algorithms.needs import (
+    Needs,
+    check_aggregation,
+    check_dynamic_sampling,
+    check_method,
+    check_parts,
+    check_reference,
+)
 from algorithms.parallel import ONE_PROCESS, Parallel
 from envs.core import Manifest, TaskSet, UnknownNameError, at_a_time, counted, evaluation_splits, hold_out
 from envs.facts import Facts, differences, environment_facts, in_words, without
@@ -60,6 +67,7 @@ if TYPE_CHECKING:  # torch and transformers take seconds to import, and mistakes
     from algorithms.filters import Filter
     from algorithms.initial_policy import TinyPolicy
     from algorithms.learner import LearnerConfig
+    from algorithms.replay import Replay
     from algorithms.signals.base import MakeSignal
     from algorithms.trainer import Estimator, Metrics, Trainer, TrainerConfig
     from algorithms.tree_expansion import TreeExpansion
@@ -138,6 +146,7 @@ def _run(cfg: DictConfig, run: Path, parallel: Parallel) -> None:
 
     from algorithms.learner import Learner, check_precision
     from algorithms.memory import describe_memory
+    from algorithms.reference import load_reference
     from algorithms.signals.base import SignalContext, make_signals
     from algorithms.trainer import Trainer
 
@@ -149,6 +158,7 @@ def _run(cfg: DictConfig, run: Path, parallel: Parallel) -> None:
         LiveReporter(parts.config.updates, console, loggers) as reporter,
     ):
         trained = _start(cfg, saved, task_set, training, parts.prompter, pool, reporter, parallel)
+        teacher = load_reference(checkpoint_of(name), trained) if (name := cfg.algo.reference) else None
         console.print(describe_memory(trained.model, parts.learner, size))
         policy = parts.engine(trained)
         if policy is trained:
@@ -169,7 +179,8 @@ def _run(cfg: DictConfig, run: Path, parallel: Parallel) -> None:
         signals = make_signals(parts.signals, context)  # before the learner divides the model that they copy
         trainer = Trainer(
             run, task_set, training, pool, agent, signals, parts.estimator,
-            Learner(trained.model, parts.learner, parallel), parts.config, cfg.seed, evaluate_and_save, reporter, facts,
+            Learner(trained.model, parts.learner, parallel, teacher), parts.config, cfg.seed, evaluate_and_save,
+            reporter, facts, parts.replay,
         )  # fmt: skip
         if saved:
             trainer.resume()
@@ -227,9 +238,10 @@ class Method:
         group_size = cfg.trainer.group_size
         check_aggregation(cfg.algo.get("aggregation", ""), cfg.algo.get("loss_divisor"))
         check_dynamic_sampling(cfg.algo.dynamic_sampling, group_size)
+        check_reference(cfg.algo.reference, kl_coef := cfg.algo.get("kl_coef", 0.0))
         return check_method(
             self.player, self.signals, self.estimator, self.tree_expansion, group_size, self.filters,
-            cfg.algo.demonstrations,
+            cfg.algo.demonstrations, bool(kl_coef) and cfg.algo.get("kl_in") == "reward",
         )  # fmt: skip
 
 
@@ -244,6 +256,7 @@ class Parts:
     learner: LearnerConfig
     config: TrainerConfig
     engine: Callable[[LocalPolicy], Policy]
+    replay: Replay | None
 
     @classmethod
     def of(cls, cfg: DictConfig, method: Method) -> Parts:
@@ -265,12 +278,17 @@ class Parts:
         def agent(policy: Policy, generator: Generator) -> PolicyAgent:
             return method.player(policy, method.prompter, method.sampling, generator)
 
-        return cls(method.prompter, agent, method.signals, method.estimator, learner, config, instantiate(cfg.rollout))
+        return cls(
+            method.prompter, agent, method.signals, method.estimator, learner, config, instantiate(cfg.rollout),
+            instantiate(cfg.algo.replay),
+        )  # fmt: skip
 
     def check(self, cfg: DictConfig, task_set: TaskSet) -> Needs:
         """Check the parts before any task is played (`algorithms.needs.check_parts`)."""
         with EnvPool(task_set.make, 1, step_timeout=cfg.pool.step_timeout) as pool:  # nothing is played in it
-            return check_parts(self.agent, self.signals, self.estimator, self.learner, self.config, pool, cfg.seed)
+            return check_parts(
+                self.agent, self.signals, self.estimator, self.learner, self.config, pool, cfg.seed, self.replay
+            )
 
 
 def _describe_tasks(cfg: DictConfig, task_set: TaskSet, selection: Manifest, console: Terminal) -> None:

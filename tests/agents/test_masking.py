@@ -28,7 +28,7 @@ from agents.samples import Sample, build_samples
 from agents.scripted import RandomAgent
 from algorithms import batches
 from algorithms.batches import make_batch, sampled_logprobs
-from algorithms.learner import Learner, engine_logprobs
+from algorithms.learner import Learner, Portion, engine_logprobs
 from algorithms.turn_table import TurnTable
 from envs.pool import EnvPool
 from tests.agents.corridors import Corridors, corridor
@@ -231,7 +231,7 @@ def test_micro_batches_of_any_size_give_the_same_gradient(size: int, monkeypatch
         table = TurnTable.from_episodes([Episode(corridor(), 0, [turn]) for turn in turns])
         advantages = np.linspace(-1, 1, len(done))
         examples, _ = learner._examples(samples, table, table.per_token(advantages), engine_logprobs(samples), None)
-        learner._gradients(examples)
+        learner._gradients([Portion(examples, learner.objective)])
         gradients.append([p.grad.clone() for p in model.parameters()])
     assert max(asked) > 4
     for one, other in zip(*gradients, strict=True):

@@ -30,6 +30,7 @@ from algorithms.estimators.gae import turn_gae
 from algorithms.learner import Learner, TokenStats
 from algorithms.losses import clip_cov_loss, gspo_loss
 from algorithms.parallel import Parallel, Replicas, Shards
+from algorithms.replay import Replay
 from algorithms.signals.base import RolloutBatch, SignalContext
 from algorithms.signals.critic import Critic
 from algorithms.signals.entropy import Entropy
@@ -106,6 +107,22 @@ def signalled(parallel: Parallel, make: Callable[[SignalContext], Any], **change
     return {"weights": whole_state(policy.model), "signal": state, "columns": columns, "metrics": metrics}
 
 
+def replayed(parallel: Parallel) -> Result:
+    """The weights and the buffer after updates that replay, and whose old log-probabilities the ranks compute."""
+    policy, batch = random_policy(), played(MaskedAgent)
+    config = learner_config(micro_batch_tokens=300, correction=Correction(high=2.0))
+    learner, replay = Learner(policy.model, config, parallel), Replay(threshold=0, size=1000, warmup_updates=2)
+    rng, metrics = np.random.default_rng(1), {}
+    for update in range(UPDATES):
+        advantages = np.random.default_rng(update).normal(size=len(batch.table))
+        corrected = learner.correct(batch.samples, batch.table)
+        examples = learner.examples(batch.samples, batch.table, advantages, corrected)
+        old, counts = replay.exchange(update, batch.table, examples)
+        learns = learner.update(batch.samples, batch.table, advantages, rng, 2e-3, corrected, replayed=old)
+        metrics |= {f"{update}/{name}": value for name, value in (learns | counts).items()}
+    return {"weights": whole_state(policy.model), "replay": replay.state(), "metrics": metrics}
+
+
 CASES: dict[str, Callable[[Parallel], Result]] = {
     "plain": learned,
     "one pass, so that a rank has none": partial(learned, micro_batch_tokens=100_000),
@@ -121,6 +138,7 @@ CASES: dict[str, Callable[[Parallel], Result]] = {
     "two epochs": partial(learned, epochs=2),
     "ratios of episodes": partial(learned, loss=partial(gspo_loss, eps_low=0.2, eps_high=0.2), player=MaskedAgent),
     "ids that a minibatch picks": partial(learned, loss=partial(clip_cov_loss, share=0.1)),
+    "replay": replayed,
     "critic": partial(signalled, make=partial(Critic, learning_rate=1e-3, minibatches=2)),
     "critic on the policy": partial(signalled, make=partial(Critic, body="policy", learning_rate=1e-3)),
     "process reward": partial(signalled, make=partial(ImplicitPRM, learning_rate=1e-3)),

@@ -37,6 +37,7 @@ OWN_SETTINGS = {
     "twosome": {"gamma"},
     "dr_grpo": {"normalize_by_std", "statistics", "invalid_penalty"},
     "topr": {"normalize_by_std", "statistics", "invalid_penalty"},
+    "spear": {"normalize_by_std"},
     "psr": {"learn_from"},
     "nsr": {"learn_from"},
 }
@@ -61,7 +62,9 @@ def whole(name: str, *overrides: str) -> Any:
 @cache  # composing takes a fifth of a second
 def _whole(name: str, *overrides: str) -> Any:
     with hydra.initialize_config_module("conf", version_base="1.3"):
-        return hydra.compose("config", [f"algo={name}", *overrides])
+        return hydra.compose(
+            "config", [f"algo={name}", *(["algo.reference=FOLDER"] if name == "opd" else []), *overrides]
+        )
 
 
 @pytest.mark.parametrize("name", ["grpo", "gigpo"])
@@ -90,7 +93,7 @@ def test_parameters_in_units_of_reward_fit_a_success_of_1() -> None:
     published = {"empg", "gigpo", "grpo", "gspo", "hgpo", "istar", "reinforce_pp_baseline", "rloo"}
     published |= {"cispo", "clip_cov", "dppo", "gmpo", "kl_cov", "sapo", "vespo", "sampo"}
     published |= {"aepo", "fipo", "opsm", "resrl"}
-    published |= {"step_grpo", "turn_rloo", "hicra", "top_entropy", "s_grpo"}
+    published |= {"step_grpo", "turn_rloo", "hicra", "top_entropy", "s_grpo", "spear"}
     assert {name: penalty for name, penalty in penalties.items() if penalty} == dict.fromkeys(published, 0.01)
 
 
@@ -115,6 +118,7 @@ def test_every_method_trains(name: str, tmp_path: Path, serve: Serve) -> None:
             instantiate(whole(name).agent.player),
             groups=2, group_size=ATTEMPTS.get(name, 4), tree_expansion=algo.tree_expansion,
             dynamic_sampling=algo.dynamic_sampling, demonstrations=algo.demonstrations, minibatches=1,
+            reference=random_policy(seed=1).model if algo.reference else None, replay=algo.replay,
             **{field.name: algo[field.name] for field in fields(Objective) if field.name in algo},
         )  # fmt: skip
         trainer.train()

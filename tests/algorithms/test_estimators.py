@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from algorithms.estimators.capo import capo
+from algorithms.estimators.chord import chord
 from algorithms.estimators.dapo import dapo, overlong_penalty
 from algorithms.estimators.empg import empg
 from algorithms.estimators.fine_grained import fine_grained_gae
@@ -30,6 +31,7 @@ from algorithms.estimators.macro_actions import macro_gae
 from algorithms.estimators.mt_grpo import mt_grpo
 from algorithms.estimators.nft import nft
 from algorithms.estimators.ngrpo import ngrpo
+from algorithms.estimators.opd import opd
 from algorithms.estimators.otb import otb
 from algorithms.estimators.outcome_baselines import gpg, maxrl, opo, pass_at_k
 from algorithms.estimators.poad import archer, ntpo, poad
@@ -56,6 +58,7 @@ ESTIMATORS: dict[str, Estimator] = {
     "archer": archer,
     "bi_level_gae": partial(bi_level_gae, gamma=0.9, lam=0.8),
     "capo": capo,
+    "chord": chord,
     "dapo": partial(dapo, limit=4, buffer=2),
     "empg": empg,
     "fine_grained_gae": fine_grained_gae,
@@ -82,6 +85,8 @@ ESTIMATORS: dict[str, Estimator] = {
     "mt_grpo": mt_grpo,
     "ngrpo": ngrpo,
     "ntpo": ntpo,
+    "opd": opd,
+    "opd and outcomes": partial(opd, outcome_weight=0.5),
     "opo": opo,
     "otb": otb,
     "otb with a tail": partial(otb, zero_tail=False),
@@ -115,6 +120,7 @@ ESTIMATORS: dict[str, Estimator] = {
 COMPARES_ATTEMPTS = ["dapo", "gigpo", "grpo", "hgpo", "igpo", "igpo joint", "mt_grpo", "rloo", "tree_grpo"]
 COMPARES_ATTEMPTS += ["reinforce_pp_baseline", "gpg", "maxrl", "opo", "pass_at_k"]
 COMPARES_ATTEMPTS += ["grpo_s", "gtpo", "gtpo apart", "hicra", "luffy", "luffy all", "resrl", "turn_rloo"]
+COMPARES_ATTEMPTS += ["chord"]
 each = pytest.mark.parametrize("name", ESTIMATORS)
 
 
@@ -652,6 +658,15 @@ def test_luffy_compares_with_the_attempts_of_the_policy() -> None:
     np.testing.assert_allclose(luffy(failed), [1, 0, 0, 0], rtol=1e-5)  # not 1 / epsilon
     alone = single_turns([0, 0], [1.0, 0.0], signals={"demonstration": np.array([True, True])})
     np.testing.assert_allclose(luffy(alone, normalize_by_std=False), [0.5, -0.5])
+
+
+def test_chord_imitates_demonstrations_whatever_the_policy_earns() -> None:
+    shown = np.array([True, False, False, False])
+    for rewards in ([1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]):
+        table = single_turns([0] * 4, rewards, signals={"demonstration": shown})
+        answer = chord(table)
+        assert answer[0] == 1.0
+        np.testing.assert_array_equal(answer[1:], luffy(table)[1:])
 
 
 def test_resrl_weighs_the_tokens_of_failures() -> None:

@@ -14,7 +14,7 @@ from agents.samples import Sample
 from algorithms import learner as learner_module
 from algorithms.batches import chosen_logprobs
 from algorithms.correction import Correction
-from algorithms.learner import Learner, check_precision, engine_logprobs
+from algorithms.learner import Learner, check_precision
 from algorithms.losses import (
     aepo_loss,
     clip_cov_loss,
@@ -602,8 +602,8 @@ def test_samples_of_one_episode_stay_in_one_minibatch_if_the_loss_looks_at_episo
     batch, table, advantages = samples()
     pieces = cut(batch, [0, 1, 2, 3, 4])
     learner = Learner(random_policy().model, learner_config(minibatches=3, loss=topr_loss))
-    examples, _ = learner._examples(pieces, table, table.per_token(advantages), engine_logprobs(pieces), None, None)
-    parts = list(learner._parts(examples, np.random.default_rng(0)))
+    examples = learner.examples(pieces, table, advantages)
+    parts = [portion.examples for (portion,) in learner._portions(examples, None, np.random.default_rng(0))]
     assert sorted(id(e) for part in parts for e in part) == sorted(map(id, examples))
     episodes = [{int(e.units[0]) for e in part} for part in parts]
     assert len(parts) == 3

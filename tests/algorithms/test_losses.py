@@ -17,6 +17,7 @@ from algorithms.losses import (
     aepo_loss,
     aggregate,
     aggregation_divisor,
+    chord_loss,
     cispo_loss,
     clip_cov_loss,
     clip_loss,
@@ -55,7 +56,7 @@ TOKEN_LOSSES = [
 ]
 
 
-MARKED = [fipo_loss, aepo_loss, top_entropy_loss, s_grpo_loss, kl_cov_loss, clip_cov_loss, luffy_loss]
+MARKED = [fipo_loss, aepo_loss, top_entropy_loss, s_grpo_loss, kl_cov_loss, clip_cov_loss, luffy_loss, chord_loss]
 
 
 def tensor(values: Any) -> Tensor:
@@ -122,7 +123,11 @@ def test_masked_tokens_are_in_neither_loss_nor_gradient(
     options: Any = {"eps_low": 0.2, "eps_high": 0.2} if loss is gspo_loss else {}
     mask = torch.tensor([[True, True, False]])
     extra = (
-        {} if loss not in MARKED else {"demonstrated": mask & False} if loss is luffy_loss else {"marks": mask * 0.5}
+        {}
+        if loss not in MARKED
+        else {"demonstrated": mask & False}
+        if loss in (luffy_loss, chord_loss)
+        else {"marks": mask * 0.5}
     )
     logprobs = tensor([[-1.0, -2.0, padding]]).requires_grad_()
     old, advantages = tensor([[-1.1, -1.9, padding]]), tensor([[0.5, -0.5, advantage]])
@@ -456,6 +461,21 @@ def test_luffy_learns_unlikely_tokens_of_demonstrations_the_most() -> None:
     loss.sum().backward()  # type: ignore[no-untyped-call]
     assert logprobs.grad is not None
     np.testing.assert_allclose(logprobs.grad[0], [-0.05 * 0.1 / 0.15**2, -0.9 * 0.1 / 1.0**2, 0.0])
+
+
+@pytest.mark.parametrize(("token_weight", "weights"), [(True, [0.05 * 0.95, 0.9 * 0.1]), (False, [1.0, 1.0])])
+def test_chord_imitates_with_p_times_one_minus_p(token_weight: bool, weights: list[float]) -> None:
+    logprobs = tensor([[0.05, 0.9, 0.9]]).log().requires_grad_()
+    old, demonstrated = tensor([[np.nan, np.nan, np.log(0.8)]]), torch.tensor([[True, True, False]])
+    mask, advantages = torch.ones(1, 3, dtype=torch.bool), tensor([[1.0, 1.0, 2.0]])
+    loss, _ = chord_loss(logprobs, old, advantages, mask, demonstrated, mu=0.25, token_weight=token_weight)
+    expected = [-0.25 * w * np.log(p) for w, p in zip(weights, (0.05, 0.9), strict=True)]
+    assert loss[0].tolist() == pytest.approx([*expected, -0.75 * 2 * 0.9 / 0.8])
+    loss.sum().backward()  # type: ignore[no-untyped-call]
+    assert logprobs.grad is not None  # the weight has no gradient
+    np.testing.assert_allclose(logprobs.grad[0], [*(-0.25 * w for w in weights), -0.75 * 2 * 0.9 / 0.8])
+    with pytest.raises(ValueError, match=r"algo\.loss\.mu must lie between 0 and 1, got 1\.5"):
+        chord_loss(logprobs, old, advantages, mask, demonstrated, mu=1.5)
 
 
 def test_only_the_tokens_with_the_highest_entropies_are_learned_from() -> None:

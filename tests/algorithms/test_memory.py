@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_module
 from transformers import AutoModelForCausalLM
 
 from agents.policies.lora import Lora, add_adapters
-from algorithms.learner import Example, Learner, LearnerConfig, engine_logprobs
+from algorithms.learner import Example, Learner, LearnerConfig, Portion
 from algorithms.memory import GIGA, describe_memory, estimate_memory
 from benchmarks.gpu import SHAPES
 from tests.agents.toys import random_policy
@@ -19,13 +19,13 @@ from tests.algorithms.test_trainer import learner_config
 
 def examples_of(learner: Learner) -> list[Example]:
     batch, table, advantages = samples()
-    return learner._examples(batch, table, table.per_token(advantages), engine_logprobs(batch), None)[0]
+    return learner.examples(batch, table, advantages)
 
 
 def test_weights_gradients_and_moments_are_counted_exactly() -> None:
     policy = random_policy()
     learner = Learner(policy.model, learner_config(kl_coef=0.1))
-    learner._gradients(examples_of(learner))
+    learner._gradients([Portion(examples_of(learner), learner.objective)])
     parts = estimate_memory(policy.model, learner.config, episodes=3)
     tensors = list(policy.model.parameters())
     assert parts["weights"] == sum(t.nbytes for t in tensors)
@@ -51,7 +51,7 @@ def kept_for_backward(config: LearnerConfig) -> int:
 
     names = ("kl", "entropy", "tokens", "max_log_ratio", "clip_fraction", "approx_kl")
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), learner._layers_checkpointed():
-        learner._loss(examples, 1.0, dict.fromkeys(names, 0.0))
+        learner._loss(examples, learner.objective, 1.0, dict.fromkeys(names, 0.0))
     return sum(sizes.values())
 
 

@@ -26,11 +26,12 @@ NEEDS = {
     "fine_grained": {Need.TURN_REWARDS},
     "trace": {Need.ANSWERS},
     "luffy": {Need.EXPERT},
+    "chord": {Need.EXPERT},
     **{name: {Need.SNAPSHOTS} for name in ("vineppo", "spo_chain", "spo_tree", "tree_grpo")},
 }
 JUDGED = ["capo", "pure", "tp_grpo"]
 ALONE = {  # those that look at each attempt by itself
-    "archer", "bi_level_ppo", "fine_grained", "ma_ppo", "ntpo", "nsr", "poad", "ppo", "psr", "raft", "raft_pp",
+    "archer", "bi_level_ppo", "fine_grained", "ma_ppo", "ntpo", "nsr", "opd", "poad", "ppo", "psr", "raft", "raft_pp",
     "reinforce_pp", "spo_chain", "step_grpo", "turn_ppo", "twosome", "vineppo", "w_reinforce",
 }  # fmt: skip
 
@@ -110,6 +111,10 @@ def test_a_critic_with_an_estimator_without_returns_is_refused() -> None:
             "algo.demonstrations=1",
             "clip_loss takes the tokens of a demonstration for the policy's own; use a loss",
         ),
+        ("spear", "+algo.replay.loss.dual=1", r"unknown setting of algo\.replay\.loss 'dual'"),
+        ("spear", "algo.replay.loss._target_=algorithms.losses.gspo_loss", "unknown setting of algo.replay.loss"),
+        ("opd", "algo.kl_in=loss", r"needs the token signal 'token_reward': .*\(algo.kl_in=reward\)"),
+        ("opd", "algo.kl_coef=0", "algo.reference=FOLDER is the model that KL is measured against, and with"),
         ("luffy", "agent/player=candidates", "a demonstration is written as text, and agent.player=candidates chooses"),
     ],
 )
@@ -192,3 +197,13 @@ def test_tasks_that_fail_are_left_to_the_run() -> None:
             check_environment({Need.TURN_REWARDS: "algo.mine"}, tasks, pool)
     with EnvPool(lambda: Corridor(8), 1) as pool:
         check_environment(dict.fromkeys(Need, "algo.mine"), tasks[:1], pool)
+
+
+def test_replayed_turns_have_the_units_of_the_batchs_loss() -> None:
+    config = configured("spear")
+    OmegaConf.set_struct(config, False)
+    config.algo.replay.loss = configured("gspo").algo.loss
+    with pytest.raises(ValueError, match=r"algo\.loss takes turns and algo\.replay\.loss takes episodes"):
+        check(config)
+    config.algo.loss = config.algo.replay.loss
+    check(config)

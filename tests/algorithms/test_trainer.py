@@ -88,7 +88,7 @@ def clone(policy: LocalPolicy, pool: EnvPool, steps: int, task_set=None, episode
 
 def make_trainer(
     run: Path, pool: EnvPool, policy: LocalPolicy, updates: int, estimator=gigpo, signals=None, player=PolicyAgent,
-    **changes,
+    reference=None, replay=None, **changes,
 ) -> Trainer:  # fmt: skip
     manifest = changes.pop("manifest", Corridors().manifest("train"))
     trainer_settings = {"groups": 4, "group_size": 4, "dynamic_sampling": False, "tree_expansion": None}
@@ -102,11 +102,11 @@ def make_trainer(
         policy.model, agent, pool, torch.float32, learning.micro_batch_tokens, learning.grad_clip, config.max_turns, 0
     )
     signals = make_signals(signals or {}, context)
-    learner = Learner(policy.model, learning)
+    learner = Learner(policy.model, learning, reference=reference)
     run.mkdir(exist_ok=True)
     return Trainer(
         run, Corridors(), manifest, pool, agent, signals, estimator, learner, config, 0,
-        lambda: ({"eval/valid/success": 0.5}, 0.5), Quiet(),
+        lambda: ({"eval/valid/success": 0.5}, 0.5), Quiet(), replay=replay,
     )  # fmt: skip
 
 
