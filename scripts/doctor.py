@@ -47,7 +47,7 @@ def main() -> None:
     if not bad:  # otherwise the modules below could not be imported
         bad += report("machine", machine()) + report("data", data()) + report("disk", disk())
     if bad:
-        print(f"\n{bad} problems to fix before training is possible")
+        print(f"\n{bad} problem{'' if bad == 1 else 's'} to fix before training is possible")
         raise SystemExit(1)
     print("\nready: python -m scripts.train env=alfworld algo=gigpo")
 
@@ -73,10 +73,14 @@ def packages() -> Iterator[Finding]:
     except ModuleNotFoundError:
         yield Finding("bad", "packaging is not installed, and most other packages are probably missing too", INSTALL)
         return
+    checked = set()  # several extras may require the same package
     for needed in map(Requirement, _requirements()):
         extra = "extra" in str(needed.marker)
         if needed.marker and not any(needed.marker.evaluate({"extra": extra}) for extra in EXTRAS):
             continue
+        if (needed.name, needed.specifier) in checked:
+            continue
+        checked.add((needed.name, needed.specifier))
         try:
             found = metadata.version(needed.name)
         except metadata.PackageNotFoundError:
@@ -106,8 +110,9 @@ def _requirements() -> list[str]:
 
 def machine() -> Iterator[Finding]:
     """Check the cores, and the device that policies will use."""
-    cores = len(os.sched_getaffinity(0))
-    yield Finding("ok", f"{cores} core{'' if cores == 1 else 's'}, {platform.system()} {platform.machine()}")
+    from envs.core import counted
+
+    yield Finding("ok", f"{counted(len(os.sched_getaffinity(0)), 'core')}, {platform.system()} {platform.machine()}")
     try:
         import torch
 
@@ -117,7 +122,8 @@ def machine() -> Iterator[Finding]:
         return
     device = find_device()
     name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
-    yield Finding("ok", f"torch computes on {device}{name}, with {torch.get_num_threads()} threads on the CPU")
+    threads = counted(torch.get_num_threads(), "thread")
+    yield Finding("ok", f"torch computes on {device}{name}, with {threads} on the CPU")
 
 
 def data() -> Iterator[Finding]:
@@ -138,7 +144,13 @@ def data() -> Iterator[Finding]:
     embedded = cache_root() / "alfworld" / f"embedded-{GENERATOR_VERSION}"
     made = sorted(path.name for path in embedded.glob("[!.]*"))
     yield Finding("ok", f"embedded games: {', '.join(made) or 'none yet, they are made when they are needed'}")
-    yield Finding("ok", f"env=alfworld is {ALFWorldTasks().describe()}")
+    tasks = ALFWorldTasks()
+    lacking = [split for split in ("train", *tasks.eval_splits) if any(found.values()) and not found[split]]
+    if lacking:
+        text = f"env=alfworld is {tasks.describe()}, without {' and '.join(lacking)}: a run would end at its start"
+        yield Finding("bad", text, DOWNLOAD)
+    else:
+        yield Finding("ok", f"env=alfworld is {tasks.describe()}")
     warm = len(list((cache_root() / "warm_starts").glob("*/config.json")))
     yield Finding("ok", f"warm starts: {warm or 'none yet, the first run makes one'}")
     yield _bfcl()

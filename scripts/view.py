@@ -23,7 +23,7 @@ from rich.text import Text
 
 from agents.episode import Episode, ParseStatus, Turn
 from agents.record import read_record
-from envs.core import UnknownNameError
+from envs.core import UnknownNameError, counted
 from envs.files import files_named, write_whole
 from scripts.common import Arguments, Terminal, path_argument, printable, run
 from scripts.page import html, pack
@@ -96,7 +96,7 @@ def _page(paths: Sequence[Path], target: Path | None, port: int | None, most: in
     if target is not None:
         data = collect(paths, most)
         write_whole(target, html(pack(data)))
-        what = f"{len(data['runs'])} runs, {len(data['episodes'])} episodes"
+        what = f"{counted(len(data['runs']), 'run')}, {counted(len(data['episodes']), 'episode')}"
         console.print(f"{target}: {what}", soft_wrap=True)
         for gap in data["gaps"]:
             console.print(Text(printable(gap)), style="yellow", soft_wrap=True)

@@ -118,8 +118,9 @@ class SokobanTasks:
             kinds = "Boxoban's levels, of the splits " + ", ".join(self.splits)
         else:
             size = self._size
+            boxes = f"{size.boxes} box{'es' * (size.boxes != 1)}"
             counts = ", ".join(f"{counted(count, 'room')} in {split}" for split, count in self._counts.items())
-            kinds = f"generated: {counts}, of {size.rows}x{size.columns} with {size.boxes} of the boxes"
+            kinds = f"generated: {counts}, of {size.rows}x{size.columns} with {boxes}"
         return f"{ENV_ID}: {kinds}; shown as {self._observation}, at most {counted(self.max_turns, 'turn')}"
 
     def facts(self) -> dict[str, Any]:

@@ -643,7 +643,20 @@ def test_doctor_reports_packages_and_data(cli: Cli, monkeypatch: pytest.MonkeyPa
     assert "→ python -m scripts.download alfworld" in out
     assert "embedded games: none yet" in out
     assert "vllm" in out
+    assert out.count("✓ pydantic ") == 1  # which several extras require
     assert list(cli.folder.iterdir()) == []  # looking changes nothing
+
+
+def test_doctor_names_splits_that_training_needs(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLYTURN_CACHE", str(cli.folder / "cache"))
+    monkeypatch.setenv("POLYTURN_DATA", str(cli.folder / "data"))
+    game = cli.folder / "data/alfworld/json_2.1.1/valid_seen/a/b/game.tw-pddl"
+    game.parent.mkdir(parents=True)
+    game.touch()
+    code, out, _ = cli("doctor")
+    assert code == 1
+    assert "without train and valid_unseen: a run would end at its start" in out
+    assert "1 problem to fix" in out
 
 
 def test_doctor_finds_what_stops_a_run(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

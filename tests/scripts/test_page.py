@@ -123,7 +123,7 @@ def test_view_writes_the_page_and_chooses_in_the_terminal(
     run = str(runs / "one")
     view.main([run, "--html", str(tmp_path / "page.html")])
     page = (tmp_path / "page.html").read_text()
-    assert "1 runs, 7 episodes" in " ".join(capsys.readouterr().out.split())
+    assert "1 run, 7 episodes" in " ".join(capsys.readouterr().out.split())
     assert page.count("<script>") == 1
     assert "hacked" not in page
     assert 'http-equiv="Content-Security-Policy" content="default-src \'none\'' in page
