@@ -194,7 +194,7 @@ class Replay:
             },
             **{name: torch.from_numpy(_joined([getattr(e, name) for e in examples])) for name in OF_TOKENS},
             "nodes": torch.tensor(numbers, dtype=torch.int64),
-            "children": [[int(i) for i in node.children] for node in made],
+            "allowed": [node.ids.tolist() for node in made],
             "free_of": of_free,
             "free": [torch.from_numpy(array.copy()) for _, array in free.values()],
         }
@@ -203,9 +203,9 @@ class Replay:
         """Restore what `state` returned."""
         free = [array.numpy() for array in state["free"]]
         nodes: list[Node] = []
-        for children, number in zip(state["children"], state["free_of"], strict=True):
+        for allowed, number in zip(state["allowed"], state["free_of"], strict=True):
             node = Node(None if number < 0 else free[number])
-            node.children = dict.fromkeys(children)
+            node.children = dict.fromkeys(allowed)
             nodes.append(node)
         of_ids = {name: torch.split(state[name], state["lengths"]) for name in OF_IDS}
         of_tokens = {name: torch.split(state[name], state["tokens"]) for name in (*OF_TOKENS, "nodes")}

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from agents.agent import PolicyAgent
 from agents.candidates import CandidateAgent
-from agents.masking import MaskedAgent
+from agents.masking import Kept, MaskedAgent
 from agents.samples import Sample
 from algorithms.learner import Learner, Replayed
 from algorithms.losses import clip_cov_loss, gspo_loss
@@ -265,6 +265,21 @@ def test_the_state_holds_all_that_the_loss_reads(player: Callable[..., Any]) -> 
         results.append({name: tensor.clone() for name, tensor in learner.model.state_dict().items()})
     assert all(torch.equal(results[0][name], results[1][name]) for name in before)
     assert not all(torch.equal(results[0][name], before[name]) for name in before)
+
+
+def test_the_state_holds_the_ids_that_truncated_sampling_kept() -> None:
+    batch, learner = played(MaskedAgent), Learner(random_policy().model, learner_config(minibatches=1))
+    for sample in batch.samples:
+        sample.nodes = [
+            Kept(np.array([i, i + 1])) if on else None for i, on in zip(sample.ids, sample.mask, strict=True)
+        ]
+    replay = Replay(threshold=10_000, size=10_001)
+    replay.exchange(0, batch.table, learner.examples(batch.samples, batch.table, by_number(batch.table)))
+    assert replay.rows
+    for row, other in zip(replay.rows, restored_from(replay).rows, strict=True):
+        kept, restored = ([n and n.ids.tolist() for n in r.example.sample.nodes] for r in (row, other))
+        assert any(kept)
+        assert restored == kept
 
 
 def restored_from(replay: Replay) -> Replay:
