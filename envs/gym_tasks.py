@@ -201,7 +201,9 @@ def _type_name(value: Any) -> str:
 
 def _find_spec(env_id: str) -> EnvSpec:
     module, _, name = env_id.rpartition(":")
-    if module:
+    if ":" in env_id:
+        if not all(part.isidentifier() for part in module.split(".")):
+            raise ValueError(f"env.id={env_id}: expected a module before ':', as in folder.their_module:TheirEnv-v0")
         try:
             importlib.import_module(module)
         except ModuleNotFoundError as error:

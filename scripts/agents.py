@@ -28,7 +28,7 @@ from envs.core import Expert, Manifest, Need, TaskSet, UnknownNameError
 from envs.facts import differences
 from envs.pool import EnvPool
 from scripts.common import is_group_set_by_user
-from scripts.run_folder import override_key
+from scripts.run_folder import override_key, written
 
 if TYPE_CHECKING:  # torch takes seconds to import, and only policies need it
     from torch import Generator
@@ -165,7 +165,7 @@ def check_trained_agent(config: DictConfig) -> None:
             f"agent={choices['agent']} cannot be trained: expected an agent with a player, "
             "a prompter and sampling, such as agent=transcript, agent=candidates, agent=chat or agent=gigpo"
         )
-    asked = {override_key(override) for override in HydraConfig.get().overrides.task}
+    asked = {override_key(override) for override in written(HydraConfig.get().overrides.task)}
     replaced = choices["agent"] in PLAYERS and choices["agent/player"] != choices["agent"]
     if replaced and "agent" in asked and "agent/player" not in asked:
         raise ValueError(  # the method's player would replace the agent's without a message

@@ -33,7 +33,7 @@ from envs.facts import key_of
 from scripts.agents import POLICY, WITHOUT_MODEL, check_agent, model_of
 from scripts.common import explain, prepare
 from scripts.evaluate import evaluate_in, facts_of
-from scripts.run_folder import end_with_parent, locked, quoted
+from scripts.run_folder import end_with_parent, locked, quoted, written
 
 CELLS, LOG = "cells", "log.txt"
 
@@ -201,7 +201,7 @@ def _cell(
 # -- playing them -----------------------------------------------------------------------------------------------------
 def launch(cells: Sequence[Cell], folder: Path) -> None:
     """Play the cells with Hydra's launcher, and set `error` of those that failed."""
-    asked = [str(o) for o in HydraConfig.get().overrides.hydra]
+    asked = written(HydraConfig.get().overrides.hydra)
     chosen = [o for o in asked if o.startswith(("hydra/launcher=", "hydra.launcher.", "hydra.searchpath="))]
     with_dir = [*chosen, "hydra/hydra_logging=quiet", f"hydra.sweep.dir={quoted(folder)}"]
     running = GlobalHydra.instance().hydra

@@ -28,11 +28,18 @@ from types import FrameType
 from typing import Any, NoReturn, TypeAlias, cast
 
 import hydra
+import yaml
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+)
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
@@ -43,7 +50,7 @@ from algorithms.launch import Launch
 from envs import plugin_configurations
 from envs.core import UnknownNameError
 from envs.facts import Facts, differences
-from scripts.run_folder import PARENT, Command, end_with_parent, override_key, quoted, remove_traces
+from scripts.run_folder import PARENT, Command, end_with_parent, override_key, quoted, remove_traces, written
 from scripts.settings import OUR_PACKAGES, check_added_keys, check_settings, shown
 from scripts.targets import check_targets, settings_of
 
@@ -60,6 +67,7 @@ LAUNCHERS = {  # beginning of the name of a launcher of Hydra -> the package tha
     "joblib": "'polyturn[parallel]'",
     "submitit": "'polyturn[slurm]'",
 }
+KEY_VALUE = "expected KEY=VALUE, as in env=alfworld; --help shows the keys"
 FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 
@@ -83,7 +91,8 @@ def command(config_name: str) -> Callable[[Job], Callable[[], None]]:
                     remove_traces(Path(hydra_cfg.runtime.output_dir))
                 if hydra_cfg.mode == RunMode.RUN:
                     raise SystemExit(_report(error, config_name)) from error
-                print(f"job {hydra_cfg.job.num} ({hydra_cfg.job.override_dirname}) failed", file=sys.stderr)
+                given = ",".join(written(hydra_cfg.overrides.task))
+                print(f"job {hydra_cfg.job.num} ({given}) failed", file=sys.stderr)
                 raise _ReportedError(_report(error, config_name)) from error
 
         launch = hydra.main(version_base="1.3", config_path="pkg://conf", config_name=config_name)(job)
@@ -99,6 +108,9 @@ def command(config_name: str) -> Callable[[Job], Callable[[], None]]:
 
 def prepare(cfg: DictConfig, config_name: str) -> None:
     """Check the configuration of a command, and make its folders absolute."""
+    for mode in ("run", "sweep"):
+        if not HydraConfig.get()[mode].dir:  # it would be the working directory
+            raise ValueError(f"hydra.{mode}.dir must be a folder, got an empty text")
     check_settings(cfg, config_name)
     check_added_keys(cfg, config_name)
     check_targets(cfg)
@@ -133,6 +145,7 @@ class _ReportedError(Exception):
 def run(main: Callable[[], None], config_name: str = "") -> None:
     """Call `main`. Its exceptions become messages and exit codes (see the module)."""
     old = {number: signal.signal(number, _end) for number in _deadly_signals()}
+    _open_streams()
     _prepare_process()
     try:
         main()
@@ -151,6 +164,20 @@ def run(main: Callable[[], None], config_name: str = "") -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         for number, handler in old.items():
             signal.signal(number, handler)
+
+
+def _open_streams() -> None:
+    """Open stdin, stdout and stderr on the null device if they are closed (`<&-`, `>&-`), as with `/dev/null`.
+
+    A file of the command would get the descriptor of a closed stream, and what is printed would be in it.
+    """
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
 
 
 def _prepare_process() -> None:
@@ -217,7 +244,9 @@ def _check_options() -> None:
 
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign]
-    parser.parse_args()
+    for override in parser.parse_args().overrides:
+        if override.startswith("="):
+            raise ValueError(f"cannot read {override!r}: {KEY_VALUE}")
 
 
 def _resumed(arguments: list[str], name: str) -> list[str]:
@@ -291,6 +320,12 @@ def explain(error: BaseException, config_name: str = "", overrides: Sequence[str
             return _explain_configuration(error, config_name, overrides)
         case ValueError() if text.startswith("Config group override must be"):
             return _no_option(text)
+        case yaml.YAMLError():
+            return f"a configuration file is damaged: {_one_line(text)}"
+        case UnicodeDecodeError() if file := _configuration_file(error):
+            return f"{file} is damaged: {text}"
+        case FileExistsError(filename=str() as name) if not Path(name).is_dir():
+            return f"{name} is not a folder, and this command needs one with this name"
         case OSError(errno=errno.ENOSPC):
             what = error.filename or "stdout"  # errors of files have a name, see `envs.files.naming`
             return f"the disk is full: {what} could not be written; free some space and try again"
@@ -300,6 +335,14 @@ def explain(error: BaseException, config_name: str = "", overrides: Sequence[str
             return _one_line(text)
         case ValueError() | TypeError() | ImportError() if _raised_for_the_user(error):
             return _one_line(text)
+    return None
+
+
+def _configuration_file(error: Exception) -> str | None:
+    """The file of a configuration that Hydra was reading when it raised; its own error does not name it."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_name == "load_config" and "full_path" in frame.f_locals:
+            return str(frame.f_locals["full_path"])
     return None
 
 
@@ -350,11 +393,16 @@ def _explain_configuration(
             hint = f"to have it: pip install {brings[0]}" if brings else ""
             return str(UnknownNameError(group, option, error.options, hint)) if error.options else _one_line(text)
         case OverrideParseException(override=override) if "=" not in override and not override.startswith("~"):
-            return f"cannot read {override!r}: expected KEY=VALUE, as in env=alfworld; --help shows the keys"
+            return f"cannot read {override!r}: {KEY_VALUE}"
         case OverrideParseException(override=override):
-            return f"cannot read the override {override!r}: {text.splitlines()[0]}"
-    unknown = re.search(r"Could not override '(.+?)'", text)
-    return str(_unknown_key(unknown[1], config_name, overrides)) if unknown else _one_line(text)
+            quotes = "a text with special characters needs quotes, as in \"task='a, b'\""
+            return f"cannot read the override {override!r}: {text.splitlines()[0]}; {quotes}"
+        case ConfigCompositionException(__cause__=Exception() as cause) if text.startswith("Error merging override"):
+            return f"{text}: {str(cause).splitlines()[0]}"
+    if unknown := re.search(r"Could not override '(.+?)'", text):
+        return str(_unknown_key(unknown[1], config_name, overrides))
+    what = _one_line(text) or type(error).__name__
+    return f"{file} is damaged: {what}" if (file := _configuration_file(error)) else what
 
 
 def _one_line(text: str) -> str:

@@ -159,8 +159,8 @@ def read_run(folder: Path) -> Run:
             choices,
             {key: value for key, value in config.items() if key not in LEFT_OUT},
             steps=np.cumsum(taken),
-            success=np.array([u["rollout/success"] for u in updates]),
-            score=np.array([u["rollout/score"] for u in updates]),
+            success=np.array([u["rollout/success"] for u in updates], float),
+            score=np.array([u["rollout/score"] for u in updates], float),
             evaluations={
                 split: [line[key] for line in evaluated if key in line]
                 for key in names
@@ -171,6 +171,8 @@ def read_run(folder: Path) -> Run:
         )
     except KeyError as error:
         raise ValueError(f"{folder}: an update in metrics.jsonl has no {error}") from error
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{folder / 'metrics.jsonl'}: expected numbers: {error}") from error
 
 
 def _last_outcomes(folder: Path) -> dict[str, dict[str, float]]:
@@ -209,11 +211,12 @@ def configuration(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is damaged: {error}") from error
     try:
-        choices = documents[0]["hydra"]["runtime"]["choices"]
+        choices = dict(documents[0]["hydra"]["runtime"]["choices"])
         flat = dict(_flat(documents[1]))
-    except (KeyError, TypeError, AttributeError) as error:
+        int(flat.get("seed", 0))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{folder / '.hydra'} has no configuration of scripts.train ({error!r})") from error
-    return {group: name for group, name in choices.items() if not group.startswith("hydra/")}, flat
+    return {group: name for group, name in choices.items() if not str(group).startswith("hydra/")}, flat
 
 
 def _flat(config: Mapping[str, Any], parent: str = "") -> dict[str, Any]:

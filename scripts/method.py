@@ -7,6 +7,7 @@ the last turn, and whether several attempts reach the same states.
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -27,6 +28,7 @@ from envs.pool_env import error_line
 from scripts.agents import check_tasks, check_trained_agent
 from scripts.common import command
 from scripts.doctor import Finding, report
+from scripts.run_folder import written
 from scripts.train import Method, Parts
 
 TASKS, ATTEMPTS, TURNS = 6, 4, 20  # of random play
@@ -44,7 +46,7 @@ def main(cfg: DictConfig) -> None:
     if bad:
         print(f"\n{counted(bad, 'problem')}: the method cannot be trained like this")
         raise SystemExit(1)
-    print("\nready: python -m scripts.train " + " ".join(HydraConfig.get().overrides.task))
+    print("\nready: python -m scripts.train " + shlex.join(written(HydraConfig.get().overrides.task)))
 
 
 def requirements(cfg: DictConfig, task_set: TaskSet, manifest: Manifest) -> Iterator[Finding]:

@@ -21,12 +21,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf, read_write
+from omegaconf import DictConfig, ListConfig, OmegaConf, read_write
 
 from algorithms.launch import Launch
 from envs.core import cache_root
@@ -151,9 +151,17 @@ def override_key(override: str) -> str:
     return override.lstrip("+~").partition("=")[0]
 
 
+def written(overrides: list[str]) -> list[str]:
+    """Overrides of Hydra's configuration as the user wrote them, with `${key}` and `${oc.env:SECRET}` unresolved.
+
+    Iteration over them would resolve these, and raise for an unknown key.
+    """
+    return cast(list[str], OmegaConf.to_container(cast(ListConfig, overrides)))
+
+
 def _is_set_by_user(key: str, config: DictConfig) -> bool:
-    given = (*config.hydra.overrides.hydra, *config.hydra.overrides.task)
-    return any(str(override).startswith(f"{key}=") for override in given)
+    given = (*written(config.hydra.overrides.hydra), *written(config.hydra.overrides.task))
+    return any(override.startswith(f"{key}=") for override in given)
 
 
 def quoted(path: Path | str) -> str:
@@ -230,8 +238,8 @@ class Command:
     def of_this_process(cls, name: str) -> Command:
         """The current command, including the overrides that `resume=RUN` added."""
         hydra = HydraConfig.get()
-        overrides = [str(o) for o in hydra.overrides.hydra if str(o).startswith("hydra.searchpath=")]
-        overrides += [str(o) for o in hydra.overrides.task if not str(o).startswith("resume=")]
+        overrides = [o for o in written(hydra.overrides.hydra) if o.startswith("hydra.searchpath=")]
+        overrides += [o for o in written(hydra.overrides.task) if not o.startswith("resume=")]
         sources = hydra.runtime.config_sources
         return cls(name, overrides, [source.path for source in sources if source.provider == "command-line"])
 

@@ -21,7 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from envs.core import UnknownNameError
-from scripts.run_folder import override_key
+from scripts.run_folder import override_key, written
 
 OUR_PACKAGES = ("envs", "agents", "algorithms", "scripts")
 GROUPS = {  # configuration of a command -> the groups that it needs
@@ -682,7 +682,7 @@ def check_added_keys(config: DictConfig, command: str) -> None:
     overrides = HydraConfig.get().overrides
     texts = OmegaConf.to_yaml(config) + OmegaConf.to_yaml(overrides)  # the run folder's name may contain a key
     of_algo = {key.split(".")[1] for key in SETTINGS if key.startswith("algo.")} | {"probability_mask"}
-    for override in overrides.task:
+    for override in written(overrides.task):
         key, *rest = override_key(override).split(".")
         if not override.startswith("+") or key not in config:  # it chooses from a group
             continue

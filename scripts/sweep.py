@@ -28,7 +28,7 @@ from envs.core import counted
 from scripts.cells import Cell, launch, plan_cells
 from scripts.common import Terminal, command
 from scripts.leaderboard import NAMES, named_cells, read_cells, write_leaderboard
-from scripts.run_folder import Command, in_shell, locked, override_key
+from scripts.run_folder import Command, in_shell, locked, override_key, written
 
 POLL_S = 0.5  # seconds between readings of the files of episodes
 
@@ -94,9 +94,8 @@ def _run(cfg: DictConfig, folder: Path) -> None:
 def _same_command(folder: Path) -> str:
     """The shell command that continues the sweep in the folder."""
     this_command = Command.of_this_process("sweep")
-    hydra = [
-        str(o) for o in HydraConfig.get().overrides.hydra if str(o).startswith(("hydra/launcher=", "hydra.launcher."))
-    ]
+    of_hydra = written(HydraConfig.get().overrides.hydra)
+    hydra = [o for o in of_hydra if o.startswith(("hydra/launcher=", "hydra.launcher."))]
     given = [o for o in this_command.overrides if override_key(o) != "sweep.dir"]
     folders = [f"--config-dir={path}" for path in this_command.config_dirs]
     words = ["python", "-m", "scripts.sweep", *folders, *given, *hydra]

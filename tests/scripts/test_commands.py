@@ -432,15 +432,49 @@ def test_a_warning_is_a_line_without_a_date(cli: Cli) -> None:
         (["env=gym", "env.id=x", "env.kwargs={kind: y}"], "add each by itself: '+env.kwargs.NAME=VALUE'"),
         (["agent=random", "+env.rooms=3"], "unknown setting of env 'rooms'; known: none"),
         (["resume=nowhere"], "nothing to resume in nowhere"),
+        (["=3"], "cannot read '=3': expected KEY=VALUE"),
+        (["split=a(b"], "needs quotes"),
+        (["hydra.run.dir="], "hydra.run.dir must be a folder, got an empty text"),
+        (["hydra.run.dir=null"], "hydra.run.dir' is not Optional"),
+        (["agent=random", "hydra.run.dir=file"], "file is not a folder"),
         (["-m", "resume=nowhere"], "resumes one run, so it cannot be used with --multirun"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_what_exists(cli: Cli, arguments: list[str], message: str) -> None:
+    (cli.folder / "file").touch()
     code, _, err = cli("evaluate", *CORRIDOR[:2], *([] if "env=" in arguments[0] else CORRIDOR[2:]), *arguments)
     assert code == 2
     assert message in err
     assert err.startswith("error: ")
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xff: [", "can't decode byte 0xff"), (b"a: b: c", "mapping values are not allowed"), (b"a: *b", "alias 'b'"),
+        (b"a: 1\na: 2", "duplicate key a"), (b"a: ${", "damaged"), (b"null: 3", "damaged"),
+    ],
+)  # fmt: skip
+def test_a_damaged_configuration_file_is_named(cli: Cli, content: bytes, message: str) -> None:
+    file = cli.folder / "c" / "env" / "mine.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(content)
+    code, _, err = cli("evaluate", "--config-dir=c", "env=mine", "agent=random")
+    assert (code, err.count("\n"), str(file) in err, message in err) == (2, 1, True, True), err
+
+
+@pytest.mark.filterwarnings("error")
+def test_overrides_are_stored_as_they_were_written(cli: Cli) -> None:
+    """What `${oc.env:…}` stands for may be a secret. A key that does not exist leaves no folder."""
+    cli.monkeypatch.setenv("SPLIT", "train")
+    run = cli.evaluate("agent=random", "split=${oc.env:SPLIT}", "limit=1")
+    assert "split=${oc.env:SPLIT}" in json.loads((run / "command.json").read_text())["overrides"]
+    assert "split=${oc.env:SPLIT}" in (run / ".hydra" / "overrides.yaml").read_text()
+    assert cli("evaluate", f"resume={run}")[0] == 0
+    code, _, err = cli("evaluate", *CORRIDOR, "agent=random", "max_turns=${nothing}")
+    assert (code, "Interpolation key 'nothing' not found" in err, err.count("\n")) == (2, True, 1), err
+    assert not (cli.folder / "outputs").exists()
 
 
 def test_bugs_have_a_traceback_and_mistakes_only_with_full_errors(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,10 +128,14 @@ def test_a_folder_that_is_no_run_is_named_and_the_others_are_compared(
         "binary": ("metrics.jsonl", b"\xff\xfe\n", "line 1"),
         "listed": ("metrics.jsonl", "[1]\n", "line 1"),
         "old": ("metrics.jsonl", '{"update": 1, "rollout/success": 1}\n', "rollout/env_steps"),
+        "text": ("metrics.jsonl", '{"update": 1, "rollout/success": "x", "rollout/env_steps": 1, "rollout/score": 1}\n',
+                 "expected numbers"),
+        "seeds": (".hydra/config.yaml", "seed: [1]", ".hydra"),
+        "choice": (".hydra/hydra.yaml", "hydra: {runtime: {choices: 3}}\n", ".hydra"),
         "cut": (".hydra/config.yaml", "a: [1", "config.yaml"),
         "other": (".hydra/hydra.yaml", "a: 1\n", ".hydra"),
         "empty": (".hydra/config.yaml", "", ".hydra"),
-    }
+    }  # fmt: skip
     for name, (file, content, _) in bad.items():
         run = a_run(tmp_path / name)
         (run / file).write_bytes(content if isinstance(content, bytes) else content.encode())

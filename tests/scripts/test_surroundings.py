@@ -49,6 +49,12 @@ def test_folders_with_the_names_of_packages_are_ignored(tmp_path: Path, package:
     assert "not solved (stopped)" in done.stdout
 
 
+def test_closed_streams_are_like_the_null_device(tmp_path: Path) -> None:
+    command = ["sh", "-c", 'exec "$@" <&- >&-', "sh", sys.executable, "-m", "scripts.play", "env=key_corridor"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_characters_that_stdout_cannot_encode_are_escaped(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "scripts.evaluate", "env=search", "env.embedded_people=48", "agent=random", "limit=2",
