@@ -249,6 +249,8 @@ class Command:
         path = run / COMMAND
         try:
             command = cls(**json.loads(path.read_bytes()))
+            if not all(isinstance(text, str) for text in (*command.overrides, *command.config_dirs)):
+                raise TypeError("overrides and config_dirs must be lists of texts")
         except FileNotFoundError:
             raise FileNotFoundError(
                 f"nothing to resume in {run}: expected the folder of a run, with {COMMAND} in it"

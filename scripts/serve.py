@@ -101,6 +101,8 @@ def _listen(host: str, port: int) -> socket.socket:
     """A bound socket. It is made before anything is loaded, so a port in use raises `OSError` at once."""
     if not 0 <= port <= 65_535:
         raise ValueError(f"--port must be from 0 to 65535, got {port}")
+    if not host:  # a socket would listen on all addresses
+        raise ValueError(f"--host must be an address, such as {LOOPBACK}, or 0.0.0.0 for all of this machine")
     try:
         return socket.create_server((host, port))
     except OSError as error:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from algorithms.estimators.groups import compares_attempts
-from algorithms.estimators.luffy import luffy
+from algorithms.estimators.luffy import compare_with_own
 from algorithms.estimators.steps import step
 from algorithms.turn_table import TurnTable
 
@@ -21,6 +21,8 @@ from algorithms.turn_table import TurnTable
 @compares_attempts
 def chord(table: TurnTable, *, normalize_by_std: bool = True, epsilon: float = 1e-6) -> NDArray[np.float64]:
     """One advantage per turn, [N]. Needs the signal `demonstration`. Statistics are over episodes."""
-    compared = luffy(table, normalize_by_std=normalize_by_std, epsilon=epsilon)
-    shown = table.signal("demonstration").astype(np.bool_)
-    return step("credit", "where(demonstration, 1, advantage)", np.where(shown, 1.0, compared))
+    compared = compare_with_own(
+        table, compare_with="own", normalize_by_std=normalize_by_std, epsilon=epsilon, result="compared"
+    )
+    shown = step("shown", "", table.signal("demonstration").astype(np.bool_), meaning="turns of a demonstration")
+    return step("advantage", "where(shown, 1, compared)", np.where(shown, 1.0, compared))

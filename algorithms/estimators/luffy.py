@@ -31,6 +31,15 @@ def luffy(
 
     Raises `UnknownNameError` for another `compare_with`.
     """
+    return compare_with_own(
+        table, compare_with=compare_with, normalize_by_std=normalize_by_std, epsilon=epsilon, result="advantage"
+    )
+
+
+def compare_with_own(
+    table: TurnTable, *, compare_with: str, normalize_by_std: bool, epsilon: float, result: str
+) -> NDArray[np.float64]:
+    """`luffy`, with the name `result` in the steps."""
     if compare_with not in COMPARED_WITH:
         raise UnknownNameError("compare_with", compare_with, COMPARED_WITH)
     scores, groups = episode_returns(table), group_numbers(table)
@@ -42,11 +51,9 @@ def luffy(
         named=Naming("difference", "R", counted="counted"),
     )  # fmt: skip
     if not normalize_by_std:
-        return step("advantage", "difference", differences)
+        return step(result, "difference", differences)
     count = np.bincount(groups, weights=counted)
     variance = np.bincount(groups, weights=differences**2 * counted) / np.maximum(count - 1, 1)
     std = np.where((count == 1) | (variance == 0.0), 1.0, np.sqrt(variance))
     step("std_of_task", "", std[groups], meaning="std of R over the compared turns; 1 if it is 0 or there is only one")
-    return step(
-        "advantage", "difference / (std_of_task + epsilon)", differences / (std + epsilon)[groups], epsilon=epsilon
-    )
+    return step(result, "difference / (std_of_task + epsilon)", differences / (std + epsilon)[groups], epsilon=epsilon)

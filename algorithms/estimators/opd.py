@@ -17,7 +17,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from algorithms.estimators.grpo import grpo
+from algorithms.estimators.groups import episode_advantages, episode_scores
 from algorithms.estimators.steps import step
 from algorithms.turn_table import TurnTable
 
@@ -28,13 +28,13 @@ def opd(
     """One advantage per token, [M]. Needs the token signal `token_reward`. The last two settings are GRPO's."""
     taught = table.token_signal("token_reward").astype(np.float64)
     if not outcome_weight:
-        return step("credit", "token_reward", taught)
+        return step("advantage", "token_reward", taught)
     others = {name: values for name, values in table.token_signals.items() if name != "token_reward"}
-    compared = grpo(
-        replace(table, token_signals=others), normalize_by_std=normalize_by_std, statistics=statistics,
-        invalid_penalty=0.0,
+    alone = replace(table, token_signals=others)
+    of_outcome = episode_advantages(
+        alone, episode_scores(alone, 0.0), statistics=statistics, divide_by_std=normalize_by_std, epsilon=1e-6,
+        result="of_outcome",
     )  # fmt: skip
-    return step(
-        "credit", "token_reward + outcome_weight * advantage", taught + outcome_weight * table.per_token(compared),
-        outcome_weight=outcome_weight,
-    )  # fmt: skip
+    advantages = taught + outcome_weight * table.per_token(of_outcome)
+    formula = "token_reward + outcome_weight * of_outcome"
+    return step("advantage", formula, advantages, outcome_weight=outcome_weight)

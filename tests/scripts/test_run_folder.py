@@ -174,6 +174,8 @@ def test_a_complete_evaluation_is_not_changed(cli: Cli) -> None:  # noqa: F811
         (None, f"expected the folder of a run, with {COMMAND} in it"),
         ("", f"{COMMAND} is damaged"),
         ('{"name": "evaluate"}', f"{COMMAND} is damaged"),
+        ('{"name": "evaluate", "overrides": [3], "config_dirs": []}', f"{COMMAND} is damaged"),
+        ('{"name": "evaluate", "overrides": [], "config_dirs": null}', f"{COMMAND} is damaged"),
         (json.dumps({"name": "train", "overrides": [], "config_dirs": []}), "is a run of scripts.train"),
     ],
 )

@@ -199,6 +199,7 @@ def test_the_command_serves_on_this_machine_alone(
     [
         (["retriever", "--port", "PORT"], "the port is in use; choose others with --host and --port"),
         (["mcp", "--http", "--port", "PORT", "env=key_corridor"], "the port is in use"),
+        (["retriever", "--host", ""], "--host must be an address, such as 127.0.0.1"),
         (["retriever", "--port", "99999"], "--port must be from 0 to 65535, got 99999"),
         (["mcp", "--http", "--port", "-1", "env=key_corridor"], "--port must be from 0 to 65535, got -1"),
         (["retriever", "--topk", "0"], "--topk must be from 1 to --most-topk"),
