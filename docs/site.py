@@ -62,8 +62,8 @@ def site_pages() -> dict[str, str]:
 
 
 def assets() -> list[Path]:
-    """Pictures, and pages of runs."""
-    return [path for path in (ROOT / "docs").rglob("*") if path.suffix in (".png", ".html")]
+    """Pictures, pages of runs, and their data."""
+    return [path for path in (ROOT / "docs").rglob("*") if path.suffix in (".png", ".html", ".json")]
 
 
 def place_of(name: str) -> str:
