@@ -1,14 +1,15 @@
 """Build the documentation's site into build/site/html: `python docs/site.py`.
 
 The pages of docs/ are the site's pages. This script adds what Zensical cannot make of them: the reference from
-docstrings, pages of configuration files and examples that pages link to, the navigation from docs/README.md, and
-llms.txt (llmstxt.org) with the pages' Markdown beside them. Zensical then builds strictly, so a link that leads nowhere
-is an error. Nothing is imported, and no network is used.
+docstrings, pages of configuration files and examples that pages link to, pages of runs (`scripts.page`), the navigation
+from docs/README.md, and llms.txt (llmstxt.org) with the pages' Markdown beside them. Zensical then
+builds strictly, so a link that leads nowhere is an error. No network is used.
 """
 
 from __future__ import annotations
 
 import ast
+import base64
 import json
 import re
 import shutil
@@ -16,12 +17,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+from scripts.page import html
+
 ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build" / "site"
 PACKAGES = ("polyturn", "envs", "agents", "algorithms", "scripts")
 PLACES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".sbatch": "bash"}
 INDEX = "docs/README.md"  # its lists are the navigation
+RUNS = ".json.gz"  # data of a page of runs
 LINK = re.compile(r"(?<!!)\[((?:[^][`]|`[^`]*`)+)\]\(([^)\s]+)\)")
 
 
@@ -34,6 +38,7 @@ def main() -> None:
         there = BUILD / "pages" / shown.relative_to(ROOT / "docs")
         there.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(shown, there)
+    write(BUILD / "pages", run_pages())
     settings = (ROOT / "zensical.toml").read_text(encoding="utf-8")
     (BUILD / "zensical.toml").write_text(settings.replace("[project]\n", f"[project]\nnav = {navigation(pages)}\n", 1))
     command = [sys.executable, "-m", "zensical", "build", "--strict", "-f", str(BUILD / "zensical.toml")]
@@ -62,8 +67,19 @@ def site_pages() -> dict[str, str]:
 
 
 def assets() -> list[Path]:
-    """Pictures, pages of runs, and their data."""
-    return [path for path in (ROOT / "docs").rglob("*") if path.suffix in (".png", ".html", ".json")]
+    """Pictures, and data of laboratories."""
+    return [path for path in (ROOT / "docs").rglob("*") if path.suffix in (".png", ".json")]
+
+
+def run_pages() -> dict[str, str]:
+    """The page of each file with data of runs, by its place in the site."""
+    files_of_data = (ROOT / "docs").rglob(f"*{RUNS}")
+    return {
+        f"{path.relative_to(ROOT / 'docs').as_posix().removesuffix(RUNS)}.html": html(
+            base64.b64encode(path.read_bytes()).decode()
+        )
+        for path in files_of_data
+    }
 
 
 def place_of(name: str) -> str:
@@ -82,6 +98,8 @@ def linked(text: str, name: str, places: dict[str, str]) -> str:
         whole = (ROOT / name).parent.joinpath(path).resolve()
         if whole in assets():
             return found[0]
+        if path.endswith(RUNS) and whole.is_file():
+            return f"[{shown}]({path.removesuffix(RUNS)}.html)"
         target = whole.relative_to(ROOT).as_posix()
         if target.startswith("tests/") or target == "LICENSE":
             return shown  # nobody reads it in a site
