@@ -65,16 +65,8 @@ logger = logging.getLogger(__name__)
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 KL_PLACES = ("loss", "reward")
 LARGEST_EXPONENT = 700.0  # exp() of it still fits into a float
-SUMS = (
-    "loss",
-    "replay_loss",
-    "kl",
-    "entropy",
-    "clip_fraction",
-    "approx_kl",
-    "tokens",
-    "trained_tokens",
-)  # over the passes of a step
+# Over the passes of a step.
+SUMS = ("loss", "replay_loss", "kl", "entropy", "clip_fraction", "approx_kl", "tokens", "trained_tokens")
 
 
 def check_precision(precision: str, device: torch.device) -> torch.dtype:
@@ -334,10 +326,8 @@ class Learner:
         sums, skipped = defaultdict[str, float](float), 0
         for number, portions in enumerate(self._portions(examples, replayed, rng)):
             in_first_epoch = number < self.config.minibatches  # another rank may compute it in the next
-            part, *others = (
-                portion._replace(examples=self._with_minibatch_values(portion, rng)) for portion in portions
-            )
-            totals = self._step(part.examples, token_stats if in_first_epoch else None, others)
+            ready = [portion._replace(examples=self._with_minibatch_values(portion, rng)) for portion in portions]
+            totals = self._step(ready, token_stats if in_first_epoch else None)
             if token_stats is not None and number == 0:
                 token_stats.end_first_step()
             if totals is None:
@@ -346,17 +336,7 @@ class Learner:
             if number == 0 and totals["tokens"] and not mismatch:
                 mismatch["mismatch/kl"] = totals["approx_kl"] / totals["tokens"]
                 mismatch["mismatch/max_ratio"] = _exp(totals["max_log_ratio"])
-            for name in (
-                "loss",
-                "replay_loss",
-                "kl",
-                "entropy",
-                "clip_fraction",
-                "tokens",
-                "grad_norm",
-                "steps",
-                "trained_tokens",
-            ):
+            for name in (*SUMS, "grad_norm", "steps"):
                 sums[name] += totals[name]
         metrics = {"train/skipped_steps": float(skipped)} if skipped else {}
         if replayed is not None and sums["steps"]:
@@ -491,11 +471,8 @@ class Learner:
             examples = [e._replace(unit_means=part.T) for e, part in zip(examples, parts, strict=True)]
         return list(examples)
 
-    def _step(
-        self, examples: Sequence[Example], token_stats: TokenStats | None = None, others: Sequence[Portion] = ()
-    ) -> dict[str, float] | None:
-        """One optimiser step, from a part of the batch and `others`; None if it was skipped."""
-        portions = [Portion(examples, self.objective), *others]
+    def _step(self, portions: Sequence[Portion], token_stats: TokenStats | None = None) -> dict[str, float] | None:
+        """One optimiser step, from a part of the batch first; None if it was skipped."""
         totals = self._gradients(portions, token_stats)
 
         def own_loss(objective: Objective, example: Example) -> Tensor:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from envs.core import Manifest, NoDataError, Task, UnknownNameError, counted, hash_tasks
+from envs.listed_tasks import ListedTasks
 from envs.mcp.env import ENV_ID, McpEnv, check_tools
 from envs.search.tasks import read_questions
 from envs.seed_tasks import SeedTasks
@@ -63,28 +64,18 @@ def _listing(session: McpSession, split: str | None, first: int, count: int) -> 
     return None if answer.is_error or not fits else listing
 
 
-class OfferedTasks:
+class OfferedTasks(ListedTasks):
     """Tasks that a server lists."""
 
     env_id = ENV_ID
 
     def __init__(self, server: McpServer, limits: SessionLimits, listing: Mapping[str, Any], max_turns: int) -> None:
-        self.server, self._limits, self.max_turns = server, limits, max_turns
-        self.offers: str = listing["env"]
-        self.splits: Sequence[str] = [str(split) for split in listing["splits"]]
-        self.eval_splits: Sequence[str] = [str(split) for split in listing.get("evaluation_splits", ())]
-        self._tasks: dict[str, dict[str, Task]] = {}
-        self._manifests: dict[str, Manifest] = {}
+        splits, evaluated = (list(map(str, listing.get(key, ()))) for key in ("splits", "evaluation_splits"))
+        super().__init__(listing["env"], splits, evaluated, max_turns)
+        self.server, self._limits = server, limits
 
-    def manifest(self, split: str) -> Manifest:
-        """The tasks of a split, with the hash that the server gives."""
-        if split not in self.splits:
-            raise UnknownNameError(f"split of {self.env_id}", split, self.splits)
-        if split not in self._manifests:
-            self._manifests[split] = self._fetch(split)
-        return self._manifests[split]
-
-    def _fetch(self, split: str) -> Manifest:
+    def fetch(self, split: str) -> tuple[Manifest, dict[str, Task]]:
+        """See `ListedTasks`; the hash is the server's."""
         found: list[Mapping[str, Any]] = []
         with open_session(self.server, self._limits) as session:
             while True:
@@ -95,20 +86,11 @@ class OfferedTasks:
                 if not page["listed"] or len(found) >= page["tasks"]:
                     break
         tasks = {row["id"]: _offered(split, row) for row in found}
-        self._tasks[split] = tasks
-        return Manifest(self.env_id, split, tuple(sorted(tasks)), page["sha256"], page.get("official_tasks"))
-
-    def task(self, split: str, task_id: str) -> Task:
-        self.manifest(split)
-        if task_id not in self._tasks[split]:
-            raise UnknownNameError(f"task of {self.env_id} {split}", task_id, self._tasks[split])
-        return self._tasks[split][task_id]
+        manifest = Manifest(self.env_id, split, tuple(sorted(tasks)), page["sha256"], page.get("official_tasks"))
+        return manifest, tasks
 
     def make(self) -> McpEnv:
         return _make(self.server, self._limits, self.max_turns)
-
-    def expert(self) -> None:
-        """None: there is no expert."""
 
     def describe(self) -> str:
         return f"{self.env_id}: {self.offers} of {self.server}; at most {counted(self.max_turns, 'turn')}"

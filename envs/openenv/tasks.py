@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from envs.core import Manifest, NoDataError, Task, UnknownNameError, counted, hash_tasks
+from envs.listed_tasks import ListedTasks
 from envs.openenv.env import ENV_ID, MAX_TURNS, OpenEnvEnv
 from envs.seed_tasks import SeedTasks
 
@@ -23,7 +24,7 @@ def openenv_tasks(
     train_tasks: int = 1000,
     valid_tasks: int = 100,
     call_timeout: float = 60.0,
-) -> ListedTasks | SeededTasks:
+) -> OfferedTasks | SeededTasks:
     """The tasks that a server lists; otherwise seeds.
 
     `action` and `observation` name fields of text, None: the only ones that the server's schemas have. `max_turns` None
@@ -39,7 +40,7 @@ def openenv_tasks(
     names: list[str] = server.get("list_environments", missing=[])
     splits = server.get(f"{names[0]}/splits", missing=[]) if names else []
     if splits:
-        return ListedTasks(server, names[0], splits, fields, max_turns or splits[0].get("max_turns") or MAX_TURNS)
+        return OfferedTasks(server, names[0], splits, fields, max_turns or splits[0].get("max_turns") or MAX_TURNS)
     return SeededTasks(server, fields, max_turns or MAX_TURNS, train_tasks, valid_tasks)
 
 
@@ -82,7 +83,7 @@ def _text_field(url: str, kind: str, name: str | None, schema: Mapping[str, Any]
     )
 
 
-class ListedTasks:
+class OfferedTasks(ListedTasks):
     """Tasks of a server with OpenEnv's Task API."""
 
     env_id = ENV_ID
@@ -90,33 +91,28 @@ class ListedTasks:
     def __init__(
         self, server: Server, name: str, splits: Sequence[Mapping[str, Any]], fields: Mapping[str, str], max_turns: int
     ) -> None:
-        self._server, self.offers, self._fields, self.max_turns = server, name, dict(fields), max_turns
         self._about = {split["name"]: split for split in splits}
-        self.splits: Sequence[str] = list(self._about)
-        self.eval_splits: Sequence[str] = [split["name"] for split in splits if split.get("evaluation")]
-        self._tasks: dict[str, dict[str, Task]] = {}
-        self._manifests: dict[str, Manifest] = {}
+        evaluated = [split["name"] for split in splits if split.get("evaluation")]
+        super().__init__(name, list(self._about), evaluated, max_turns)
+        self._server, self._fields = server, dict(fields)
 
-    def manifest(self, split: str) -> Manifest:
-        """The tasks of a split, with the hash that the server gives, or that of what it lists."""
-        if split not in self.splits:
-            raise UnknownNameError(f"split of {self.env_id}", split, self.splits)
-        if split not in self._manifests:
-            rows = list(self._rows(split))
-            ids = [str(row.get("id", f"{index:06d}")) for index, row in enumerate(rows)]
-            payloads = [{"type": row.get("type", ""), "arguments": {"split": split, "index": index}}
-                        for index, row in enumerate(rows)]  # fmt: skip
-            about = self._about[split]
-            contents = zip(ids, (json.dumps(row, sort_keys=True).encode() for row in rows), strict=True)
-            self._tasks[split] = {
-                task_id: Task(task_id, ENV_ID, split, int(row.get("seed", 0)), payload)
-                for task_id, row, payload in zip(ids, rows, payloads, strict=True)
-            }
-            self._manifests[split] = Manifest(
-                self.env_id, split, tuple(sorted(ids)), about.get("sha256") or hash_tasks(contents),
-                about.get("official_tasks"),
-            )  # fmt: skip
-        return self._manifests[split]
+    def fetch(self, split: str) -> tuple[Manifest, dict[str, Task]]:
+        """See `ListedTasks`; the hash is the server's, or that of what it lists."""
+        rows = list(self._rows(split))
+        ids = [str(row.get("id", f"{index:06d}")) for index, row in enumerate(rows)]
+        payloads = [{"type": row.get("type", ""), "arguments": {"split": split, "index": index}}
+                    for index, row in enumerate(rows)]  # fmt: skip
+        about = self._about[split]
+        contents = zip(ids, (json.dumps(row, sort_keys=True).encode() for row in rows), strict=True)
+        manifest = Manifest(
+            self.env_id, split, tuple(sorted(ids)), about.get("sha256") or hash_tasks(contents),
+            about.get("official_tasks"),
+        )  # fmt: skip
+        tasks = {
+            task_id: Task(task_id, ENV_ID, split, int(row.get("seed", 0)), payload)
+            for task_id, row, payload in zip(ids, rows, payloads, strict=True)
+        }
+        return manifest, tasks
 
     def _rows(self, split: str) -> Iterator[Mapping[str, Any]]:
         total: int = self._server.get(f"{self.offers}/num_tasks", {"split": split})["num_tasks"]
@@ -125,17 +121,8 @@ class ListedTasks:
             for row in self._server.get(f"{self.offers}/task_range", page)["tasks"]:
                 yield row if isinstance(row, Mapping) else {"task": row}
 
-    def task(self, split: str, task_id: str) -> Task:
-        self.manifest(split)
-        if task_id not in self._tasks[split]:
-            raise UnknownNameError(f"task of {self.env_id} {split}", task_id, self._tasks[split])
-        return self._tasks[split][task_id]
-
     def make(self) -> OpenEnvEnv:
         return _make(self._server, self._fields, self.max_turns)
-
-    def expert(self) -> None:
-        """None: there is no expert."""
 
     def describe(self) -> str:
         return f"{self.env_id}: {self.offers} of {self._server.url}; at most {counted(self.max_turns, 'turn')}"

@@ -64,7 +64,7 @@ def test_a_step_whose_loss_is_not_finite_is_skipped_and_the_others_are_taken(val
     assert "skipped a step of the policy" in caplog.text
     assert "from episode 2 of task 'task-2'" in caplog.text
     step, taken = expected._step, []
-    expected._step = lambda e, *_: None if 7.0 in e[0].advantages else (taken.append(1), step(e))[1]
+    expected._step = lambda p, *_: None if 7.0 in p[0].examples[0].advantages else (taken.append(1), step(p))[1]
     without = expected.update(batch, table, advantages, np.random.default_rng(0), 1e-3)
     assert len(taken) == 4
     assert metrics == without

@@ -477,7 +477,7 @@ def test_every_pass_sees_all_samples_in_an_order_of_its_own() -> None:
     learner = Learner(random_policy().model, learner_config(minibatches=5, epochs=3))
     seen: list[list[int]] = []
     step = learner._step
-    learner._step = lambda examples, *_: (seen.append(examples[0].sample.ids), step(examples))[1]
+    learner._step = lambda portions, *_: (seen.append(portions[0].examples[0].sample.ids), step(portions))[1]
     learner.update(batch, table, advantages, np.random.default_rng(0), 1e-3)
     passes = [seen[i : i + 5] for i in range(0, 15, 5)]
     assert all(sorted(ids) == sorted(sample.ids for sample in batch) for ids in passes)

@@ -18,7 +18,7 @@ from envs.conformance import TaskSetConformance
 from envs.core import INFO_KEYS, NoDataError, TaskSet, UnknownNameError
 from envs.key_corridor.env import KeyCorridorTasks
 from envs.openenv.env import OpenEnvEnv, OpenEnvError
-from envs.openenv.tasks import ListedTasks, SeededTasks, Server, _text_field, openenv_tasks
+from envs.openenv.tasks import OfferedTasks, SeededTasks, Server, _text_field, openenv_tasks
 from envs.services import ServiceError
 from tests.engines import needs_package
 
@@ -71,7 +71,7 @@ class TestConformance(TaskSetConformance):
     def _server(self, corridor: str) -> None:
         self.url = corridor
 
-    def make_task_set(self) -> ListedTasks | SeededTasks:
+    def make_task_set(self) -> OfferedTasks | SeededTasks:
         return openenv_tasks(self.url)
 
 
