@@ -32,7 +32,7 @@ from agents.episode import Episode, Start, Turn
 from envs.checks import clean_text
 from envs.core import MissingDataError, NoDataError, StopReason, Task
 from envs.pool import EnvFailure, EnvPool, Outcome
-from envs.pool_env import error_line
+from envs.pool_env import error_line, place_of
 from envs.services import ServiceError
 
 MOST_TRIES = 3  # of an episode whose environment was lost when another one ended their process
@@ -105,7 +105,7 @@ def check_environment(episodes: Sequence[Episode]) -> None:
     if 2 * len(errors) > len(episodes):
         raise BrokenEnvironmentError(
             f"errors of the environment ended {len(errors)} of {len(episodes)} episodes; the first was: "
-            f"{error_line(errors[0])}\n{errors[0]}"
+            f"{error_line(errors[0])}{place_of(errors[0])}; python -m scripts.check examines an environment"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import time
 import traceback
 from collections.abc import Callable
@@ -81,8 +82,19 @@ def error_line(error: str) -> str:
     first = error.strip().partition("\n")[0]
     if not first.startswith(TRACEBACK):
         return first.removesuffix(" It is in")
-    last_of_chain = error.partition("\nand closing it failed too:")[0].rpartition(TRACEBACK)[2]
-    return next((line for line in last_of_chain.splitlines()[1:] if line.strip() and not line.startswith(" ")), first)
+    return next((line for line in _last_stack(error) if line.strip() and not line.startswith(" ")), first)
+
+
+def place_of(error: str) -> str:
+    """Where the exception of a traceback was raised, in brackets; empty for a text without a stack."""
+    places = [match for line in _last_stack(error) if (match := re.match(r'  File "(.+)", line (\d+)', line))]
+    return f" ({places[-1][1]}, line {places[-1][2]})" if places else ""
+
+
+def _last_stack(error: str) -> list[str]:
+    """The lines of the last stack in a chain of exceptions; none without a stack."""
+    _, found, stack = error.partition("\nand closing it failed too:")[0].rpartition(TRACEBACK)
+    return stack.splitlines()[1:] if found else []
 
 
 def no_episode(slot: int) -> Outcome:

@@ -118,7 +118,7 @@ def check_agent(config: DictConfig) -> None:
     check_engine(config)
     if "prompter" in config.agent:
         _compare_with_training(config, Path(model).expanduser())
-    _check_model(config)
+    check_model(config)
 
 
 def check_engine(config: DictConfig) -> None:
@@ -146,7 +146,7 @@ def _model_parts(name: str) -> list[Path | str]:
     return []
 
 
-def _check_model(config: DictConfig) -> None:
+def check_model(config: DictConfig) -> None:
     """Raise `OSError` or `ValueError` if there is no such model, or if it cannot be used with these settings."""
     if not (parts := _model_parts(config.model)):
         return
@@ -178,7 +178,7 @@ def check_trained_agent(config: DictConfig) -> None:
     if config.resume:
         return
     if config.model:
-        _check_model(config)
+        check_model(config)
         if config.policy.get("_target_") == TINY and is_group_set_by_user("policy"):
             raise ValueError(
                 f"model={config.model} is the model to train, and policy=tiny creates another one: leave one of them "

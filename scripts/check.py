@@ -12,13 +12,12 @@ import traceback
 from collections.abc import Callable
 from functools import partial
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from envs import conformance
 from envs.conformance import ENV_RULES, TASK_SET_RULES, ConformanceError, check_env_rule, check_task_set_rule
-from envs.core import NoDataError, TaskSet, counted
-from scripts.common import Terminal, command, printable
+from envs.core import NoDataError, counted
+from scripts.common import Terminal, command, make_task_set, printable
 from scripts.doctor import MARKS
 
 
@@ -27,15 +26,12 @@ def main(cfg: DictConfig) -> None:
     """Check the task set and its environments."""
     console = Terminal(soft_wrap=True)
 
-    def make() -> TaskSet:
-        return instantiate(cfg.env)
-
-    task_set = make()
+    task_set = make_task_set(cfg)
     console.print(task_set.describe())
     subject = conformance.subject_of(task_set)
     checks: dict[str, Callable[[], None]] = {
         **{rule: partial(check_env_rule, rule, subject) for rule in ENV_RULES},
-        **{rule: partial(check_task_set_rule, rule, make) for rule in TASK_SET_RULES},
+        **{rule: partial(check_task_set_rule, rule, partial(make_task_set, cfg)) for rule in TASK_SET_RULES},
     }
     texts, broken = rule_texts(), 0
     for number, (rule, check) in enumerate(checks.items(), start=1):

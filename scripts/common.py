@@ -41,14 +41,16 @@ from hydra.errors import (
     OverrideParseException,
 )
 from hydra.types import RunMode
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 from rich.console import Console
 
 import conf
+from agents.rollout import BrokenEnvironmentError
 from algorithms.launch import Launch
 from envs import plugin_configurations
-from envs.core import UnknownNameError
+from envs.core import TaskSet, UnknownNameError
 from envs.facts import Facts, differences
 from scripts.run_folder import PARENT, Command, end_with_parent, override_key, quoted, remove_traces, written
 from scripts.settings import OUR_PACKAGES, check_added_keys, check_settings, shown
@@ -122,6 +124,17 @@ def _make_absolute(cfg: DictConfig) -> None:
     for key in FOLDER_SETTINGS:
         if isinstance(folder := OmegaConf.select(cfg, key), str):
             OmegaConf.update(cfg, key, os.path.abspath(os.path.expanduser(folder)))
+
+
+def make_task_set(cfg: DictConfig) -> TaskSet:
+    """The task set of a configuration. Raises `TypeError` if `env._target_` makes something else."""
+    made = instantiate(cfg.env)
+    if missing := [name for name in vars(TaskSet) if name[0] != "_" and not hasattr(made, name)]:
+        raise TypeError(
+            f"env._target_ is {cfg.env._target_}, which makes no task set: it has no {', no '.join(missing)}; "
+            "docs/environments/your_own.md shows one"
+        )
+    return made
 
 
 class Arguments(argparse.ArgumentParser):
@@ -311,7 +324,7 @@ def explain(error: BaseException, config_name: str = "", overrides: Sequence[str
     text = str(error)
     match error:
         case InstantiationException():
-            inner = explain(error.__cause__) if error.__cause__ else _one_line(text)
+            inner = _explain_target(error, text)
             where = re.search(r"full_key: (\S+)", text)
             return f"in {where[1]}: {inner}" if where and inner else inner
         case ImportError() if install := _to_install(error):
@@ -331,11 +344,23 @@ def explain(error: BaseException, config_name: str = "", overrides: Sequence[str
             return f"the disk is full: {what} could not be written; free some space and try again"
         case OSError(strerror=str() as reason, filename=str() as name):
             return f"{reason}: {name}{_set_by(name)}"
-        case OSError() | UnknownNameError():
+        case OSError() | UnknownNameError() | BrokenEnvironmentError():
             return _one_line(text)
         case ValueError() | TypeError() | ImportError() if _raised_for_the_user(error):
             return _one_line(text)
     return None
+
+
+def _explain_target(error: InstantiationException, text: str) -> str | None:
+    """The message for an error in a call of a `_target_`, with its place if the target is another project's."""
+    if (cause := error.__cause__) is None:
+        return _one_line(text)
+    target = re.search(r"'(\w+)(\.[\w.]*)'", text)
+    if (message := explain(cause)) is not None or target is None or target[1] in OUR_PACKAGES:
+        return message
+    frames = traceback.extract_tb(cause.__traceback__)
+    place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+    return f"{target[1]}{target[2]} raised {type(cause).__name__}: {_one_line(str(cause))}{place}"
 
 
 def _configuration_file(error: Exception) -> str | None:

@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.markdown import Markdown
@@ -39,7 +38,7 @@ from envs.files import naming, write_whole
 from envs.pool import EnvPool
 from envs.pool_env import error_line
 from scripts.agents import Model, check_agent, check_tasks, make_agent, model_of, needs_of_agent
-from scripts.common import Terminal, command, compare_machines, machine, plain, printable, versions
+from scripts.common import Terminal, command, compare_machines, machine, make_task_set, plain, printable, versions
 from scripts.run_folder import Command, in_shell, locked, resume_command
 
 
@@ -59,7 +58,7 @@ def evaluate_in(cfg: DictConfig, run: Path) -> int:
     check_agent(cfg)
     this_command = Command.of_this_process("evaluate")
     console = Terminal(soft_wrap=True)
-    task_set: TaskSet = instantiate(cfg.env)
+    task_set = make_task_set(cfg)
     console.print(task_set.describe())
     cfg.split = cfg.split or evaluation_splits(task_set)[0]
     manifest = task_set.manifest(cfg.split)

@@ -32,13 +32,13 @@ from typing import cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 import conf
 from agents.evaluation import Evaluation
 from envs.core import UnknownNameError
-from scripts.common import Terminal, command
+from scripts.agents import check_model
+from scripts.common import Terminal, command, make_task_set
 from scripts.lab_report import NOT_RUN, Ending, LabRun, Variant, read_runs, write_report, write_tuning
 from scripts.run_folder import PARENT, Command, locked, override_key, quoted, resume_command
 from scripts.settings import check_settings
@@ -117,7 +117,7 @@ def _run(cfg: DictConfig, folder: Path) -> None:
     console.print(f"{len(jobs)} runs in {folder}: {len(finished)} are finished already{from_files}")
     missing = [job for job in jobs if job.variant not in endings]
     if missing and cfg.lab.processes:
-        instantiate(cfg.env).manifest(cfg.split)  # without tasks every run would fail
+        make_task_set(cfg).manifest(cfg.split)  # without tasks every run would fail
     this_command.save(folder, cfg)
     try:
         if cfg.lab.processes:
@@ -156,7 +156,10 @@ def _jobs(cfg: DictConfig, folder: Path, this_command: Command) -> Iterator[Job]
     tuned = tuned_settings(HydraConfig.get().runtime.choices["env"], this_command.config_dirs)
     methods = {algo: [f"algo={algo}", *tuned.get(algo, []), *shared] for algo in cfg.algos}
     for overrides in methods.values():
-        check_settings(hydra.compose("config", overrides), "config")  # as scripts.train does
+        composed = hydra.compose("config", overrides)
+        check_settings(composed, "config")  # as scripts.train does
+        if composed.model:
+            check_model(composed)
     if cfg.lab.baseline not in cfg.algos and not cfg.lab.rates:
         raise UnknownNameError("lab.baseline", cfg.lab.baseline, list(cfg.algos))
     for algo, overrides in methods.items():

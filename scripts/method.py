@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from agents.agent import Agent
@@ -26,7 +25,7 @@ from envs.core import TURN_KEYS, Info, Manifest, Need, TaskSet, at_a_time, count
 from envs.pool import EnvPool
 from envs.pool_env import error_line
 from scripts.agents import check_tasks, check_trained_agent
-from scripts.common import command
+from scripts.common import command, make_task_set
 from scripts.doctor import Finding, report
 from scripts.run_folder import written
 from scripts.train import Method, Parts
@@ -37,7 +36,7 @@ TASKS, ATTEMPTS, TURNS = 6, 4, 20  # of random play
 @command("doctor")
 def main(cfg: DictConfig) -> None:
     """Print what the method needs, and what the environment has. Raises `SystemExit(1)` if something is missing."""
-    task_set: TaskSet = instantiate(cfg.env)
+    task_set = make_task_set(cfg)
     manifest = task_set.manifest(cfg.split)
     choices = HydraConfig.get().runtime.choices
     print(task_set.describe())

@@ -11,7 +11,6 @@ import time
 from typing import Any
 
 import gymnasium as gym
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.columns import Columns
 from rich.console import Console
@@ -24,7 +23,7 @@ from agents.parsing import SLOT
 from agents.scripted import HumanAgent
 from envs.core import Info, Task, TaskSet, UnknownNameError, evaluation_splits
 from scripts.agents import check_agent, check_tasks, make_agent, model_of, needs_of_agent
-from scripts.common import Terminal, command, printable
+from scripts.common import Terminal, command, make_task_set, printable
 from scripts.view import result, show_goal
 
 HELP = "enter an action or its number; ? for help, :undo to take back a turn, :q to stop"
@@ -36,7 +35,7 @@ def main(cfg: DictConfig) -> None:
     console = Terminal()
     if cfg.get("agent"):
         check_agent(cfg)
-    task_set: TaskSet = instantiate(cfg.env)
+    task_set = make_task_set(cfg)
     task = find_task(task_set, cfg.split or evaluation_splits(task_set)[0], str(cfg.task))
     if cfg.get("agent"):
         check_tasks(needs_of_agent(cfg.agent), cfg, task_set, task_set.manifest(task.split))

@@ -21,12 +21,11 @@ from argparse import Namespace
 from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Any
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from envs.core import TaskSet
 from envs.search.retrieval import RETRIEVERS, RetrieverSpec, open_retriever
-from scripts.common import Arguments, command, path_argument, run
+from scripts.common import Arguments, command, make_task_set, path_argument, run
 
 if TYPE_CHECKING:
     from envs.served import ServerLimits
@@ -79,6 +78,8 @@ def serve_retriever(args: Namespace) -> None:
         from envs.search.generate import embedded_world
 
         corpus = embedded_world(args.people).corpus
+    if args.model and args.retriever == "bm25":
+        raise ValueError("--model is for --retriever dense and hybrid; bm25 has no model")
     retriever = open_retriever(RetrieverSpec(args.retriever, corpus, model=args.model))
     limits = Limits(default_k=args.topk, most_k=args.most_topk, deadline=args.deadline)
     facts = retriever.facts()
@@ -160,7 +161,7 @@ def serve_environment(args: Namespace) -> None:
     @command("serve")
     def serve(cfg: DictConfig) -> None:
         with redirect_stdout(sys.stderr):  # stdout is for messages alone
-            task_set: TaskSet = instantiate(cfg.env)
+            task_set = make_task_set(cfg)
             print(task_set.describe(), flush=True)
         if listening is None:
             _serve_stdio(task_set, limits)

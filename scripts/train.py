@@ -29,6 +29,7 @@ from agents.record import SUFFIX, Record, write_record
 from agents.rollout import BrokenEnvironmentError, Job, check_data, rollout
 from agents.source import agents_hash
 from algorithms.checkpoint import (
+    RUN,
     checkpoint_folder,
     checkpoints,
     keep_newest,
@@ -46,12 +47,13 @@ from algorithms.needs import (
     check_reference,
 )
 from algorithms.parallel import ONE_PROCESS, Parallel
+from envs.checksums import DamagedError
 from envs.core import Manifest, TaskSet, UnknownNameError, at_a_time, counted, evaluation_splits, hold_out
 from envs.facts import Facts, differences, environment_facts, in_words, without
 from envs.files import read_json_lines, remove_whole, write_whole
 from envs.pool import EnvPool
 from scripts.agents import check_tasks, check_trained_agent, checkpoint_of
-from scripts.common import Terminal, command, compare_machines, is_set_by_user, machine, plain, versions
+from scripts.common import Terminal, command, compare_machines, is_set_by_user, machine, make_task_set, plain, versions
 from scripts.curve import PICTURES, SELECTION, draw_pictures, is_success
 from scripts.live import LiveReporter
 from scripts.loggers import make_loggers
@@ -108,7 +110,8 @@ def _run(cfg: DictConfig, run: Path, parallel: Parallel) -> None:
         raise ValueError(
             f"{run} contains a run already; resume it: {resume_command('train', run)}; or choose another hydra.run.dir"
         )
-    task_set: TaskSet = instantiate(cfg.env)
+    parallel.first(partial(_written, run))  # refused before anything is loaded
+    task_set = make_task_set(cfg)
     console = Terminal(soft_wrap=True, quiet=not parallel.is_first)
     if parallel.ranks > 1:
         console.print(parallel.describe())
@@ -315,14 +318,18 @@ def _choose_splits(cfg: DictConfig, task_set: TaskSet) -> None:
             )
 
 
+def _written(run: Path) -> list[Path]:
+    """What a run has written there besides checkpoints. Raises `ValueError` if these files are not of a run."""
+    found = [path for name in ("metrics.jsonl", "episodes", "evaluations") if (path := run / name).exists()]
+    if found and not (run / COMMAND).is_file():
+        raise ValueError(f"{run} contains files that are not of a training run; choose another hydra.run.dir")
+    return found
+
+
 def _clear(run: Path) -> None:
     """Remove the files of a run that ended before its first checkpoint."""
-    owned = [run / name for name in ("metrics.jsonl", "episodes", "evaluations")]
-    if any(path.exists() for path in owned) and not (run / COMMAND).is_file():
-        raise ValueError(f"{run} contains files that are not of a training run; choose another hydra.run.dir")
-    for path in owned:
-        if path.exists():
-            remove_whole(path)
+    for path in _written(run):
+        remove_whole(path)
 
 
 # -- the facts of a run -----------------------------------------------------------------------------------------------
@@ -349,6 +356,10 @@ def _facts(cfg: DictConfig, task_set: TaskSet, training: Manifest) -> Facts:
 
 def _compare(before: Facts, now: Facts, console: Terminal) -> None:
     """Print the allowed changes since the last start. Raises `ValueError` for all others."""
+    if missing := sorted(now.keys() - before.keys()):
+        raise DamagedError(
+            f"{RUN} of the newest checkpoint is damaged, or of another version: it has no {', no '.join(missing)}"
+        )
     shared = before["manifests"].keys() & now["manifests"].keys()  # other splits may be evaluated
     both = [{**facts, "manifests": {split: facts["manifests"][split] for split in shared}} for facts in (before, now)]
     refused, allowed = [], []

@@ -38,6 +38,9 @@ UNSUPPORTED = frozenset({
 })  # fmt: skip
 
 
+_TALK = [{"role": role, "content": "…"} for role in ("user", "assistant", "user")]
+
+
 class ModelError(OSError):
     """There is no such model, or it cannot be loaded."""
 
@@ -108,13 +111,14 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def check_chat_template(parts: Sequence[Path | str]) -> None:
-    """Raises `ModelError` if the `parts` of a model are folders, and none of them has a chat template that can be read.
+    """Raises `ModelError` if the `parts` of a model are folders, and none of them has a chat template that works.
 
-    Whether a template works shows when it is used; a mistake in its syntax is found here, before torch is imported.
+    Mistakes in its syntax and templates that raise for a conversation are found here, before torch is imported.
+    `agents.chat` checks what the templates write.
     """
     folders = [part for part in parts if isinstance(part, Path) and part.is_dir()]
     for folder in folders:
-        _check_syntax(folder)
+        _check_template(folder)
     if len(folders) < len(parts) or any(map(_has_chat_template, folders)):
         return  # or it is not known: GGUF files and models of a hub are read later
     raise ModelError(f"{folders[-1]} {NO_CHAT_TEMPLATE}")
@@ -127,8 +131,8 @@ def _has_chat_template(folder: Path) -> bool:
     return path.is_file() and bool(_read_json(path).get("chat_template"))
 
 
-def _check_syntax(folder: Path) -> None:
-    from jinja2 import Environment, TemplateSyntaxError
+def _check_template(folder: Path) -> None:
+    from jinja2 import TemplateError, TemplateSyntaxError, UndefinedError
 
     path, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
     template: Any
@@ -138,12 +142,19 @@ def _check_syntax(folder: Path) -> None:
         path, template = config, _read_json(config).get("chat_template") if config.is_file() else None
     if not isinstance(template, str):
         return
-    try:  # with the extensions of transformers; its `generation` only marks a part of the text
-        Environment(extensions=["jinja2.ext.loopcontrols"]).parse(
-            re.sub(r"{%-?\s*(end)?generation\s*-?%}", "", template)
-        )
-    except TemplateSyntaxError as error:
-        raise ModelError(f"{path}: line {error.lineno} of the chat template is wrong: {error.message}") from error
+    from transformers.utils.chat_template_utils import render_jinja_template  # without torch
+
+    reasons = []
+    for conversation in (_TALK, [{"role": "system", "content": "…"}, *_TALK]):  # many templates have no system role
+        try:
+            render_jinja_template([conversation], chat_template=template)
+        except TemplateSyntaxError as error:
+            raise ModelError(f"{path}: line {error.lineno} of the chat template is wrong: {error.message}") from error
+        except Exception as error:  # templates are programs: they may raise anything
+            reasons.append(error)
+    # Other errors than the template's own may come from names that the tokenizer, which is loaded later, defines.
+    if len(reasons) == 2 and isinstance(reasons[0], TemplateError) and not isinstance(reasons[0], UndefinedError):
+        raise ModelError(f"{path}: the chat template fails: {' '.join(str(reasons[0]).split())}") from reasons[0]
 
 
 def check_quantization(quantization: str | None) -> None:

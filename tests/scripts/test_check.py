@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,28 @@ class Spoilt(gym.Env):
 
 
 gym.register("Spoilt-v0", Spoilt, max_episode_steps=8)
+"""
+RAISES = """
+class Raises:
+    def __init__(self):
+        self.key = {}["missing"]
+
+
+class Nothing:
+    env_id = "Nothing-v0"
+"""
+BROKEN = """
+import gymnasium as gym
+
+
+class Broken(gym.Env):
+    action_space = observation_space = gym.spaces.Text(max_length=80)
+
+    def reset(self, *, seed=None, options=None):
+        return {}["boom"]
+
+
+gym.register("Broken-v0", Broken, max_episode_steps=8)
 """
 
 
@@ -74,3 +97,41 @@ def test_a_class_that_is_not_an_environment_is_refused_in_one_line(cli: Cli) -> 
     code, _, err = cli("check", "env=gym", "env.id=CartPole-v1")
     assert (code, err.count("\n")) == (2, 1), err
     assert "expected an environment with text actions" in err
+
+
+@pytest.mark.parametrize("command", [["check"], ["train"], ["evaluate", "agent=random"]])
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("Raises", "in env: theirs.Raises raised KeyError: 'missing' ({file}, line 4)"),
+        ("Nothing", "env._target_ is theirs.Nothing, which makes no task set: it has no splits, no max_turns, no"),
+    ],
+)
+def test_an_error_in_the_class_of_another_project_is_one_line_with_its_place(
+    cli: Cli,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    command: list[str],
+    target: str,
+    message: str,
+) -> None:
+    file = cli.folder / "theirs.py"
+    file.write_text(RAISES)
+    (cli.folder / "mine" / "env").mkdir(parents=True)
+    (cli.folder / "mine" / "env" / "mine.yaml").write_text(f"_target_: theirs.{target}\n")
+    monkeypatch.syspath_prepend(str(cli.folder))
+    code, _, err = cli(command[0], f"--config-dir={cli.folder / 'mine'}", "env=mine", *command[1:])
+    sys.modules.pop("theirs", None)
+    assert (code, err.count("\n")) == (2, 1), err
+    assert message.format(file=file) in err
+
+
+def test_an_environment_that_raises_in_every_episode_is_one_line_with_its_place(
+    cli: Cli,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    file = cli.folder / "broken_env.py"
+    file.write_text(BROKEN)
+    monkeypatch.syspath_prepend(str(cli.folder))
+    code, _, err = cli("train", "env=gym", "env.id=broken_env:Broken-v0", "eval.selection_tasks=0", "hydra.run.dir=out")
+    assert (code, "Traceback" in err) == (2, False), err
+    assert f"the first was: KeyError: 'boom' ({file}, line 9); python -m scripts.check examines" in err

@@ -304,6 +304,7 @@ def test_a_run_that_diverges_is_shown_and_ends_no_other(whole: tuple[Path, str],
         (["lab.processes=-1"], "lab.processes must be a whole number"),
         (["split=test"], "unknown split"),
         (["--multirun"], "scripts.lab starts its own runs"),
+        (["model=nowhere"], "no model at nowhere"),
         (["lab.join=[nowhere]"], "lab.join: nowhere does not exist"),
     ],
 )

@@ -203,6 +203,7 @@ def test_the_command_serves_on_this_machine_alone(
         (["retriever", "--port", "99999"], "--port must be from 0 to 65535, got 99999"),
         (["mcp", "--http", "--port", "-1", "env=key_corridor"], "--port must be from 0 to 65535, got -1"),
         (["retriever", "--topk", "0"], "--topk must be from 1 to --most-topk"),
+        (["retriever", "--model", "x"], "bm25 has no model"),
         (["retriever", "--topk", "101"], "--topk must be from 1 to --most-topk"),
         (["retriever", "--deadline", "0"], "--deadline more than 0"),
         (["retriever", "--deadline", "nan"], "--deadline more than 0"),
