@@ -237,7 +237,7 @@ def _sampled_logprobs(
 
 def _spread(places: Tensor, values: Tensor) -> Tensor:
     """`values` [N] at the N true `places`, 0 elsewhere."""
-    return torch.zeros(places.shape, device=values.device).masked_scatter(places, values)
+    return values.new_zeros(places.shape).masked_scatter(places, values)
 
 
 def _choice_logprobs(
