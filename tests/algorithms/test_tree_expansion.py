@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from agents.episode import Episode
+from agents.episode import Episode, Start, Turn
 from agents.record import read_record
 from agents.rollout import Job, rollout
 from algorithms.estimators.groups import count_shared
@@ -20,7 +20,7 @@ from algorithms.estimators.spo import spo_tree
 from algorithms.estimators.tree_grpo import tree_grpo
 from algorithms.signals.base import RolloutBatch, SignalContext
 from algorithms.signals.tree import Tree
-from algorithms.tree_expansion import TreeExpansion
+from algorithms.tree_expansion import Node, TreeExpansion, where_unsure
 from envs.core import Info, UnknownNameError
 from envs.pool import EnvPool
 from tests.agents.corridors import Corridor, Corridors, corridor
@@ -84,6 +84,49 @@ def test_the_same_state_of_the_generator_grows_the_same_trees() -> None:
     once = grown()
     assert once == grown()
     assert once != grown(seed=1)
+
+
+def surprising(*surprises: float) -> list[Node]:
+    """The nodes of an attempt whose turns have these means of -log p; the first one is that of its first turn."""
+    turns = [Turn("", "", 0.0, "", logprobs=[-surprise] * 3) for surprise in surprises]
+    return [Node(Start(tuple(turns[:k]), "", {}, k), turns[k], turns[0]) for k in range(1, len(turns))]  # type: ignore[arg-type]
+
+
+def test_a_node_is_the_likelier_the_less_sure_the_policy_was() -> None:
+    """A branch is drawn where u <= 0.5 + 0.2 · (H - H_first)."""
+    nodes = surprising(2.0, *(2.0 + 0.5 * k for k in range(-3, 4)))
+    counts = np.zeros(len(nodes))
+    for seed in range(2000):
+        for node in filter(None, where_unsure(nodes, len(nodes), np.random.default_rng(seed))):
+            counts[nodes.index(node)] += 1
+    np.testing.assert_allclose(counts / 2000, 0.5 + 0.1 * np.arange(-3, 4), atol=0.04)
+
+
+def test_the_first_nodes_branch_and_other_attempts_start_at_the_beginning() -> None:
+    nodes, rng = surprising(0.0, 9.0, -9.0, 9.0), np.random.default_rng(0)
+    assert where_unsure(nodes, 1, rng) == [nodes[0]]
+    assert where_unsure(nodes, 2, rng) == [nodes[0], nodes[2]]
+    assert where_unsure(nodes, 4, rng) == [nodes[0], nodes[2], None, None]
+    late = [*surprising(0.0, 0.0)]
+    late[0].following.logprobs[:] = [0.0, 0.0, -30.0]
+    assert where_unsure(late, 1, rng) == [late[0]]
+    assert where_unsure(late, 1, rng, first_ids=2, threshold=0.0) == [None]
+
+
+def test_trees_branch_where_their_rule_says(pool: EnvPool) -> None:
+    """The last inner turn of the first attempts, and the beginning in later rounds."""
+
+    def last(nodes: Sequence[Node], count: int, rng: np.random.Generator) -> list[Node | None]:
+        return [nodes[-1]] + [None] * (count - 1)
+
+    agent = policy_agent()
+    jobs = [Job(corridor(6), seed=0) for _ in range(6)]
+    episodes = TreeExpansion(2, 2, last).play(
+        lambda jobs: rollout(agent, pool, jobs, keep_starts=True), jobs, np.random.default_rng(0)
+    )
+    for tree, branch, fresh in ([episodes[0], *episodes[2:4]], [episodes[1], *episodes[4:6]]):
+        assert [a is b for a, b in zip(tree.turns, branch.turns, strict=False)].count(True) == len(tree.turns) - 1
+        assert not any(turn is other for turn in fresh.turns for other in tree.turns)
 
 
 def test_a_tree_without_inner_turns_starts_another_attempt(pool: EnvPool) -> None:
