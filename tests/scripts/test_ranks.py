@@ -137,11 +137,15 @@ FAULT = [*RUN, "--config-dir", str(Path(__file__).parent / "conf"), "algo=rank_f
             ["for rank 1, which is busy"],
         ),
         (
+            ["parallel=shards", "algo.signals.fault.kind='fills the disk'", "algo.signals.fault.rank=0"],
+            ["error (rank 0): the disk is full: ", "could not be written", "(rank 1): "],
+        ),
+        (
             ["parallel=replicas", "eval.selection_tasks='${oc.decode:${oc.env:LOCAL_RANK}}'"],
             ["(rank 1): all ranks must have the same", "training"],
         ),
     ],
-    ids=["an exception", "a hang", "other settings"],
+    ids=["an exception", "a hang", "a full disk", "other settings"],
 )
 def test_a_fault_of_a_rank_ends_the_run_by_name(cache: Path, overrides: list[str], messages: list[str]) -> None:
     folder = cache / f"fault-{time.time_ns()}"
@@ -151,6 +155,7 @@ def test_a_fault_of_a_rank_ends_the_run_by_name(cache: Path, overrides: list[str
         assert message in out
     assert time.monotonic() - begun < 120
     assert not [path for path in folder.rglob("*") if ".partial" in path.name]
+    assert {path.name for path in checkpoints(folder)} <= {"update-000000"}  # the initial policy
 
 
 def test_a_signal_to_torchrun_ends_the_run_after_the_update(cache: Path) -> None:
