@@ -83,6 +83,15 @@ class Evaluated:
     update: int
     cost: dict[str, float]  # by `AXES`
     tasks: dict[str, dict[str, dict[str, float]]]  # split -> task -> {"success": …, "score": …}
+    turns: float | None = None  # the mean of an episode on tasks that do not rank checkpoints; None: not known
+
+    @classmethod
+    def of(cls, update: int, cost: dict[str, float], record: Mapping[str, Any]) -> Evaluated:
+        """An evaluation from its file in a run."""
+        of_splits = [of for split, of in record["evaluations"].items() if split != SELECTION]
+        episodes = sum(of["success"]["n"] for of in of_splits)
+        turns = sum(of["turns"] * of["success"]["n"] for of in of_splits) / episodes if episodes else None
+        return cls(update, cost, record["tasks"], turns)
 
     def outcomes(self, measure: str, split: str | None = None) -> dict[tuple[str, str], float]:
         """The outcome of each task of a split, by split and task; None: of all tasks that do not rank checkpoints."""
@@ -119,7 +128,7 @@ class LabRun:
         for path in sorted((folder / "evaluations").glob("update-*.json")):
             update = int(path.stem.removeprefix("update-"))
             if update in costs:  # otherwise the run was killed before it wrote its metrics
-                evaluations.append(Evaluated(update, costs[update], json.loads(path.read_bytes())["tasks"]))
+                evaluations.append(Evaluated.of(update, costs[update], json.loads(path.read_bytes())))
         return cls(variant, ending, evaluations, hash_files(start.glob("*.safetensors")), facts, overrides)
 
     def after(self, axis: str, cost: float) -> tuple[Evaluated, Evaluated, float]:
@@ -200,7 +209,9 @@ def _run_to_json(run: LabRun, tasks: Mapping[str, Sequence[str]]) -> dict[str, A
         "ending": asdict(run.ending),
         "warm_start": run.warm_start,
         "facts": {name: run.facts[name] for name in FACTS if name in run.facts},
-        "evaluations": [{"update": e.update, "cost": e.cost, "outcomes": outcomes(e)} for e in run.evaluations],
+        "evaluations": [
+            {"update": e.update, "cost": e.cost, "turns": e.turns, "outcomes": outcomes(e)} for e in run.evaluations
+        ],
     }
 
 
@@ -226,7 +237,9 @@ def _run_from_json(run: Mapping[str, Any], tasks: Mapping[str, Sequence[str]]) -
             for split, of in tasks.items()
         }
 
-    evaluations = [Evaluated(e["update"], e["cost"], outcomes(e["outcomes"])) for e in run["evaluations"]]
+    evaluations = [
+        Evaluated(e["update"], e["cost"], outcomes(e["outcomes"]), e.get("turns")) for e in run["evaluations"]
+    ]
     variant = Variant(run["algo"], run["seed"])
     return LabRun(variant, Ending(**run["ending"]), evaluations, run["warm_start"], run["facts"], run["overrides"])
 
@@ -355,6 +368,7 @@ def _run_record(run: LabRun, keys: Sequence[tuple[str, str]]) -> dict[str, Any]:
             {
                 "update": evaluated.update,
                 "cost": evaluated.cost,
+                "turns": evaluated.turns,
                 **{w: float(np.mean([evaluated.outcomes(w)[key] for key in keys])) for w in FORMS if keys},
             }
             for evaluated in run.evaluations
@@ -529,8 +543,13 @@ def colours(algos: Sequence[str], baseline: str) -> dict[str, Any]:
 
 
 def curves(record: Mapping[str, Any]) -> Figure:
-    """Mean success of each method over each of `AXES`, and a point for each evaluation of a run; also the score."""
-    measures = record["measures"]
+    """Mean success of each method over each of `AXES`, and a point for each evaluation of a run.
+
+    Also the score where it is another number, and the turns of an episode where all evaluations have them.
+    """
+    evaluations = [evaluated for run in record["runs"] for evaluated in run["evaluations"]]
+    know_turns = all(evaluated["turns"] is not None for evaluated in evaluations)
+    measures = [*record["measures"], *(["turns"] if know_turns else [])]
     figure = Figure(figsize=(10.5, 1.2 + 2.6 * len(measures)), layout="constrained")
     panels = figure.subplots(len(measures), len(AXES), sharey="row", sharex="col", squeeze=False)
     colour = colours(list(record["methods"]), record["baseline"])
@@ -548,7 +567,7 @@ def curves(record: Mapping[str, Any]) -> Figure:
             axes.set_xlim(left=0)
             if measure == measures[-1]:
                 axes.set_xlabel(label)
-        row[0].set_ylabel(f"{measure}, held-out tasks")
+        row[0].set_ylabel(f"{measure}, held-out tasks" if measure != "turns" else "turns of an episode")
         if measure == "success":
             row[0].yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0))
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=9)

@@ -372,7 +372,7 @@ def test_an_evaluation_whose_environment_raises_does_not_end_with_0(cli: Cli) ->
         cli.monkeypatch.setattr(Corridor, "_begin", closed(rooms))
         run = cli.folder / f"closed{rooms}"
         code, _, err = cli("evaluate", *CORRIDOR, "agent=expert", f"hydra.run.dir={run}")
-        assert (code, "errors of the environment ended" in err) == ((1, True) if broken else (0, False)), err
+        assert (code, "errors of the environment ended" in err) == ((2, True) if broken else (0, False)), err
         assert result_of(run)["stops"]["env_error"] == 2 * (rooms - 1)
         assert (run / "evaluation.md").exists()
 

@@ -58,7 +58,8 @@ def a_run(folder: Path, solved: list[int], *, seconds: float = 10.0, weights: by
         lines.append({"update": update, "eval/corridor/valid/success": count / 20, "time/eval_s": 99.0})
         valid = {task: {"success": n < count, "score": float(n < count)} for n, task in enumerate(TASKS)}
         selection = {"other": {"success": update > 1, "score": float(update > 1)}}
-        record = {"settings": {}, "evaluations": {}, "tasks": {"valid": valid, "selection": selection, **more}}
+        evaluations = {"valid": {"turns": 8.0 - update, "success": {"n": 20}}, "selection": {}}
+        record = {"settings": {}, "evaluations": evaluations, "tasks": {"valid": valid, "selection": selection, **more}}
         (folder / "evaluations" / f"update-{update:06d}.json").write_text(json.dumps(record))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
@@ -330,3 +331,5 @@ def test_curves_end_with_the_numbers_of_the_table(tmp_path: Path) -> None:
     (line,) = figure.axes[0].lines
     np.testing.assert_allclose(line.get_xdata()[[0, -1]], [0, 200])  # the mean of 300 and 100 steps
     np.testing.assert_allclose(line.get_ydata()[[0, -1]], [0.4, 0.575])
+    (turns,) = figure.axes[3].lines
+    np.testing.assert_allclose(turns.get_ydata()[[0, -1]], [8.0, 6.0])  # the mean of 5 and 7
