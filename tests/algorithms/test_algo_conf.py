@@ -93,7 +93,7 @@ def test_parameters_in_units_of_reward_fit_a_success_of_1() -> None:
     published = {"empg", "gigpo", "grpo", "gspo", "hgpo", "istar", "reinforce_pp_baseline", "rloo"}
     published |= {"cispo", "clip_cov", "dppo", "gmpo", "kl_cov", "sapo", "vespo", "sampo"}
     published |= {"aepo", "fipo", "opsm", "resrl"}
-    published |= {"step_grpo", "turn_rloo", "hicra", "top_entropy", "s_grpo", "spear"}
+    published |= {"step_grpo", "turn_rloo", "hicra", "top_entropy", "s_grpo", "spear", "arpo"}
     assert {name: penalty for name, penalty in penalties.items() if penalty} == dict.fromkeys(published, 0.01)
 
 

@@ -166,8 +166,8 @@ def test_episodes_that_are_only_compared_count_in_statistics_and_not_in_the_loss
         return grpo(table)
 
     trainer = make_trainer(tmp_path, pool, random_policy(), 1, estimator, filters={"odd": odd_episodes}, minibatches=1)
-    examples = trainer.learner._step
-    trainer.learner._step = lambda part, *others: (learned.extend(part), examples(part, *others))[1]
+    step = trainer.learner._step
+    trainer.learner._step = lambda parts, *others: (learned.extend(parts[0].examples), step(parts, *others))[1]
     metrics = trainer._update()
     (table,) = tables
     assert len(np.unique(table.episode)) == 16

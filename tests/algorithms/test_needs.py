@@ -27,7 +27,7 @@ NEEDS = {
     "trace": {Need.ANSWERS},
     "luffy": {Need.EXPERT},
     "chord": {Need.EXPERT},
-    **{name: {Need.SNAPSHOTS} for name in ("vineppo", "spo_chain", "spo_tree", "tree_grpo")},
+    **{name: {Need.SNAPSHOTS} for name in ("vineppo", "spo_chain", "spo_tree", "tree_grpo", "arpo")},
 }
 JUDGED = ["capo", "pure", "tp_grpo"]
 ALONE = {  # those that look at each attempt by itself
