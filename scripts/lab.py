@@ -155,11 +155,11 @@ def _jobs(cfg: DictConfig, folder: Path, this_command: Command) -> Iterator[Job]
     shared = [o for o in this_command.overrides if override_key(o).partition(".")[0] not in OWN]
     tuned = tuned_settings(HydraConfig.get().runtime.choices["env"], this_command.config_dirs)
     methods = {algo: [f"algo={algo}", *tuned.get(algo, []), *shared] for algo in cfg.algos}
-    for overrides in methods.values():
-        composed = hydra.compose("config", overrides)
-        check_settings(composed, "config")  # as scripts.train does
-        if composed.model:
-            check_model(composed)
+    composed = [hydra.compose("config", overrides) for overrides in methods.values()]
+    for one in composed:
+        check_settings(one, "config")  # as scripts.train does
+    if composed and composed[0].model:  # the same for all methods
+        check_model(composed[0])
     if cfg.lab.baseline not in cfg.algos and not cfg.lab.rates:
         raise UnknownNameError("lab.baseline", cfg.lab.baseline, list(cfg.algos))
     for algo, overrides in methods.items():
