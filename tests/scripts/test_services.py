@@ -83,7 +83,7 @@ def test_a_retrieval_server_is_killed_and_started_again(
     assert not any(episode.error for episode in read_episodes(cli.folder / "whole" / "episodes.jsonl"))
 
     # It stays away: two episodes end without an answer, the third ends the run.
-    patience(0.0)
+    patience(0.9)
     after_first_episode(cli, server.kill)
     code, out, err = cli("evaluate", *search, "hydra.run.dir=run")
     check_stopped(cli.folder / "run", code, err)
