@@ -147,16 +147,32 @@ class Endpoint:
         self.parameters = dict(parameters or {})
         if taken := sorted(self.parameters.keys() & set(RESERVED)):
             raise ValueError(f"parameters cannot set {', '.join(taken)}: polyturn sets {', '.join(RESERVED)} itself")
-        try:
-            self.client = openai.OpenAI(base_url=base_url, api_key=api_key, timeout=timeout, max_retries=max_retries)
-        except openai.OpenAIError as error:
-            raise EndpointError(f"{error} (an endpoint that needs no key accepts any text)") from error
+        self._connection: dict[str, Any] = {
+            "base_url": base_url, "api_key": api_key, "timeout": timeout, "max_retries": max_retries,
+        }  # fmt: skip
+        self._concurrency = concurrency
         self.name, self.prices = name, prices
         self.usage = Usage(cost=None if prices is None else 0.0)
         self._has_answered = False  # at least once
         self._limit = "max_tokens"  # the name of the length limit that this model accepts
-        self._threads = ThreadPoolExecutor(concurrency)
+        self._connect()
+
+    def _connect(self) -> None:
+        try:
+            self.client = openai.OpenAI(**self._connection)
+        except openai.OpenAIError as error:
+            raise EndpointError(f"{error} (an endpoint that needs no key accepts any text)") from error
+        self._threads = ThreadPoolExecutor(self._concurrency)
         self._lock = threading.Lock()  # protects what the threads change
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the connection: another process has its own."""
+        own = {"client", "_threads", "_lock"}
+        return {name: value for name, value in self.__dict__.items() if name not in own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._connect()
 
     def ask(
         self,

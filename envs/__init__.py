@@ -35,6 +35,7 @@ _BUILT_IN = {
     "polyturn/ScienceWorld-v0": "envs.scienceworld.env:ScienceWorldEnv",
     "polyturn/Search-v0": "envs.search.env:SearchEnv",
     "polyturn/Sokoban-v0": "envs.sokoban.env:SokobanEnv",
+    "polyturn/Sotopia-v0": "envs.sotopia.env:SotopiaEnv",
     "polyturn/TauBench-v0": "envs.tau_bench.env:TauBenchEnv",
     "polyturn/TextArena-v0": "envs.textarena.env:TextArenaEnv",
     "polyturn/TextCraft-v0": "envs.textcraft.env:TextCraftEnv",

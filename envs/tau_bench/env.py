@@ -17,8 +17,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from envs.core import Info
+from envs.partners import Partner
 from envs.tau_bench.scenario import Conversation
-from envs.tau_bench.users import ScriptedUser, User
+from envs.tau_bench.users import ScriptedUser
 from envs.tools.env import ToolsEnv
 from envs.tools.scenario import Scenario
 from envs.tools.tool import Limits
@@ -35,7 +36,7 @@ class TauBenchEnv(ToolsEnv):
         self,
         format: str = "tags",  # noqa: A002
         max_turns: int = MAX_TURNS,
-        user: User | None = None,
+        user: Partner | None = None,
         oracle: bool = False,
         render_mode: str | None = None,
     ) -> None:

@@ -14,10 +14,11 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+from envs.partners import Partner
 from envs.tau_bench.database import Changes, Data, Database
 from envs.tau_bench.domains import DOMAINS, open_domain
 from envs.tau_bench.tools import TRANSFER, tools_over
-from envs.tau_bench.users import GREETING, STOP, User
+from envs.tau_bench.users import GREETING, STOP
 from envs.tools.scenario import Reply, Scenario
 from envs.tools.tool import Call, Limits, Result, Tool, execute
 
@@ -29,7 +30,7 @@ class Conversation(Scenario):
 
     goal = "Help the customer."
 
-    def __init__(self, payload: Mapping[str, Any], user: User) -> None:
+    def __init__(self, payload: Mapping[str, Any], user: Partner) -> None:
         missing = {"domain", "instruction", "actions", "outputs"} - set(payload)
         if missing:
             raise ValueError(f"a conversation needs {sorted(missing)[0]!r}, got a payload with {sorted(payload)}")

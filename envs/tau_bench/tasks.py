@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from envs.core import Expert, Manifest, Task, UnknownNameError, counted, hash_tasks
+from envs.partners import Partner
 from envs.tau_bench.domains import DOMAINS, EMBEDDED, folder_of, open_domain, read_tasks, read_text
 from envs.tau_bench.env import ENV_ID, MAX_TURNS, TauBenchEnv
 from envs.tau_bench.expert import Oracle, ShopExpert
 from envs.tau_bench.generate import POLICY, make_shop
 from envs.tau_bench.generate import VERSION as SHOP_VERSION
-from envs.tau_bench.users import ScriptedUser, User
+from envs.tau_bench.users import ScriptedUser
 from envs.tools.calls import FORMATS
 
 AUTO = "auto"
@@ -35,7 +36,7 @@ class TauBenchTasks:
     def __init__(
         self,
         domain: str = AUTO,
-        user: User | None = None,
+        user: Partner | None = None,
         format: str | None = None,  # noqa: A002
         data: str | None = None,
         max_turns: int = MAX_TURNS,

@@ -1,0 +1,1 @@
+"""Conversations of two people with goals of their own (SOTOPIA)."""
