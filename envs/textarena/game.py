@@ -51,6 +51,11 @@ class Game:
         """The package's `State`."""
         return self._env.state
 
+    @property
+    def player(self) -> int:
+        """Whose turn it is."""
+        return int(self.state.current_player_id)
+
     def look(self) -> tuple[int, str]:
         """Whose turn it is, and the observation of that player."""
         for _, message, kind in self.state.observations.get(self.state.current_player_id, ()):
@@ -72,10 +77,10 @@ class Game:
         rewards, game_info = self._env.close()
         return rewards, game_info
 
-    def outcome(self) -> tuple[float, bool, str]:
-        """The reward of a single player at the end, whether an invalid move has ended the game, and the reason."""
+    def outcome(self, player: int = 0) -> tuple[float, bool, str]:
+        """The reward of a player at the end, whether its own invalid move has ended the game, and the reason."""
         rewards, game_info = self.result()
-        reward, reason = rewards[0], str(game_info[0]["reason"])
+        reward, reason = rewards[player], str(game_info[player]["reason"])
         if isinstance(reward, str):  # some games give an invalid move its reward and its reason the wrong way round
             reward, reason = reason.removeprefix(_INVALID), _INVALID + reward
-        return float(reward), bool(game_info[0]["invalid_move"]), reason
+        return float(reward), bool(game_info[player]["invalid_move"]), reason

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 
 from envs.conformance import Subject, TaskSetConformance
 from envs.core import Info, Task, UnknownNameError
+from envs.partners import Lines
 from envs.textarena.env import TextArenaEnv
-from envs.textarena.tasks import GAMES, TextArenaTasks, folder_of, games
+from envs.textarena.game import registry
+from envs.textarena.moves import RandomMoves, listed_moves
+from envs.textarena.tasks import GAMES, TWO_PLAYERS, TextArenaTasks, folder_of, games
 from tests.engines import needs_package
 
 pytestmark = needs_package("textarena", "textarena")
@@ -154,7 +158,7 @@ def test_different_seeds_give_different_games() -> None:
         ("UltimateTexasHoldem-v0", "SyntaxError"),
         ("BabyAiText-v0", "env=babyai"),
         ("Set-v0", "counts points"),
-        ("TicTacToe-v0", "several players"),
+        ("SecretMafia-v0", "more than two players"),
         ("Mastermind-v0-raw", "does not show it as text"),
         ("LightsOut-v0-train", "does not show it as text"),
     ],
@@ -172,7 +176,131 @@ def test_wrong_settings_are_refused() -> None:
 
 
 def test_the_configuration_has_the_defaults() -> None:
-    cfg = OmegaConf.merge(OmegaConf.load("conf/env/textarena.yaml"), {"game": "2048-v0"})
+    with initialize_config_dir(str(Path("conf").absolute()), version_base="1.3"):
+        cfg = compose("env/textarena", ["env.game=2048-v0"]).env
     tasks, ours = instantiate(cfg), TextArenaTasks("2048-v0")
     assert tasks.manifest("valid") == ours.manifest("valid")
     assert tasks.max_turns == ours.max_turns
+
+
+# -- games for two -----------------------------------------------------------------------------------------------------
+class TestConformanceOfAGameForTwo(TaskSetConformance):
+    def make_task_set(self) -> TextArenaTasks:
+        return TextArenaTasks("TicTacToe-v0", train_tasks=2, valid_tasks=2, max_turns=6)
+
+
+class Scripted:
+    """An opponent who plays given moves, and remembers what it was shown."""
+
+    name = "scripted"
+
+    def __init__(self, *moves: str) -> None:
+        self.moves = moves
+        self.shown: list[tuple[str, ...]] = []
+
+    def answer(self, instruction: str, said: Sequence[str]) -> str:
+        assert "another player" in instruction
+        self.shown.append(tuple(said))
+        return self.moves[len(said) // 2]
+
+
+def against(partner: Any, seed: int = 0, game: str = "TicTacToe-v0") -> tuple[TextArenaEnv, str, Info]:
+    tasks = TextArenaTasks(game, partner=partner)
+    env = tasks.make()
+    text, info = env.reset(options={"task": tasks.task("train", f"seed-{seed:07d}")})
+    return env, text, info
+
+
+def test_the_first_player_sees_the_moves_of_the_second_and_wins() -> None:
+    partner = Scripted("[0]", "[1]")
+    env, text, info = against(partner)
+    assert "You are Player 0" in text
+    assert info["admissible"] == [f"[{cell}]" for cell in range(9)]
+    text, reward, over, _, info = env.step("[4]")
+    assert "[Player 1] [0]" in text
+    assert "[Player 0] [4]" not in text
+    assert (reward, over, info["admissible"][0], info["partner"]) == (0.0, False, "[1]", "scripted")
+    env.step("[3]")
+    text, reward, over, _, info = env.step("[5]")
+    assert text.startswith("[GAME] Player 0 placed their symbol (O) in cell 5.")
+    assert text.endswith("\n[GAME] Player 0 has won!")
+    assert (reward, over, info["success"], info["score"]) == (1.0, True, True, 1.0)
+    assert [len(said) for said in partner.shown] == [1, 3]
+    assert "You are Player 1" in partner.shown[0][0]
+    assert "[Player 1] [0]" not in partner.shown[1][2]
+    assert "[Player 0] [3]" in partner.shown[1][2]
+
+
+def test_the_second_player_loses_to_the_first() -> None:
+    env, text, info = against(Scripted("[4]", "[3]", "[5]"), seed=1)
+    assert "You are Player 1" in text
+    assert "[Player 0] [4]" in text
+    env.step("[0]")
+    text, reward, over, _, info = env.step("[1]")
+    assert text == "[Player 0] [5]\n[GAME] Player 0 has won!"
+    assert (reward, over, info["success"], info["score"]) == (-1.0, True, False, 0.0)
+
+
+@pytest.mark.parametrize(("own", "reward"), [(True, -1.0), (False, 1.0)])
+def test_a_player_loses_by_two_invalid_moves_in_a_row(own: bool, reward: float) -> None:
+    env, _, _ = against(Scripted("[8]", "[8]") if own else Scripted("[9]", "[nine]"))
+    first = env.step("[0]")
+    given = env.step("[77]") if own else first
+    if own:
+        assert not given[2]
+        given = env.step("[77]")
+    assert (given[1], given[2], given[4]["success"]) == (reward, True, not own)
+
+
+def test_a_snapshot_of_a_game_for_two_does_not_ask_the_opponent_again() -> None:
+    partner = Scripted("[0]", "[1]", "[2]")
+    env, _, _ = against(partner)
+    text, *_ = env.step("[4]")
+    saved, asked = env.snapshot(), len(partner.shown)
+    other = TextArenaTasks("TicTacToe-v0", partner=partner).make()
+    other.restore(saved)
+    assert (len(partner.shown), other.render()) == (asked, text)
+    assert other.step("[8]")[0] == env.step("[8]")[0]
+
+
+@pytest.mark.parametrize("folder", [name for name, moves in TWO_PLAYERS.items() if moves is not None])
+def test_random_moves_play_every_game_that_lists_its_moves(folder: str) -> None:
+    name = next(name for name in games() if folder_of(registry()[name]) == folder)
+    ends = []
+    for seed in (0, 1):
+        env, _, info = against(None, seed, name)
+        rng = random.Random(seed)
+        while not info["stop_reason"]:
+            *_, info = env.step(rng.choice(info["admissible"]))
+        ends.append(info["stop_reason"])
+    assert len(ends) == 2
+
+
+@pytest.mark.parametrize("folder", [name for name, moves in TWO_PLAYERS.items() if moves is None])
+def test_an_opponent_must_be_chosen_where_no_moves_are_listed(folder: str) -> None:
+    name = next(name for name in games() if folder_of(registry()[name]) == folder)
+    with pytest.raises(ValueError, match=r"choose the opponent with env/partner=endpoint, local or lines"):
+        TextArenaTasks(name)
+    env, text, info = against(Lines(["hello"]), 0, name)
+    assert text
+    assert info["partner"].startswith("lines")
+    env.step("hello")
+
+
+def test_moves_are_read_from_the_last_list() -> None:
+    assert listed_moves("Available Moves: '[0]', '[1]'\nboard\nAvailable Moves: '[2, 3]', [a b], [2, 3]") == [
+        "[2, 3]",
+        "[a b]",
+    ]
+    assert listed_moves("Your possible actions: '[check]', '[bet X]'") == ["[check]"]
+    assert listed_moves("Reply in the format '[<number>]'.") == []
+    assert RandomMoves(["[a]"]).answer("", ["x"]) == "[a]"
+    said = ["Available Moves: '[0]', '[1]', '[2]'"]
+    assert RandomMoves().answer("", said) == RandomMoves().answer("", said)
+    with pytest.raises(ValueError, match="lists no moves"):
+        RandomMoves().answer("", ["hello"])
+
+
+def test_a_game_for_one_has_no_partner() -> None:
+    with pytest.raises(ValueError, match="Mastermind-v0 has one player, so it has no partner"):
+        TextArenaTasks("Mastermind-v0", partner=Lines(["a"]))
