@@ -31,6 +31,7 @@ from envs.reasoning_gym.tasks import ReasoningGymTasks
 from envs.scienceworld.tasks import ScienceWorldTasks
 from envs.search.tasks import SearchTasks
 from envs.sokoban.tasks import SokobanTasks
+from envs.sotopia.tasks import SotopiaTasks
 from envs.tau_bench.tasks import TauBenchTasks
 from envs.textarena.tasks import TextArenaTasks
 from envs.textcraft.tasks import TextCraftTasks
@@ -59,9 +60,11 @@ ENVIRONMENTS: dict[str, Callable[[], TaskSet]] = {
     "scienceworld": lambda: ScienceWorldTasks(tasks=["find-plant"]),
     "search": lambda: SearchTasks(embedded_people=48, train_tasks=50, valid_tasks=20),
     "sokoban": lambda: SokobanTasks(train_tasks=50),
+    "sotopia": SotopiaTasks,
     "tau_airline": lambda: TauBenchTasks("airline"),
     "tau_retail": lambda: TauBenchTasks("retail"),
     "textarena": lambda: TextArenaTasks("Mastermind-v0"),
+    "textarena_two": lambda: TextArenaTasks("TicTacToe-v0"),
     "textcraft": TextCraftTasks,
     "textworld_express": lambda: TextWorldExpressTasks(["coin"]),
     "tools": lambda: ToolTasks(embedded_people=48, train_tasks=50, valid_tasks=20),

@@ -66,6 +66,7 @@ ENVIRONMENTS = {
     "textarena": ["env.train_tasks=8", "env.valid_tasks=2"],
     "search": ["env.embedded_people=48", "env.train_tasks=8", "env.valid_tasks=3"],
     "tau_bench": ["env.domain=embedded"],
+    "sotopia": ["env.scenarios=embedded"],
     "textcraft": ["env.recipes=embedded", "env.embedded_train=8", "env.embedded_valid=8"],
     "tools": ["env.embedded_people=48", "env.train_tasks=14", "env.valid_tasks=7"],
     "key_corridor": ["env.train_tasks=8"],

@@ -233,6 +233,7 @@ WORDS = {  # the settings that are words, and where these are known
     "ToolTasks.format": "envs.tools.calls.FORMATS",
     "variations": "envs.scienceworld.tasks.SETS",
     "domain": "envs.tau_bench.tasks.CHOICES",
+    "scenarios": "envs.sotopia.tasks.CHOICES",
     "TauBenchTasks.format": "envs.tools.calls.FORMATS",
     "recipes": "envs.textcraft.tasks.CHOICES",
     "TextCraftTasks.protocol": "envs.textcraft.protocols.PROTOCOLS",

@@ -29,6 +29,7 @@ MORE = {
     ],
     "search": ["env.embedded_people=48", "env.train_tasks=8", "env.valid_tasks=3"],
     "tau_bench": [],
+    "sotopia": ["env.scenarios=embedded"],
     "textcraft": ["env.embedded_train=8"],
     "textworld_express": ["env.games=[simonsays]", "env.train_tasks=8", "env.valid_tasks=3", "pool.size=2"],
     "reasoning_gym": ["env.dataset=count_bits", "env.train_tasks=8", "env.valid_tasks=3", "agent=transcript"],
