@@ -6,6 +6,7 @@
                                   run.json      environment, tasks, configuration and versions of the run
 
 A checkpoint is written under a temporary name, flushed to disk, and renamed. So a folder with its name is complete.
+`CheckpointWriter` can write it while the training goes on.
 
 Functions that read or write tensors import torch and transformers, which takes seconds. Listing checkpoints and reading
 what run they belong to needs neither.
@@ -16,8 +17,10 @@ from __future__ import annotations
 import copy
 import errno
 import json
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,8 @@ from safetensors import SafetensorError
 from envs.checksums import DamagedError, verify_if_noted, write_checksums
 from envs.facts import Facts
 from envs.files import remove_whole, tidy, whole_folder
+
+logger = logging.getLogger(__name__)
 
 PREFIX = "update-"
 RUN = "run.json"
@@ -75,6 +80,78 @@ def _naming_a_full_disk(folder: Path) -> Iterator[None]:
         raise
 
 
+class CheckpointWriter:
+    """Writes the checkpoints of a run: at once, or `in_background`, while the caller goes on.
+
+    In the background a thread writes a copy of the weights and the state, so the files are those of a checkpoint that
+    was written at once. It writes one checkpoint at a time. Its errors are raised by the next `save` or `wait`.
+    """
+
+    def __init__(self, in_background: bool = False) -> None:
+        self._thread = ThreadPoolExecutor(1, "checkpoint") if in_background else None
+        self._last: Future[None] | None = None
+        self._tokenizer: Any = None  # a copy: two threads cannot use a fast tokenizer at the same time
+
+    def save(
+        self,
+        folder: Path,
+        model: Any,
+        tokenizer: Any,
+        state: dict[str, Any],
+        run: Facts,
+        weights: dict[str, Any] | None,
+        then: Callable[[], None],
+    ) -> None:
+        """Write a checkpoint as `save_checkpoint` does, and call `then` when it is complete.
+
+        Weights that are not finite raise `NotFiniteError` at once, also in the background.
+        """
+
+        def write(tokenizer: Any, state: dict[str, Any], weights: dict[str, Any] | None) -> None:
+            save_checkpoint(folder, model, tokenizer, state, run, weights)
+            then()
+
+        if self._thread is None:
+            write(tokenizer, state, weights)
+            return
+        from agents.policies.pretrained import weights_to_save
+        from algorithms.finite import check_weights
+
+        self.wait()  # before copying, so that there is only one copy
+        check_weights(model.named_parameters() if weights is None else weights.items(), state)
+        if self._tokenizer is None:
+            self._tokenizer = copy.deepcopy(tokenizer)
+        weights = weights_to_save(model) if weights is None else weights
+        self._last = self._thread.submit(write, self._tokenizer, *_copy_to_cpu((state, weights)))
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is on the disk. Raises the error that prevented it."""
+        if self._last is not None:
+            wait([self._last])
+            last, self._last = self._last, None
+            last.result()
+
+    @contextmanager
+    def finishing(self) -> Iterator[None]:
+        """When the block ends with an error, wait for the last checkpoint; an error of its own is then only logged."""
+        try:
+            yield
+        except BaseException:
+            try:
+                self.wait()
+            except Exception as error:
+                logger.warning("the last checkpoint was not written: %s: %s", type(error).__name__, error)
+            raise
+
+
+def _copy_to_cpu(value: Any) -> Any:
+    """A copy of plain data and tensors, which are then in the memory of the CPU. Shared tensors stay shared."""
+    from algorithms.finite import tensors_in
+
+    on_gpu = [tensor for _, tensor in tensors_in(value, "") if tensor.device.type != "cpu"]
+    return copy.deepcopy(value, {id(tensor): tensor.detach().cpu() for tensor in on_gpu})
+
+
 def load_weights(folder: Path, model: Any) -> None:
     """Load the weights of a checkpoint into an existing model; of a model with adapters, only the adapters.
 
@@ -117,7 +194,7 @@ def load_state(folder: Path, *needed: str) -> dict[str, Any]:
     import torch
 
     try:
-        state: dict[str, Any] = torch.load(path, weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # reading a damaged file may raise anything
         raise DamagedError(f"{path} is damaged: torch cannot read it ({type(error).__name__})") from error
     if not isinstance(state, dict):

@@ -108,17 +108,18 @@ def first_not_finite(values: NDArray[np.float64]) -> int | None:
 
 def check_weights(weights: Iterable[tuple[str, Tensor]], state: Any = None) -> None:
     """Raises `NotFiniteError` naming the first of the named `weights`, or tensor in `state`, that is not finite."""
-    for name, tensor in (*weights, *_tensors(state, "state")):
+    for name, tensor in (*weights, *tensors_in(state, "state")):
         if tensor.is_floating_point() and not bool(tensor.detach().isfinite().all()):
             raise NotFiniteError(f"{name} is not finite, so it is not saved; earlier checkpoints are kept")
 
 
-def _tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+def tensors_in(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    """The tensors in nested dicts, lists and tuples, by their names; `name` is that of `value`."""
     if isinstance(value, Tensor):
         yield name, value
     elif isinstance(value, dict):
         for key, inner in value.items():
-            yield from _tensors(inner, f"{name}.{key}")
+            yield from tensors_in(inner, f"{name}.{key}")
     elif isinstance(value, list | tuple):
         for number, inner in enumerate(value):
-            yield from _tensors(inner, f"{name}.{number}")
+            yield from tensors_in(inner, f"{name}.{number}")

@@ -33,6 +33,7 @@ from agents.record import SUFFIX, write_record
 from agents.rollout import Job, check_environment, rollout
 from algorithms.checkpoint import (
     STATE,
+    CheckpointWriter,
     checkpoint_folder,
     checkpoints,
     keep_newest,
@@ -40,7 +41,6 @@ from algorithms.checkpoint import (
     load_weights,
     prune,
     remove_after,
-    save_checkpoint,
 )
 from algorithms.estimators.steps import Step, explained
 from algorithms.filters import Filter, Use, apply_filters, uniform_groups
@@ -88,6 +88,7 @@ class TrainerConfig:
     episode_timeout: float  # seconds
     filters: Mapping[str, Filter] = field(default_factory=dict)  # of the episodes that were played, by name
     demonstrations: int = 0  # of the environment's expert, at each task of which the filters leave attempts
+    checkpoint_async: bool = False  # see `CheckpointWriter`
     env_steps: int | None = None  # the run ends when so many were taken in environments, those of signals included
 
     def __post_init__(self) -> None:
@@ -178,10 +179,16 @@ class Trainer:
         self.best: tuple[float, int] | None = None  # score of the best evaluation, and its update
         self.stopping = False  # set from outside: finish this update, save, return
         self.metrics_file = run / "metrics.jsonl"
+        self.writer = CheckpointWriter(config.checkpoint_async)
 
     # -- the loop ---------------------------------------------------------------------------------------------------
     def train(self) -> None:
         """Train to the end of the run or until `stopping` is set, and save a checkpoint at the end."""
+        with self.writer.finishing():
+            self._loop()
+        self.parallel.first(self.writer.wait)
+
+    def _loop(self) -> None:
         self.policy.sync()  # an engine may have been started with other weights
         if not self.parallel.first(partial(checkpoints, self.run)):
             self._discard_after(-1)  # files of a run that died before its first checkpoint
@@ -446,14 +453,13 @@ class Trainer:
         folder = checkpoint_folder(self.run, self.update)
         model = self.learner.model
         weights = weights_to_save(model) if is_sharded(model) else None
-        save = partial(save_checkpoint, folder, model, self.policy.tokenizer, state, self.facts, weights)
-        self.parallel.first(save)
-        self._prune()
+        save = partial(self.writer.save, folder, model, self.policy.tokenizer, state, self.facts, weights)
+        self.parallel.first(partial(save, self._pruning()))
 
-    def _prune(self) -> None:
-        """Keep the first checkpoint (the reference of KL), the best (for evaluations) and the newest."""
+    def _pruning(self) -> Callable[[], None]:
+        """Removes all checkpoints but the first (the reference of KL), the best (for evaluations) and the newest."""
         kept = {0, self.best[1]} if self.best else {0}
-        self.parallel.first(partial(prune, self.run, {checkpoint_folder(self.run, update) for update in kept}))
+        return partial(prune, self.run, {checkpoint_folder(self.run, update) for update in kept})
 
     def resume(self) -> None:
         """Go back to the newest checkpoint of the run, and remove metrics and episodes written after it.
@@ -473,7 +479,7 @@ class Trainer:
         except (ValueError, TypeError, KeyError, IndexError, RuntimeError, AttributeError) as error:
             raise DamagedError(f"{folder / STATE} is no state of this run: {type(error).__name__}: {error}") from error
         self._discard_after(self.update)
-        self._prune()
+        self.parallel.first(self._pruning())
 
     def _set_state(self, state: Mapping[str, Any]) -> None:
         """Continue from a state. Raises if it belongs to another run."""

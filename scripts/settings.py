@@ -329,6 +329,7 @@ SETTINGS: dict[str, Kind] = {
     "correction.lowest_ratio": SHARE,
     "trainer.eval_every": NON_NEGATIVE,
     "trainer.checkpoint_every": COUNT,
+    "trainer.checkpoint_async": FLAG,
     "trainer.record_every": NON_NEGATIVE,
     "trainer.record_keep": _or_null(COUNT),
     "trainer.episode_timeout": SECONDS,

@@ -334,7 +334,7 @@ def _clear(run: Path) -> None:
 
 # -- the facts of a run -----------------------------------------------------------------------------------------------
 LEFT_OUT = (  # settings that do not change the results
-    "resume", "env.data", "logger",
+    "resume", "env.data", "logger", "trainer.checkpoint_async",
     *(f"algo.signals.judge.model.{key}" for key in ("concurrency", "timeout", "max_retries", "prices")),
 )  # fmt: skip
 MAY_DIFFER = ("versions.", "agents_code", "environment.code")  # facts about installed code, which may change on resume

@@ -20,6 +20,7 @@ from agents.policies.pretrained import Pretrained
 from agents.prompts import Transcript
 from agents.record import Record, play_again, read_record, write_record
 from agents.rollout import Job, rollout
+from algorithms import checkpoint as checkpoint_module
 from algorithms import trainer as trainer_module
 from algorithms.checkpoint import checkpoints, save_checkpoint
 from algorithms.correction import Correction
@@ -281,15 +282,18 @@ def test_a_failed_save_leaves_the_old_checkpoints_and_nothing_half_written(tmp_p
     assert sorted(p.name for p in (tmp_path / "run/checkpoints").iterdir()) == before
 
 
+@pytest.mark.parametrize("in_background", [False, True])
 def test_a_best_update_that_is_due_anyway_is_saved_once_and_only_then_are_others_pruned(
-    tmp_path: Path, pool: EnvPool, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, pool: EnvPool, monkeypatch: pytest.MonkeyPatch, in_background: bool
 ) -> None:
-    trainer = make_trainer(tmp_path / "run", pool, random_policy(), 2, checkpoint_every=1, groups=2, group_size=2)
-    trainer.config = trainer.config.__class__(**{**trainer.config.__dict__, "eval_every": 1})
+    trainer = make_trainer(
+        tmp_path / "run", pool, random_policy(), 2, checkpoint_every=1, eval_every=1, groups=2, group_size=2,
+        checkpoint_async=in_background,
+    )  # fmt: skip
     trainer.evaluate = lambda: ({"eval/valid/success": 0.1 * trainer.update}, 0.1 * trainer.update)
     done: list[str] = []
-    save, clear = trainer_module.save_checkpoint, trainer_module.prune
-    monkeypatch.setattr(trainer_module, "save_checkpoint", lambda f, *a: (save(f, *a), done.append(f.name)))
+    save, clear = checkpoint_module.save_checkpoint, trainer_module.prune
+    monkeypatch.setattr(checkpoint_module, "save_checkpoint", lambda f, *a: (save(f, *a), done.append(f.name)))
     monkeypatch.setattr(trainer_module, "prune", lambda *a: (clear(*a), done.append("prune")))
     trainer.train()
     assert done == ["update-000000", "prune", "update-000001", "prune", "update-000002", "prune"]

@@ -3,12 +3,12 @@
     python -m tests.kills --kills 20              # of each kind
     python -m tests.kills --kills 3 --kind report --seed 7
 
-Kinds: `updates` saves at every update; `best` evaluates and saves at every update, and each is better than the last;
-`warm_start` begins with an empty cache, and is killed until it has cloned; `report` has all its updates and is killed
-while it writes what came of them; `evaluation` is one of `scripts.evaluate`. Files must be equal byte for byte, but
-for times (in metrics.jsonl and checksums.json), the order in which the episodes of an evaluation ended, and the
-folder's own name; states are compared tensor by tensor. Every run is a fork of this process, which has imported torch
-and computed nothing.
+Kinds: `updates` saves at every update, `background` does so in a thread; `best` evaluates and saves at every update,
+and each is better than the last; `warm_start` begins with an empty cache, and is killed until it has cloned; `report`
+has all its updates and is killed while it writes what came of them; `evaluation` is one of `scripts.evaluate`. Files
+must be equal byte for byte, but for times (in metrics.jsonl and checksums.json), the order in which the episodes of an
+evaluation ended, and the folder's own name; states are compared tensor by tensor. Every run is a fork of this process,
+which has imported torch and computed nothing.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ TINY = [
     "trainer.micro_batch_tokens=999",
 ]  # fmt: skip
 EVERY_UPDATE = [*TINY, "trainer.eval_every=0", "trainer.checkpoint_every=1"]
+BACKGROUND = [*EVERY_UPDATE, "trainer.checkpoint_async=true"]
 BEST = [*TINY, "trainer.eval_every=1", "trainer.checkpoint_every=1", "trainer.learning_rate=2e-3"]
 PATIENCE_S = 900.0  # for a run of seconds, on a machine with other work
 
@@ -165,6 +166,8 @@ class Kind:
         self.name, self.base, self.cache = name, base, cache
         self.main = {"evaluation": evaluate.main, "best": rising}.get(name, train.main)
         self.arguments = BEST if name in ("best", "report") else EVERY_UPDATE
+        if name == "background":
+            self.arguments = BACKGROUND
         if name == "evaluation":
             self.arguments = ["env=key_corridor", "env.valid_tasks=20", "agent=random", "split=valid", "seeds=[0,1,2]"]
         self.whole = base / "whole" / "run"
@@ -225,7 +228,7 @@ def changed(status: os.stat_result) -> tuple[int, int, int]:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-KINDS = ("updates", "best", "warm_start", "report", "evaluation")
+KINDS = ("updates", "background", "best", "warm_start", "report", "evaluation")
 
 
 def main() -> None:

@@ -90,9 +90,12 @@ def one(cache: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def killed(cache: Path) -> Path:
-    """A run of three updates by two ranks, of which one was killed and started again."""
+    """A run of three updates by two ranks, of which one was killed and started again. A thread writes checkpoints."""
     folder = cache / "killed"
-    process = start(cache, *RUN, "parallel=replicas", f"hydra.run.dir={folder}", options=("--max-restarts", "2"))
+    process = start(
+        cache, *RUN, "trainer.checkpoint_async=true", "parallel=replicas", f"hydra.run.dir={folder}",
+        options=("--max-restarts", "2"),
+    )  # fmt: skip
     wait_for_lines(folder, 2)
     os.kill(ranks_of(folder)[time.time_ns() % 2], signal.SIGKILL)
     finish(process)
@@ -137,7 +140,12 @@ FAULT = [*RUN, "--config-dir", str(Path(__file__).parent / "conf"), "algo=rank_f
             ["for rank 1, which is busy"],
         ),
         (
-            ["parallel=shards", "algo.signals.fault.kind='fills the disk'", "algo.signals.fault.rank=0"],
+            [
+                "parallel=shards",
+                "algo.signals.fault.kind='fills the disk'",
+                "algo.signals.fault.rank=0",
+                "trainer.checkpoint_async=true",
+            ],
             ["error (rank 0): the disk is full: ", "could not be written", "(rank 1): "],
         ),
         (
