@@ -28,11 +28,12 @@ from algorithms.parallel import ONE_PROCESS, Parallel, Replicas, Shards
 from algorithms.turn_table import TurnTable
 from benchmarks.rollouts import learner_config
 
-SHAPES = {  # Qwen2.5-0.5B's, and a tenth of it
+SHAPES = {  # Qwen2.5-0.5B's, and smaller ones
     "0.5B": {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14},
+    "0.1B": {"hidden_size": 640, "intermediate_size": 1728, "num_hidden_layers": 18, "num_attention_heads": 10},
     "0.05B": {"hidden_size": 448, "intermediate_size": 1216, "num_hidden_layers": 8, "num_attention_heads": 7},
 }
-VOCABULARY = {"0.5B": 151_936, "0.05B": 32_000}
+VOCABULARY = {"0.5B": 151_936, "0.1B": 32_000, "0.05B": 32_000}
 GIGA = 2**30
 
 
