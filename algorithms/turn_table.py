@@ -31,6 +31,7 @@ SIGNALS = {
     "next_value": "[N] value of the state after an episode that was cut off, on its last turn, 0 elsewhere (critic)",
     "node": "[N] the turn's node in the tree of attempts at a task, equal for all attempts that share it (tree)",
     "prm": "[N] score of the turn by a process reward model (implicit_prm, judge)",
+    "progress": "[N] the turn's part of its attempt's return, in units of reward (progress)",
     "tag": "[N] number of the kind of reasoning that the turn begins with, 0 for none (meta_reasoning)",
     "tag_form": "[N] whether the answer is one kind of reasoning and an action (meta_reasoning)",
     "tag_reward": "[N] reward of the turn's reasoning by a rule (meta_reasoning)",

@@ -63,6 +63,7 @@ def measured_tables(draw: st.DrawFn) -> TurnTable:
             "next_value": np.where(last & (rng.random(n) < 0.5), rng.normal(size=n), 0.0),
             "node": node,
             "prm": rng.normal(size=n),
+            "progress": rng.normal(size=n),
             "tag": rng.integers(0, 4, n)[played],
             "tag_form": (rng.random(n) < 0.7)[played],
             "tag_reward": rng.integers(0, 2, n)[played].astype(np.float64),

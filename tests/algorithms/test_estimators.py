@@ -45,6 +45,7 @@ from algorithms.estimators.resrl import resrl
 from algorithms.estimators.rloo import rloo
 from algorithms.estimators.rlvmr import rlvmr
 from algorithms.estimators.single_stream import single_stream
+from algorithms.estimators.spa_rl import spa_rl
 from algorithms.estimators.spo import spo_chain, spo_tree
 from algorithms.estimators.t_spmo import t_spmo
 from algorithms.estimators.timeline import Timeline, token_rewards, tokens, turns, whiten
@@ -110,6 +111,7 @@ ESTIMATORS: dict[str, Estimator] = {
     "rlvmr mean": partial(rlvmr, normalize_by_std=False, statistics="episodes"),
     "single_stream": single_stream,
     "single_stream raw": partial(single_stream, normalize=False),
+    "spa_rl": spa_rl,
     "spo_chain": spo_chain,
     "spo_chain whitened": partial(spo_chain, whiten=True, probability_mask=0.9),
     "spo_tree": partial(spo_tree, normalize_by_std=True),

@@ -92,7 +92,7 @@ def table_of(seed: int, *, binary: bool) -> TurnTable:
             "next_value": np.where(last & (rng.random(n) < 0.5), rng.normal(size=n), 0.0),
             "node": node if not binary else np.arange(n), "prm": rng.normal(size=n), "tree": tree,
             "tag": rng.integers(0, 4, n), "tag_form": rng.random(n) < 0.7, "tag_reward": rng.random(n),
-            "task_value": rng.random(3)[group], "tool_result": rng.random(n) < 0.4,
+            "progress": rng.normal(size=n), "task_value": rng.random(3)[group], "tool_result": rng.random(n) < 0.4,
             "turn_reward": rng.normal(size=n), "value": rng.normal(size=n),
         },
         token_signals={
