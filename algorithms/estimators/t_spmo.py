@@ -29,7 +29,7 @@ def t_spmo(table: TurnTable) -> NDArray[np.float64]:
     Needs the token signals `prefix` and `continuation`. A token in a group of equal returns gets exactly 0.
     """
     returns = table.per_token(episode_returns(table))
-    prefix, pair = (table.token_signal(name).astype(np.int64) for name in ("prefix", "continuation"))
+    prefix, pair = (table.token_signal(name).astype(np.int64, copy=False) for name in ("prefix", "continuation"))
     visits, shared = np.bincount(prefix), np.bincount(pair)
     pairs = int(np.count_nonzero(shared))
     advantages = np.zeros(len(returns))
