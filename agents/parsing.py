@@ -46,6 +46,25 @@ class Tagged:
         return f"<{self.tag}>{action}</{self.tag}>"
 
 
+# Kinds of reasoning, and when a turn begins with them; as in RLVMR (arXiv 2507.22844), in our words.
+REASONING = {
+    "planning": "the steps of the whole task, at its beginning or when the plan was wrong",
+    "explore": "what else could be tried, when something is missing or unexpected",
+    "reflection": "why the last action failed, and what to do instead",
+    "monitor": "what of the plan is done, and what comes next",
+}
+
+
+@dataclass(frozen=True)
+class MetaReasoning(Tagged):
+    """`Tagged` after one sentence of reasoning in the tags of its kind, for `algo=rlvmr`."""
+
+    @property
+    def request(self) -> str:
+        kinds = "; ".join(f"<{name}>…</{name}>: {when}" for name, when in REASONING.items())
+        return f"Begin your answer with one sentence in exactly one of these pairs of tags. {kinds}. {super().request}"
+
+
 @dataclass(frozen=True)
 class Line:
     """The last line that is not blank."""

@@ -471,6 +471,14 @@ def reinforce_loss(
     return -advantages * logprobs.masked_fill(~mask, 0.0), stats | {"clip_fraction": torch.zeros_like(logprobs)}
 
 
+def probability_loss(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """-A p, with the probability p of the token itself instead of a ratio, so rare tokens move little (T-SPMO)."""
+    stats = {"approx_kl": -_log_ratio(logprobs, old_logprobs, mask).detach()}
+    return -advantages * logprobs.masked_fill(~mask, 0.0).exp(), stats | {"clip_fraction": torch.zeros_like(logprobs)}
+
+
 @over_units(_log_ratios)
 def topr_loss(
     logprobs: Tensor,

@@ -28,14 +28,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from agents.episode import Choice
-from agents.masking import Node
-from agents.samples import Sample
 from algorithms.learner import Example, PolicyLoss, Replayed
+from algorithms.stored_samples import load_samples, samples_state
 from algorithms.turn_table import TurnTable
 
 OF_TOKENS = ("advantages", "old_logprobs", "weights", "trained", "unit_tokens", "units")  # fields of an `Example`
-OF_IDS = ("ids", "mask", "logprobs")  # fields of a `Sample`
 
 
 class Row(NamedTuple):
@@ -166,66 +163,24 @@ class Replay:
     def state(self) -> dict[str, Any]:
         """Tensors and plain data for a checkpoint."""
         examples = [row.example for row in self.rows]
-        samples = [example.sample for example in examples]
-        nodes: dict[int, tuple[int, Node]] = {}  # by id: number and node
-        free: dict[int, tuple[int, NDArray[np.bool_]]] = {}
-        numbers = [
-            -1 if node is None else nodes.setdefault(id(node), (len(nodes), node))[0]
-            for sample in samples
-            for node, on in zip(sample.nodes or [None] * len(sample.ids), sample.mask, strict=True)
-            if on
-        ]
-        made = [node for _, node in nodes.values()]
-        of_free = [-1 if n.free is None else free.setdefault(id(n.free), (len(free), n.free))[0] for n in made]
         return {
             "means": torch.from_numpy(self.means.copy()),
             "used_units": self.units,
             "turns": [row.turns for row in self.rows],
             "totals": [row.total for row in self.rows],
             "updates": [row.update for row in self.rows],
-            "origins": [sample.origin for sample in samples],
-            "choices": [s.choice and [s.choice.ids, s.choice.lengths] for s in samples],
-            "masked": [bool(sample.nodes) for sample in samples],
-            "lengths": [len(sample.ids) for sample in samples],
-            "tokens": [len(example.trained) for example in examples],
-            **{
-                name: torch.tensor([v for s in samples for v in getattr(s, name)], dtype=_dtype(name))
-                for name in OF_IDS
-            },
+            **samples_state([example.sample for example in examples]),
             **{name: torch.from_numpy(_joined([getattr(e, name) for e in examples])) for name in OF_TOKENS},
-            "nodes": torch.tensor(numbers, dtype=torch.int64),
-            "allowed": [node.ids.tolist() for node in made],
-            "free_of": of_free,
-            "free": [torch.from_numpy(array.copy()) for _, array in free.values()],
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restore what `state` returned."""
-        free = [array.numpy() for array in state["free"]]
-        nodes: list[Node] = []
-        for allowed, number in zip(state["allowed"], state["free_of"], strict=True):
-            node = Node(None if number < 0 else free[number])
-            node.children = dict.fromkeys(allowed)
-            nodes.append(node)
-        of_ids = {name: torch.split(state[name], state["lengths"]) for name in OF_IDS}
-        of_tokens = {name: torch.split(state[name], state["tokens"]) for name in (*OF_TOKENS, "nodes")}
+        of_tokens = {name: torch.split(state[name], state["tokens"]) for name in OF_TOKENS}
         self.means, self.units, self.rows = state["means"].numpy(), int(state["used_units"]), []
-        for number, origin in enumerate(state["origins"]):
-            ids, mask, logprobs = (of_ids[name][number].tolist() for name in OF_IDS)
-            sample = Sample(ids, mask, logprobs, [-1] * len(ids), origin=origin)
-            if (choice := state["choices"][number]) is not None:
-                sample.choice = Choice(*choice)
-            if state["masked"][number]:
-                drawn = iter(of_tokens["nodes"][number].tolist())
-                places = [next(drawn) if on else -1 for on in sample.mask]
-                sample.nodes = [nodes[place] if place >= 0 else None for place in places]
+        for number, sample in enumerate(load_samples(state)):
             columns = {name: of_tokens[name][number].numpy() for name in OF_TOKENS}
             example = Example(sample=sample, demonstrated=np.zeros(len(columns["trained"]), dtype=np.bool_), **columns)
             self.rows.append(Row(example, state["turns"][number], state["totals"][number], state["updates"][number]))
-
-
-def _dtype(name: str) -> torch.dtype:
-    return {"ids": torch.int64, "mask": torch.bool, "logprobs": torch.float64}[name]
 
 
 def _joined(values: Sequence[NDArray[Any]]) -> NDArray[Any]:

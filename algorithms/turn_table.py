@@ -31,6 +31,11 @@ SIGNALS = {
     "next_value": "[N] value of the state after an episode that was cut off, on its last turn, 0 elsewhere (critic)",
     "node": "[N] the turn's node in the tree of attempts at a task, equal for all attempts that share it (tree)",
     "prm": "[N] score of the turn by a process reward model (implicit_prm, judge)",
+    "progress": "[N] the turn's part of its attempt's return, in units of reward (progress)",
+    "tag": "[N] number of the kind of reasoning that the turn begins with, 0 for none (meta_reasoning)",
+    "tag_form": "[N] whether the answer is one kind of reasoning and an action (meta_reasoning)",
+    "tag_reward": "[N] reward of the turn's reasoning by a rule (meta_reasoning)",
+    "task_value": "[N] success rate of the turn's task in earlier updates (task_value)",
     "tool_result": "[N] whether a tool's result came back after the turn (turn_rewards)",
     "tree": "[N] the tree that the turn's episode belongs to (tree)",
     "turn_reward": "[N] a rule's reward for the turn, separate from the environment's reward (turn_rewards)",
@@ -38,11 +43,13 @@ SIGNALS = {
 }
 TOKEN_SIGNALS = {
     "entropy": "[M] entropy of the policy at the token, in nats (token_entropy)",
+    "continuation": "[M] number of the token's prefix with the token (prefixes)",
     "importance_weight": "[M] weight of the token's loss for the engine's mismatch (trainer.correction)",
     "logprob": "[M] log-probability that the token was sampled with (TurnTable.from_episodes)",
     "mc_value": "[M] mean return of fresh attempts from before the token where a segment starts, NaN elsewhere"
     " (monte_carlo)",
     "planning": "[M] whether the token is of a phrase that plans, 1 or 0 (phrases)",
+    "prefix": "[M] number of all that the policy read before it drew the token, within its task (prefixes)",
     "prm": "[M] score of the token by a process reward model (implicit_prm)",
     "residual_weight": "[M] how little a failure's token resembles those of successes at its task, from the smallest"
     " weight to 1; 1 elsewhere (residual)",

@@ -242,7 +242,7 @@ def heading(planner: Planner, cfg: DictConfig, sources: Sequence[str]) -> list[s
     """The model, the GPUs, the work, and what is assumed."""
     gpu, work, rates, training = planner.gpu, planner.work, planner.rates, planner.training
     trained = f"adapters of rank {training.adapters} are trained" if training.adapters else "all are trained"
-    signals = sorted({"critic", "implicit_prm"} & {*(cfg.algo.get("signals") or {})})
+    signals = sorted({"critic", "implicit_prm", "progress"} & {*(cfg.algo.get("signals") or {})})
     return [
         f"{cfg.model if not cfg.shape else 'the shape'}: {planner.shape.parameters / GIGA:.2f}B parameters, {trained}",
         f"{planner.gpus} × {gpu.device}: {gpu.memory / GIGA:.0f} GB, {gpu.bandwidth / GIGA:,.0f} GB/s, "

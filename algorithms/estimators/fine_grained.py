@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from algorithms.estimators.gae import token_gae
 from algorithms.estimators.steps import step
@@ -29,6 +30,11 @@ def fine_grained_gae(
     earned = outcome_weight * table.reward + turn_weight * table.signal("turn_reward")
     formula = "outcome_weight * reward + turn_weight * turn_reward"
     step("earned", formula, earned, outcome_weight=outcome_weight, turn_weight=turn_weight)
+    return earned_gae(table, earned, gamma=gamma, lam=lam)
+
+
+def earned_gae(table: TurnTable, earned: NDArray[np.float64], *, gamma: float, lam: float) -> Estimate:
+    """`token_gae` with `earned` [N], the step of this name, as the rewards of the turns."""
     rewarded, last = replace(table, reward=earned), last_tokens(table)
     paid = table.token_signals.get("token_reward", np.zeros(len(last)))
     formula = "where(last, earned, 0)" + " + token_reward" * ("token_reward" in table.token_signals)

@@ -11,17 +11,12 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from agents.policies.sharded import load_optimizer_state, load_whole_state, optimizer_state, whole_state
-from agents.policies.weights import copy_trained, train_in_float32
 from agents.samples import Sample
 from algorithms.batches import (
-    Batch,
     by_sample,
-    hidden_states,
     make_batch,
     map_samples,
     micro_batches,
@@ -30,11 +25,10 @@ from algorithms.batches import (
 )
 from algorithms.finite import FiniteSteps, LossPart, first_not_finite
 from algorithms.losses import value_loss
-from algorithms.signals.base import Measurement, RolloutBatch, SignalBase, SignalContext, first_tokens
+from algorithms.signals.base import Measurement, RolloutBatch, SignalContext, first_tokens
+from algorithms.signals.headed import Headed
 from algorithms.turn_table import Estimate, TurnTable
-from envs.core import StopReason, UnknownNameError
-
-BODIES = ("separate", "policy")
+from envs.core import StopReason
 
 
 class ValueTarget(NamedTuple):
@@ -45,12 +39,8 @@ class ValueTarget(NamedTuple):
     old: NDArray[np.float64]
 
 
-class Critic(SignalBase):
-    """Signals `value`, for turns and tokens: the expected return from here on, before the turn or token is known.
-
-    `body="separate"` is a copy of the policy's initial weights with its own head, all of it trained; `body="policy"` is
-    a head on the policy's hidden states, which the head does not train.
-    """
+class Critic(Headed):
+    """Signals `value`, for turns and tokens: the expected return from here on, before the turn or token is known."""
 
     gives = ("value", "next_value")
     gives_tokens = ("value",)
@@ -69,37 +59,12 @@ class Critic(SignalBase):
         """An update makes `epochs` passes over a batch, each with `minibatches` optimiser steps over disjoint parts.
         `clip`, in units of value, limits the change of a value.
         """
-        if body not in BODIES:
-            raise UnknownNameError("body", body, BODIES)
         if epochs < 1 or minibatches < 1:
             raise ValueError(f"a critic's epochs and minibatches must be at least 1, got {epochs} and {minibatches}")
-        self.context, self.epochs, self.minibatches, self.clip = context, epochs, minibatches, clip
+        super().__init__(context, body, learning_rate)
+        self.epochs, self.minibatches, self.clip = epochs, minibatches, clip
         self.rng = np.random.default_rng(context.seed)  # for the order of samples in a pass
         self.steps = FiniteSteps("critic")
-        self.owns_body = body == "separate"
-        self.body = copy_trained(context.model) if self.owns_body else context.model
-        if self.owns_body:
-            train_in_float32(self.body)
-        width = context.model.config.get_text_config().hidden_size
-        self.head = torch.nn.Linear(width, 1, device=context.device)
-        torch.nn.init.zeros_(self.head.weight)
-        torch.nn.init.zeros_(self.head.bias)
-        if self.owns_body:
-            context.parallel.place(self.body, context.dtype)
-        of_body = self.body.base_model.named_parameters() if self.owns_body else ()
-        parts: list[dict[str, Tensor]] = [  # of which one may be divided
-            {f"head.{name}": p for name, p in self.head.named_parameters()},
-            {f"body.{name}": p for name, p in of_body if p.requires_grad},
-        ]
-        self.trained = parts[0] | parts[1]
-        groups = [{"params": list(part.values())} for part in parts if part]
-        self.optimizer = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=0.0)
-
-    def _values(self, batch: Batch) -> Tensor:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.owns_body):
-            states = hidden_states(self.body, batch, self.context.dtype)
-        values: Tensor = self.head(states.float())[..., 0]
-        return values
 
     def measure(self, rollouts: RolloutBatch) -> Measurement:
         values = self._all_values(rollouts.samples)
@@ -199,18 +164,10 @@ class Critic(SignalBase):
         return value_loss(self._values(batch)[at], before[at], target[at], clip=self.clip).sum() / max(known, 1)
 
     def state(self) -> dict[str, Any]:
-        body = whole_state(self.body.base_model) if self.owns_body else {}
-        order = json.dumps(self.rng.bit_generator.state)
-        return {
-            "head": self.head.state_dict(), "body": body,
-            "optimizer": optimizer_state(self.optimizer, self.trained), "order_rng": order,
-        }  # fmt: skip
+        return {**super().state(), "order_rng": json.dumps(self.rng.bit_generator.state)}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self.head.load_state_dict(state["head"])
-        if self.owns_body:
-            load_whole_state(self.body.base_model, state["body"])
-        load_optimizer_state(self.optimizer, self.trained, state["optimizer"])
+        super().load_state(state)
         self.rng.bit_generator.state = json.loads(state["order_rng"])
 
 

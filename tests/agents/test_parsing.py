@@ -2,7 +2,7 @@
 
 import pytest
 
-from agents.parsing import Json, Line, Parser, Tagged, answer_part
+from agents.parsing import Json, Line, MetaReasoning, Parser, Tagged, answer_part
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_parsing_gives_an_action_or_none(parser: Parser, text: str, action: str 
     assert parser.parse(text) == action
 
 
-@pytest.mark.parametrize("parser", [Tagged(), Line(), Json()])
+@pytest.mark.parametrize("parser", [Tagged(), Line(), Json(), MetaReasoning()])
 def test_a_written_action_is_parsed_back(parser: Parser) -> None:
     action = 'put a "mug" 1 in/on {desk}'
     assert parser.parse(f"Let me see.\n{parser.write(action)}") == action

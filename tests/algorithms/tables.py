@@ -49,6 +49,7 @@ def measured_tables(draw: st.DrawFn) -> TurnTable:
     starts = np.cumsum(tokens) - tokens
     m = int(tokens.sum())
     own = np.concatenate([starts[row] + np.arange(tokens[row]) for row in played])  # [m] the tokens of `played`
+    prefix = rng.integers(0, 8, m)[own]
     segments = np.where(rng.random(m) < 0.5, rng.normal(size=m), np.nan)
     segments[starts[table.is_first]] = rng.normal(size=int(table.is_first.sum()))
     return replace(
@@ -62,6 +63,11 @@ def measured_tables(draw: st.DrawFn) -> TurnTable:
             "next_value": np.where(last & (rng.random(n) < 0.5), rng.normal(size=n), 0.0),
             "node": node,
             "prm": rng.normal(size=n),
+            "progress": rng.normal(size=n),
+            "tag": rng.integers(0, 4, n)[played],
+            "tag_form": (rng.random(n) < 0.7)[played],
+            "tag_reward": rng.integers(0, 2, n)[played].astype(np.float64),
+            "task_value": rng.random(16)[table.group],
             "tool_result": rng.random(n) < 0.4,
             "tree": tree,
             "turn_reward": rng.normal(size=n).round(1),
@@ -72,6 +78,8 @@ def measured_tables(draw: st.DrawFn) -> TurnTable:
             "importance_weight": rng.uniform(0.5, 2.0, m)[own],
             "logprob": np.log(rng.uniform(0.2, 1.0, m))[own],
             "mc_value": segments,
+            "prefix": 10 * table.group[np.repeat(np.arange(n), tokens)] + prefix // 2,
+            "continuation": 20 * table.group[np.repeat(np.arange(n), tokens)] + prefix,
             "planning": (rng.random(m) < 0.4).astype(np.float64)[own],
             "prm": rng.normal(size=m),
             "residual_weight": rng.uniform(0.1, 1.0, m)[own],

@@ -39,10 +39,15 @@ from algorithms.estimators.prime import prime
 from algorithms.estimators.psr_nsr import psr_nsr
 from algorithms.estimators.pure import min_form_rewards, pure
 from algorithms.estimators.raft import raft
+from algorithms.estimators.redi import redi
 from algorithms.estimators.reinforce_pp import reinforce_pp, reinforce_pp_baseline, token_returns
 from algorithms.estimators.resrl import resrl
 from algorithms.estimators.rloo import rloo
+from algorithms.estimators.rlvmr import rlvmr
+from algorithms.estimators.single_stream import single_stream
+from algorithms.estimators.spa_rl import spa_rl
 from algorithms.estimators.spo import spo_chain, spo_tree
+from algorithms.estimators.t_spmo import t_spmo
 from algorithms.estimators.timeline import Timeline, token_rewards, tokens, turns, whiten
 from algorithms.estimators.tp_grpo import tp_grpo
 from algorithms.estimators.tree_grpo import tree_grpo
@@ -96,17 +101,24 @@ ESTIMATORS: dict[str, Estimator] = {
     "pure": pure,
     "pure per turn": partial(pure, baseline="turn"),
     "raft": raft,
+    "redi": redi,
     "resrl": resrl,
     "reinforce_pp": partial(reinforce_pp, gamma=0.9),
     "reinforce_pp reset": partial(reinforce_pp, observations="reset"),
     "reinforce_pp_baseline": reinforce_pp_baseline,
     "rloo": rloo,
+    "rlvmr": rlvmr,
+    "rlvmr mean": partial(rlvmr, normalize_by_std=False, statistics="episodes"),
+    "single_stream": single_stream,
+    "single_stream raw": partial(single_stream, normalize=False),
+    "spa_rl": spa_rl,
     "spo_chain": spo_chain,
     "spo_chain whitened": partial(spo_chain, whiten=True, probability_mask=0.9),
     "spo_tree": partial(spo_tree, normalize_by_std=True),
     "spo_tree whitened": partial(spo_tree, whiten=True, probability_mask=0.9),
     "step_grpo": step_grpo,
     "step_grpo batch": partial(step_grpo, pool="batch", normalize_by_std=False),
+    "t_spmo": t_spmo,
     "token_gae": partial(token_gae, gamma=0.9, lam=0.8),
     "tp_grpo": tp_grpo,
     "tree_grpo": tree_grpo,
@@ -120,7 +132,7 @@ ESTIMATORS: dict[str, Estimator] = {
 COMPARES_ATTEMPTS = ["dapo", "gigpo", "grpo", "hgpo", "igpo", "igpo joint", "mt_grpo", "rloo", "tree_grpo"]
 COMPARES_ATTEMPTS += ["reinforce_pp_baseline", "gpg", "maxrl", "opo", "pass_at_k"]
 COMPARES_ATTEMPTS += ["grpo_s", "gtpo", "gtpo apart", "hicra", "luffy", "luffy all", "resrl", "turn_rloo"]
-COMPARES_ATTEMPTS += ["chord"]
+COMPARES_ATTEMPTS += ["chord", "redi", "rlvmr", "t_spmo"]
 each = pytest.mark.parametrize("name", ESTIMATORS)
 
 
@@ -170,6 +182,7 @@ def test_an_empty_table_has_no_advantages(name: str) -> None:
 def test_equal_attempts_give_exactly_zero(name: str, rewards: list[float], attempts: int) -> None:
     count = len(rewards)
     turn = np.tile(np.arange(count), attempts)
+    token_signals = ("residual_weight", "entropy", "planning", "prefix", "continuation")
     table = make_table(
         np.zeros(count * attempts),
         np.repeat(np.arange(attempts), count),
@@ -180,11 +193,14 @@ def test_equal_attempts_give_exactly_zero(name: str, rewards: list[float], attem
         signals={
             "answer_logprob": -0.1 * np.where(turn % 2, 0.0, 1.0),
             "demonstration": np.zeros(count * attempts, dtype=np.bool_),
+            "tag": np.zeros(count * attempts, dtype=np.int64),
+            "tag_form": np.ones(count * attempts, dtype=np.bool_),
+            "tag_reward": np.zeros(count * attempts),
             "tool_result": turn % 2 == 0,
             "tree": np.zeros(count * attempts),
             "turn_reward": turn * 0.7,
         },
-        token_signals={name: np.full(2 * count * attempts, 0.5) for name in ("residual_weight", "entropy", "planning")},
+        token_signals={name: np.full(2 * count * attempts, 0.5) for name in token_signals},
     )
     if name.startswith("igpo"):  # gains of one attempt differ from each other and from its outcome
         table = replace(table, signals={"answer_logprob": np.zeros(len(table))})
@@ -634,6 +650,19 @@ def test_hicra_gives_plans_more_credit_and_less_blame() -> None:
     plans = {"planning": np.array([1.0, 0.0, 1.0, 0.0])}
     table = single_turns([0, 0], [1.0, 0.0], tokens=np.array([2, 2]), token_signals=plans)
     np.testing.assert_allclose(hicra(table), np.array([1.2, 1.0, -0.8, -1.0]) * np.sqrt(0.5), rtol=1e-5)
+
+
+def test_redi_is_the_mean_over_pairs() -> None:
+    """Task 0 has two successes and a failure, task 1 one of each, task 2 a failure; the first attempt has two turns."""
+    table = make_table(
+        [0, 0, 0, 0, 1, 1, 2], [0, 0, 1, 2, 3, 4, 5], [0, 1, 0, 0, 0, 0, 0], [0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 0.0]
+    )
+    m = np.array([-1.0, -1.0, -2.0, -3.0, -4.0, -5.0, -6.0])  # mean log-probability of each row's attempt
+    pairs = [np.mean([m[0] - 0.8 * m[3], m[2] - 0.8 * m[3]]), m[5] - 0.8 * m[4]]
+    first, advantages = table.is_first, redi(table)
+    assert (advantages[first] * m[first]).mean() == pytest.approx(np.mean(pairs))  # what "trajectory-mean" averages
+    assert advantages.tolist() == pytest.approx([1.5, 1.5, 1.5, -2.4, -2.4, 3.0, 0.0])
+    assert redi(table, threshold=1.0).tolist() == [0.0] * 7
 
 
 def test_tp_grpo_counts_a_thought_once() -> None:

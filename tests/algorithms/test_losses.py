@@ -33,6 +33,7 @@ from algorithms.losses import (
     marker,
     nft_loss,
     opsm_loss,
+    probability_loss,
     probability_mask,
     reinforce_loss,
     s_grpo_loss,
@@ -48,6 +49,7 @@ from tests.golden.replay import by_rows
 TOKEN_LOSSES = [
     clip_loss,
     reinforce_loss,
+    probability_loss,
     nft_loss,
     cispo_loss,
     sapo_loss,

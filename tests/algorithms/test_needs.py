@@ -32,7 +32,8 @@ NEEDS = {
 JUDGED = ["capo", "pure", "tp_grpo"]
 ALONE = {  # those that look at each attempt by itself
     "archer", "bi_level_ppo", "fine_grained", "ma_ppo", "ntpo", "nsr", "opd", "poad", "ppo", "psr", "raft", "raft_pp",
-    "reinforce_pp", "spo_chain", "step_grpo", "turn_ppo", "twosome", "vineppo", "w_reinforce",
+    "reinforce_pp", "single_stream", "spa_rl", "spo_chain", "step_grpo", "turn_ppo", "twosome", "vineppo",
+    "w_reinforce",
 }  # fmt: skip
 
 

@@ -75,6 +75,7 @@ def table_of(seed: int, *, binary: bool) -> TurnTable:
     tokens = rng.integers(1, 4, n)[played]
     starts, m = np.cumsum(tokens) - tokens, int(tokens.sum())
     own = np.concatenate([starts[row] + np.arange(tokens[row]) for row in played])
+    places = rng.integers(0, 8, m)[own]
     scores = rng.integers(0, 2, 8) if binary else rng.integers(0, 5, 8) / 4
     state = np.empty(n, dtype=object)
     state[:] = rng.choice(["hall", "desk"], n)
@@ -90,12 +91,16 @@ def table_of(seed: int, *, binary: bool) -> TurnTable:
             "mc_value": np.where(rng.random(n) < 0.2, np.nan, rng.normal(size=n)),
             "next_value": np.where(last & (rng.random(n) < 0.5), rng.normal(size=n), 0.0),
             "node": node if not binary else np.arange(n), "prm": rng.normal(size=n), "tree": tree,
-            "tool_result": rng.random(n) < 0.4, "turn_reward": rng.normal(size=n), "value": rng.normal(size=n),
+            "tag": rng.integers(0, 4, n), "tag_form": rng.random(n) < 0.7, "tag_reward": rng.random(n),
+            "progress": rng.normal(size=n), "task_value": rng.random(3)[group], "tool_result": rng.random(n) < 0.4,
+            "turn_reward": rng.normal(size=n), "value": rng.normal(size=n),
         },
         token_signals={
             "importance_weight": rng.uniform(0.5, 2.0, m)[own], "logprob": np.log(rng.uniform(0.2, 1.0, m))[own],
             "mc_value": segments, "prm": rng.normal(size=m), "square_sum": rng.uniform(0.9, 1.0, m)[own],
             "value": rng.normal(size=m), "residual_weight": rng.uniform(0.1, 1.0, m)[own],
+            "prefix": 4 * group[np.repeat(np.arange(n), tokens)] + places // 2,
+            "continuation": 8 * group[np.repeat(np.arange(n), tokens)] + places,
             "entropy": rng.exponential(size=m)[own], "planning": (rng.random(m) < 0.4).astype(np.float64)[own],
         },
     )  # fmt: skip

@@ -7,10 +7,13 @@ import json
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from agents.episode import Episode, Start, Turn
 from agents.record import read_record
@@ -111,6 +114,41 @@ def test_the_first_nodes_branch_and_other_attempts_start_at_the_beginning() -> N
     late[0].following.logprobs[:] = [0.0, 0.0, -30.0]
     assert where_unsure(late, 1, rng) == [late[0]]
     assert where_unsure(late, 1, rng, first_ids=2, threshold=0.0) == [None]
+
+
+@settings(max_examples=50)
+@given(
+    surprises=st.lists(st.floats(0, 30), min_size=1, max_size=8), count=st.integers(0, 9), seed=st.integers(0, 99),
+    weight=st.floats(0, 2), threshold=st.floats(0, 1), data=st.data(),
+)  # fmt: skip
+def test_a_rise_of_surprise_or_of_the_threshold_only_adds_branches(
+    surprises: list[float], count: int, seed: int, weight: float, threshold: float, data: Any
+) -> None:
+    def drawn(nodes: list[Node], count: int, threshold: float = threshold) -> list[Node | None]:
+        """The branches, by as many random numbers as there are nodes."""
+        rng = np.random.default_rng(seed)
+        chosen = where_unsure(nodes, count, rng, weight=weight, threshold=threshold)
+        assert rng.random() == np.random.default_rng(seed).random(len(nodes) + 1)[-1]
+        return chosen
+
+    nodes = surprising(surprises[0], *surprises)
+    chosen = drawn(nodes, count)
+    assert len(chosen) == count
+    places = [nodes.index(node) for node in chosen if node is not None]
+    assert places == sorted(set(places))  # each at most once, in the order of the nodes
+    assert chosen[len(places) :] == [None] * (count - len(places))
+    everywhere = drawn(nodes, len(nodes))
+    assert chosen[: len(places)] == everywhere[: len(places)]  # fewer are the first of them
+    assert {*map(id, everywhere)} <= {*map(id, drawn(nodes, len(nodes), min(threshold + 0.1, 1.0))), id(None)}
+    place = data.draw(st.integers(0, len(nodes) - 1))
+    raised = surprising(surprises[0], *(s + 1.0 * (number == place) for number, s in enumerate(surprises)))
+    before, after = ([nodes.index(n) for n in drawn(nodes, len(nodes)) if n] for nodes in (nodes, raised))
+    assert {*after} - {place} == {*before} - {place}
+    assert {*before} <= {*after}
+
+
+def test_without_nodes_all_attempts_start_at_the_beginning() -> None:
+    assert where_unsure([], 3, np.random.default_rng(0)) == [None] * 3
 
 
 def test_trees_branch_where_their_rule_says(pool: EnvPool) -> None:
