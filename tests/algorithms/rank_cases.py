@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -123,6 +124,12 @@ def replayed(parallel: Parallel) -> Result:
     return {"weights": whole_state(policy.model), "replay": replay.state(), "metrics": metrics}
 
 
+def in_bfloat16(parallel: Parallel) -> Result:
+    """Computed in bfloat16, also on a CPU that only emulates it."""
+    with patch("torch.cpu._is_avx512_bf16_supported", lambda: True):
+        return learned(parallel, precision="bfloat16")
+
+
 CASES: dict[str, Callable[[Parallel], Result]] = {
     "plain": learned,
     "one pass, so that a rank has none": partial(learned, micro_batch_tokens=100_000),
@@ -161,6 +168,8 @@ def main(out: str) -> None:
             name: {case: run(parallel) for case, run in CASES.items() if name in ("replicas", "shards") or case in some}
             for name, parallel in kinds.items()
         }
+        for name in ("replicas", "shards"):
+            results[name]["bfloat16"] = in_bfloat16(kinds[name])
         if kinds["replicas"].is_first:
             torch.save(results, out)
 

@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from algorithms.launch import Launch
 from algorithms.parallel import ONE_PROCESS, Parallel, Replicas, Shards
-from tests.algorithms.rank_cases import CASES
+from tests.algorithms.rank_cases import CASES, in_bfloat16
 
 KINDS = ("replicas", "shards", "one shard", "offload")
 BITWISE = ("plain", "checkpointing", "reference", "entropy", "untied embeddings", "masks", "correction", "critic")
@@ -64,6 +64,20 @@ def test_two_ranks_learn_what_one_process_learns(by_two: dict[str, Any], case: s
                 assert two[name] == pytest.approx(expected, rel=1e-5, abs=1e-6), (kind, name)
             else:
                 assert two[name] == expected, (kind, name)
+
+
+def test_two_ranks_compute_in_bfloat16_and_keep_float32(by_two: dict[str, Any]) -> None:
+    """Shards round the weights once where one process rounds them in each product, so results differ by rounding."""
+    one, replicas, shards = in_bfloat16(ONE_PROCESS), by_two["replicas"]["bfloat16"], by_two["shards"]["bfloat16"]
+    for name, expected in one["weights"].items():
+        assert torch.equal(replicas["weights"][name], expected)
+        assert shards["weights"][name].dtype == torch.float32
+        difference = (shards["weights"][name] - expected).abs()
+        assert float(difference.mean()) < 1e-3  # six steps of 2e-3 moved the weights
+    for state in shards["optimizer"]["state"].values():
+        assert state["exp_avg"].dtype == torch.float32
+    for name in ("0/train/loss", "0/train/grad_norm"):
+        assert shards["metrics"][name] == pytest.approx(one["metrics"][name], rel=1e-2)
 
 
 def of_rank(kind: type[Replicas | Shards], rank: int, ranks: int, monkeypatch: pytest.MonkeyPatch) -> Parallel:
