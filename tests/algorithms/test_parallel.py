@@ -67,7 +67,7 @@ def test_two_ranks_learn_what_one_process_learns(by_two: dict[str, Any], case: s
 
 
 def test_two_ranks_compute_in_bfloat16_and_keep_float32(by_two: dict[str, Any]) -> None:
-    """Shards round the weights once where one process rounds them in each product, so results differ by rounding."""
+    """Shards gather all weights in bfloat16, one process rounds those of matrix products: results differ."""
     one, replicas, shards = in_bfloat16(ONE_PROCESS), by_two["replicas"]["bfloat16"], by_two["shards"]["bfloat16"]
     for name, expected in one["weights"].items():
         assert torch.equal(replicas["weights"][name], expected)
