@@ -33,8 +33,9 @@ def test_agent_partner_and_judge_behind_one_endpoint(workers: int, cli: Cli) -> 
     arguments = [
         "env=sotopia", "env.scenarios=embedded", "split=valid", "limit=2", f"pool.workers={workers}", "pool.size=2",
         "agent=openai", "agent.name=agent", f"agent.base_url={server.url}", "env/partner=endpoint",
-        "env.partner.name=partner", f"env.partner.base_url={server.url}", "env/judge=endpoint",
-        "env.judge.model.name=judge", f"env.judge.model.base_url={server.url}", "hydra.run.dir=run",
+        "env.partner.name=partner", f"env.partner.base_url={server.url}", "env.partner.max_retries=0",
+        "env/judge=endpoint", "env.judge.model.name=judge", f"env.judge.model.base_url={server.url}",
+        "hydra.run.dir=run",
     ]  # fmt: skip
     code, out, err = cli("evaluate", *arguments)
     assert code == 0, err
@@ -43,6 +44,6 @@ def test_agent_partner_and_judge_behind_one_endpoint(workers: int, cli: Cli) -> 
         assert (episode.stop_reason, episode.total_reward, len(episode.turns)) == (StopReason.SUCCESS, 1.0, 3)
         assert "[action] nods" in episode.turns[1].observation
     server.close()
-    code, _, err = cli("evaluate", *arguments[:-1], "env.judge.model.max_retries=0", "hydra.run.dir=other")
+    code, _, err = cli("evaluate", *arguments[:-1], "agent.max_retries=0", "hydra.run.dir=other")
     assert code == 2
     assert "Traceback" not in err
