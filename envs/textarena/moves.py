@@ -24,7 +24,7 @@ def listed_moves(text: str) -> list[str]:
 
 
 class RandomMoves:
-    """Draws among the moves that the game has listed last, or among `moves` if it lists none.
+    """Draws among `moves`, or without any among those that the game has listed last.
 
     The draw depends on what was said alone, so equal games are played equally.
     """
