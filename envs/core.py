@@ -208,6 +208,13 @@ def data_root() -> Path:
     return Path(chosen).expanduser() if chosen else cache_root() / "data"
 
 
+def find_task(env: str, split: str, task_id: str, payloads: Mapping[str, Mapping[str, Any]]) -> Task:
+    """The task of a split whose payloads are known by their ids. Raises `UnknownNameError`."""
+    if task_id not in payloads:
+        raise UnknownNameError(f"task of {env} {split}", task_id, payloads)
+    return Task(id=task_id, env=env, split=split, payload=dict(payloads[task_id]))
+
+
 def hash_tasks(contents: Iterable[tuple[str, bytes]]) -> str:
     """Hex sha256 over (task id, content) pairs in the order of their ids; it identifies a split."""
     digest = hashlib.sha256()

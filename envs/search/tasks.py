@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from envs.core import Expert, Manifest, NoDataError, Task, UnknownNameError, counted, data_root, hash_tasks
+from envs.core import Expert, Manifest, NoDataError, Task, UnknownNameError, counted, data_root, find_task, hash_tasks
 from envs.search.corpus import read_row
 from envs.search.dialogue import PROTOCOLS
 from envs.search.env import ENV_ID, SearchEnv
@@ -133,10 +133,7 @@ class SearchTasks:
         return self._manifests[split]
 
     def task(self, split: str, task_id: str) -> Task:
-        payloads = self._split(split)
-        if task_id not in payloads:
-            raise UnknownNameError(f"task of {ENV_ID} {split}", task_id, payloads)
-        return Task(id=task_id, env=ENV_ID, split=split, payload=dict(payloads[task_id]))
+        return find_task(ENV_ID, split, task_id, self._split(split))
 
     def make(self) -> SearchEnv:
         """A new environment. Each index is opened once per process, for all environments."""

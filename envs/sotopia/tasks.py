@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from envs.core import Expert, Manifest, Task, UnknownNameError, counted, data_root, hash_tasks
+from envs.core import Expert, Manifest, Task, UnknownNameError, counted, data_root, find_task, hash_tasks
 from envs.partners import Lines, Partner
 from envs.sotopia.conversation import MAX_TURNS
 from envs.sotopia.embedded import VERSION, make_stock
@@ -77,10 +77,7 @@ class SotopiaTasks:
         return self._manifests[split]
 
     def task(self, split: str, task_id: str) -> Task:
-        payloads = self._tasks(split)
-        if task_id not in payloads:
-            raise UnknownNameError(f"task of {ENV_ID} {split}", task_id, payloads)
-        return Task(id=task_id, env=ENV_ID, split=split, payload=payloads[task_id])
+        return find_task(ENV_ID, split, task_id, self._tasks(split))
 
     def make(self) -> SotopiaEnv:
         """A new environment."""

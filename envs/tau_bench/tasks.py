@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from envs.core import Expert, Manifest, Task, UnknownNameError, counted, hash_tasks
+from envs.core import Expert, Manifest, Task, UnknownNameError, counted, find_task, hash_tasks
 from envs.partners import Partner
 from envs.tau_bench.domains import DOMAINS, EMBEDDED, folder_of, open_domain, read_tasks, read_text
 from envs.tau_bench.env import ENV_ID, MAX_TURNS, TauBenchEnv
@@ -81,10 +81,7 @@ class TauBenchTasks:
         return self._manifests[split]
 
     def task(self, split: str, task_id: str) -> Task:
-        payloads = self._tasks(split)
-        if task_id not in payloads:
-            raise UnknownNameError(f"task of {ENV_ID} {split}", task_id, payloads)
-        return Task(id=task_id, env=ENV_ID, split=split, payload=payloads[task_id])
+        return find_task(ENV_ID, split, task_id, self._tasks(split))
 
     def make(self) -> TauBenchEnv:
         """A new environment."""

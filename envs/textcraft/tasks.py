@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from envs.core import Manifest, Task, UnknownNameError, counted, data_root, hash_tasks
+from envs.core import Manifest, Task, UnknownNameError, counted, data_root, find_task, hash_tasks
 from envs.textcraft.env import ENV_ID, TextCraftEnv
 from envs.textcraft.expert import TextCraftExpert
 from envs.textcraft.protocols import PROTOCOLS
@@ -83,10 +83,7 @@ class TextCraftTasks:
         return self._manifests[split]
 
     def task(self, split: str, task_id: str) -> Task:
-        payloads = self._games(split)
-        if task_id not in payloads:
-            raise UnknownNameError(f"task of {ENV_ID} {split}", task_id, payloads)
-        return Task(id=task_id, env=ENV_ID, split=split, payload=payloads[task_id])
+        return find_task(ENV_ID, split, task_id, self._games(split))
 
     def make(self) -> TextCraftEnv:
         """A new environment."""

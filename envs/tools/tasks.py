@@ -15,7 +15,7 @@ from functools import cached_property, lru_cache
 from importlib import import_module
 from typing import Any
 
-from envs.core import Expert, Manifest, Task, UnknownNameError, counted, hash_tasks
+from envs.core import Expert, Manifest, Task, UnknownNameError, counted, find_task, hash_tasks
 from envs.search.generate import VERSION as WORLD_VERSION
 from envs.search.generate import World, embedded_world
 from envs.search.polyturn import TOP_K
@@ -207,10 +207,7 @@ class ToolTasks:
         return self._manifests[split]
 
     def task(self, split: str, task_id: str) -> Task:
-        payloads = self._payloads(split)
-        if task_id not in payloads:
-            raise UnknownNameError(f"task of {ENV_ID} {split}", task_id, payloads)
-        return Task(id=task_id, env=ENV_ID, split=split, payload=dict(payloads[task_id]))
+        return find_task(ENV_ID, split, task_id, self._payloads(split))
 
     def make(self) -> ToolsEnv:
         """A new environment."""
